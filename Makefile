@@ -1,0 +1,50 @@
+# Needs Python 3.11 or newer and make. The first target that runs sets up .venv from constraints.txt.
+PROMPT ?= a large striped red circle left of a small blue star, on a yellow background
+SEED ?= 0
+OUT ?= out
+export PROMPT
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+SOURCES := src tests
+
+.PHONY: help generate test test-long lint format clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+generate: .venv/.installed  ## Draw PROMPT="..." (SEED, OUT) with the bundled model
+	@$(BIN)/cogview3 generate "$$PROMPT" --seed $(SEED) --out "$(OUT)"
+
+test: .venv/.installed-dev  ## Run the unit tests with branch coverage
+	$(BIN)/python -m pytest --quiet --cov --cov-report=term
+
+test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for a GPU included
+	$(BIN)/python -m pytest --quiet -m ""
+
+lint: .venv/.installed-dev  ## Check style and formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: .venv/.installed-dev  ## Apply formatting and the fixes that are safe
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## Remove the environment and what tests leave behind
+	rm -rf .venv build .pytest_cache .ruff_cache .coverage
+
+# torch comes first and alone, so that the build chosen for this machine (CPU or CUDA) is the one that stays.
+.venv/.installed: pyproject.toml constraints.txt
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	test -n "$$found" || { echo "error: Python 3.11 or newer is needed; none found as python3 or python3.1x"; exit 1; }; \
+	test -x $(BIN)/python || $$found -m venv .venv
+	@echo "Installing into .venv (a few minutes, once)"
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@$(PIP) --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,159 @@
+"""Run folders: written whole or not at all, resumed exactly.
+
+runs/<name>/recipe.toml                    the resolved recipe
+runs/<name>/metrics.jsonl                  one JSON object a line
+runs/<name>/samples/                       picture grids
+runs/<name>/checkpoints/images-N/          state.json, model.safetensors, ema.safetensors, optimizer.pt
+runs/<name>/weights/<component>/           averaged (EMA) weights of the newest checkpoint, ready for use
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cogview3.config import UserError
+
+_CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
+_CHECKPOINT = re.compile(r"images-(\d+)")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary folder beside `path`; it takes the place of `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """(images, folder) of a run's checkpoints, oldest first."""
+    folders = (run / "checkpoints").glob("images-*")
+    found = [(int(match[1]), folder) for folder in folders if (match := _CHECKPOINT.fullmatch(folder.name))]
+    return sorted(found)
+
+
+def save_checkpoint(run: Path, images: int, keep: int, write: Callable[[Path], None]) -> Path:
+    """Write checkpoint `images` with `write(folder)`, whole or not at all, and drop all but the newest `keep`."""
+    target = run / "checkpoints" / f"images-{images}"
+    with whole_folder(target) as folder:
+        write(folder)
+    for _, old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Path | None:
+    """Begin or continue a run folder; give its newest checkpoint, None where there is none.
+
+    Raises UserError where the folder holds a run of another recipe (naming the keys that differ) or is no run.
+    `restart` moves an earlier run aside.
+    """
+    import tomli_w
+
+    stored = run / "recipe.toml"
+    if restart and run.exists():
+        run.rename(_free_name(run))
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; give a folder for the run with --out")
+    if stored.is_file():
+        _require_same(run, _read_recipe(stored), recipe)
+    elif run.is_dir() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and holds no run; give another folder with --out")
+    else:
+        write_text(stored, tomli_w.dumps(recipe))
+    found = checkpoints(run)
+    return found[-1][1] if found else None
+
+
+def _free_name(run: Path) -> Path:
+    number = 1
+    while (aside := run.with_name(f"{run.name}.old-{number}")).exists():
+        number += 1
+    return aside
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); move the run aside with --restart") from None
+
+
+def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> None:
+    old, new = _flatten(stored), _flatten(recipe)
+    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if different:
+        shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in different[:5])
+        raise UserError(f"{run} holds a run of another recipe: {shown}; use --out, or --restart to move it aside")
+
+
+def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
+    return {f"{table}.{key}": value for table, entries in tables.items() for key, value in entries.items()}
+
+
+def weights_folder(reference: str | Path, component: str) -> Path:
+    """Folder of a component's weights, given a run, a model folder or a bundled model's name.
+
+    Raises UserError where the reference holds no such component.
+    """
+    bundled = Path(__file__).parent / "models" / "bundled" / str(reference)
+    for root in (Path(reference) / "weights", Path(reference), bundled):
+        if any((root / component / name).is_file() for name in _CONFIGURATIONS):
+            return root / component
+    raise UserError(
+        f"no {component} in {str(reference)!r}; give a run folder with a checkpoint, a model folder or a bundled model"
+    )
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json of a checkpoint. Raises UserError where it is missing or damaged."""
+    try:
+        return json.loads((checkpoint / "state.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one before"
+        ) from None

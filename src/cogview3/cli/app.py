@@ -1,0 +1,47 @@
+"""The `cogview3` command, put together from its groups."""
+
+from typing import Annotated
+
+import typer
+
+from cogview3.cli import bench, data, evaluate, generate, info, train
+from cogview3.cli.errors import ReportingGroup
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"cogview3 {version('cogview3')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=ReportingGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="COGVIEW3_DEBUG", help="Show tracebacks instead of one line.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Text to pictures by relay diffusion: draw small, then sharpen from halfway."""
+
+
+app.command()(generate.generate)
+app.command()(generate.upscale)
+app.command()(info.info)
+app.command()(train.train)
+app.command()(train.export)
+app.command()(evaluate.evaluate)
+app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")

@@ -1,0 +1,74 @@
+"""From exceptions to exit codes: 0, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+
+import errno
+import signal
+import sys
+from types import FrameType
+
+import typer
+from typer.core import TyperGroup
+
+FAILURE, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where Ctrl-C would be, so that whoever cleans up after one cleans up after both."""
+
+
+def describe(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and one-line message of a foreseeable failure; None for anything else: our own bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
+    if isinstance(error, MemoryError) or _torch_ran_out(error):
+        return FAILURE, "out of memory: use fewer pictures at once, a smaller --size or a smaller --dtype"
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return BAD_INPUT, _system_message(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "; make room, or choose another place with --out" if full else ""
+        return FAILURE, _system_message(error) + mend
+    if isinstance(error, FloatingPointError):
+        return FAILURE, _one_line(str(error))
+    if isinstance(error, ValueError):
+        return BAD_INPUT, _one_line(str(error))
+    return None
+
+
+def _torch_ran_out(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _system_message(error: OSError) -> str:
+    if error.errno is None or error.strerror is None:
+        return _one_line(str(error))
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split()) or "no message"
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+class ReportingGroup(TyperGroup):
+    """The root command: whatever its commands raise leaves as one line on stderr and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        """Run the chosen command; with --debug the traceback is shown instead of the line."""
+        previous = signal.signal(signal.SIGTERM, _on_sigterm)
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            known = None if ctx.params.get("debug") else describe(error)
+            if known is None:
+                raise
+            code, message = known
+            typer.echo(f"error: {message}", err=True)
+            raise typer.Exit(code) from error
+        finally:
+            signal.signal(signal.SIGTERM, previous)

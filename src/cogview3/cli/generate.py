@@ -1,0 +1,243 @@
+"""`generate` and `upscale`: prompts to pictures, pictures to larger ones."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FastOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    SeedOption,
+    check_finite,
+    clean_stdout,
+    parse_size,
+    pick_device,
+    pick_dtype,
+    pick_mode,
+    pick_seed,
+    report,
+)
+from cogview3.cli.pictures import contact_sheet, grid_file, open_picture, plan_files, save_png, slug
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Base steps.")]
+RelayStepsOption = Annotated[int | None, typer.Option("--relay-steps", min=1, max=1000, help="Steps of each relay.")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
+RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
+SizeOption = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
+]
+GridOption = Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
+]
+
+MAX_WARNINGS = 10
+"""Unknown words that are named; a prompt in another language has no others."""
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw, in quotes.")] = None,
+    model: ModelOption = "scenes",
+    file: Annotated[Path | None, typer.Option("--file", help="Text file with a prompt a line.")] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each prompt.")] = 1,
+    negative: NegativeOption = None,
+    steps: StepsOption = None,
+    relay_steps: RelayStepsOption = None,
+    relays: Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")] = None,
+    guidance: GuidanceOption = None,
+    relay_guidance: RelayGuidanceOption = None,
+    size: SizeOption = None,
+    mode: ModeOption = None,
+    fast: FastOption = False,
+    grid: GridOption = False,
+    batch: BatchOption = 4,
+    seed: SeedOption = None,
+    device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw pictures of prompts.
+
+    Picture i has the seed SEED + i, and comes out alike alone or in a batch.
+    """
+    texts = [text for text in gather_prompts(prompts or [], file) for _ in range(count)]
+    width, height = parse_size(size)
+    check_finite("--guidance", guidance)
+    check_finite("--relay-guidance", relay_guidance)
+    mode, seed = pick_mode(mode, fast), pick_seed(seed)
+    seeds = list(range(seed, seed + len(texts)))
+    files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
+    sheet = grid_file(out, seed) if grid else None
+    warn_of_unknown_words(model, texts)
+    with clean_stdout(as_json):
+        pipe = load("CogView3Pipeline", model, mode, device, dtype)
+        facts = {
+            "model": model_name(model),
+            "mode": pipe.mode_name,
+            "steps": steps or pipe.mode.steps,
+            "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "negative_prompt": negative,
+        }
+        start, images = time.perf_counter(), []
+        for first in range(0, len(texts), batch):
+            part = slice(first, first + batch)
+            images += pipe(
+                texts[part],
+                negative_prompt=negative,
+                width=width,
+                height=height,
+                num_inference_steps=steps,
+                relay_steps=relay_steps,
+                num_relays=relays,
+                guidance_scale=guidance,
+                relay_guidance_scale=relay_guidance,
+                generator=generators(seeds[part]),
+            ).images
+            for index in range(first, len(images)):
+                save_png(images[index], files[index], facts | {"prompt": texts[index], "seed": seeds[index]})
+        seconds = time.perf_counter() - start
+        if sheet is not None:
+            columns = count if 1 < count < len(texts) else None
+            save_png(contact_sheet(images, columns), sheet, facts | {"seed": seed})
+    result = facts | {"prompts": texts, "seeds": seeds, "grid": sheet and str(sheet)}
+    tell(result, files if sheet is None else [*files, sheet], seconds, as_json)
+
+
+def upscale(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What they show, if known.")] = None,
+    model: ModelOption = "scenes",
+    negative: NegativeOption = None,
+    relay_steps: RelayStepsOption = None,
+    relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
+    guidance: GuidanceOption = None,
+    mode: ModeOption = None,
+    fast: FastOption = False,
+    seed: SeedOption = None,
+    device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Enlarge pictures with the relay stage.
+
+    Sides grow 2^RELAYS times; any size will do.
+    """
+    check_finite("--guidance", guidance)
+    mode, seed = pick_mode(mode, fast), pick_seed(seed)
+    pictures = [open_picture(path) for path in images]
+    seeds = list(range(seed, seed + len(pictures)))
+    files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
+    with clean_stdout(as_json):
+        pipe = load("CogView3UpscalePipeline", model, mode, device, dtype)
+        facts = {
+            "model": model_name(model),
+            "mode": pipe.mode_name,
+            "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "prompt": prompt,
+            "negative_prompt": negative,
+        }
+        start = time.perf_counter()
+        for picture, path, number in zip(pictures, files, seeds, strict=True):
+            drawn = pipe(
+                picture,
+                prompt=prompt,
+                negative_prompt=negative,
+                num_inference_steps=relay_steps,
+                num_relays=relays,
+                guidance_scale=guidance,
+                generator=generators([number]),
+            ).images[0]
+            save_png(drawn, path, facts | {"seed": number})
+        seconds = time.perf_counter() - start
+    tell(facts | {"seeds": seeds}, files, seconds, as_json)
+
+
+def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts given and those of the file, one a line, blank lines left out.
+
+    Raises:
+        UserError: none at all, an empty one, or text that is not UTF-8.
+    """
+    gathered = list(prompts)
+    for number, prompt in enumerate(gathered, 1):
+        if not prompt.strip():
+            raise UserError(f"prompt {number} is empty; say what to draw")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UserError(f"prompt {number} is not valid UTF-8; check the terminal's encoding")
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--file {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        gathered += [line.strip() for line in lines if line.strip()]
+    if not gathered:
+        raise UserError(f"--file {file}: no prompts in it" if file else "no prompt; give one in quotes, or --file")
+    return gathered
+
+
+def warn_of_unknown_words(model: str, prompts: Sequence[str]) -> None:
+    """Name on stderr the words that the bundled `scenes` model never saw, with known ones that look alike."""
+    if model_name(model) != "scenes":
+        return
+    from cogview3.data.scenes.captions import suggestions, unknown_words
+
+    unknown = list(dict.fromkeys(word for prompt in dict.fromkeys(prompts) for word in unknown_words(prompt)))
+    if len(unknown) > MAX_WARNINGS:
+        typer.echo(f"warning: {len(unknown)} words are unknown to the model; the first are:", err=True)
+    for word in unknown[:MAX_WARNINGS]:
+        near = suggestions(word)
+        hint = f"; near words: {', '.join(near)}" if near else ""
+        typer.echo(f"warning: the model does not know the word {word!r}{hint}", err=True)
+
+
+def model_name(model: str) -> str:
+    """What a model is called in reports: a folder's own name without the way to it, or the name as it is."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def load(pipeline: str, model: str, mode: str | None, device: Device, dtype: Dtype) -> Any:
+    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only."""
+    import diffusers
+    import transformers
+
+    import cogview3
+
+    diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
+    transformers.utils.logging.disable_progress_bar()
+    place = pick_device(device)
+    pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, dtype=pick_dtype(dtype, place))
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    return pipe.to(place)
+
+
+def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
+    """One generator a seed, on the CPU, so that a seed gives the same noise on every device."""
+    import torch
+
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, as_json: bool) -> None:
+    """Report the pictures written, how long drawing took, and the seeds."""
+    seeds = result["seeds"]
+    shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    lines = [*map(str, files), f"{len(seeds)} picture{'s' * (len(seeds) > 1)} in {seconds:.1f} s, {shown}"]
+    report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), as_json)

@@ -1,0 +1,123 @@
+"""`info`: what a model folder holds, from its JSON files and the headers of its weights."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cogview3.cli.options import JsonOption, report
+from cogview3.config import UserError
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="Bundled model or model folder.")], as_json: JsonOption = False
+) -> None:
+    """Show a model's modes, sizes and memory.
+
+    Reads configurations and the headers of weights only.
+    """
+    from cogview3.generation.loading import resolve_model
+
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        raise UserError(f"{model} is a name on the hub; download it and give its folder")
+    facts = describe(folder)
+    report(facts, as_text(facts), as_json)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a model folder in diffusers' format holds: sides in pixels, sizes on disk and in memory in bytes.
+
+    Raises:
+        UserError: no model folder, or a damaged one.
+    """
+    from cogview3.generation.loading import check_model_folder
+    from cogview3.generation.modes import SAMPLING_FILE, read_sampling
+    from cogview3.generation.pretrained import PIPELINE_CLASSES
+
+    check_model_folder(str(folder), PIPELINE_CLASSES, ("vae",), ())
+    index = read_json(folder / "model_index.json")
+    names = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    sampling = read_sampling(folder / SAMPLING_FILE) if (folder / SAMPLING_FILE).exists() else None
+    modes = sampling.modes if sampling else {}
+    own = {unet for mode in modes.values() for unet in (mode.unet, mode.relay_unet) if unet}
+    parts = {name: measure(folder / name) for name in [*names, *sorted(own)]}
+    parts = {name: part for name, part in parts.items() if part["parameters"]}
+    card = folder / "README.md"
+    return {
+        "folder": str(folder),
+        "class": index["_class_name"],
+        "card": str(card) if card.is_file() else None,
+        "prompt_tokens": read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
+        "base_side": base_side(folder),
+        "side": base_side(folder) * (2 if "relay_unet" in names else 1),
+        "components": parts,
+        "default_mode": sampling.default if sampling else None,
+        "modes": {
+            name: mode.model_dump(exclude_none=True) | {"memory": memory(mode.unet, mode.relay_unet, parts)}
+            for name, mode in modes.items()
+        },
+        "memory": memory(None, None, parts),
+    }
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        raise UserError(f"{path} is missing or damaged; copy or export the model again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged; copy or export the model again")
+    return content
+
+
+def measure(component: Path) -> dict[str, int]:
+    """Parameters and bytes on disk of a component's safetensors files, from their headers alone."""
+    from safetensors import safe_open
+
+    parameters = 0
+    files = sorted(component.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, "numpy") as tensors:
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in files)}
+
+
+def base_side(folder: Path) -> int:
+    """Side in pixels of the pictures that the base stage draws by default."""
+    latents = read_json(folder / "unet" / "config.json")["sample_size"]
+    levels = read_json(folder / "vae" / "config.json")["block_out_channels"]
+    return latents * 2 ** (len(levels) - 1)
+
+
+def memory(unet: str | None, relay_unet: str | None, parts: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Bytes of weights that are held with these UNets in place of the shared ones, by number format."""
+    shared = [name for name in parts if "/" not in name and name not in ("unet", "relay_unet")]
+    used = [*shared, unet or "unet", relay_unet or "relay_unet"]
+    count = sum(parts[name]["parameters"] for name in used if name in parts)
+    return {"float32": 4 * count, "bfloat16": 2 * count}
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The outcome of `describe` for people."""
+    lines = [
+        f"{facts['folder']} ({facts['class']})",
+        f"  card     {facts['card'] or 'none'}",
+        f"  prompts  up to {facts['prompt_tokens']} tokens",
+        f"  size     {facts['side']}x{facts['side']}, base {facts['base_side']}x{facts['base_side']}",
+        "  parts    millions of parameters, MB on disk",
+    ]
+    for name, part in facts["components"].items():
+        lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
+    lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")
+    for name, mode in facts["modes"].items():
+        kind = "distilled, " if mode["distilled"] else ""
+        held = mode["memory"]["float32"] / 1e6
+        lines.append(
+            f"    {name:8} {kind}base steps {mode['steps']}, relay steps {mode['relay_steps']}, "
+            f"guidance {mode['guidance']:g}, {held:.0f} MB of float32 weights"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,133 @@
+"""Options that several commands share, and what stands behind them."""
+
+import errno
+import json
+import math
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Device(StrEnum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+class Dtype(StrEnum):
+    """The number format of the networks; auto is bfloat16 on cuda and float32 elsewhere."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
+ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model's modes, such as 4+1.")]
+FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Random if left out; printed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where the networks run.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="bfloat16 on cuda, float32 elsewhere by default.")]
+
+
+def pick_device(device: Device) -> str:
+    """The torch device behind the option; asking for one that is not there is a `UserError`."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device is Device.auto:
+        return next(name for name, there in present.items() if there)
+    if not present[device]:
+        raise UserError(f"--device {device}: not available here; use --device auto")
+    return str(device)
+
+
+def pick_dtype(dtype: Dtype, device: str) -> "torch.dtype":
+    """The torch dtype behind the option, for a device from `pick_device`."""
+    import torch
+
+    if dtype is Dtype.auto:
+        return torch.bfloat16 if device == "cuda" else torch.float32
+    return getattr(torch, dtype)
+
+
+def pick_mode(mode: str | None, fast: bool) -> str | None:
+    """The mode that --mode and --fast name together; None is the model's default."""
+    if fast and mode not in (None, "4+1"):
+        raise UserError(f"--fast means --mode 4+1, but --mode is {mode}; give one of them")
+    return "4+1" if fast else mode
+
+
+def pick_seed(seed: int | None) -> int:
+    """The seed given, else a random one below 2^31, short enough to type again."""
+    return secrets.randbelow(2**31) if seed is None else seed
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """Width and height in pixels from `WxH`; (None, None) leaves them to the model."""
+    if size is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", size.strip())
+    if not match or 0 in (sides := (int(match[1]), int(match[2]))):
+        raise UserError(f"--size {size}: write width x height in pixels, such as 256x256")
+    return sides
+
+
+def check_finite(option: str, value: float | None) -> None:
+    """Refuse NaN and infinity, which the command line parses without complaint."""
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"{option} {value}: give a finite number, such as 7.5")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before any work is done, a folder that cannot be written to, or made in an existing parent."""
+    existing = folder if folder.exists() else folder.absolute().parent
+    if not existing.is_dir():
+        reason = "is not a folder" if existing.exists() else "does not exist; create it first"
+        raise UserError(f"--out {folder}: {existing} {reason}")
+    try:
+        with TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); choose another place") from None
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuse a folder that does not exist; `option` is named in the message."""
+    if not folder.is_dir():
+        raise UserError(f"{option} {folder}: no such folder; check the path")
+
+
+@contextmanager
+def clean_stdout(as_json: bool) -> Iterator[None]:
+    """With --json, send what libraries print to stderr, so that stdout holds one object and nothing else."""
+    if not as_json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def report(result: dict, text: str, as_json: bool) -> None:
+    """Print a command's outcome: the object with --json, else the text."""
+    typer.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)

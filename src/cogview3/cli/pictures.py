@@ -1,0 +1,98 @@
+"""Where pictures go, what they are called, and what is written into them."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cogview3.cli.options import check_writable
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def slug(text: str, length: int = 48) -> str:
+    """A short file name for a text: letters, digits and hyphens, `length` characters at most."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
+
+
+def plan_files(out: Path | None, names: Sequence[str]) -> list[Path]:
+    """One path for each picture, checked to be writable before any is drawn.
+
+    Args:
+        out: a `.png` file, numbered from 1 if there are several pictures; or a folder, created if its parent
+            exists; None is the current folder.
+        names: what the pictures are called inside a folder, without suffix; equal names are numbered.
+
+    Raises:
+        UserError: another suffix than .png, a missing parent, or no permission.
+    """
+    out = Path() if out is None else out
+    if out.is_dir() or not out.suffix:
+        check_writable(out)
+        return [out / f"{name}.png" for name in _numbered(names)]
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: pictures are PNG files; give a name ending in .png, or a folder")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+    check_writable(out.parent)
+    return [out.with_stem(stem) for stem in _numbered([out.stem] * len(names))]
+
+
+def grid_file(out: Path | None, seed: int) -> Path:
+    """Where the contact sheet goes: beside the file that `--out` names, or into its folder."""
+    if out is not None and out.suffix and not out.is_dir():
+        return out.with_stem(f"{out.stem}-grid")
+    return (out or Path()) / f"grid-{seed}.png"
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Equal names get -1, -2, ... in order; names that stand alone are kept."""
+    width = len(str(len(names)))
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if names.count(name) == 1 else f"{name}-{seen[name]:0{width}}")
+    return result
+
+
+def open_picture(path: Path) -> "Image":
+    """A picture from a file, upright and in RGB. Raises UserError where the file is none or is damaged."""
+    from PIL import Image, ImageOps
+
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a picture that can be read ({error})") from None
+
+
+def save_png(image: "Image", path: Path, facts: Mapping[str, object]) -> None:
+    """Write a picture with `facts` (but None) and our version in its text chunks, whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    from cogview3 import __version__
+    from cogview3.checkpoints import whole_file
+
+    chunks = PngInfo()
+    for key, value in {**facts, "version": __version__}.items():
+        if value is not None:
+            chunks.add_itxt(key, str(value))
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
+
+
+def contact_sheet(images: Sequence["Image"], columns: int | None = None) -> "Image":
+    """Pictures of one size side by side, row by row; about square unless `columns` is given."""
+    from PIL import Image
+
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
+    return sheet

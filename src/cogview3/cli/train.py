@@ -1,0 +1,88 @@
+"""`train` and `export`: from a recipe to a run, from runs to a model folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    JsonOption,
+    check_folder,
+    check_writable,
+    clean_stdout,
+    pick_device,
+    report,
+)
+from cogview3.config import UserError
+
+RunOption = Annotated[Path, typer.Option(metavar="RUN", help="Run whose averaged weights are taken.")]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name such as scenes/relay, or a TOML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one entry.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe's name> by default.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Move an existing run aside first.")] = False,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, or resume, what a recipe describes.
+
+    The same command goes on with a run that was stopped.
+    """
+    from cogview3.config import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    out = out or Path("runs") / loaded.recipe.name
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a run folder")
+    with clean_stdout(as_json):
+        from cogview3.training.loop import train as run
+
+        result = run(loaded, out=out, restart=restart, device=pick_device(device))
+    report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+
+
+def export(
+    vae: RunOption,
+    text: RunOption,
+    base: RunOption,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")],
+    relay: Annotated[Path | None, typer.Option(metavar="RUN", help="Run of the relay stage, if there is one.")] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option("--mode", metavar="NAME=BASE,RELAY", help="Runs of a further mode, such as 4+1=a,b."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put trained runs together as a model.
+
+    Writes averaged weights in float16 as a folder in diffusers' format.
+    """
+    modes = dict(parse_mode_runs(entry) for entry in mode or [])
+    for option, run in {"--vae": vae, "--text": text, "--base": base, "--relay": relay}.items():
+        if run is not None:
+            check_folder(option, run)
+    check_writable(out)
+    with clean_stdout(as_json):
+        from cogview3.training.export import export as write
+
+        result = write(vae=vae, text=text, base=base, relay=relay, modes=modes, out=out)
+    report(result, f"model written to {out}", as_json)
+
+
+def parse_mode_runs(entry: str) -> tuple[str, tuple[Path, Path]]:
+    """A mode's name with its base run and its relay run, from `NAME=BASE,RELAY`; the runs must exist."""
+    name, _, runs = entry.partition("=")
+    paths = [Path(run) for run in runs.split(",") if run]
+    if not name or len(paths) != 2:
+        raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=runs/base-4,runs/relay-1")
+    for path in paths:
+        check_folder("--mode", path)
+    return name, (paths[0], paths[1])

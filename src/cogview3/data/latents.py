@@ -1,0 +1,123 @@
+"""Pictures encoded ahead of training, in a cache of shards that belong to one VAE and one kind of picture."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cogview3 import checkpoints
+from cogview3.data.scenes import render as drawing
+from cogview3.data.scenes.scene import Scene, sample_scene
+from cogview3.diffusion.relay import enlarge, low_resolution
+
+SHARD = 1024  # pictures in a shard
+_CHUNK_PIXELS = 2**20  # pixels encoded at once
+
+
+@dataclass(frozen=True)
+class SceneLatents:
+    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; with those of the relay's x_L if `low`."""
+
+    size: int
+    pictures: int
+    seed: int
+    low: bool = False
+    reconstructed: bool = False
+
+    def scene(self, index: int) -> Scene:
+        """The scene of a picture; the same index gives the same scene at every size."""
+        return sample_scene(np.random.default_rng([self.seed, index]))
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 pictures (H, W, 3) to one batch (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(pictures: Tensor) -> np.ndarray:
+    """Pictures (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3)."""
+    scaled = ((pictures.float().clamp(-1, 1) + 1) * 127.5).round()
+    return scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Scaled latents (posterior's mode) of pictures (B, 3, H, W) in [-1, 1]: (B, C, H/8, W/8)."""
+    shift = vae.config.shift_factor or 0.0
+    return (vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode() - shift) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), clamped to [-1, 1], of scaled latents (B, C, H/8, W/8)."""
+    shift = vae.config.shift_factor or 0.0
+    return vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype)).sample.clamp(-1, 1)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] through the VAE and back; clamped to that range."""
+    return decode(vae, encode(vae, pictures))
+
+
+def encode_scene_batch(vae: AutoencoderKL, kind: SceneLatents, indices: Iterable[int]) -> dict[str, Tensor]:
+    """Latents (B, C, size/8, size/8) of scenes: "z0" of x_0; "zL" of x_L where `kind.low`.
+
+    "zL_reconstructed" where `kind.reconstructed`: z_L of what the VAE gives back of the small picture, which is
+    closer to what the base stage hands over.
+    """
+    pictures = to_tensor([drawing.render(kind.scene(index), kind.size) for index in indices])
+    latents = {"z0": encode(vae, pictures)}
+    if kind.low:
+        latents["zL"] = encode(vae, low_resolution(pictures))
+    if kind.reconstructed:
+        small = torch.nn.functional.avg_pool2d(pictures, 2)
+        latents["zL_reconstructed"] = encode(vae, enlarge(reconstruct(vae, small)))
+    return latents
+
+
+def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cache: Path) -> dict[str, Tensor]:
+    """All latents of `kind`, float16, (pictures, C, size/8, size/8) each; encoded only where the cache lacks them.
+
+    Shards are written whole, so that an interrupted call goes on where it stopped.
+    """
+    folder = cache / f"latents-{_fingerprint(vae_folder, kind)}"
+    shards = []
+    for first in range(0, kind.pictures, SHARD):
+        indices = range(first, min(first + SHARD, kind.pictures))
+        path = folder / f"{first:08d}-{len(indices)}.safetensors"
+        if not path.is_file():
+            print(f"encoding pictures {first} to {indices[-1]} of {kind.pictures}", file=sys.stderr, flush=True)
+            _write_shard(vae, kind, indices, path)
+        shards.append(load_file(path))
+    return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def _write_shard(vae: AutoencoderKL, kind: SceneLatents, indices: range, path: Path) -> None:
+    count = max(1, _CHUNK_PIXELS // kind.size**2)
+    parts = [encode_scene_batch(vae, kind, chunk) for chunk in _chunks(indices, count)]
+    tensors = {name: torch.cat([part[name] for part in parts]).half().cpu() for name in parts[0]}
+    with checkpoints.whole_file(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _chunks(indices: range, count: int) -> Iterator[range]:
+    for first in range(0, len(indices), count):
+        yield indices[first : first + count]
+
+
+def _fingerprint(vae_folder: Path, kind: SceneLatents) -> str:
+    """Hash of the VAE's files, the drawing code's constants and the kind of latents, but for their number."""
+    digest = hashlib.sha256()
+    for path in sorted(vae_folder.iterdir()):
+        digest.update(path.read_bytes())
+    look = [drawing.OBJECT_COLORS, drawing.GROUND_COLORS, drawing.STRIPE_PERIOD, drawing.CHECK_PERIOD]
+    digest.update(repr((look, kind.size, kind.seed, kind.low, kind.reconstructed)).encode())
+    return digest.hexdigest()[:16]

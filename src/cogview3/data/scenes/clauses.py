@@ -1,0 +1,191 @@
+"""Parts of captions: words for one object, for the ground, for what objects share; spelling, letter case."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cogview3.data.scenes import wording as w
+from cogview3.data.scenes.scene import ObjectFacts, SceneObject
+
+BRITISH_SHARE = 0.15  # of captions, in British spelling
+
+
+@dataclass(frozen=True)
+class Noun:
+    """Words for one object: "large striped", "circle", "with an outline"; `color` as it was said, or ""."""
+
+    before: str
+    noun: str
+    after: str
+    color: str
+
+    def phrase(self, article: str) -> str:
+        """All of it with an article ("a", "the", "a single", or "" for none)."""
+        text = f"{self.before} {self.noun} {self.after}".strip()
+        if article == "a":
+            article = "an" if text[0] in "aeiou" else "a"  # no word of ours begins like "uniform" or "hour"
+        return f"{article} {text}".strip()
+
+    @property
+    def reference(self) -> str:
+        """A second mention, "the red circle"."""
+        return f"the {self.color} {self.noun}" if self.color else f"the {self.noun}"
+
+
+def noun_for(stated: ObjectFacts, item: SceneObject, ground: str, rng: np.random.Generator, bare: bool = False) -> Noun:
+    """Words for the stated facts (but the position) of an object; `bare` puts them all before the noun."""
+    words = {
+        "size": w.SIZES[stated.size].pick(rng) if stated.size else "",
+        "color": w.COLORS[stated.color].pick(rng) if stated.color else "",
+    }
+    words["fill"], fill_detail = _fill_words(stated.fill, item.color, rng, bare)
+    words["outline"], outline_detail = _outline_words(stated.outline, ground, rng, bare)
+    order = w.ORDERS.pick(rng)
+    if words["outline"] and "{outline}" not in order:
+        order = "{outline} " + order
+    noun = w.NOUNS[stated.shape].pick(rng) if stated.shape else w.THINGS.pick(rng)
+    after = " and ".join(filter(None, [fill_detail, outline_detail]))
+    if not after and stated.outline is not None and not words["outline"]:
+        after = w.OUTLINE_ENDINGS[_yes_no(stated.outline)].pick(rng).format(line=_line(ground))
+    elif after:
+        after = f"with {after}"
+    return Noun(" ".join(order.format(**words).split()), noun, after, words["color"])
+
+
+def _fill_words(fill: str | None, color: str, rng: np.random.Generator, bare: bool) -> tuple[str, str]:
+    """A fill as (adjective, words after "with"), one of them ""."""
+    if fill is None:
+        return "", ""
+    if bare or rng.random() < (0.92 if fill == "plain" else 0.75):
+        return w.FILLS[fill].pick(rng), ""
+    accent = w.ACCENTS["light" if color in w.LIGHT_ACCENTS else "dark"].pick(rng)
+    return "", w.FILL_DETAILS[fill].pick(rng).format(accent=accent)
+
+
+def _outline_words(outline: bool | None, ground: str, rng: np.random.Generator, bare: bool) -> tuple[str, str]:
+    """An outline or its absence as (adjective, words after "with"); both "" leave it to an ending."""
+    if outline is None:
+        return "", ""
+    chance = rng.random()
+    if bare or chance < (0.4 if outline else 0.15):
+        return w.OUTLINES[_yes_no(outline)].pick(rng), ""
+    if chance < 0.75:
+        tone = w.TONES[_line(ground)].pick(rng)
+        return "", w.OUTLINE_DETAILS[_yes_no(outline)].pick(rng).format(tone=tone)
+    return "", ""
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _line(ground: str) -> str:
+    """Color of outlines on this ground."""
+    return "white" if ground == "black" else "black"
+
+
+def is_unique(items: Sequence[SceneObject], index: int) -> bool:
+    """Whether color and shape single this object out."""
+    own = (items[index].shape, items[index].color)
+    return [(item.shape, item.color) for item in items].count(own) == 1
+
+
+def joined(parts: Sequence[str], rng: np.random.Generator) -> str:
+    """One or more parts as a list: "a, b and c", "a, b, c" and the like."""
+    if len(parts) == 1:
+        return parts[0]
+    return w.JOINS.pick(rng).format(most=", ".join(parts[:-1]), last=parts[-1])
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """One or more parts as "a, b and c"."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def counted_things(number: int, rng: np.random.Generator) -> str:
+    """A number of objects, 1 to 4: "three shapes"."""
+    thing = w.THINGS.pick(rng)
+    return f"{w.NUMBERS[number].pick(rng)} {thing if number == 1 else w.plural(thing)}"
+
+
+def ground_words(ground: str, texture: str, rng: np.random.Generator) -> dict[str, str]:
+    """Values of {on}, {ground}, {bare} and {surface} in sentence patterns; a texture of "" is left unsaid."""
+    words = {"g": w.GROUNDS[ground].pick(rng), "b": w.GROUND_NOUNS.pick(rng)}
+    return {
+        "on": w.ON.pick(rng),
+        "ground": w.GROUND_PHRASES[texture].pick(rng).format(**words),
+        "bare": w.BARE_GROUNDS[texture].pick(rng).format(**words),
+        "surface": w.GROUND_SENTENCES[texture].pick(rng).format(**words),
+    }
+
+
+def say_shared(items: Sequence[SceneObject], chance: float, rng: np.random.Generator) -> tuple[dict[str, None], str]:
+    """Say once what two or more objects have alike ("both striped", "none outlined").
+
+    Returns the names of these facts, as keys, and the clause ("" if there is none).
+    """
+    number, said, adjectives, clauses = len(items), {}, [], []
+    for name, words in (("size", w.SIZES), ("fill", w.FILLS)):
+        values = {getattr(item, name) for item in items}
+        if len(values) == 1 and rng.random() < chance:
+            said[name] = None
+            adjectives.append(words[values.pop()].pick(rng))
+    outlines = {item.outline for item in items}
+    if len(outlines) == 1 and rng.random() < chance:
+        said["outline"] = None
+        if outlines.pop():
+            adjectives.append("outlined")
+        else:
+            clauses.append(w.NONE_OUTLINED[number].pick(rng))
+    if adjectives:
+        clauses.insert(0, w.SHARED[number].pick(rng).format(words=enumerated(adjectives)))
+    return said, ", ".join(clauses)
+
+
+def leave_out_rest(
+    items: Sequence[SceneObject], stated: list[ObjectFacts], rng: np.random.Generator
+) -> tuple[list[ObjectFacts], str]:
+    """Say once that the objects without an outline have none, after those that have one."""
+    without = sum(not item.outline for item in items)
+    if not 0 < without < len(items) or rng.random() < 0.4:
+        return stated, ""
+    left = [facts if facts.outline else replace(facts, outline=None) for facts in stated]
+    return left, w.REST_NOT_OUTLINED[without].pick(rng)
+
+
+def with_place(style: str, phrase: str, position: str, rng: np.random.Generator) -> str:
+    """An object's phrase with its position, in one of the styles of ITEMS."""
+    return style.format(np=phrase, place=w.PLACES[position].pick(rng), name=w.PLACE_NAMES[position].pick(rng))
+
+
+_AMERICAN = re.compile("|".join(rf"\b{word}\b" for word in w.BRITISH), re.IGNORECASE)
+
+
+def spelled(text: str, rng: np.random.Generator) -> str:
+    """In some captions British spelling."""
+    if rng.random() >= BRITISH_SHARE:
+        return text
+    return _AMERICAN.sub(lambda found: _like(found[0], w.BRITISH[found[0].lower()]), text)
+
+
+def _like(model: str, word: str) -> str:
+    return word.capitalize() if model[0].isupper() else word
+
+
+def sentence_case(text: str) -> str:
+    """A capital letter at the start of each sentence."""
+    return re.sub(r"(?:^|(?<=[.?] ))[a-z]", lambda found: found[0].upper(), text)
+
+
+def as_typed(text: str, rng: np.random.Generator) -> str:
+    """Spacing, spelling, letter case and final stop as people type them."""
+    text = spelled(" ".join(text.split()), rng)
+    chance = rng.random()
+    if chance < 0.55:
+        return text
+    if chance < 0.93:
+        text = sentence_case(text)
+        return text if text.endswith("?") or rng.random() < 0.4 else text + "."
+    return text.upper() if chance < 0.96 else text.title().replace("'S", "'s").replace("'D", "'d")

@@ -1,0 +1,420 @@
+"""What both pipelines share: prompts, the denoising loop, pictures to latents and back, relays."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from cogview3.config import UserError
+from cogview3.diffusion.relay import enlarge
+from cogview3.generation import inputs
+from cogview3.generation.lora import RelayLoraMixin
+from cogview3.generation.pretrained import ModePipeline
+from cogview3.models.unet import guidance_condition, size_conditions
+from cogview3.prompts.encode import check_prompt, encode_text
+
+StepCallback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass
+class Run:
+    """What one call carries through all of its stages.
+
+    Attributes:
+        generator: one for all pictures, or one for each.
+        callback: called after every step.
+        callback_tensors: names of the tensors that it is given.
+        prompt_embeds: (B, L, C).
+        negative_prompt_embeds: alike; None where there is no prompt to be guided towards.
+        step: steps done so far, over all stages.
+    """
+
+    generator: torch.Generator | list[torch.Generator] | None
+    callback: StepCallback | None
+    callback_tensors: Sequence[str]
+    prompt_embeds: torch.Tensor = field(init=False)
+    negative_prompt_embeds: torch.Tensor | None = field(init=False)
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to denoise: `scheduler` has its time steps.
+
+    Attributes:
+        name: for progress bars and errors.
+        unet: the network.
+        scheduler: diffusers' or ours.
+        guidance: the pipeline's attribute that holds the guidance scale; read at every step, since callbacks
+            may change it.
+        labels: the UNet's class labels, (1, 6 * width), or None.
+        step_arguments: further arguments of the scheduler's step.
+    """
+
+    name: str
+    unet: UNet2DConditionModel
+    scheduler: Any
+    guidance: str
+    labels: torch.Tensor | None
+    step_arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RelaySettings:
+    """How a call's relays are sampled.
+
+    Attributes:
+        count: how often the side is doubled.
+        steps: steps of each relay.
+        start: T_r; None leaves the scheduler's.
+        eta: stochasticity of the steps, 0 to 1.
+    """
+
+    count: int
+    steps: int
+    start: int | None
+    eta: float
+
+
+class RelayPipelineBase(ModePipeline, RelayLoraMixin):
+    """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`."""
+
+    model_cpu_offload_seq = "text_encoder->unet->relay_unet->vae"
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _relay_guidance = "_relay_guidance_scale"
+
+    def _register(self, **components: Any) -> None:
+        self.register_modules(**components)
+        vae = components["vae"]
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    # State that callbacks read
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the call's first stage; 1 and less means a single branch."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the newest call, over all of its stages."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
+        return self._interrupt
+
+    def enable_vae_slicing(self) -> None:
+        """Encode and decode one picture at a time, to save memory."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode whole batches again."""
+        self.vae.disable_slicing()
+
+    # Prompts
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        device: torch.device | str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of prompts, and those of the unconditional branch.
+
+        Args:
+            prompt: one prompt or a list of them; None where `prompt_embeds` is given.
+            negative_prompt: what the unconditional branch sees instead of zeros, for each prompt or for all.
+            num_images_per_prompt: how often each is repeated.
+            prompt_embeds: (prompts, L, C), used instead of encoding `prompt`.
+            negative_prompt_embeds: alike, instead of `negative_prompt`.
+            device: where the embeddings go, the pipeline's execution device by default.
+
+        Returns:
+            `prompt_embeds` and `negative_prompt_embeds`, both (prompts * num_images_per_prompt, L, C).
+
+        Raises:
+            UserError: not strings, counts or shapes that do not fit, or no text encoder.
+        """
+        device = torch.device(device or self._execution_device)
+        if prompt_embeds is None:
+            prompt_embeds = self._encode("prompt", prompt, device)
+        if negative_prompt_embeds is None and negative_prompt is not None:
+            negative_prompt_embeds = self._encode("negative_prompt", negative_prompt, device)
+        if negative_prompt_embeds is None:
+            negative_prompt_embeds = torch.zeros_like(prompt_embeds)
+        if len(negative_prompt_embeds) == 1:
+            negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
+        if negative_prompt_embeds.shape != prompt_embeds.shape:
+            shapes = tuple(negative_prompt_embeds.shape), tuple(prompt_embeds.shape)
+            raise UserError(f"negative and positive embeddings are {shapes[0]} and {shapes[1]}: make them equal")
+        prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        negative_prompt_embeds = negative_prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        return prompt_embeds, negative_prompt_embeds
+
+    def _encode(self, name: str, text: Any, device: torch.device) -> torch.Tensor:
+        prompts = check_prompt(name, text)
+        self._require_text_encoder(name)
+        return encode_text(self.tokenizer, self.text_encoder, prompts, device)
+
+    def _require_text_encoder(self, name: str) -> None:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
+
+    def _check_text(
+        self,
+        prompt: Any,
+        negative_prompt: Any,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        unet: UNet2DConditionModel,
+    ) -> int:
+        """Refuse wrong texts before anything is encoded; returns the number of prompts, 0 without any."""
+        count = self._count_texts("prompt", prompt, prompt_embeds, unet)
+        negatives = self._count_texts("negative_prompt", negative_prompt, negative_prompt_embeds, unet)
+        if negatives and _takes_guidance(unet):
+            raise UserError("a distilled model has no negative branch: leave out the negative prompt")
+        if negatives > 1 and count and negatives != count:
+            raise UserError(
+                f"{negatives} negative prompts for {count} prompts: give one for each prompt, or one for all"
+            )
+        return count
+
+    def _count_texts(self, name: str, text: Any, embeds: torch.Tensor | None, unet: UNet2DConditionModel) -> int:
+        if text is not None and embeds is not None:
+            raise UserError(f"both {name} and {name}_embeds are given: leave one out")
+        if embeds is not None:
+            inputs.check_embeds(f"{name}_embeds", embeds, unet.config.cross_attention_dim)
+            return len(embeds)
+        if text is None:
+            return 0
+        texts = check_prompt(name, text)
+        self._require_text_encoder(name)
+        return len(texts)
+
+    # Settings of a call
+
+    def _settle_guidance(self, guidance: float | None, mode_guidance: float, given: dict[str, float | None]) -> None:
+        """Check guidance and whatever else is `given` against the mode; keep the scale for this call."""
+        if guidance is not None:
+            inputs.check_real("guidance_scale", guidance, 0)
+        self.mode.check_distilled(str(self.mode_name), given)
+        self._guidance_scale = mode_guidance if guidance is None else guidance
+
+    def _check_relays(self, settings: RelaySettings) -> None:
+        """Refuse wrong relay settings; sets the relay scheduler's steps as a trial."""
+        inputs.check_whole("num_relays", settings.count, 0, 8)
+        if settings.count == 0:
+            return
+        if self.relay_unet is None or self.relay_scheduler is None:
+            raise UserError(f"num_relays is {settings.count}, but relay_unet or relay_scheduler is missing: give 0")
+        levels = self.relay_scheduler.config.num_train_timesteps
+        inputs.check_real("eta", settings.eta, 0, 1)
+        inputs.check_whole("relay steps", settings.steps, 1, levels)
+        if settings.start is not None:
+            inputs.check_whole("relay_start", settings.start, 1, levels)
+        try:
+            self.relay_scheduler.set_timesteps(settings.steps, relay_start=settings.start)
+        except ValueError as error:
+            raise UserError(f"relay steps: {error}") from None
+
+    def _start_run(
+        self,
+        pictures: int,
+        output_type: str,
+        generator: Generators,
+        callback: StepCallback | None,
+        callback_tensors: Sequence[str],
+    ) -> Run:
+        """The last checks before work starts."""
+        inputs.check_output_type(output_type)
+        inputs.check_generators(generator, pictures)
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            callback_tensors = callback.tensor_inputs
+        inputs.check_callback(callback_tensors, self._callback_tensor_inputs)
+        self._interrupt = False
+        return Run(list(generator) if isinstance(generator, Sequence) else generator, callback, callback_tensors)
+
+    # Denoising
+
+    def _noise(self, shape: Sequence[int], run: Run) -> torch.Tensor:
+        """Standard normal numbers from the run's generators, in float32: the same in every precision."""
+        return randn_tensor(tuple(shape), generator=run.generator, device=self._execution_device, dtype=torch.float32)
+
+    def _stage(
+        self,
+        name: str,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        guidance: str,
+        size: tuple[int, int],
+        **arguments: Any,
+    ) -> Stage:
+        """A stage that draws `size` (height, width) pixels; drops arguments that the scheduler lacks."""
+        known = inspect.signature(scheduler.step).parameters
+        arguments = {key: value for key, value in arguments.items() if key in known}
+        labels = None
+        if unet.config.class_embed_type is not None:
+            width = unet.config.projection_class_embeddings_input_dim // 6
+            labels = size_conditions(size, (0, 0), size, width).to(self._execution_device)
+        scheduler.set_begin_index(0)
+        return Stage(name, unet, scheduler, guidance, labels, arguments)
+
+    def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:
+        """Run all steps of a stage on latents (B, C, h, w), float32, and return them."""
+        scheduler = stage.scheduler
+        with self.progress_bar(total=len(scheduler.timesteps)) as bar:
+            bar.set_description(stage.name)
+            for timestep in scheduler.timesteps:
+                if self._interrupt:
+                    break
+                output = self._predict(stage, latents, timestep, run)
+                latents = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)[0]
+                latents = self._call_back(timestep, latents, run)
+                bar.update()
+        if not latents.isfinite().all():
+            raise FloatingPointError(
+                f"the {stage.name} stage gave infinite or undefined numbers in {stage.unet.dtype}: "
+                "use bfloat16 or float32, or a lower guidance"
+            )
+        return latents
+
+    def _predict(self, stage: Stage, latents: torch.Tensor, timestep: torch.Tensor, run: Run) -> torch.Tensor:
+        """The UNet's output in float32, guided: uncond + w (cond - uncond).
+
+        That is guidance of D as well: at fixed z_t, D is affine in the output for every prediction type.
+        """
+        unet, guidance = stage.unet, getattr(self, stage.guidance)
+        sample = stage.scheduler.scale_model_input(latents, timestep).to(unet.dtype)
+        embeds, condition, labels = run.prompt_embeds, None, stage.labels
+        guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
+        if guided:
+            sample = torch.cat([sample, sample])
+            embeds = torch.cat([run.negative_prompt_embeds, embeds])
+        elif _takes_guidance(unet):
+            condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample)
+            condition = condition.expand(len(sample), -1)
+        if labels is not None:
+            labels = labels.to(unet.dtype).expand(len(sample), -1)
+        output = unet(
+            sample,
+            timestep,
+            encoder_hidden_states=embeds.to(unet.dtype),
+            timestep_cond=condition,
+            class_labels=labels,
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return output
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def _call_back(self, timestep: torch.Tensor, latents: torch.Tensor, run: Run) -> torch.Tensor:
+        """Tell the callback of a step, and take over the tensors that it returns."""
+        step, run.step = run.step, run.step + 1
+        if run.callback is None:
+            return latents
+        tensors = {
+            "latents": latents,
+            "prompt_embeds": run.prompt_embeds,
+            "negative_prompt_embeds": run.negative_prompt_embeds,
+        }
+        given = {name: tensors[name] for name in run.callback_tensors}
+        changed = run.callback(self, step, timestep, given) or {}
+        run.prompt_embeds = changed.get("prompt_embeds", run.prompt_embeds)
+        run.negative_prompt_embeds = changed.get("negative_prompt_embeds", run.negative_prompt_embeds)
+        return changed.get("latents", latents)
+
+    # Pictures and latents
+
+    @contextmanager
+    def _safe_vae(self) -> Iterator[None]:
+        """Run a float16 VAE in float32 where its configuration says that it overflows."""
+        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if upcast:
+            self.vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            if upcast:
+                self.vae.to(torch.float16)
+
+    def _to_latents(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in -1..1 to scaled latents (B, C, H/8, W/8): the posterior's mode."""
+        with self._safe_vae():
+            mode = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+        shift = self.vae.config.shift_factor or 0.0
+        return (mode - shift) * self.vae.config.scaling_factor
+
+    def _to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents to pictures (B, 3, H, W), float32, clamped to -1..1."""
+        shift = self.vae.config.shift_factor or 0.0
+        with self._safe_vae():
+            unscaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
+            pixels = self.vae.decode(unscaled, return_dict=False)[0].float()
+        if not pixels.isfinite().all():
+            raise FloatingPointError(
+                f"the VAE's decoder gave infinite or undefined numbers in {self.vae.dtype}: "
+                "use it in bfloat16 or float32"
+            )
+        return pixels.clamp(-1, 1)
+
+    def _output(self, images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:
+        if output_type != "latent":
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    # Relay
+
+    def _relays(self, pixels: torch.Tensor, settings: RelaySettings, run: Run) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in -1..1 to latents of pictures of 2^count times the side."""
+        latents = self._relay(pixels, 1, settings, run)
+        for number in range(2, settings.count + 1):
+            if self._interrupt:
+                break
+            latents = self._relay(self._to_pixels(latents), number, settings, run)
+        return latents
+
+    def _relay(self, pixels: torch.Tensor, number: int, settings: RelaySettings, run: Run) -> torch.Tensor:
+        """One relay: pictures (B, 3, H, W) in -1..1 to latents of pictures of twice the side.
+
+        x_L is the bilinear enlargement, unrounded, and z_L the mode of its posterior.
+        """
+        enlarged = enlarge(pixels)
+        low_res_latents = self._to_latents(enlarged)
+        scheduler = self.relay_scheduler
+        scheduler.set_timesteps(settings.steps, device=self._execution_device, relay_start=settings.start)
+        stage = self._stage(
+            f"relay {number}",
+            self.relay_unet,
+            scheduler,
+            self._relay_guidance,
+            tuple(enlarged.shape[2:]),
+            low_res_latents=low_res_latents,
+            eta=settings.eta,
+            generator=run.generator,
+        )
+        latents = scheduler.add_start_noise(low_res_latents, self._noise(low_res_latents.shape, run))
+        return self._denoise(stage, latents, run)
+
+
+def _takes_guidance(unet: UNet2DConditionModel) -> bool:
+    """Whether a (distilled) UNet takes guidance as a condition, with no second branch."""
+    return unet.config.time_cond_proj_dim is not None

@@ -1,0 +1,128 @@
+"""Checks of what a pipeline is called with, and pictures to tensors. Errors name the value and the mend."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from cogview3.config import UserError
+
+MAX_SIDE = 8192
+"""Longest side that is drawn, in pixels."""
+
+MAX_PICTURES = 10_000
+"""Most pictures of one prompt in one call."""
+
+Picture = Image.Image | np.ndarray | torch.Tensor
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> None:
+    """Refuse anything but a whole number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UserError(f"{name} is {value!r}: give a whole number from {low} to {high}")
+
+
+def check_real(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Refuse anything but a finite number in low..high."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        bounds = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"{name} is {value!r}: give a finite number, {bounds}")
+
+
+def check_side(name: str, value: Any, multiple: int) -> None:
+    """Refuse a picture's side that is no whole multiple of `multiple` pixels, or absurd."""
+    check_whole(name, value, 1, MAX_SIDE)
+    if value % multiple:
+        nearest = max(multiple, round(value / multiple) * multiple)
+        raise UserError(f"{name} {value} is not a multiple of {multiple}: the nearest is {nearest}")
+
+
+def check_callback(names: Sequence[str], allowed: Sequence[str]) -> None:
+    """Refuse callback tensors that the pipeline does not have."""
+    if unknown := [name for name in names if name not in allowed]:
+        raise UserError(
+            f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}: choose from {', '.join(allowed)}"
+        )
+
+
+def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, pictures: int) -> None:
+    """Refuse a list of generators that is not one for each picture."""
+    if isinstance(generator, list | tuple) and len(generator) != pictures:
+        raise UserError(f"{len(generator)} generators for {pictures} pictures: give one for each, or a single one")
+
+
+def check_embeds(name: str, embeds: Any, width: int) -> None:
+    """Refuse prompt embeddings that are not (B, L, width) tensors."""
+    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[2] != width:
+        shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+        raise UserError(f"{name} is {shape}: give a tensor of shape (B, tokens, {width}), as encode_prompt does")
+
+
+def check_output_type(output_type: str) -> None:
+    """Refuse an unknown kind of output."""
+    kinds = ("pil", "np", "pt", "latent")
+    if output_type not in kinds:
+        raise UserError(f"output_type is {output_type!r}: choose from {', '.join(kinds)}")
+
+
+def to_pixels(image: Picture | Sequence[Picture]) -> torch.Tensor:
+    """Pictures of any usual kind as one tensor.
+
+    Args:
+        image: one picture or a list of them, all of one size. PIL pictures of any mode; arrays (H, W),
+            (H, W, 3) or (B, H, W, 3) and tensors (3, H, W) or (B, 3, H, W), either floats in 0..1 or uint8.
+
+    Returns:
+        (B, 3, H, W), float32, in -1..1, on the pictures' device.
+
+    Raises:
+        UserError: anything else, values out of range, or sizes that differ.
+    """
+    images = list(image) if isinstance(image, list | tuple) else [image]
+    if not images:
+        raise UserError("image is an empty list: give at least one picture")
+    batches = [_one_to_pixels(entry) for entry in images]
+    sizes = sorted({tuple(batch.shape[2:]) for batch in batches})
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for height, width in sizes)
+        raise UserError(f"pictures of sizes {shown} in one call: call once for each size")
+    return torch.cat(batches)
+
+
+def _one_to_pixels(image: Any) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.array(image))
+        if image.ndim == 2:
+            image = image[:, :, None].expand(-1, -1, 3)
+        image = image.movedim(-1, -3) if image.ndim in (3, 4) else image
+    if not isinstance(image, torch.Tensor):
+        raise UserError(f"image is {type(image).__name__}: give PIL pictures, numpy arrays or tensors")
+    if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.numel():
+        raise UserError(f"image has shape {tuple(image.shape)} (channels first): give 3 color channels")
+    if image.dtype == torch.uint8:
+        image = image / 255
+    if not image.is_floating_point():
+        raise UserError(f"image holds {image.dtype} numbers: give floats in 0..1 or uint8")
+    pixels = image.float()
+    if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
+        raise UserError("image has values outside 0..1: give floats in 0..1 or uint8")
+    return (pixels if pixels.ndim == 4 else pixels[None]) * 2 - 1
+
+
+def pad_reflected(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad (B, C, H, W) at the bottom and right by reflection, up to multiples of `multiple` pixels.
+
+    Raises:
+        UserError: a side is shorter than `multiple`.
+    """
+    height, width = pixels.shape[2:]
+    if min(height, width) < multiple:
+        raise UserError(f"image is {width}x{height}: give sides of at least {multiple} pixels")
+    return F.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="reflect")

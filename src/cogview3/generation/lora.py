@@ -1,0 +1,88 @@
+"""LoRA adapters for the base and the relay UNet, in diffusers' file format."""
+
+import os
+from typing import Any, ClassVar
+
+import torch
+from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+
+from cogview3.config import UserError
+
+
+class RelayLoraMixin(LoraBaseMixin):
+    """Loads and saves adapters; `set_adapters`, `fuse_lora` and the like are diffusers' own.
+
+    A file's names start with the component that they belong to: `unet.` (what other trainers write) for the
+    base, `relay_unet.` for the relay.
+    """
+
+    _lora_loadable_modules: ClassVar[list[str]] = ["unet", "relay_unet"]
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load adapters into the UNets that the file names.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder with `weight_name` inside, a file, a hub name, or
+                a state dictionary.
+            adapter_name: name to address the adapter by.
+            kwargs: `weight_name`, `subfolder`, `revision`, ... as for any diffusers pipeline.
+
+        Raises:
+            UserError: the file names no UNet, or one that this pipeline does not have.
+        """
+        if isinstance(pretrained_model_name_or_path_or_dict, dict):
+            pretrained_model_name_or_path_or_dict = dict(pretrained_model_name_or_path_or_dict)
+        state, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, use_safetensors=True, **kwargs
+        )
+        prefixes = {key.split(".", 1)[0] for key in state}
+        if not prefixes or prefixes - set(self._lora_loadable_modules):
+            raise UserError(
+                f"not a LoRA of this model: names start with {', '.join(sorted(prefixes)) or 'nothing'}, "
+                f"not with {' or '.join(self._lora_loadable_modules)}"
+            )
+        for name in sorted(prefixes):
+            if getattr(self, name) is None:
+                raise UserError(f"the LoRA is for {name}, which this pipeline does not have: load the complete model")
+        for name in sorted(prefixes):
+            getattr(self, name).load_lora_adapter(
+                state,
+                prefix=name,
+                network_alphas=alphas,
+                adapter_name=adapter_name,
+                metadata=metadata,
+                _pipeline=self,
+            )
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike[str],
+        unet_lora_layers: dict[str, torch.Tensor] | None = None,
+        relay_unet_lora_layers: dict[str, torch.Tensor] | None = None,
+        weight_name: str | None = None,
+    ) -> None:
+        """Write adapters as safetensors.
+
+        Args:
+            save_directory: folder to write into, made if need be.
+            unet_lora_layers: the base's adapter, as `peft.get_peft_model_state_dict` gives it.
+            relay_unet_lora_layers: the relay's adapter, alike.
+            weight_name: file name, `pytorch_lora_weights.safetensors` by default.
+
+        Raises:
+            UserError: neither adapter is given.
+        """
+        layers = {"unet": unet_lora_layers, "relay_unet": relay_unet_lora_layers}
+        layers = {name: state for name, state in layers.items() if state}
+        if not layers:
+            raise UserError("no LoRA layers: give unet_lora_layers or relay_unet_lora_layers")
+        cls._save_lora_weights(
+            save_directory=save_directory, lora_layers=layers, lora_metadata={}, weight_name=weight_name
+        )

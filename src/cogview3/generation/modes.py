@@ -1,0 +1,161 @@
+"""Sampling modes: `sampling.json` at the root of a model folder says how each of its modes is sampled."""
+
+import json
+import math
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cogview3.config import UserError
+
+SAMPLING_FILE = "sampling.json"
+
+
+def _inside_folder(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise ValueError(f"{path!r} is not a folder inside the model folder")
+    return path
+
+
+Subfolder = Annotated[str, AfterValidator(_inside_folder)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Mode(BaseModel):
+    """How one mode is sampled. The defaults are the paper's undistilled comparison.
+
+    Attributes:
+        steps: base steps.
+        relay_steps: steps of each relay stage.
+        guidance: guidance scale of the base, 1 meaning none.
+        relay_guidance: guidance scale of the relay; None means the base's.
+        relay_start: T_r; None leaves the relay scheduler's.
+        blur_estimate: what z_0^t is inside the relay's step; None leaves the relay scheduler's.
+        relay_power: spacing of the relay's steps; None leaves the relay scheduler's.
+        unet: folder of this mode's own base UNet inside the model folder; None means `unet`.
+        relay_unet: folder of its own relay UNet; None means `relay_unet`.
+        distilled: trained for exactly these step counts, which are then refused otherwise.
+        guidance_range: lowest and highest guidance that a distilled mode was trained for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Steps = 50
+    relay_steps: Steps = 10
+    guidance: Guidance = 7.5
+    relay_guidance: Guidance | None = None
+    relay_start: Steps | None = None
+    blur_estimate: Literal["recompute", "carry"] | None = None
+    relay_power: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    unet: Subfolder | None = None
+    relay_unet: Subfolder | None = None
+    distilled: bool = False
+    guidance_range: tuple[Guidance, Guidance] | None = None
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> Self:
+        if self.guidance_range and self.guidance_range[0] > self.guidance_range[1]:
+            raise ValueError(f"guidance_range {self.guidance_range} is not [lowest, highest]")
+        return self
+
+    @property
+    def relay_guidance_scale(self) -> float:
+        """Guidance scale of the relay: its own, or the base's."""
+        return self.guidance if self.relay_guidance is None else self.relay_guidance
+
+    def check_distilled(self, name: str, given: dict[str, float | None]) -> None:
+        """Refuse settings that a distilled mode was not trained for.
+
+        Args:
+            name: the mode's name, for the error.
+            given: what the caller asked for by the names of this class's attributes; None means unset.
+
+        Raises:
+            UserError: another step count or relay start, or a guidance outside `guidance_range`.
+        """
+        if not self.distilled:
+            return
+        for key in ("steps", "relay_steps", "relay_start"):
+            value, trained = given.get(key), getattr(self, key)
+            if value is not None and trained is not None and value != trained:
+                raise UserError(f"{key} is {value}, but mode {name!r} is distilled for {trained}: leave it out")
+        low, high = self.guidance_range or (0.0, math.inf)
+        for key in ("guidance", "relay_guidance"):
+            value = given.get(key)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{key} is {value}, but mode {name!r} is distilled for {low:g} to {high:g}")
+
+
+class Sampling(BaseModel):
+    """The whole of `sampling.json`.
+
+    Attributes:
+        format: version of the file's layout, 1.
+        default: name of the mode that is loaded where none is asked for.
+        modes: all modes by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    default: str
+    modes: dict[str, Mode]
+
+    @model_validator(mode="after")
+    def _default_exists(self) -> Self:
+        if self.default not in self.modes:
+            raise ValueError(f"default {self.default!r} is none of the modes {', '.join(self.modes)}")
+        return self
+
+
+def read_sampling(path: str | os.PathLike[str]) -> Sampling:
+    """Read and check a `sampling.json`.
+
+    Raises:
+        UserError: unreadable, not JSON, or wrong in a way that the message names.
+    """
+    try:
+        return Sampling.model_validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {place + ': ' if place else ''}{first['msg']}; mend the file") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; mend the file or take it away") from None
+
+
+def write_sampling(sampling: Sampling, folder: str | os.PathLike[str]) -> None:
+    """Write `sampling.json` into a model folder, whole or not at all. Unset entries are left out."""
+    target = Path(folder) / SAMPLING_FILE
+    part = target.with_name(f".{SAMPLING_FILE}.{os.getpid()}")
+    try:
+        part.write_text(json.dumps(sampling.model_dump(mode="json", exclude_none=True), indent=2) + "\n")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def pick_mode(sampling: Sampling | None, name: str | None, source: str) -> tuple[str | None, Mode]:
+    """The mode asked for, or the default one, with its name.
+
+    Args:
+        sampling: the model's table; None where it has no `sampling.json`: then there are no modes, and the
+            defaults of `Mode` hold.
+        name: the mode asked for, None for the default one.
+        source: the model, for the error.
+
+    Raises:
+        UserError: there is no such mode; the message lists those that there are.
+    """
+    if sampling is None:
+        if name is not None:
+            raise UserError(f"model {source} has no modes ({SAMPLING_FILE} is missing): leave out mode {name!r}")
+        return None, Mode()
+    name = sampling.default if name is None else name
+    if name not in sampling.modes:
+        raise UserError(f"model {source} has no mode {name!r}: choose from {', '.join(sampling.modes)}")
+    return name, sampling.modes[name]

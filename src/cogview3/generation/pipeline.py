@@ -1,0 +1,215 @@
+"""Prompt to picture: the base stage, then relay stages that double the side."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, ImagePipelineOutput, UNet2DConditionModel
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from cogview3.config import UserError
+from cogview3.diffusion.schedule import base_timesteps
+from cogview3.generation import inputs
+from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
+from cogview3.generation.scheduler import RelayScheduler
+
+
+class CogView3Pipeline(RelayPipelineBase):
+    """Text to image by relay diffusion.
+
+    Args:
+        tokenizer: of T5's kind; its `model_max_length` is the text length. Not needed with prompt embeddings.
+        text_encoder: T5 encoder. Not needed with prompt embeddings.
+        vae: KL autoencoder with a scaling factor and perhaps a shift factor.
+        unet: the base stage; its `sample_size` is the default side in latents.
+        scheduler: the base stage's; see `cogview3.generation.scheduler.base_scheduler`. Any of diffusers'
+            schedulers that takes `timesteps` will do.
+        relay_unet: the relay stage; without one only base pictures are drawn.
+        relay_scheduler: the relay stage's.
+    """
+
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "relay_unet", "relay_scheduler"]
+    _required_components: ClassVar[tuple[str, ...]] = ("vae", "unet", "scheduler")
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: T5EncoderModel | None,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: EulerDiscreteScheduler,
+        relay_unet: UNet2DConditionModel | None = None,
+        relay_scheduler: RelayScheduler | None = None,
+    ) -> None:
+        super().__init__()
+        self._register(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            relay_unet=relay_unet,
+            relay_scheduler=relay_scheduler,
+        )
+        self._relay_guidance_scale = 1.0
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the base runs a second, unconditional branch."""
+        return self._guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None
+
+    @property
+    def relay_guidance_scale(self) -> float:
+        """Guidance scale of the relay stages."""
+        return self._relay_guidance_scale
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        relay_steps: int | None = None,
+        num_relays: int | None = None,
+        guidance_scale: float | None = None,
+        relay_guidance_scale: float | None = None,
+        relay_start: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
+        eta: float = 0.0,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw pictures of prompts.
+
+        Args:
+            prompt: one prompt or a list of them; longer ones than the text length are cut, with a warning.
+            negative_prompt: what guidance leads away from; zeros, not the encoding of "", where left out.
+            height: of the final picture in pixels, a multiple of 8 * 2^num_relays; the base's own size times
+                2^num_relays by default.
+            width: alike.
+            num_inference_steps: base steps; the mode's by default.
+            relay_steps: steps of each relay; the mode's by default.
+            num_relays: how often the side is doubled; 0 gives the base picture. 1 by default where there is a
+                relay UNet.
+            guidance_scale: of the base; 1 and less means none. The mode's by default.
+            relay_guidance_scale: of the relays; the mode's by default.
+            relay_start: T_r, 1 to 1000; the relay scheduler's by default.
+            num_images_per_prompt: pictures for each prompt.
+            generator: one for all pictures, or a list with one for each; it draws the noise of every stage.
+            latents: start noise of the base of unit variance, (B, C, h, w), instead of drawing it.
+            prompt_embeds: (prompts, L, C), instead of `prompt`; see `encode_prompt`.
+            negative_prompt_embeds: alike, instead of `negative_prompt`.
+            output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, H/8, W/8)
+                as the UNet sees them, that is scaled.
+            return_dict: an `ImagePipelineOutput` rather than a tuple.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step; `step` runs
+                over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours.
+            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds,
+                negative_prompt_embeds.
+            eta: stochasticity of the relay's steps, 0 (the published sampler) to 1.
+
+        Returns:
+            `images`: prompts * num_images_per_prompt pictures, those of a prompt side by side.
+
+        Raises:
+            UserError: wrong arguments, before any work.
+            FloatingPointError: a stage overflowed, in float16 say.
+        """
+        given = {"steps": num_inference_steps, "relay_steps": relay_steps, "relay_start": relay_start}
+        self._settle_guidances(guidance_scale, relay_guidance_scale, given)
+        steps = self.mode.steps if num_inference_steps is None else num_inference_steps
+        relays = RelaySettings(
+            count=int(self.relay_unet is not None) if num_relays is None else num_relays,
+            steps=self.mode.relay_steps if relay_steps is None else relay_steps,
+            start=relay_start,
+            eta=eta,
+        )
+        self._check_relays(relays)
+        self._set_timesteps(steps)
+        self._num_timesteps = steps + relays.count * relays.steps
+        size = self._base_size(height, width, relays.count)
+        texts = (prompt_embeds, negative_prompt_embeds)
+        pictures = self._count_pictures(prompt, negative_prompt, *texts, num_images_per_prompt)
+        shape = self._check_latents(latents, pictures, size)
+        run = self._start_run(
+            pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+        run.prompt_embeds, run.negative_prompt_embeds = self.encode_prompt(
+            prompt, negative_prompt, num_images_per_prompt, *texts
+        )
+        noise = self._noise(shape, run) if latents is None else latents
+        noise = noise.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
+        stage = self._stage("base", self.unet, self.scheduler, "_guidance_scale", size, generator=run.generator)
+        latents = self._denoise(stage, noise, run)
+        if relays.count and not self._interrupt:
+            latents = self._relays(self._to_pixels(latents), relays, run)
+        images = latents if output_type == "latent" else self._to_pixels(latents)
+        return self._output(images, output_type, return_dict)
+
+    def _settle_guidances(
+        self, guidance: float | None, relay_guidance: float | None, given: dict[str, float | None]
+    ) -> None:
+        """Both stages' guidance scales for this call, checked, from the mode where they are unset."""
+        if relay_guidance is not None:
+            inputs.check_real("relay_guidance_scale", relay_guidance, 0)
+        given = given | {"guidance": guidance, "relay_guidance": relay_guidance}
+        self._settle_guidance(guidance, self.mode.guidance, given)
+        default = self.mode.relay_guidance_scale
+        self._relay_guidance_scale = default if relay_guidance is None else relay_guidance
+
+    def _count_pictures(
+        self,
+        prompt: Any,
+        negative_prompt: Any,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        num_images_per_prompt: int,
+    ) -> int:
+        inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
+        prompts = self._check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, self.unet)
+        if not prompts:
+            raise UserError("neither prompt nor prompt_embeds is given: give one")
+        return prompts * num_images_per_prompt
+
+    def _check_latents(
+        self, latents: torch.Tensor | None, pictures: int, size: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """The base latents' shape for `size` (height, width) pixels, which given ones must have."""
+        height, width = (side // self.vae_scale_factor for side in size)
+        shape = (pictures, self.unet.config.in_channels, height, width)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise UserError(f"latents are {tuple(latents.shape)}: give {shape} for this size and number of pictures")
+        return shape
+
+    def _base_size(self, height: int | None, width: int | None, num_relays: int) -> tuple[int, int]:
+        """Height and width of the base picture in pixels."""
+        multiple = self.vae_scale_factor * 2**num_relays
+        sides = self.unet.config.sample_size
+        defaults = sides if isinstance(sides, list | tuple) else (sides, sides)
+        size = []
+        for name, value, default in zip(("height", "width"), (height, width), defaults, strict=True):
+            if value is None and default is None:
+                raise UserError(f"{name} is unset and the UNet has no sample_size: give {name}")
+            value = default * multiple if value is None else value
+            inputs.check_side(name, value, multiple)
+            size.append(value // 2**num_relays)
+        return size[0], size[1]
+
+    def _set_timesteps(self, steps: int) -> None:
+        """Give the base's scheduler our step list."""
+        levels = self.scheduler.config.num_train_timesteps
+        inputs.check_whole("num_inference_steps", steps, 1, levels)
+        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            kind = type(self.scheduler).__name__
+            raise UserError(f"scheduler {kind} takes no list of timesteps: use EulerDiscreteScheduler")
+        self.scheduler.set_timesteps(timesteps=base_timesteps(steps, levels), device=self._execution_device)

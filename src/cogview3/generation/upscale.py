@@ -1,0 +1,177 @@
+"""Picture to larger picture: relay stages alone, on any picture."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, ImagePipelineOutput, UNet2DConditionModel
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from cogview3.config import UserError
+from cogview3.generation import inputs
+from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
+from cogview3.generation.scheduler import RelayScheduler
+
+
+class CogView3UpscalePipeline(RelayPipelineBase):
+    """Doubles pictures' sides by the relay stage, once or several times.
+
+    Takes the components of `CogView3Pipeline` (`CogView3UpscalePipeline(**pipe.components)`, `from_pipe`),
+    but has no use for the base's; `from_pretrained` leaves them out.
+
+    Args:
+        tokenizer: of T5's kind. Only needed for prompts in words.
+        text_encoder: T5 encoder. Only needed for prompts in words.
+        vae: KL autoencoder with a scaling factor and perhaps a shift factor.
+        unet: unused, kept for sharing.
+        scheduler: unused, kept for sharing.
+        relay_unet: the relay stage.
+        relay_scheduler: the relay stage's.
+    """
+
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler"]
+    _required_components: ClassVar[tuple[str, ...]] = ("vae", "relay_unet", "relay_scheduler")
+    _skipped_components: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
+    _relay_guidance = "_guidance_scale"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder: T5EncoderModel | None,
+        vae: AutoencoderKL,
+        relay_unet: UNet2DConditionModel,
+        relay_scheduler: RelayScheduler,
+        unet: UNet2DConditionModel | None = None,
+        scheduler: EulerDiscreteScheduler | None = None,
+    ) -> None:
+        super().__init__()
+        self._register(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            relay_unet=relay_unet,
+            relay_scheduler=relay_scheduler,
+        )
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the relay runs a second, unconditional branch where there is a prompt."""
+        return self._guidance_scale > 1 and self.relay_unet.config.time_cond_proj_dim is None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: inputs.Picture | Sequence[inputs.Picture],
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        num_relays: int = 1,
+        guidance_scale: float | None = None,
+        relay_start: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
+        eta: float = 0.0,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Enlarge pictures to exactly 2^num_relays times their sides.
+
+        Args:
+            image: a PIL picture, an array (H, W, 3), a tensor (3, H, W), batches or lists of them. Floats in
+                0..1 or uint8; all of one size, but any: it is padded by reflection and cropped again.
+            prompt: what the picture shows, one for all pictures or one for each. Without one, and without a
+                negative one, there is no guidance.
+            negative_prompt: what guidance leads away from; zeros where left out.
+            num_inference_steps: steps of each relay; the mode's relay steps by default.
+            num_relays: how often the side is doubled, 1 to 8.
+            guidance_scale: 1 and less means none; the mode's relay guidance by default.
+            relay_start: T_r, 1 to 1000: higher redraws more; the relay scheduler's by default.
+            num_images_per_prompt: enlargements of each picture.
+            generator: one for all enlargements, or a list with one for each.
+            prompt_embeds: (1 or pictures, L, C), instead of `prompt`.
+            negative_prompt_embeds: alike, instead of `negative_prompt`.
+            output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, h, w),
+                scaled, where padding is not cropped.
+            return_dict: an `ImagePipelineOutput` rather than a tuple.
+            callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step of all
+                relays; tensors that it returns replace ours.
+            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds,
+                negative_prompt_embeds.
+            eta: stochasticity of the steps, 0 (the published sampler) to 1.
+
+        Returns:
+            `images`: pictures * num_images_per_prompt of them, those of a picture side by side.
+
+        Raises:
+            UserError: wrong arguments, before any work.
+            FloatingPointError: a stage overflowed, in float16 say.
+        """
+        given = {
+            "relay_steps": num_inference_steps,
+            "relay_start": relay_start,
+            "relay_guidance": guidance_scale,
+        }
+        self._settle_guidance(guidance_scale, self.mode.relay_guidance_scale, given)
+        inputs.check_whole("num_relays", num_relays, 1, 8)
+        steps = self.mode.relay_steps if num_inference_steps is None else num_inference_steps
+        relays = RelaySettings(count=num_relays, steps=steps, start=relay_start, eta=eta)
+        self._check_relays(relays)
+        self._num_timesteps = num_relays * steps
+        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        prompts = self._check_text(*texts, self.relay_unet)
+        pixels = inputs.to_pixels(image)
+        if prompts not in (0, 1, len(pixels)):
+            raise UserError(f"{prompts} prompts for {len(pixels)} pictures: give one for each, or one for all")
+        inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
+        padded = self._pad(pixels, num_relays).repeat_interleave(num_images_per_prompt, dim=0)
+        run = self._start_run(
+            len(padded), output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+        embeds = self._embed(*texts, len(pixels))
+        run.prompt_embeds, run.negative_prompt_embeds = (
+            None if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in embeds
+        )
+        images = self._relays(padded, relays, run)
+        if output_type != "latent":
+            images = self._to_pixels(images)
+            doubled = images.shape[2] // padded.shape[2]
+            images = images[:, :, : doubled * pixels.shape[2], : doubled * pixels.shape[3]]
+        return self._output(images, output_type, return_dict)
+
+    def _pad(self, pixels: torch.Tensor, num_relays: int) -> torch.Tensor:
+        """Pictures (B, 3, H, W) padded so that twice their sides fill whole latents; refuses absurd sizes."""
+        height, width = pixels.shape[2:]
+        longest = inputs.MAX_SIDE // 2**num_relays
+        if max(height, width) > longest:
+            raise UserError(f"image is {width}x{height}: give sides of at most {longest} for {num_relays} relays")
+        return inputs.pad_reflected(pixels, max(1, self.vae_scale_factor // 2)).to(self._execution_device)
+
+    def _embed(
+        self,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        pictures: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings for each picture; without any prompt one zero token and no unconditional branch.
+
+        Attention to zeros, none of them masked, is the same for any number of them.
+        """
+        nothing = [prompt, negative_prompt, prompt_embeds, negative_prompt_embeds].count(None) == 4
+        if nothing:
+            width = self.relay_unet.config.cross_attention_dim
+            return torch.zeros(pictures, 1, width, device=self._execution_device), None
+        if prompt is None and prompt_embeds is None:
+            negative_prompt_embeds, _ = self.encode_prompt(negative_prompt, None, 1, negative_prompt_embeds, None)
+            negative_prompt = None
+            prompt_embeds = torch.zeros_like(negative_prompt_embeds)
+        embeds = self.encode_prompt(prompt, negative_prompt, 1, prompt_embeds, negative_prompt_embeds)
+        return tuple(e.expand(pictures, -1, -1) for e in embeds)

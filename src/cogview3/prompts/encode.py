@@ -1,0 +1,88 @@
+"""Text to embeddings: T5, a fixed number of tokens, no attention mask.
+
+As in the published release, prompts are padded to the full length and neither T5 nor the UNet is told which
+tokens are padding. The unconditional branch of guidance is an all-zero embedding, not the encoding of "".
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cogview3.config import UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXT_LENGTH = 4096
+"""Longest believable `tokenizer.model_max_length`: a tokenizer without one reports 1e30."""
+
+
+def check_prompt(name: str, prompt: str | Sequence[str]) -> list[str]:
+    """A prompt or a list of prompts as a list; `name` is the argument's, for the error.
+
+    Raises:
+        UserError: neither a string nor a list of strings, or an empty list. Empty strings are allowed.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list | tuple):
+        raise UserError(f"{name} is {type(prompt).__name__} {prompt!r}: give a string or a list of strings")
+    if not prompts:
+        raise UserError(f"{name} is an empty list: give at least one string")
+    for text in prompts:
+        if not isinstance(text, str):
+            raise UserError(f"{name} holds {type(text).__name__} {text!r}: give strings only")
+    return list(prompts)
+
+
+def text_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of tokens that every prompt is padded or cut to (225 in the published models).
+
+    Raises:
+        UserError: the tokenizer has no usable `model_max_length`.
+    """
+    length = tokenizer.model_max_length
+    if not 1 < length <= MAX_TEXT_LENGTH:
+        raise UserError(f"tokenizer.model_max_length is {length}: set it to the model's text length")
+    return length
+
+
+def left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The end of the prompt that does not fit into `text_length` tokens; empty where all of it fits."""
+    room = text_length(tokenizer) - tokenizer.num_special_tokens_to_add()
+    tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer.decode(tokens[room:], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    prompts: Sequence[str],
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Encode prompts; what does not fit is cut and reported by a warning that quotes it.
+
+    Args:
+        tokenizer: of T5's kind, with `model_max_length` set to the text length L.
+        text_encoder: a T5 encoder of width C.
+        prompts: B strings, empty ones allowed.
+        device: where the tokens go; the encoder's own device by default.
+
+    Returns:
+        (B, L, C) in the encoder's dtype.
+
+    Raises:
+        FloatingPointError: the encoder overflowed, as T5 does in float16.
+    """
+    length = text_length(tokenizer)
+    for prompt in dict.fromkeys(prompts):
+        if rest := left_out(tokenizer, prompt):
+            logger.warning("A prompt was cut to %d tokens; left out: %r", length, rest)
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    embeddings = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state
+    if not embeddings.isfinite().all():
+        raise FloatingPointError(
+            f"the text encoder gave infinite or undefined numbers in {embeddings.dtype}: load it in bfloat16 or float32"
+        )
+    return embeddings

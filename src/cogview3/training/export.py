@@ -1,0 +1,92 @@
+"""Runs to a model folder: averaged weights, float16, with `sampling.json`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from transformers import AutoTokenizer, T5EncoderModel
+
+from cogview3 import checkpoints
+from cogview3.config import UserError
+from cogview3.generation.modes import Mode, Sampling, write_sampling
+from cogview3.generation.pipeline import CogView3Pipeline
+from cogview3.generation.scheduler import RelayScheduler
+
+
+def export(
+    vae: Path,
+    text: Path,
+    base: Path,
+    relay: Path | None,
+    modes: dict[str, tuple[Path, Path]],
+    out: Path,
+    sampling: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a model folder in diffusers' format, whole or not at all, replacing an earlier one.
+
+    Args:
+        vae, text, base, relay: runs, model folders or bundled models that hold these components; the newest
+            checkpoint of a run counts, whether the run is finished or not.
+        modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps).
+        out: the model folder.
+        sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...).
+
+    Returns:
+        {"out", "modes", "bytes", "components"}.
+
+    Raises:
+        UserError: a component is missing, a mode's name is not of that form, or `out` is some other folder.
+    """
+    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
+    default = Mode(**(sampling or {}))
+    name = f"{default.steps}+{default.relay_steps}"
+    entries = {name: default, **{mode: _distilled(mode, default) for mode in modes}}
+    pipe = _assemble(vae, text, base, relay).to(torch.float16)
+    with checkpoints.whole_folder(out) as folder:
+        pipe.save_pretrained(folder)
+        for mode, (unet, relay_unet) in modes.items():
+            _load_unet(unet, "unet").to(torch.float16).save_pretrained(folder / entries[mode].unet)
+            _load_unet(relay_unet, "relay_unet").to(torch.float16).save_pretrained(folder / entries[mode].relay_unet)
+        write_sampling(Sampling(default=name, modes=entries), folder)
+    sizes = {item.name: _bytes(item) for item in sorted(out.iterdir()) if item.is_dir()}
+    return {"out": str(out), "modes": list(entries), "bytes": sum(sizes.values()), "components": sizes}
+
+
+def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3Pipeline:
+    folder = checkpoints.weights_folder
+    relay_parts = {}
+    if relay is not None:
+        scheduler = RelayScheduler.from_pretrained(folder(relay, "relay_scheduler"))
+        relay_parts = {"relay_unet": _load_unet(relay, "relay_unet"), "relay_scheduler": scheduler}
+    return CogView3Pipeline(
+        tokenizer=AutoTokenizer.from_pretrained(folder(text, "tokenizer")),
+        text_encoder=T5EncoderModel.from_pretrained(folder(text, "text_encoder")),
+        vae=AutoencoderKL.from_pretrained(folder(vae, "vae")),
+        unet=_load_unet(base, "unet"),
+        scheduler=EulerDiscreteScheduler.from_pretrained(folder(base, "scheduler")),
+        **relay_parts,
+    )
+
+
+def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(checkpoints.weights_folder(reference, component))
+
+
+def _distilled(name: str, default: Mode) -> Mode:
+    steps, plus, relay_steps = name.partition("+")
+    if not (plus and steps.isdigit() and relay_steps.isdigit()):
+        raise UserError(f"--mode {name!r} does not name its steps; write base steps + relay steps, as in 4+1")
+    changes = {
+        "steps": int(steps),
+        "relay_steps": int(relay_steps),
+        "unet": f"modes/{name}/unet",
+        "relay_unet": f"modes/{name}/relay_unet",
+        "distilled": True,
+    }
+    return default.model_copy(update=changes)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,295 @@
+"""The training loop: the same for every objective.
+
+Samples, noise and timesteps depend on (seed, sample index) alone, so a run that was stopped goes on with exactly the
+losses it would have had, and how a batch is spread over processes does not matter.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+from cogview3 import checkpoints
+from cogview3.config import Optimizer, Recipe, UserError
+from cogview3.training.objectives import Objective, build
+
+
+def learning_rate(optimizer: Optimizer, images: int, total: int) -> float:
+    """Learning rate after `images` of `total`: linear warm-up, then constant, linear or half-cosine to 0."""
+    if images < optimizer.warmup_images:
+        return optimizer.learning_rate * (images + 1) / optimizer.warmup_images
+    done = (images - optimizer.warmup_images) / max(1, total - optimizer.warmup_images)
+    factors = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return optimizer.learning_rate * factors[optimizer.decay]
+
+
+def train(recipe: Recipe, out: Path | None = None, restart: bool = False, device: str = "auto") -> dict[str, Any]:
+    """Run a recipe to its end in the run folder `out`, resuming from its newest checkpoint.
+
+    Gives {"run", "images", "loss", "validation", "seconds"}. Raises UserError for a folder of another recipe, and
+    RuntimeError where the loss stops being finite. SIGTERM and SIGINT write a checkpoint first.
+    """
+    run = Path(out) if out else Path("runs") / recipe.name
+    accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu")
+    if recipe.train.batch % accelerator.num_processes:
+        raise UserError(
+            f"train.batch {recipe.train.batch} does not divide among {accelerator.num_processes} processes; "
+            "change it with --set train.batch=N"
+        )
+    if accelerator.is_main_process:
+        checkpoints.open_run(run, recipe.to_dict(), restart)
+    accelerator.wait_for_everyone()
+    return _Run(recipe, run, accelerator).go()
+
+
+class _Run:
+    """State of one run: objective, optimizer, EMA and the number of images seen."""
+
+    def __init__(self, recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
+        self.recipe, self.run, self.accelerator = recipe, run, accelerator
+        self.objective: Objective = build(recipe)
+        with accelerator.main_process_first():
+            self.objective.prepare(str(accelerator.device))
+        parameters = [p for p in self.objective.trained.parameters() if p.requires_grad]
+        optimizer = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            parameters,
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+            fused=True,
+        )
+        self.objective.to(accelerator.device)
+        self.ema = EMAModel(
+            self.objective.trained.parameters(), decay=optimizer.ema_decay, use_ema_warmup=True, power=0.75
+        )
+        self.images = 0
+        found = checkpoints.checkpoints(run)
+        if found:
+            self._load(found[-1][1])
+        self.module = accelerator.prepare_model(self.objective)
+        self.stop: int | None = None
+
+    def go(self) -> dict[str, Any]:
+        recipe, start, begun = self.recipe, time.time(), self.images
+        log = _Log(self.run, self.images, recipe.train.images, self.accelerator.is_main_process)
+        figures: dict[str, float] = {}
+        with _stop_signals(self), log:
+            while self.images < recipe.train.images and self.stop is None:
+                before = self.images
+                log.add(self._step(), self.optimizer.param_groups[0]["lr"], self.images)
+                if _passed(before, self.images, recipe.train.log_images):
+                    log.write(self.images)
+                if _passed(before, self.images, recipe.validate_.every_images):
+                    figures = self._validate(log)
+                if _passed(before, self.images, recipe.train.checkpoint_images):
+                    self._save()
+            if self.images > begun and not _passed(before, self.images, recipe.train.checkpoint_images):
+                self._save()
+            if self.stop is None and not figures:
+                figures = self._validate(log)
+        if self.stop is not None:
+            print(f"stopped at {self.images} images; the same command resumes", file=sys.stderr)
+            raise KeyboardInterrupt if self.stop == signal.SIGINT else SystemExit(128 + self.stop)
+        result = {"run": str(self.run), "images": self.images, "loss": log.last_loss, "validation": figures}
+        return {**result, "seconds": round(time.time() - start, 1)}
+
+    def _step(self) -> dict[str, torch.Tensor]:
+        recipe, accelerator = self.recipe, self.accelerator
+        count = min(recipe.train.batch, recipe.train.images - self.images)
+        indices = list(range(self.images, self.images + count))[accelerator.process_index :: accelerator.num_processes]
+        batch = self.objective.batch(self.images, indices or [self.images])
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe.optimizer, self.images, recipe.train.images)
+        with accelerator.autocast():
+            losses = self.module({key: value.to(accelerator.device) for key, value in batch.items()})
+        if not torch.isfinite(losses["loss"]):
+            raise RuntimeError(
+                f"the loss is {losses['loss'].item()} at image {self.images}; lower optimizer.learning_rate"
+            )
+        accelerator.backward(losses["loss"])
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.trained.parameters(), recipe.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.objective.trained.parameters())
+        self.images += count
+        return {**{key: value.detach() for key, value in losses.items()}, "gradient": norm}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        parameters = list(self.objective.trained.parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        self.objective.eval()
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+            self.objective.train()
+
+    def _validate(self, log: "_Log") -> dict[str, float]:
+        if not self.accelerator.is_main_process:
+            return {}
+        with self._averaged():
+            figures = self.objective.validate()
+            grid = self.objective.samples()
+        if grid is not None:
+            with checkpoints.whole_file(self.run / "samples" / f"images-{self.images}.png") as path:
+                grid.save(path)
+        log.write_figures(self.images, figures)
+        return figures
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, self._write)
+        with self._averaged(), checkpoints.whole_folder(self.run / "weights") as folder:
+            self.objective.save(folder)
+
+    def _write(self, folder: Path) -> None:
+        trained = self.objective.trained
+        save_file(_named(_own_state(trained)), folder / "model.safetensors")
+        names = [name for name, _ in trained.named_parameters()]
+        save_file(_named(dict(zip(names, self.ema.shadow_params, strict=True))), folder / "ema.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        state = {"images": self.images, "ema_steps": self.ema.optimization_step}
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def _load(self, folder: Path) -> None:
+        state = checkpoints.read_state(folder)
+        trained = self.objective.trained
+        try:
+            state_dict = load_file(folder / "model.safetensors")
+            if state_dict.keys() != _own_state(trained).keys():
+                raise ValueError("its tensor names are not this model's")
+            trained.load_state_dict(state_dict, strict=False)
+            averaged = load_file(folder / "ema.safetensors")
+            shadow = [averaged[name] for name, _ in trained.named_parameters()]
+            self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
+            ) from error
+        self.ema.shadow_params = [value.to(self.accelerator.device) for value in shadow]
+        self.ema.optimization_step = state["ema_steps"]
+        self.images = state["images"]
+
+
+def _own_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dictionary with each tied tensor once."""
+    names = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
+    return {name: value for name, value in module.state_dict().items() if name in names}
+
+
+def _named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _passed(before: int, now: int, every: int) -> bool:
+    return before // every != now // every
+
+
+@contextmanager
+def _stop_signals(run: _Run) -> Iterator[None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        run.stop = number
+
+    previous: dict[int, Callable | int | None] = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Log:
+    """Metrics to metrics.jsonl and TensorBoard, progress to the terminal."""
+
+    def __init__(self, run: Path, images: int, total: int, enabled: bool) -> None:
+        self.path, self.total, self.enabled = run / "metrics.jsonl", total, enabled
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count, self.rate, self.since, self.last_loss = 0, 0.0, images, math.nan
+        self.board: Any = None
+        if enabled:
+            self._forget_after(images)
+
+    def _forget_after(self, images: int) -> None:
+        if self.path.exists():
+            lines = self.path.read_text("utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["images"] <= images]
+            checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def __enter__(self) -> "_Log":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.progress = Progress(*columns, console=console, disable=not (self.enabled and console.is_terminal))
+        self.progress.start()
+        self.task = self.progress.add_task("images", total=self.total, completed=self.since, text="")
+        self.clock = time.time()
+        if self.enabled and os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0":
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(self.path.parent / "tensorboard"))
+            except ImportError:
+                self.board = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+        if self.board is not None:
+            self.board.close()
+
+    def add(self, losses: dict[str, torch.Tensor], rate: float, images: int) -> None:
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0) + value.double()
+        self.count, self.rate = self.count + 1, rate
+        self.progress.update(self.task, completed=images)
+
+    def write(self, images: int) -> None:
+        means = {key: (value / self.count).item() for key, value in self.sums.items()}
+        seconds = max(time.time() - self.clock, 1e-9)
+        self.last_loss = means.get("loss", math.nan)
+        speed = round((images - self.since) / seconds, 2)
+        self._line({"images": images, **means, "learning_rate": self.rate, "images_per_second": speed})
+        self.progress.update(self.task, text=f"{speed}/s loss {self.last_loss:.4f}")
+        self.sums, self.count, self.clock, self.since = {}, 0, time.time(), images
+
+    def write_figures(self, images: int, figures: dict[str, float]) -> None:
+        self._line({"images": images, **{f"validation/{key}": value for key, value in figures.items()}})
+        self.clock = time.time()
+
+    def _line(self, entries: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entries) + "\n")
+        if self.board is not None:
+            for key, value in entries.items():
+                self.board.add_scalar(key, value, entries["images"])
+        if not self.progress.console.is_terminal:
+            shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items())
+            print(f"{shown} (of {self.total})", file=sys.stderr, flush=True)

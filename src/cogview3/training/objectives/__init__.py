@@ -1,0 +1,58 @@
+"""What is trained and on what: one objective for each kind of recipe.
+
+An objective is a module whose `forward` maps a batch to its loss. The loop knows nothing else of it.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor, nn
+
+from cogview3.config import Recipe
+
+Batch = dict[str, Tensor]
+
+
+class Objective(nn.Module, ABC):
+    """Base of all objectives. `trained` holds the parameters that the optimizer moves and the EMA follows."""
+
+    trained: nn.Module
+
+    def prepare(self, device: str) -> None:
+        """Work before the first step that may take long, as caching latents. Runs on the main process first."""
+
+    @abstractmethod
+    def batch(self, first: int, indices: list[int]) -> Batch:
+        """The samples `indices` of the batch that starts at sample `first`; depends on these and the seed alone."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch, scalars; the one named "loss" is minimized."""
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Figures on a fixed set, with the weights that `trained` holds now."""
+
+    @abstractmethod
+    def samples(self) -> Image.Image | None:
+        """A grid to look at, with the weights that `trained` holds now; None where there is nothing to see."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the weights that `trained` holds now, ready for use, as component folders under `folder`."""
+
+
+def build(recipe: Recipe) -> Objective:
+    """The objective of a recipe, with freshly initialized or loaded weights (`recipe.start_from`)."""
+    if recipe.kind == "vae":
+        from cogview3.training.objectives.vae import VaeTraining
+
+        return VaeTraining(recipe)
+    if recipe.kind == "text":
+        from cogview3.training.objectives.text import TextTraining
+
+        return TextTraining(recipe)
+    from cogview3.training.objectives.diffusion import DiffusionTraining
+
+    return DiffusionTraining(recipe)

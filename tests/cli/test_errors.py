@@ -1,0 +1,137 @@
+"""Exit codes: 0, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM; one line each, nothing half-written."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from cogview3.cli.errors import ReportingGroup, Terminated, describe
+from cogview3.config import UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "word"),
+    [
+        (UserError("size 7: give 8"), 2, "size 7: give 8"),
+        (ValueError("two\nlines"), 2, "two lines"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), 2, "a.txt: No such file"),
+        (PermissionError(errno.EACCES, "Permission denied", "b"), 2, "b: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "make room"),
+        (OSError(errno.EIO, "Input/output error", "c"), 1, "c: Input/output error"),
+        (OSError("endpoint did not answer"), 1, "endpoint did not answer"),
+        (MemoryError(), 1, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
+        (FloatingPointError("the relay stage overflowed"), 1, "the relay stage overflowed"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "terminated"),
+    ],
+)
+def test_foreseeable_failures_have_a_code_and_a_line(error: BaseException, code: int, word: str) -> None:
+    assert (known := describe(error)) is not None
+    assert known[0] == code
+    assert word in known[1]
+    assert "\n" not in known[1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x"), AssertionError()])
+def test_our_own_bugs_keep_their_traceback(error: Exception) -> None:
+    assert describe(error) is None
+
+
+def failing_app(error: BaseException) -> typer.Typer:
+    app = typer.Typer(cls=ReportingGroup)
+
+    @app.callback()
+    def root(debug: bool = False) -> None: ...
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    return app
+
+
+def test_debug_shows_the_traceback_instead() -> None:
+    error = UserError("bad")
+    plain = CliRunner().invoke(failing_app(error), ["fail"])
+    assert (plain.exit_code, plain.stderr) == (2, "error: bad\n")
+    debugged = CliRunner().invoke(failing_app(error), ["--debug", "fail"])
+    assert debugged.exception is error
+
+
+def test_the_handler_of_sigterm_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    CliRunner().invoke(failing_app(UserError("bad")), ["fail"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+INTERRUPTED_RUN = """
+import os, signal, sys
+from cogview3.data.scenes import write
+render, drawn = write.render, []
+
+def render_and_signal(scene, size):
+    drawn.append(scene)
+    if len(drawn) == 3:
+        os.kill(os.getpid(), signal.Signals[sys.argv.pop(1)])
+    return render(scene, size)
+
+write.render = render_and_signal
+from cogview3.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_in_the_middle_leave_nothing_behind(tmp_path: Path, name: str, code: int) -> None:
+    arguments = ["data", "scenes", "--count", "1000", "--size", "32", "--out", "made"]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_RUN, name, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+from cogview3.cli import main
+main()
+"""
+
+
+def test_a_full_disk_is_a_failure_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: both end a write in the middle by an OSError."""
+    arguments = ["data", "scenes", "--count", "9", "--size", "128", "--out", "made"]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "make room" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = """
+import json, sys
+from typer.testing import CliRunner
+from cogview3.cli.app import app
+codes = [CliRunner().invoke(app, arguments).exit_code for arguments in json.loads(sys.argv[1])]
+print(json.dumps([codes, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+    commands = [[], ["generate"], ["upscale"], ["info"], ["train"], ["export"], ["evaluate"]]
+    commands += [["data"], ["data", "scenes"], ["bench"], ["bench", "inference"]]
+    calls = [[*command, "--help"] for command in commands] + [["--version"]]
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, check=True)
+    codes, modules = json.loads(done.stdout)
+    assert codes == [0] * len(calls)
+    assert not {"torch", "diffusers", "transformers", "accelerate", "numpy", "scipy"} & set(modules)

@@ -1,0 +1,226 @@
+"""`generate` and `upscale` on a tiny random model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import Result
+
+import cogview3
+from cogview3.cli.generate import gather_prompts
+from cogview3.config import UserError
+from tests.cli.conftest import error_line
+
+Run = Callable[..., Result]
+
+
+def pixels(path: Path | str) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_pictures_of_several_prompts(run: Run, tiny_model: Path) -> None:
+    result = run(
+        "generate", "a red star", "blue", "--model", tiny_model, "--count", 2, "--batch", 3, "--seed", 5, "--grid",
+        "-o", "out", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    names = ["a-red-star-5", "a-red-star-6", "blue-7", "blue-8", "grid-5"]
+    assert facts["files"] == [f"out/{name}.png" for name in names]
+    assert facts["prompts"] == ["a red star"] * 2 + ["blue"] * 2
+    assert facts["seeds"] == [5, 6, 7, 8]
+    assert (facts["mode"], facts["steps"], facts["relay_steps"]) == ("2+2", 2, 2)
+    assert facts["seconds"] > 0
+    with Image.open("out/blue-8.png") as image:
+        assert image.size == (128, 128)
+        written = {"model": "tiny", "mode": "2+2", "steps": "2", "relay_steps": "2", "prompt": "blue", "seed": "8"}
+        assert image.text == {**written, "version": cogview3.__version__}
+    with Image.open("out/grid-5.png") as sheet, Image.open("out/blue-7.png") as image:
+        assert sheet.size == (256, 256)
+        assert sheet.crop((0, 128, 128, 256)).tobytes() == image.tobytes()
+
+
+def test_a_picture_of_a_batch_comes_out_alike_alone(run: Run, tiny_model: Path) -> None:
+    assert run("generate", "a", "--model", tiny_model, "--count", 2, "--seed", 8, "-o", "both").exit_code == 0
+    result = run("generate", "a", "--model", tiny_model, "--seed", 9, "-o", "alone.png")
+    assert result.stdout.splitlines()[0] == "alone.png"
+    assert "seed 9" in result.stdout
+    together, alone = pixels("both/a-9.png"), pixels("alone.png")
+    # sums in another order move float32 by 1e-6 or so: now and then over the edge of one of 256 values
+    assert max(abs(a - b) for a, b in zip(together, alone, strict=True)) <= 1
+    assert pixels("both/a-8.png") != alone
+
+
+def test_settings_reach_the_pipeline(run: Run, tiny_model: Path) -> None:
+    assert run("generate", "a", "--model", tiny_model, "--seed", 0, "-o", "plain.png").exit_code == 0
+    for number, option in enumerate(
+        [
+            ("--steps", 3),
+            ("--relay-steps", 3),
+            ("--guidance", 1.5),
+            ("--relay-guidance", 1.5),
+            ("--negative", "blue"),
+            ("--fast",),
+        ]
+    ):
+        result = run("generate", "a", "--model", tiny_model, "--seed", 0, "-o", f"{number}.png", *option)
+        assert result.exit_code == 0, result.output
+        assert pixels(f"{number}.png") != pixels("plain.png"), option
+    for option, size in ({("--relays", 0): (64, 64), ("--size", "64x96"): (64, 96)}).items():
+        assert run("generate", "a", "--model", tiny_model, "-o", "other.png", *option).exit_code == 0
+        with Image.open("other.png") as image:
+            assert image.size == size
+
+
+def test_prompts_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffein Stern\r\n\r\n  红 \n".encode())
+    assert gather_prompts(["first"], file) == ["first", "ein Stern", "红"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "content", "reason"),
+    [
+        ([], None, "no prompt"),
+        (["a", " \n"], None, "prompt 2 is empty"),
+        (["\udcff"], None, "prompt 1 is not valid UTF-8"),
+        ([], b"\n \n", "no prompts in it"),
+        ([], b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_prompts_that_are_none(tmp_path: Path, prompts: list[str], content: bytes | None, reason: str) -> None:
+    file = None
+    if content is not None:
+        file = tmp_path / "prompts.txt"
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        gather_prompts(prompts, file)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no prompt"]),
+        ([""], ["prompt 1 is empty"]),
+        (["a", "--file", "none.txt"], ["none.txt", "No such file"]),
+        (["a", "--count", "0"], ["--count", "0"]),
+        (["a", "--steps", "0"], ["--steps", "0"]),
+        (["a", "--steps", "-1"], ["--steps", "-1"]),
+        (["a", "--steps", "1001"], ["--steps", "1001"]),
+        (["a", "--relay-steps", "0"], ["--relay-steps", "0"]),
+        (["a", "--relays", "9"], ["--relays", "9"]),
+        (["a", "--seed", "-1"], ["--seed", "-1"]),
+        (["a", "--guidance", "nan"], ["--guidance", "nan"]),
+        (["a", "--relay-guidance", "inf"], ["--relay-guidance", "inf"]),
+        (["a", "--size", "big"], ["--size", "big"]),
+        (["a", "--fast", "--mode", "8+2"], ["--fast", "8+2"]),
+        (["a", "--device", "abacus"], ["--device", "abacus"]),
+        (["a", "--dtype", "int3"], ["--dtype", "int3"]),
+        (["a", "-o", "x.jpg"], ["x.jpg", "PNG"]),
+        (["a", "-o", "none/x.png"], ["none", "does not exist"]),
+        (["a", "-o", "none/x"], ["none", "does not exist"]),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    def loaded(*given: object, **options: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(cogview3.CogView3Pipeline, "from_pretrained", loaded)
+    result = run("generate", *arguments)
+    assert result.exit_code == 2, result.output
+    line = error_line(result)
+    assert all(word in line for word in words), line
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--size", "100x128"], ["width", "100"]),
+        (["--size", "99999x16"], ["99999"]),
+        (["--mode", "8+2"], ["8+2", "2+2, 4+1"]),
+        (["--fast", "--steps", "3"], ["3", "4+1"]),
+        (["--fast", "--guidance", "13"], ["13", "4+1"]),
+    ],
+)
+def test_what_only_the_model_knows_is_refused_too(
+    run: Run, tiny_model: Path, arguments: list[str], words: list[str]
+) -> None:
+    result = run("generate", "a", "--model", tiny_model, *arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr
+    assert list(Path().iterdir()) == []
+
+
+def test_model_folders_that_are_none(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    for name in ("none", "empty", "file", "foreign"):
+        result = run("generate", "a", "--model", name)
+        assert result.exit_code == 2, result.output
+        assert name in error_line(result)
+
+
+def test_a_long_prompt_is_cut_with_a_warning(run: Run, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = run("generate", "a red star " * 2000, "--model", tiny_model, "--relays", 0, "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "left out" in caplog.text
+    assert max(len(path.name) for path in Path().iterdir()) < 80
+
+
+def test_words_unknown_to_the_bundled_model_are_named(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "scenes")
+    prompt = "a red cirlce left of a zebrafish"
+    for model, warned in ((tiny_model, False), (tmp_path / "scenes", True)):
+        result = run("generate", prompt, "--model", model, "--relays", 0, "--steps", 1, "-o", "a.png")
+        assert result.exit_code == 0, result.output
+        assert ("'cirlce'; near words: circle" in result.stderr) is warned
+        assert ("'zebrafish'" in result.stderr) is warned
+        assert "'red'" not in result.stderr
+
+
+def test_enlarging(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    Image.new("L", (37, 20), 99).save(tmp_path / "a.png")
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(tmp_path / "b.webp")
+    result = run(
+        "upscale", "a.png", "b.webp", "--model", tiny_model, "--prompt", "red", "--seed", 3, "-o", "out", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["files"] == ["out/a-2x.png", "out/b-2x.png"]
+    assert facts["seeds"] == [3, 4]
+    with Image.open("out/a-2x.png") as image:
+        assert image.size == (74, 40)
+        assert image.text["prompt"] == "red"
+        assert image.text["seed"] == "3"
+    assert run("upscale", "b.webp", "--model", tiny_model, "--relays", 2, "-o", "four.png").exit_code == 0
+    with Image.open("four.png") as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.png"], ["none.png", "No such file"]),
+        (["text.png"], ["text.png", "not a picture"]),
+        (["a.png", "--relays", "0"], ["--relays", "0"]),
+        (["a.png", "--guidance", "nan"], ["--guidance", "nan"]),
+        (["a.png", "-o", "x.jpg"], ["x.jpg", "PNG"]),
+    ],
+)
+def test_bad_pictures_are_refused_before_the_model_is_loaded(
+    run: Run, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "text.png").write_text("hello")
+    result = run("upscale", *arguments, "--model", "none")
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr

@@ -1,0 +1,88 @@
+"""`info` against the loaded model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from cogview3 import CogView3Pipeline
+from tests.cli.conftest import error_line
+
+Run = Callable[..., Result]
+
+
+def test_sizes_are_those_of_the_loaded_model(run: Run, tiny_model: Path) -> None:
+    result = run("info", tiny_model, "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    pipe = CogView3Pipeline.from_pretrained(tiny_model)
+    counts = {
+        name: sum(tensor.numel() for tensor in getattr(pipe, name).parameters())
+        for name in ("text_encoder", "vae", "unet", "relay_unet")
+    }
+    measured = {name: part["parameters"] for name, part in facts["components"].items() if "/" not in name}
+    assert measured == counts
+    assert facts["components"]["unet"]["bytes"] == sum(
+        file.stat().st_size for file in (tiny_model / "unet").glob("*.safetensors")
+    )
+    assert facts["memory"] == {"float32": 4 * sum(counts.values()), "bfloat16": 2 * sum(counts.values())}
+    assert (facts["side"], facts["base_side"], facts["prompt_tokens"]) == (128, 64, 12)
+    assert facts["class"] == "CogView3Pipeline"
+
+
+def test_modes_count_their_own_networks(run: Run, tiny_model: Path) -> None:
+    facts = json.loads(run("info", tiny_model, "--json").stdout)
+    assert facts["default_mode"] == "2+2"
+    assert facts["modes"]["4+1"]["distilled"] is True
+    own = CogView3Pipeline.from_pretrained(tiny_model, mode="4+1")
+    held = sum(
+        tensor.numel()
+        for module in (own.text_encoder, own.vae, own.unet, own.relay_unet)
+        for tensor in module.parameters()
+    )
+    assert facts["modes"]["4+1"]["memory"]["float32"] == 4 * held
+    assert facts["modes"]["2+2"]["memory"] == facts["memory"]
+
+
+def test_the_text_names_modes_and_card(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    (copy / "README.md").write_text("# Card\n")
+    text = run("info", copy).stdout
+    assert str(copy / "README.md") in text
+    assert "size     128x128, base 64x64" in text
+    assert "4+1      distilled, base steps 4, relay steps 1" in text
+    (copy / "sampling.json").unlink()
+    assert "modes    none" in run("info", copy).stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"model_index.json": None}, ["model_index.json"]),
+        ({"model_index.json": "{"}, ["model_index.json"]),
+        ({"sampling.json": "{}"}, ["sampling.json"]),
+        ({"unet/config.json": "["}, ["unet", "config.json"]),
+        ({"vae/diffusion_pytorch_model.safetensors": "short"}, ["diffusion_pytorch_model.safetensors", "damaged"]),
+    ],
+)
+def test_damaged_folders(
+    run: Run, tiny_model: Path, tmp_path: Path, damage: dict[str, str | None], words: list[str]
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    for name, content in damage.items():
+        path = tmp_path / "copy" / name
+        path.unlink() if content is None else path.write_text(content)
+    result = run("info", "copy")
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr
+
+
+def test_models_that_are_not_here(run: Run) -> None:
+    for name in ("none", "owner/name"):
+        result = run("info", name)
+        assert result.exit_code == 2, result.output
+        assert name in error_line(result)

@@ -1,0 +1,99 @@
+"""What stands behind the shared options."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cogview3.cli import options
+from cogview3.cli.options import Device, Dtype
+from cogview3.config import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [(None, (None, None)), ("256x512", (256, 512)), ("8X8", (8, 8)), ("1024×64", (1024, 64))]
+)
+def test_sizes_are_width_by_height(text: str | None, size: tuple) -> None:
+    assert options.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["256", "x", "256x", "-8x8", "0x8", "8x0", "8.5x8", "256x256x3", "", "999999x8"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="256x256"):
+        options.parse_size(text)
+
+
+def test_fast_is_a_mode() -> None:
+    assert options.pick_mode(None, fast=False) is None
+    assert options.pick_mode("8+2", fast=False) == "8+2"
+    assert options.pick_mode(None, fast=True) == options.pick_mode("4+1", fast=True) == "4+1"
+    with pytest.raises(UserError, match=r"8\+2"):
+        options.pick_mode("8+2", fast=True)
+
+
+def test_seeds_given_are_kept_and_others_differ() -> None:
+    assert options.pick_seed(0) == 0
+    drawn = {options.pick_seed(None) for _ in range(8)}
+    assert len(drawn) > 1  # equal with a chance of 2^-217
+    assert all(0 <= seed < 2**31 for seed in drawn)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_must_be_finite(value: float) -> None:
+    with pytest.raises(UserError, match="--guidance"):
+        options.check_finite("--guidance", value)
+    options.check_finite("--guidance", None)
+    options.check_finite("--guidance", 7.5)
+
+
+def test_devices_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert options.pick_device(Device.auto) == options.pick_device(Device.cpu) == "cpu"
+    for device in (Device.cuda, Device.mps):
+        with pytest.raises(UserError, match=f"--device {device}: not available"):
+            options.pick_device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert options.pick_device(Device.auto) == "cuda"
+
+
+def test_number_formats() -> None:
+    assert options.pick_dtype(Dtype.auto, "cpu") is torch.float32
+    assert options.pick_dtype(Dtype.auto, "cuda") is torch.bfloat16
+    assert options.pick_dtype(Dtype.float16, "cpu") is torch.float16
+
+
+def test_folders_are_checked_for_writing(tmp_path: Path) -> None:
+    options.check_writable(tmp_path)
+    options.check_writable(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for folder, reason in {"a/b": "does not exist", "file": "is not a folder", "file/new": "is not a folder"}.items():
+        with pytest.raises(UserError, match=reason):
+            options.check_writable(tmp_path / folder)
+
+
+def test_folders_without_permission_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The superuser may write anywhere, so the refusal comes from the system call's place."""
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(options, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"Permission denied.*another place"):
+        options.check_writable(tmp_path)
+
+
+def test_json_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    with options.clean_stdout(as_json=True):
+        print("noise of a library")
+    options.report({"path": Path("a"), "text": "é"}, "unused", as_json=True)
+    captured = capsys.readouterr()
+    assert captured.err == "noise of a library\n"
+    assert json.loads(captured.out) == {"path": "a", "text": "é"}
+    with options.clean_stdout(as_json=False):
+        print("for people", file=sys.stdout)
+    options.report({}, "outcome", as_json=False)
+    assert capsys.readouterr().out == "for people\noutcome\n"

@@ -1,0 +1,104 @@
+"""Names and places of pictures, and what is written into them."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cogview3 import __version__
+from cogview3.cli.pictures import contact_sheet, grid_file, open_picture, plan_files, save_png, slug
+from cogview3.config import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A large RED circle, left of…", "a-large-red-circle-left-of"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("红色的圆", "红色的圆"),
+        ("!?", "picture"),
+        ("under_score", "under-score"),
+        ("word " * 40, ("word-" * 10)[:48].rstrip("-")),
+    ],
+)
+def test_slugs(text: str, name: str) -> None:
+    assert slug(text) == name
+
+
+def test_names_in_a_folder(tmp_path: Path) -> None:
+    assert plan_files(tmp_path, ["a", "b", "a"]) == [tmp_path / name for name in ("a-1.png", "b.png", "a-2.png")]
+    assert plan_files(tmp_path / "new", ["a"]) == [tmp_path / "new" / "a.png"]
+    assert grid_file(tmp_path, 7) == tmp_path / "grid-7.png"
+
+
+def test_names_beside_a_file(tmp_path: Path) -> None:
+    assert plan_files(tmp_path / "x.png", ["a"]) == [tmp_path / "x.png"]
+    several = plan_files(tmp_path / "x.png", [str(number) for number in range(10)])
+    assert several == [tmp_path / f"x-{number:02}.png" for number in range(1, 11)]
+    assert grid_file(tmp_path / "x.png", 7) == tmp_path / "x-grid.png"
+
+
+def test_the_current_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan_files(None, ["a"]) == [Path("a.png")]
+    assert grid_file(None, 7) == Path("grid-7.png")
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"), [("x.jpg", "PNG"), ("none/x.png", "does not exist"), ("none/x", "does not")]
+)
+def test_places_that_will_not_do(tmp_path: Path, out: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        plan_files(tmp_path / out, ["a"])
+
+
+def test_facts_stand_in_the_file(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 2), (1, 2, 3))
+    save_png(image, tmp_path / "new" / "a.png", {"prompt": "ein roter Stern ★", "seed": 5, "mode": None})
+    with Image.open(tmp_path / "new" / "a.png") as written:
+        assert written.text == {"prompt": "ein roter Stern ★", "seed": "5", "version": __version__}
+        assert list(written.getdata()) == list(image.getdata())
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    class Broken(Image.Image):
+        def save(self, *arguments: object, **options: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_png(Broken(), path, {})
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("columns", "size"), [(None, (4, 4)), (3, (6, 2)), (1, (2, 6))])
+def test_sheets_go_row_by_row(columns: int | None, size: tuple[int, int]) -> None:
+    colors = [(10, 0, 0), (0, 20, 0), (0, 0, 30)]
+    sheet = contact_sheet([Image.new("RGB", (2, 2), color) for color in colors], columns)
+    assert sheet.size == size
+    across = size[0] // 2
+    corners = [(index % across * 2, index // across * 2) for index in range(3)]
+    assert [sheet.getpixel(corner) for corner in corners] == colors
+
+
+def test_pictures_are_opened_upright_in_rgb(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (3, 2), (9, 8, 7, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by a quarter
+    picture.save(tmp_path / "a.png", exif=exif)
+    opened = open_picture(tmp_path / "a.png")
+    assert (opened.mode, opened.size, opened.getpixel((0, 0))) == ("RGB", (2, 3), (9, 8, 7))
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.bmp")
+    (tmp_path / "b.bmp").write_bytes((tmp_path / "b.bmp").read_bytes()[:500])
+    for name in ("a.png", "b.bmp"):
+        with pytest.raises(UserError, match="not a picture"):
+            open_picture(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        open_picture(tmp_path / "none.png")

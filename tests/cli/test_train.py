@@ -1,0 +1,67 @@
+"""Bad input of `train` and `export`; training itself is tested in tests/training."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from cogview3.checkpoints import open_run
+from cogview3.cli.train import parse_mode_runs
+from cogview3.config import UserError, load_recipe
+from tests.cli.conftest import error_line
+
+Run = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["scenes/none"], ["scenes/none", "scenes/vae"]),
+        (["none.toml"], ["none.toml"]),
+        (["broken.toml"], ["broken.toml", "TOML"]),
+        (["scenes/vae", "--set", "train.imags=3"], ["train.imags"]),
+        (["scenes/vae", "--set", "train.images=many"], ["train.images", "many"]),
+        (["scenes/vae", "--set", "train.images=-5"], ["train.images", "-5"]),
+        (["scenes/vae", "--set", "images=5"], ["images=5", "section.key=value"]),
+        (["scenes/vae", "--out", "broken.toml"], ["broken.toml", "is a file"]),
+    ],
+)
+def test_recipes_that_are_wrong(run: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "broken.toml").write_text("[recipe\n")
+    result = run("train", *arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.toml"]
+
+
+def test_a_run_of_another_recipe_is_kept(run: Run, tmp_path: Path) -> None:
+    open_run(tmp_path / "runs" / "vae", load_recipe("scenes/vae", ["train.seed=1"]).to_dict())
+    before = (tmp_path / "runs" / "vae" / "recipe.toml").read_bytes()
+    result = run("train", "scenes/vae", "--set", "train.seed=2", "--out", "runs/vae", "--device", "cpu")
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in ("train.seed", "--restart")), result.stderr
+    assert (tmp_path / "runs" / "vae" / "recipe.toml").read_bytes() == before
+
+
+def test_mode_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert parse_mode_runs("4+1=a,b") == ("4+1", (Path("a"), Path("b")))
+    for entry in ("4+1", "=a,b", "4+1=a", "4+1=a,b,a", "4+1=a,none"):
+        with pytest.raises(UserError, match="--mode"):
+            parse_mode_runs(entry)
+
+
+@pytest.mark.parametrize("missing", ["vae", "text", "base", "relay"])
+def test_export_names_the_run_that_is_missing(run: Run, tmp_path: Path, missing: str) -> None:
+    arguments = []
+    for stage in ("vae", "text", "base", "relay"):
+        arguments += [f"--{stage}", stage]
+        if stage != missing:
+            (tmp_path / stage).mkdir()
+    result = run("export", *arguments, "-o", "model")
+    assert result.exit_code == 2, result.output
+    assert f"--{missing} {missing}" in error_line(result)
+    assert not (tmp_path / "model").exists()

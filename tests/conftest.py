@@ -1,0 +1,104 @@
+"""Tiny real components: the classes that real models are made of, at toy width, built in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from cogview3.generation.scheduler import RelayScheduler, base_scheduler
+from cogview3.models.unet import unet_config
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., T5Tokenizer]:
+    """T5 tokenizers with a token for each letter and for a few words; text length 12 unless told."""
+
+    def make(text_length: int = 12) -> T5Tokenizer:
+        vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+        vocabulary += [(f"▁{word}", -1.0) for word in WORDS] + [(letter, -3.0) for letter in LETTERS]
+        return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=text_length)
+
+    return make
+
+
+@pytest.fixture
+def make_text_encoder() -> Callable[[], T5EncoderModel]:
+    """T5 encoders 16 wide, as the tiny UNet's cross attention expects."""
+
+    def make() -> T5EncoderModel:
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        return T5EncoderModel(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_vae() -> Callable[..., AutoencoderKL]:
+    """8x KL autoencoders with 4 latent channels; latents are scaled by 0.5 unless overridden."""
+
+    def make(**overrides: Any) -> AutoencoderKL:
+        torch.manual_seed(1)
+        config = {
+            "block_out_channels": (4, 4, 8, 8),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "latent_channels": 4,
+            "norm_num_groups": 2,
+            "scaling_factor": 0.5,
+        }
+        return AutoencoderKL(**{**config, **overrides}).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_unet() -> Callable[..., UNet2DConditionModel]:
+    """The "tiny" UNet, 4 x 4 latents, that is 32 x 32 pixels; `seed` draws its weights."""
+
+    def make(seed: int = 2, **overrides: Any) -> UNet2DConditionModel:
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(**unet_config("tiny", **overrides)).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_components(
+    make_tokenizer: Callable[..., T5Tokenizer],
+    make_text_encoder: Callable[[], T5EncoderModel],
+    make_vae: Callable[..., AutoencoderKL],
+    make_unet: Callable[..., UNet2DConditionModel],
+) -> Callable[..., dict[str, Any]]:
+    """All components of a pipeline; keyword arguments go to both UNets."""
+
+    def make(prediction_type: str = "epsilon", **unet_overrides: Any) -> dict[str, Any]:
+        return {
+            "tokenizer": make_tokenizer(),
+            "text_encoder": make_text_encoder(),
+            "vae": make_vae(),
+            "unet": make_unet(2, **unet_overrides),
+            "scheduler": base_scheduler(prediction_type),
+            "relay_unet": make_unet(3, **unet_overrides),
+            "relay_scheduler": RelayScheduler(prediction_type=prediction_type),
+        }
+
+    return make
+
+
+@pytest.fixture
+def components(make_components: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """All components of a pipeline."""
+    return make_components()
+
+
+@pytest.fixture
+def seeded() -> Callable[[int], torch.Generator]:
+    """Generators by seed."""
+    return lambda seed: torch.Generator().manual_seed(seed)
