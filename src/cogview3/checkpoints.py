@@ -7,6 +7,7 @@ runs/<name>/checkpoints/images-N/          state.json, model.safetensors, ema.sa
 runs/<name>/weights/<component>/           averaged (EMA) weights of the newest checkpoint, ready for use
 """
 
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from cogview3.config import UserError
 
 _CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
 _CHECKPOINT = re.compile(r"images-(\d+)")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -34,6 +36,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, path)
+    except Exception as error:
+        _raise_if_full(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -47,6 +52,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         _replace_folder(temporary, path)
+    except Exception as error:
+        _raise_if_full(error, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -56,9 +64,29 @@ def _replace_folder(new: Path, path: Path) -> None:
         os.replace(new, path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.replace(path, old)
+        os.replace(new, path)
+    except BaseException:
+        if not path.exists():
+            os.replace(old, path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _raise_if_full(error: Exception, path: Path) -> None:
+    """Raise the OSError that stands behind libraries' own errors where there is no room for `path`.
+
+    safetensors and tokenizers give its number in their text; torch says only that its writer's position is wrong.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(match[1])
+    elif isinstance(error, RuntimeError) and "inline_container" in str(error):
+        number = errno.ENOSPC
+    if number in _NO_ROOM:
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,24 +115,31 @@ def save_checkpoint(run: Path, images: int, keep: int, write: Callable[[Path], N
 def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Path | None:
     """Begin or continue a run folder; give its newest checkpoint, None where there is none.
 
-    Raises UserError where the folder holds a run of another recipe (naming the keys that differ) or is no run.
-    `restart` moves an earlier run aside.
+    `restart` moves an earlier run aside. Raises UserError as `check_run` does.
     """
     import tomli_w
 
-    stored = run / "recipe.toml"
     if restart and run.exists():
         run.rename(_free_name(run))
+    check_run(run, recipe)
+    if not (run / "recipe.toml").exists():
+        write_text(run / "recipe.toml", tomli_w.dumps(recipe))
+    found = checkpoints(run)
+    return found[-1][1] if found else None
+
+
+def check_run(run: Path, recipe: dict[str, Any]) -> None:
+    """Check that `recipe` can begin or continue in the folder `run`, which need not exist; writes nothing.
+
+    Raises UserError where it is a file, no run, or a run of another recipe (naming the keys that differ).
+    """
+    stored = run / "recipe.toml"
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; give a folder for the run with --out")
     if stored.is_file():
         _require_same(run, _read_recipe(stored), recipe)
     elif run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; give another folder with --out")
-    else:
-        write_text(stored, tomli_w.dumps(recipe))
-    found = checkpoints(run)
-    return found[-1][1] if found else None
 
 
 def _free_name(run: Path) -> Path:

@@ -6,12 +6,14 @@ Lengths count images, so that the batch size may change without moving schedules
 """
 
 import json
+import reprlib
 import tomllib
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 
 class UserError(ValueError):
@@ -24,18 +26,27 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _divisor(number: int, widths: tuple[int, ...]) -> int:
+    if any(width % number for width in widths):
+        raise ValueError(f"does not divide block_out_channels {list(widths)}; give a common divisor")
+    return number
+
+
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0)]
+Checked = Field(validate_default=True)
 
 
 class Optimizer(Table):
     """AdamW with a linear warm-up and a decay, both counted in images."""
 
     learning_rate: PositiveFloat
-    betas: tuple[Share, Share] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: NotNegative = 0.01
     clip: PositiveFloat = 1.0
     warmup_images: Annotated[int, Field(ge=0)] = 0
@@ -48,7 +59,7 @@ class Train(Table):
 
     images: Positive
     batch: Positive
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["no", "bf16"] = "bf16"
     log_images: Positive = 2_000
     checkpoint_images: Positive = 20_000
@@ -60,7 +71,7 @@ class Validate(Table):
 
     images: Positive = 64
     every_images: Positive = 20_000
-    seed: int = 1_000_003
+    seed: Seed = 1_000_003
 
 
 class VaeModel(Table):
@@ -68,18 +79,30 @@ class VaeModel(Table):
 
     block_out_channels: tuple[Positive, Positive, Positive, Positive]
     layers_per_block: Positive = 1
-    norm_num_groups: Positive = 8
+    norm_num_groups: Annotated[Positive, Checked] = 8
     latent_channels: Positive = 4
     sample_size: Positive = 256
+
+    @field_validator("norm_num_groups")
+    @classmethod
+    def _divides(cls, number: int, info: ValidationInfo) -> int:
+        return _divisor(number, info.data.get("block_out_channels", ()))
 
 
 class VaeData(Table):
     """First crops of `crop` pixels around objects, from whole pictures of `size` and of half of it; then whole ones."""
 
     size: Annotated[int, Field(ge=64, multiple_of=16)] = 256
-    crop: Annotated[int, Field(ge=32, multiple_of=8)] = 64
+    crop: Annotated[int, Field(ge=32, multiple_of=8), Checked] = 64
     half_share: Share = 0.35
     whole_from: Share = 0.6
+
+    @field_validator("crop")
+    @classmethod
+    def _fits(cls, crop: int, info: ValidationInfo) -> int:
+        if crop > info.data.get("size", crop * 2) // 2:
+            raise ValueError(f"more than half of size {info.data['size']}; give at most {info.data['size'] // 2}")
+        return crop
 
 
 class VaeObjective(Table):
@@ -110,7 +133,7 @@ class TextData(Table):
 
     brief_share: Share = 0.45
     alt_share: Share = 0.1
-    tokenizer_captions: Positive = 20_000
+    tokenizer_captions: Positive = 8_000
 
 
 class UNetModel(Table):
@@ -119,9 +142,19 @@ class UNetModel(Table):
     block_out_channels: tuple[Positive, Positive, Positive]
     layers_per_block: Positive = 2
     transformer_layers_per_block: tuple[Positive, Positive, Positive] = (1, 1, 1)
-    head_dim: Positive = 32
-    norm_num_groups: Positive = 16
+    head_dim: Annotated[Positive, Checked] = 32
+    norm_num_groups: Annotated[Positive, Checked] = 16
     size_embedding: Annotated[int, Field(gt=0, multiple_of=2)] = 16
+
+    @field_validator("head_dim")
+    @classmethod
+    def _divides_attending(cls, number: int, info: ValidationInfo) -> int:
+        return _divisor(number, info.data.get("block_out_channels", ())[1:])  # the first level has no attention
+
+    @field_validator("norm_num_groups")
+    @classmethod
+    def _divides(cls, number: int, info: ValidationInfo) -> int:
+        return _divisor(number, info.data.get("block_out_channels", ()))
 
 
 class LatentData(Table):
@@ -156,13 +189,13 @@ class RelayObjective(Table):
 class _Header(Table):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
     description: str = ""
-    start_from: str | None = None
 
 
 class VaeHeader(_Header):
     """Table [recipe] of an autoencoder."""
 
     kind: Literal["vae"]
+    start_from: str | None = None
 
 
 class TextHeader(_Header):
@@ -172,15 +205,17 @@ class TextHeader(_Header):
 
 
 class BaseHeader(_Header):
-    """Table [recipe] of a base stage."""
+    """Table [recipe] of a base stage; `start_from` is a run or a model folder whose UNet's weights it begins with."""
 
     kind: Literal["base"]
+    start_from: str | None = None
 
 
 class RelayHeader(_Header):
-    """Table [recipe] of a relay stage."""
+    """Table [recipe] of a relay stage; `start_from` as for a base stage."""
 
     kind: Literal["relay"]
+    start_from: str | None = None
 
 
 class _Recipe(Table):
@@ -226,6 +261,13 @@ class BaseRecipe(_Recipe):
     data: LatentData
     objective: BaseObjective = BaseObjective()
 
+    @field_validator("data")
+    @classmethod
+    def _nothing_reconstructed(cls, data: LatentData) -> LatentData:
+        if data.reconstructed_share:
+            raise ValueError("reconstructed_share is for relay recipes; leave it out")
+        return data
+
 
 class RelayRecipe(_Recipe):
     """How to train a relay UNet."""
@@ -267,21 +309,30 @@ def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     """Validate the dictionary of a recipe. Raises UserError naming `source`, the key and the mend."""
-    kind = data.get("recipe", {}).get("kind") if isinstance(data.get("recipe"), dict) else None
-    if kind not in _KINDS:
+    header = data.get("recipe")
+    kind = header.get("kind") if isinstance(header, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(f"recipe {source}: recipe.kind is {kind!r}; give one of {', '.join(_KINDS)}")
+    text = json.dumps(data, default=str)  # JSON mode lets lists stand for tuples, and nothing else
     try:
-        return TypeAdapter(_KINDS[kind]).validate_json(_to_json(data))
+        return _KINDS[kind].model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        value = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+        value = "" if first["type"] == "missing" else f" (given: {reprlib.repr(first['input'])})"
         more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-        raise UserError(f"recipe {source}: {place}: {first['msg']}{value}{more}") from None
+        raise UserError(f"recipe {source}: {place}: {_message(kind, first)}{value}{more}") from None
 
 
-def _to_json(data: dict[str, Any]) -> str:
-    return json.dumps(data, default=str)  # JSON mode lets lists stand for tuples, and nothing else
+def _message(kind: str, error: Mapping[str, Any]) -> str:
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        table: Any = _KINDS[kind]
+        for part in error["loc"][:-1]:
+            table = next(f.annotation for name, f in table.model_fields.items() if part in (name, f.alias))
+        return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
+    return error["msg"]
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -291,13 +342,20 @@ def _read(name_or_path: str) -> dict[str, Any]:
         if not path.is_file():
             known = ", ".join(recipe_names())
             raise UserError(f"no recipe {name_or_path!r}; give a .toml file or one of: {known}")
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = _decode(path)
     else:
         text = packaged.read_text("utf-8")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"recipe {name_or_path} is not valid TOML: {error}") from None
+
+
+def _decode(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from cogview3 import CogView3Pipeline
 from cogview3.cli.app import app
-from tests.conftest import make_components, make_unet
 
 SAMPLING = {
     "format": 1,
@@ -29,16 +30,20 @@ SAMPLING = {
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a mode of its own UNets: base pictures of 64 x 64, relay to 128 x 128."""
-    from cogview3 import CogView3Pipeline
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `tiny_model` is written, once a session."""
+    return tmp_path_factory.mktemp("models") / "tiny"
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    CogView3Pipeline(**make_components()).save_pretrained(folder)
-    for seed, name in enumerate(("unet", "relay_unet")):
-        make_unet(seed, time_cond_proj_dim=8).save_pretrained(folder / "modes" / "4+1" / name)
-    (folder / "sampling.json").write_text(json.dumps(SAMPLING))
-    return folder
+
+@pytest.fixture
+def tiny_model(model_folder: Path, make_components: Callable[..., dict], make_unet: Callable[..., Any]) -> Path:
+    """A model folder with a mode of its own UNets: base pictures of 32 x 32, relay to 64 x 64. Not to be changed."""
+    if not model_folder.exists():
+        CogView3Pipeline(**make_components()).save_pretrained(model_folder)
+        for seed, name in enumerate(("unet", "relay_unet")):
+            make_unet(seed, time_cond_proj_dim=8).save_pretrained(model_folder / "modes" / "4+1" / name)
+        (model_folder / "sampling.json").write_text(json.dumps(SAMPLING))
+    return model_folder
 
 
 @pytest.fixture
@@ -52,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 def error_line(result: Result) -> str:
     """The message of a command that failed, which must be one line and the last on stderr."""
     lines = result.stderr.strip().splitlines()
-    errors = [line for line in lines if line.lower().startswith("error: ")]
+    errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     assert lines[-1] == errors[0], result.stderr
     assert "Traceback" not in result.output

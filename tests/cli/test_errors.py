@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from pydantic import BaseModel, ValidationError
 from typer.testing import CliRunner
 
 from cogview3.cli.errors import ReportingGroup, Terminated, describe
@@ -46,6 +47,17 @@ def test_our_own_bugs_keep_their_traceback(error: Exception) -> None:
     assert describe(error) is None
 
 
+def test_of_invalid_settings_the_first_is_named() -> None:
+    class Settings(BaseModel):
+        steps: int
+
+    with pytest.raises(ValidationError) as caught:
+        Settings(steps="many")
+    assert describe(caught.value) == (
+        2, "steps 'many': Input should be a valid integer, unable to parse string as an integer"
+    )  # fmt: skip
+
+
 def failing_app(error: BaseException) -> typer.Typer:
     app = typer.Typer(cls=ReportingGroup)
 
@@ -76,12 +88,12 @@ def test_the_handler_of_sigterm_is_put_back() -> None:
 INTERRUPTED_RUN = """
 import os, signal, sys
 from cogview3.data.scenes import write
-render, drawn = write.render, []
+render, drawn, name = write.render, [], sys.argv.pop(1)
 
 def render_and_signal(scene, size):
     drawn.append(scene)
     if len(drawn) == 3:
-        os.kill(os.getpid(), signal.Signals[sys.argv.pop(1)])
+        os.kill(os.getpid(), signal.Signals[name])
     return render(scene, size)
 
 write.render = render_and_signal

@@ -29,7 +29,7 @@ def test_sizes_are_those_of_the_loaded_model(run: Run, tiny_model: Path) -> None
         file.stat().st_size for file in (tiny_model / "unet").glob("*.safetensors")
     )
     assert facts["memory"] == {"float32": 4 * sum(counts.values()), "bfloat16": 2 * sum(counts.values())}
-    assert (facts["side"], facts["base_side"], facts["prompt_tokens"]) == (128, 64, 12)
+    assert (facts["side"], facts["base_side"], facts["prompt_tokens"]) == (64, 32, 12)
     assert facts["class"] == "CogView3Pipeline"
 
 
@@ -53,7 +53,7 @@ def test_the_text_names_modes_and_card(run: Run, tiny_model: Path, tmp_path: Pat
     (copy / "README.md").write_text("# Card\n")
     text = run("info", copy).stdout
     assert str(copy / "README.md") in text
-    assert "size     128x128, base 64x64" in text
+    assert "size     64x64, base 32x32" in text
     assert "4+1      distilled, base steps 4, relay steps 1" in text
     (copy / "sampling.json").unlink()
     assert "modes    none" in run("info", copy).stdout

@@ -57,7 +57,7 @@ def test_facts_stand_in_the_file(tmp_path: Path) -> None:
     save_png(image, tmp_path / "new" / "a.png", {"prompt": "ein roter Stern ★", "seed": 5, "mode": None})
     with Image.open(tmp_path / "new" / "a.png") as written:
         assert written.text == {"prompt": "ein roter Stern ★", "seed": "5", "version": __version__}
-        assert list(written.getdata()) == list(image.getdata())
+        assert written.tobytes() == image.tobytes()
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

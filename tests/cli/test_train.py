@@ -7,7 +7,7 @@ import pytest
 from typer.testing import Result
 
 from cogview3.checkpoints import open_run
-from cogview3.cli.train import parse_mode_runs
+from cogview3.cli.train import parse_mode_runs, parse_setting
 from cogview3.config import UserError, load_recipe
 from tests.cli.conftest import error_line
 
@@ -44,24 +44,38 @@ def test_a_run_of_another_recipe_is_kept(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "vae" / "recipe.toml").read_bytes() == before
 
 
-def test_mode_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    assert parse_mode_runs("4+1=a,b") == ("4+1", (Path("a"), Path("b")))
-    for entry in ("4+1", "=a,b", "4+1=a", "4+1=a,b,a", "4+1=a,none"):
+def test_mode_runs() -> None:
+    assert parse_mode_runs("4+1=a,runs/b") == ("4+1", (Path("a"), Path("runs/b")))
+    for entry in ("4+1", "=a,b", "4+1=a", "4+1=a,b,a"):
         with pytest.raises(UserError, match="--mode"):
             parse_mode_runs(entry)
 
 
-@pytest.mark.parametrize("missing", ["vae", "text", "base", "relay"])
-def test_export_names_the_run_that_is_missing(run: Run, tmp_path: Path, missing: str) -> None:
-    arguments = []
-    for stage in ("vae", "text", "base", "relay"):
-        arguments += [f"--{stage}", stage]
-        if stage != missing:
-            (tmp_path / stage).mkdir()
-    result = run("export", *arguments, "-o", "model")
+def test_settings() -> None:
+    assert parse_setting("guidance=4.5") == ("guidance", 4.5)
+    assert parse_setting("blur_estimate=carry") == ("blur_estimate", "carry")
+    for entry in ("guidance", "=3"):
+        with pytest.raises(UserError, match="KEY=VALUE"):
+            parse_setting(entry)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["none/"]),
+        (["--mode", "4+1"], ["--mode 4+1"]),
+        (["--mode", "quick=a,b"], ["quick"]),
+        (["--set", "steps=0"], ["steps", "0"]),
+        (["--set", "stepz=3"], ["stepz"]),
+        (["-o", "a/b"], ["a/b", "does not exist"]),
+        (["-o", "full"], ["full", "holds no model"]),
+    ],
+)
+def test_exports_that_cannot_be(run: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    stages = [text for stage in ("vae", "text", "base") for text in (f"--{stage}", f"none/{stage}")]
+    result = run("export", *stages, "-o", "model", *arguments)
     assert result.exit_code == 2, result.output
-    assert f"--{missing} {missing}" in error_line(result)
-    assert not (tmp_path / "model").exists()
+    assert all(word in error_line(result) for word in words), result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "mine.txt"]

@@ -7,7 +7,7 @@ import typer
 
 from cogview3.cli.options import Device, DeviceOption, JsonOption, clean_stdout, pick_device, report
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 
 class Scale(StrEnum):
@@ -24,12 +24,14 @@ def group() -> None:
 @app.command()
 def inference(
     scale: Annotated[Scale, typer.Option("--scale", help="Size of the networks.")] = Scale.small,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Relay against a single stage at the full size, prompt to picture."""
     with clean_stdout(as_json):
-        from cogview3.bench.inference import run
+        from cogview3.bench.inference import describe, run
+        from cogview3.cli.progress import counter
 
-        result = run(str(scale), device=pick_device(device))
-    report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+        result = run(str(scale), repeats=repeats, device=pick_device(device), counter=counter)
+    report(result, describe(result), as_json)

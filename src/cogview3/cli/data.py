@@ -8,7 +8,7 @@ import typer
 
 from cogview3.cli.options import JsonOption, SeedOption, check_writable, pick_seed, report
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 
 class Captions(StrEnum):

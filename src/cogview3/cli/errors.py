@@ -6,7 +6,9 @@ import sys
 from types import FrameType
 
 import typer
+from pydantic import ValidationError
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 FAILURE, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -19,6 +21,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     """Exit code and one-line message of a foreseeable failure; None for anything else: our own bug."""
     if isinstance(error, KeyboardInterrupt):
         return (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
+    if isinstance(error, TyperException):
+        return BAD_INPUT, _usage_message(error)
     if isinstance(error, MemoryError) or _torch_ran_out(error):
         return FAILURE, "out of memory: use fewer pictures at once, a smaller --size or a smaller --dtype"
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
@@ -30,7 +34,7 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, FloatingPointError):
         return FAILURE, _one_line(str(error))
     if isinstance(error, ValueError):
-        return BAD_INPUT, _one_line(str(error))
+        return BAD_INPUT, _value_message(error)
     return None
 
 
@@ -45,6 +49,23 @@ def _system_message(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
         return _one_line(str(error))
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _usage_message(error: TyperException) -> str:
+    """What typer says of wrong usage, with the value, which it leaves out."""
+    message = _one_line(error.format_message()).rstrip(".")
+    if isinstance(error.__cause__, ValidationError):
+        value = repr(error.__cause__.errors()[0]["input"])
+        message += f" (given: {value})" * (value not in message)
+    return f"{message}; see --help"
+
+
+def _value_message(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return _one_line(str(error))
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return _one_line(f"{place} {first['input']!r}: {first['msg']}")
 
 
 def _one_line(message: str) -> str:

@@ -6,12 +6,22 @@ from typing import Annotated
 import typer
 
 from cogview3.cli.options import (
+    BatchOption,
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
+    GuidanceOption,
     JsonOption,
+    RelayGuidanceOption,
+    RelaysOption,
+    RelayStepsOption,
+    StepsOption,
+    check_finite,
     check_writable,
     clean_stdout,
     pick_device,
+    pick_dtype,
     report,
 )
 
@@ -21,25 +31,62 @@ def evaluate(
     prompts: Annotated[
         str, typer.Option("--prompts", help="Built-in set, or a file with a prompt a line.")
     ] = "scenes-heldout",
-    count: Annotated[int, typer.Option("--count", min=1, help="Number of prompts.")] = 500,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Number of prompts: 500, or all of a file.")
+    ] = None,
     metrics: Annotated[str, typer.Option("--metrics", help="Names of metrics, joined by commas.")] = "scene",
+    steps: StepsOption = None,
+    relay_steps: RelayStepsOption = None,
+    relays: RelaysOption = None,
+    guidance: GuidanceOption = None,
+    relay_guidance: RelayGuidanceOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")] = 8,
+    batch: BatchOption = 8,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for the table, the pictures and their grid.")
+        Path | None, typer.Option("-o", "--out", help="Folder for the figures, each picture's score and a grid.")
     ] = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     as_json: JsonOption = False,
 ) -> None:
     """Score models on a set of prompts.
 
-    Chance and ceiling stand beside every figure.
+    Chance and ceiling stand beside every figure. With --json the table goes to stderr.
     """
+    check_finite("--guidance", guidance)
+    check_finite("--relay-guidance", relay_guidance)
     if out is not None:
         check_writable(out)
     with clean_stdout(as_json):
-        from cogview3.evaluation.tables import evaluate as run
+        import diffusers
+        import transformers
+        from rich.console import Console
 
-        names = [name.strip() for name in metrics.split(",")]
-        result = run(models, prompts, count, names, seed=seed, out=out, batch=batch, device=pick_device(device))
-    report(result, str(result), as_json)
+        from cogview3.cli.progress import counter
+        from cogview3.evaluation import tables
+
+        diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
+        transformers.utils.logging.disable_progress_bar()
+        place = pick_device(device)
+        result = tables.evaluate(
+            models,
+            prompts,
+            count,
+            [name.strip() for name in metrics.split(",")],
+            seed=seed,
+            out=out,
+            batch=batch,
+            device=place,
+            dtype=pick_dtype(dtype, place),
+            counter=counter,
+            steps=steps,
+            relay_steps=relay_steps,
+            relays=relays,
+            guidance=guidance,
+            relay_guidance=relay_guidance,
+        )
+        console = Console(stderr=as_json)
+        for table in tables.show(result):
+            console.print(table)
+    if as_json:
+        report(result, "", as_json)

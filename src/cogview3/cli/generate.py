@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cogview3.cli.options import (
+    BatchOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
     FastOption,
+    GuidanceOption,
     JsonOption,
     ModelOption,
     ModeOption,
+    RelayGuidanceOption,
+    RelaysOption,
+    RelayStepsOption,
     SeedOption,
+    StepsOption,
     check_finite,
     clean_stdout,
     parse_size,
@@ -34,15 +40,10 @@ if TYPE_CHECKING:
     import torch
 
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Base steps.")]
-RelayStepsOption = Annotated[int | None, typer.Option("--relay-steps", min=1, max=1000, help="Steps of each relay.")]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
-RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
 ]
 GridOption = Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")]
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
 ]
@@ -59,7 +60,7 @@ def generate(
     negative: NegativeOption = None,
     steps: StepsOption = None,
     relay_steps: RelayStepsOption = None,
-    relays: Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")] = None,
+    relays: RelaysOption = None,
     guidance: GuidanceOption = None,
     relay_guidance: RelayGuidanceOption = None,
     size: SizeOption = None,

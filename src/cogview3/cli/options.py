@@ -42,6 +42,12 @@ class Dtype(StrEnum):
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model's modes, such as 4+1.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Base steps.")]
+RelayStepsOption = Annotated[int | None, typer.Option("--relay-steps", min=1, max=1000, help="Steps of each relay.")]
+RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
+RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Random if left out; printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the networks run.")]
@@ -110,12 +116,6 @@ def check_writable(folder: Path) -> None:
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(f"--out {folder}: cannot write there ({error.strerror}); choose another place") from None
-
-
-def check_folder(option: str, folder: Path) -> None:
-    """Refuse a folder that does not exist; `option` is named in the message."""
-    if not folder.is_dir():
-        raise UserError(f"{option} {folder}: no such folder; check the path")
 
 
 @contextmanager

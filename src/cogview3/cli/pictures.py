@@ -64,7 +64,8 @@ def open_picture(path: Path) -> "Image":
     from PIL import Image, ImageOps
 
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

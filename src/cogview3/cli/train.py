@@ -1,7 +1,8 @@
 """`train` and `export`: from a recipe to a run, from runs to a model folder."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +10,6 @@ from cogview3.cli.options import (
     Device,
     DeviceOption,
     JsonOption,
-    check_folder,
     check_writable,
     clean_stdout,
     pick_device,
@@ -59,6 +59,10 @@ def export(
         list[str] | None,
         typer.Option("--mode", metavar="NAME=BASE,RELAY", help="Runs of a further mode, such as 4+1=a,b."),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set the default mode's steps, guidance and so on."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Put trained runs together as a model.
@@ -66,23 +70,30 @@ def export(
     Writes averaged weights in float16 as a folder in diffusers' format.
     """
     modes = dict(parse_mode_runs(entry) for entry in mode or [])
-    for option, run in {"--vae": vae, "--text": text, "--base": base, "--relay": relay}.items():
-        if run is not None:
-            check_folder(option, run)
+    sampling = dict(parse_setting(entry) for entry in settings or [])
     check_writable(out)
     with clean_stdout(as_json):
         from cogview3.training.export import export as write
 
-        result = write(vae=vae, text=text, base=base, relay=relay, modes=modes, out=out)
-    report(result, f"model written to {out}", as_json)
+        result = write(vae=vae, text=text, base=base, relay=relay, modes=modes, out=out, sampling=sampling)
+    report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 
 def parse_mode_runs(entry: str) -> tuple[str, tuple[Path, Path]]:
-    """A mode's name with its base run and its relay run, from `NAME=BASE,RELAY`; the runs must exist."""
+    """A mode's name with its base run and its relay run, from `NAME=BASE,RELAY`."""
     name, _, runs = entry.partition("=")
     paths = [Path(run) for run in runs.split(",") if run]
     if not name or len(paths) != 2:
         raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=runs/base-4,runs/relay-1")
-    for path in paths:
-        check_folder("--mode", path)
     return name, (paths[0], paths[1])
+
+
+def parse_setting(entry: str) -> tuple[str, Any]:
+    """Key and value of `KEY=VALUE`, the value a JSON one, such as guidance=4.5, or else a string."""
+    key, equals, text = entry.partition("=")
+    if not key or not equals:
+        raise UserError(f"--set {entry}: write KEY=VALUE, such as guidance=4.5")
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text

@@ -273,7 +273,6 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         if unet.config.class_embed_type is not None:
             width = unet.config.projection_class_embeddings_input_dim // 6
             labels = size_conditions(size, (0, 0), size, width).to(self._execution_device)
-        scheduler.set_begin_index(0)
         return Stage(name, unet, scheduler, guidance, labels, arguments)
 
     def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:

@@ -1,4 +1,7 @@
-"""Model folders: finding them, and refusing foreign or damaged ones by name before anything is loaded."""
+"""Model folders: finding them, reading their modes, and refusing foreign or damaged ones by name.
+
+Light, so that commands can check a model before they import torch.
+"""
 
 import json
 import os
@@ -7,23 +10,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
 from cogview3.config import UserError
-from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, read_sampling
+from cogview3.generation.modes import SAMPLING_FILE, Sampling, read_sampling
 
 BUNDLED = Path(__file__).parents[1] / "models" / "bundled"
 MODEL_INDEX = "model_index.json"
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
-"""Arguments of `from_pretrained` that say how the hub is asked."""
-
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
-"""What diffusers and transformers raise on files that they cannot use."""
 
 
 def bundled_models() -> list[str]:
@@ -71,17 +66,6 @@ def load_sampling(source: str, **hub_options: Any) -> Sampling | None:
         raise unloadable(source, error) from error
 
 
-def unloadable(source: str, error: Exception) -> UserError:
-    """The one-line error for a model that diffusers, transformers or the hub could not load."""
-    where = (
-        "copy or export the model again"
-        if os.path.isdir(source)
-        else "it is no folder here, and as a hub name it needs a network and an existing model"
-    )
-    reason = " ".join(str(error).split())[:300]
-    return UserError(f"model {source} cannot be loaded: {where} ({reason})")
-
-
 def check_model_folder(
     folder: str, classes: Collection[str], required: Collection[str], given: Collection[str]
 ) -> None:
@@ -106,7 +90,7 @@ def check_model_folder(
         raise UserError(f"{index_path} is damaged: copy or export the model again") from None
     if kind not in classes:
         raise UserError(f"{folder} holds a {kind} model: give one of {', '.join(classes)}")
-    present = {name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    present = {name for name, entry in index.items() if isinstance(entry, list) and None not in entry}
     if missing := sorted(set(required) - present - set(given)):
         raise UserError(f"model folder {folder} has no {', '.join(missing)}: give a complete model")
     for name in sorted(present - set(given)):
@@ -126,66 +110,18 @@ def check_component(folder: Path) -> None:
         raise UserError(f"{folder} has no weights (*.safetensors): copy or export the model again")
     for file in weights:
         try:
-            with safe_open(file, "pt"):
+            with safe_open(file, "np"):
                 pass
         except (SafetensorError, OSError):
             raise UserError(f"{file} is damaged: copy or export the model again") from None
 
 
-def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> None:
-    """Refuse weights that lacked tensors, which the libraries only warn of.
-
-    diffusers leaves a missing tensor on the meta device. transformers draws it at random; there the names in
-    the file are compared, a tied tensor counting as present.
-
-    Raises:
-        UserError: names the component and the first missing tensors.
-    """
-    state = module.state_dict()
-    missing = [key for key, tensor in state.items() if tensor.is_meta]
-    files = sorted(Path(source, name).glob("*.safetensors"))
-    if isinstance(module, PreTrainedModel) and files:
-        saved: set[str] = set()
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                saved.update(tensors.keys())
-        storages = {tensor.data_ptr() for key, tensor in state.items() if key in saved}
-        missing += [key for key, tensor in state.items() if tensor.data_ptr() not in storages]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise UserError(f"{source}: {name} lacks {len(missing)} tensors ({shown}): copy or export the model again")
-
-
-def load_mode_unets(
-    source: str, mode: Mode, names: Collection[str], dtype: Any, **hub_options: Any
-) -> dict[str, UNet2DConditionModel]:
-    """The UNets that a mode has of its own.
-
-    Args:
-        source: model folder or hub name.
-        mode: the mode's entry in `sampling.json`.
-        names: components to look for, of "unet" and "relay_unet".
-        dtype: a torch dtype, or a dictionary of them by component with "default", as diffusers takes it.
-
-    Returns:
-        By component; empty for modes that share the model's own UNets.
-
-    Raises:
-        UserError: a UNet is missing or damaged.
-    """
-    unets = {}
-    for name in names:
-        subfolder = getattr(mode, name)
-        if subfolder is None:
-            continue
-        if os.path.isdir(source):
-            check_component(Path(source) / subfolder)
-        chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
-        try:
-            unets[name] = UNet2DConditionModel.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=chosen, use_safetensors=True, **hub_options
-            )
-        except LOADING_ERRORS as error:
-            raise unloadable(source, error) from error
-        check_weights_complete(source, subfolder, unets[name])
-    return unets
+def unloadable(source: str, error: Exception) -> UserError:
+    """The one-line error for a model that diffusers, transformers or the hub could not load."""
+    where = (
+        "copy or export the model again"
+        if os.path.isdir(source)
+        else "it is no folder here, and as a hub name it needs a network and an existing model"
+    )
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"model {source} cannot be loaded: {where} ({reason})")

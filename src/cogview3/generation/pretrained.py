@@ -1,18 +1,19 @@
 """Pipelines that load one mode of a model folder, and save it again."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
+from cogview3.config import UserError
 from cogview3.generation.loading import (
-    HUB_OPTIONS,
-    LOADING_ERRORS,
+    check_component,
     check_model_folder,
-    check_weights_complete,
-    load_mode_unets,
     load_sampling,
     resolve_model,
     unloadable,
@@ -21,6 +22,11 @@ from cogview3.generation.modes import Mode, Sampling, pick_mode, write_sampling
 from cogview3.generation.scheduler import RelayScheduler
 
 PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+"""Arguments of `from_pretrained` that say how the hub is asked."""
+
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What diffusers and transformers raise on files that they cannot use."""
 
 
 class ModePipeline(DiffusionPipeline):
@@ -80,11 +86,11 @@ class ModePipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one."""
-        super().save_pretrained(save_directory, **kwargs)
         if self.mode_name is not None:
             entry = self.mode.model_copy(update={"unet": None, "relay_unet": None})
-            sampling = Sampling(default=self.mode_name, modes={self.mode_name: entry})
-            write_sampling(sampling, Path(save_directory))
+            os.makedirs(save_directory, exist_ok=True)
+            write_sampling(Sampling(default=self.mode_name, modes={self.mode_name: entry}), save_directory)
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
@@ -109,3 +115,62 @@ class ModePipeline(DiffusionPipeline):
         changes = {key: value for key, value in changes.items() if value is not None}
         if self.relay_scheduler is not None and changes:
             self.relay_scheduler = RelayScheduler.from_config(self.relay_scheduler.config, **changes)
+
+
+def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> None:
+    """Refuse weights that lacked tensors, which the libraries only warn of.
+
+    diffusers leaves a missing tensor on the meta device. transformers draws it at random; there the names in
+    the file are compared, a tied tensor counting as present.
+
+    Raises:
+        UserError: names the component and the first missing tensors.
+    """
+    state = module.state_dict()
+    missing = [key for key, tensor in state.items() if tensor.is_meta]
+    files = sorted(Path(source, name).glob("*.safetensors"))
+    if isinstance(module, PreTrainedModel) and files:
+        saved: set[str] = set()
+        for file in files:
+            with safe_open(file, "pt") as tensors:
+                saved.update(tensors.keys())
+        storages = {tensor.data_ptr() for key, tensor in state.items() if key in saved}
+        missing += [key for key, tensor in state.items() if tensor.data_ptr() not in storages]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(f"{source}: {name} lacks {len(missing)} tensors ({shown}): copy or export the model again")
+
+
+def load_mode_unets(
+    source: str, mode: Mode, names: Collection[str], dtype: Any, **hub_options: Any
+) -> dict[str, UNet2DConditionModel]:
+    """The UNets that a mode has of its own.
+
+    Args:
+        source: model folder or hub name.
+        mode: the mode's entry in `sampling.json`.
+        names: components to look for, of "unet" and "relay_unet".
+        dtype: a torch dtype, or a dictionary of them by component with "default", as diffusers takes it.
+
+    Returns:
+        By component; empty for modes that share the model's own UNets.
+
+    Raises:
+        UserError: a UNet is missing or damaged.
+    """
+    unets = {}
+    for name in names:
+        subfolder = getattr(mode, name)
+        if subfolder is None:
+            continue
+        if os.path.isdir(source):
+            check_component(Path(source) / subfolder)
+        chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+        try:
+            unets[name] = UNet2DConditionModel.from_pretrained(
+                source, subfolder=subfolder, torch_dtype=chosen, use_safetensors=True, **hub_options
+            )
+        except LOADING_ERRORS as error:
+            raise unloadable(source, error) from error
+        check_weights_complete(source, subfolder, unets[name])
+    return unets

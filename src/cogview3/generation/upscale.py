@@ -125,6 +125,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         self._num_timesteps = num_relays * steps
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = self._check_text(*texts, self.relay_unet)
+        prompts = prompts or self._count_texts("negative_prompt", *texts[1::2], self.relay_unet)
         pixels = inputs.to_pixels(image)
         if prompts not in (0, 1, len(pixels)):
             raise UserError(f"{prompts} prompts for {len(pixels)} pictures: give one for each, or one for all")
@@ -170,8 +171,13 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             width = self.relay_unet.config.cross_attention_dim
             return torch.zeros(pictures, 1, width, device=self._execution_device), None
         if prompt is None and prompt_embeds is None:
-            negative_prompt_embeds, _ = self.encode_prompt(negative_prompt, None, 1, negative_prompt_embeds, None)
-            negative_prompt = None
-            prompt_embeds = torch.zeros_like(negative_prompt_embeds)
-        embeds = self.encode_prompt(prompt, negative_prompt, 1, prompt_embeds, negative_prompt_embeds)
-        return tuple(e.expand(pictures, -1, -1) for e in embeds)
+            negative, _ = self.encode_prompt(negative_prompt, prompt_embeds=negative_prompt_embeds)
+            positive = torch.zeros_like(negative)
+        else:
+            positive, negative = self.encode_prompt(
+                prompt,
+                negative_prompt,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+            )
+        return positive.expand(pictures, -1, -1), negative.expand(pictures, -1, -1)

@@ -1,8 +1,10 @@
-"""A T5-like tokenizer of our own: Unigram pieces, lower case, bytes for whatever is unknown."""
+"""A T5-like tokenizer of our own: whole words of a small world, lower case, characters and bytes for the rest."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
@@ -10,31 +12,37 @@ from cogview3.config import UserError
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
-_BYTE_SCORE = -20.0  # below every learned piece, so that bytes are the last resort
+_CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", "▁"]
+_CHARACTER_SCORE, _BYTE_SCORE = -20.0, -40.0  # words first, then characters, bytes last
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Learn a Unigram vocabulary from texts. As in T5: pad 0, end 1, unknown 2, the end token appended.
+def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Make a Unigram tokenizer of the most frequent words. As in T5: pad 0, end 1, unknown 2, the end token appended.
+
+    Words are scored by their frequency. Unigram training, made for open text, splits the words of a small closed
+    world into three pieces on average; here each is one token.
 
     Args:
-        texts: captions to learn from.
-        vocab_size: pieces in all, among them the 256 bytes and three special tokens.
+        texts: captions to count words in.
+        vocab_size: tokens in all, with 3 special ones, 37 characters and 256 bytes; ids that no word fills stay free.
         max_length: `model_max_length`, tokens that every prompt is padded or cut to.
 
     Raises:
-        UserError: a vocabulary too small for the bytes and some pieces.
+        UserError: a vocabulary too small for words.
     """
-    special = [PAD, END, UNKNOWN]
-    room = vocab_size - len(_BYTES)
-    if room < 2 * len(special):
-        raise UserError(f"a vocabulary of {vocab_size} has no room for pieces; give {len(_BYTES) + 256} or more")
-    learned = _backend(Unigram())
-    learned.train_from_iterator(
-        texts,
-        trainers.UnigramTrainer(vocab_size=room, special_tokens=special, unk_token=UNKNOWN, show_progress=False),
-    )
-    pieces = learned.to_str()
-    backend = _backend(Unigram(_scored(pieces), unk_id=2, byte_fallback=True))
+    fixed = 3 + len(_CHARACTERS) + len(_BYTES)
+    if vocab_size <= fixed:
+        raise UserError(f"a vocabulary of {vocab_size} has no room for words; give more than {fixed}")
+    splitter = _backend([(UNKNOWN, 0.0)], unknown=0)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        normal = splitter.normalizer.normalize_str(text)
+        counts.update(piece for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(normal))
+    total = max(1, counts.total())
+    words = [(word, math.log(count / total)) for word, count in _most_common(counts, vocab_size - fixed)]
+    special = [(name, 0.0) for name in (PAD, END, UNKNOWN)]
+    characters = [(name, _CHARACTER_SCORE) for name in _CHARACTERS if name not in dict(words)]
+    backend = _backend(special + words + characters + [(name, _BYTE_SCORE) for name in _BYTES], unknown=2)
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
     return PreTrainedTokenizerFast(
@@ -42,17 +50,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     )
 
 
-def _backend(model: Unigram) -> Tokenizer:
-    backend = Tokenizer(model)
+def _most_common(counts: Counter[str], room: int) -> list[tuple[str, int]]:
+    """The most frequent pieces; ties go by the alphabet, so that the vocabulary does not depend on text order."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:room]
+
+
+def _backend(vocabulary: list[tuple[str, float]], unknown: int) -> Tokenizer:
+    backend = Tokenizer(Unigram(vocabulary, unk_id=unknown, byte_fallback=unknown > 0))
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()]
     )
     return backend
-
-
-def _scored(serialized: str) -> list[tuple[str, float]]:
-    import json
-
-    learned = [(piece, float(score)) for piece, score in json.loads(serialized)["model"]["vocab"]]
-    return learned + [(piece, _BYTE_SCORE) for piece in _BYTES]

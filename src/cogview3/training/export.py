@@ -38,20 +38,25 @@ def export(
     Raises:
         UserError: a component is missing, a mode's name is not of that form, or `out` is some other folder.
     """
-    if out.exists() and not (out / "model_index.json").is_file() and any(out.iterdir()):
+    if out.exists() and not (out / "model_index.json").is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
     default = Mode(**(sampling or {}))
     name = f"{default.steps}+{default.relay_steps}"
-    entries = {name: default, **{mode: _distilled(mode, default) for mode in modes}}
+    if name in modes:
+        raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
+    table = Sampling(default=name, modes={name: default, **{mode: _distilled(mode, default) for mode in modes}})
     pipe = _assemble(vae, text, base, relay).to(torch.float16)
+    further = {}
+    for mode, (unet, relay_unet) in modes.items():
+        further[table.modes[mode].unet] = _load_unet(unet, "unet").to(torch.float16)
+        further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet").to(torch.float16)
     with checkpoints.whole_folder(out) as folder:
         pipe.save_pretrained(folder)
-        for mode, (unet, relay_unet) in modes.items():
-            _load_unet(unet, "unet").to(torch.float16).save_pretrained(folder / entries[mode].unet)
-            _load_unet(relay_unet, "relay_unet").to(torch.float16).save_pretrained(folder / entries[mode].relay_unet)
-        write_sampling(Sampling(default=name, modes=entries), folder)
+        for place, network in further.items():
+            network.save_pretrained(folder / place)
+        write_sampling(table, folder)
     sizes = {item.name: _bytes(item) for item in sorted(out.iterdir()) if item.is_dir()}
-    return {"out": str(out), "modes": list(entries), "bytes": sum(sizes.values()), "components": sizes}
+    return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
 
 
 def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3Pipeline:
@@ -85,7 +90,7 @@ def _distilled(name: str, default: Mode) -> Mode:
         "relay_unet": f"modes/{name}/relay_unet",
         "distilled": True,
     }
-    return default.model_copy(update=changes)
+    return Mode(**{**default.model_dump(), **changes})
 
 
 def _bytes(folder: Path) -> int:

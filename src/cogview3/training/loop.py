@@ -38,8 +38,16 @@ def learning_rate(optimizer: Optimizer, images: int, total: int) -> float:
 def train(recipe: Recipe, out: Path | None = None, restart: bool = False, device: str = "auto") -> dict[str, Any]:
     """Run a recipe to its end in the run folder `out`, resuming from its newest checkpoint.
 
-    Gives {"run", "images", "loss", "validation", "seconds"}. Raises UserError for a folder of another recipe, and
-    RuntimeError where the loss stops being finite. SIGTERM and SIGINT write a checkpoint first.
+    SIGTERM and SIGINT write a checkpoint before they end it.
+
+    Returns:
+        {"run", "images", "loss", "validation", "seconds"}: images seen, the last logged mean loss (None where nothing
+        was left to train), the figures of the last validation.
+
+    Raises:
+        UserError: a folder of another recipe, or a damaged checkpoint.
+        FloatingPointError: the loss or its gradient is no longer finite.
+        SystemExit, KeyboardInterrupt: after SIGTERM (code 143) and SIGINT.
     """
     run = Path(out) if out else Path("runs") / recipe.name
     accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu")
@@ -48,18 +56,20 @@ def train(recipe: Recipe, out: Path | None = None, restart: bool = False, device
             f"train.batch {recipe.train.batch} does not divide among {accelerator.num_processes} processes; "
             "change it with --set train.batch=N"
         )
+    if not restart:
+        checkpoints.check_run(run, recipe.to_dict())
+    objective = build(recipe)  # first, so that a wrong reference in the recipe leaves no run behind
     if accelerator.is_main_process:
         checkpoints.open_run(run, recipe.to_dict(), restart)
     accelerator.wait_for_everyone()
-    return _Run(recipe, run, accelerator).go()
+    return _Run(recipe, run, objective, accelerator).go()
 
 
 class _Run:
     """State of one run: objective, optimizer, EMA and the number of images seen."""
 
-    def __init__(self, recipe: Recipe, run: Path, accelerator: Accelerator) -> None:
-        self.recipe, self.run, self.accelerator = recipe, run, accelerator
-        self.objective: Objective = build(recipe)
+    def __init__(self, recipe: Recipe, run: Path, objective: Objective, accelerator: Accelerator) -> None:
+        self.recipe, self.run, self.objective, self.accelerator = recipe, run, objective, accelerator
         with accelerator.main_process_first():
             self.objective.prepare(str(accelerator.device))
         parameters = [p for p in self.objective.trained.parameters() if p.requires_grad]
@@ -75,36 +85,50 @@ class _Run:
         self.ema = EMAModel(
             self.objective.trained.parameters(), decay=optimizer.ema_decay, use_ema_warmup=True, power=0.75
         )
+        self.log = _Log(run, recipe.train.images, accelerator.is_main_process)
         self.images = 0
         found = checkpoints.checkpoints(run)
         if found:
             self._load(found[-1][1])
+        self.saved = self.images
+        self.log.forget_after(self.images)
         self.module = accelerator.prepare_model(self.objective)
         self.stop: int | None = None
 
     def go(self) -> dict[str, Any]:
         recipe, start, begun = self.recipe, time.time(), self.images
-        log = _Log(self.run, self.images, recipe.train.images, self.accelerator.is_main_process)
         figures: dict[str, float] = {}
-        with _stop_signals(self), log:
+        with _stop_signals(self), self.log:
             while self.images < recipe.train.images and self.stop is None:
-                before = self.images
-                log.add(self._step(), self.optimizer.param_groups[0]["lr"], self.images)
-                if _passed(before, self.images, recipe.train.log_images):
-                    log.write(self.images)
-                if _passed(before, self.images, recipe.validate_.every_images):
-                    figures = self._validate(log)
-                if _passed(before, self.images, recipe.train.checkpoint_images):
-                    self._save()
-            if self.images > begun and not _passed(before, self.images, recipe.train.checkpoint_images):
+                figures = self._advance() or figures
+            if self.images != self.saved:
                 self._save()
-            if self.stop is None and not figures:
-                figures = self._validate(log)
+            if self.images == begun and self.stop is None:  # finished earlier, perhaps cut off while writing weights
+                figures = self._validate()
+                self._save_weights()
         if self.stop is not None:
             print(f"stopped at {self.images} images; the same command resumes", file=sys.stderr)
             raise KeyboardInterrupt if self.stop == signal.SIGINT else SystemExit(128 + self.stop)
-        result = {"run": str(self.run), "images": self.images, "loss": log.last_loss, "validation": figures}
+        result = {"run": str(self.run), "images": self.images, "loss": self.log.last_loss, "validation": figures}
         return {**result, "seconds": round(time.time() - start, 1)}
+
+    def _advance(self) -> dict[str, float]:
+        """One step, and what is due after it; gives the figures of a validation. At the end, everything is due."""
+        before, train = self.images, self.recipe.train
+        self.log.add(self._step(), self.optimizer.param_groups[0]["lr"], self.images)
+
+        def due(every: int) -> bool:
+            return before // every != self.images // every or self.images == train.images
+
+        figures = {}
+        if due(train.log_images):
+            self.log.write(self.images)
+        if due(self.recipe.validate_.every_images):
+            figures = self._validate()
+            self.log.write_figures(self.images, figures)
+        if due(train.checkpoint_images):
+            self._save()
+        return figures
 
     def _step(self) -> dict[str, torch.Tensor]:
         recipe, accelerator = self.recipe, self.accelerator
@@ -115,17 +139,21 @@ class _Run:
             group["lr"] = learning_rate(recipe.optimizer, self.images, recipe.train.images)
         with accelerator.autocast():
             losses = self.module({key: value.to(accelerator.device) for key, value in batch.items()})
-        if not torch.isfinite(losses["loss"]):
-            raise RuntimeError(
-                f"the loss is {losses['loss'].item()} at image {self.images}; lower optimizer.learning_rate"
-            )
+        self._require_finite("loss", losses["loss"])
         accelerator.backward(losses["loss"])
         norm = torch.nn.utils.clip_grad_norm_(self.objective.trained.parameters(), recipe.optimizer.clip)
+        self._require_finite("gradient", norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.objective.trained.parameters())
         self.images += count
         return {**{key: value.detach() for key, value in losses.items()}, "gradient": norm}
+
+    def _require_finite(self, name: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            raise FloatingPointError(
+                f"the {name} is {value.item()} at image {self.images}; lower optimizer.learning_rate and --restart"
+            )
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -139,7 +167,7 @@ class _Run:
             self.ema.restore(parameters)
             self.objective.train()
 
-    def _validate(self, log: "_Log") -> dict[str, float]:
+    def _validate(self) -> dict[str, float]:
         if not self.accelerator.is_main_process:
             return {}
         with self._averaged():
@@ -148,15 +176,18 @@ class _Run:
         if grid is not None:
             with checkpoints.whole_file(self.run / "samples" / f"images-{self.images}.png") as path:
                 grid.save(path)
-        log.write_figures(self.images, figures)
         return figures
 
     def _save(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, self._write)
-        with self._averaged(), checkpoints.whole_folder(self.run / "weights") as folder:
-            self.objective.save(folder)
+        self.saved = self.images
+        if self.accelerator.is_main_process:
+            checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, self._write)
+            self._save_weights()
+
+    def _save_weights(self) -> None:
+        if self.accelerator.is_main_process:
+            with self._averaged(), checkpoints.whole_folder(self.run / "weights") as folder:
+                self.objective.save(folder)
 
     def _write(self, folder: Path) -> None:
         trained = self.objective.trained
@@ -164,7 +195,8 @@ class _Run:
         names = [name for name, _ in trained.named_parameters()]
         save_file(_named(dict(zip(names, self.ema.shadow_params, strict=True))), folder / "ema.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        state = {"images": self.images, "ema_steps": self.ema.optimization_step}
+        pending = {"count": self.log.count, "sums": self.log.sums}
+        state = {"images": self.images, "ema_steps": self.ema.optimization_step, "log": pending}
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _load(self, folder: Path) -> None:
@@ -177,15 +209,17 @@ class _Run:
             trained.load_state_dict(state_dict, strict=False)
             averaged = load_file(folder / "ema.safetensors")
             shadow = [averaged[name] for name, _ in trained.named_parameters()]
-            self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+            stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(stored)
+            self.images, self.ema.optimization_step = state["images"], state["ema_steps"]
         except Exception as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error
         self.ema.shadow_params = [value.to(self.accelerator.device) for value in shadow]
-        self.ema.optimization_step = state["ema_steps"]
-        self.images = state["images"]
+        if "log" in state:
+            self.log.count, self.log.sums = state["log"]["count"], state["log"]["sums"]
 
 
 def _own_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -196,10 +230,6 @@ def _own_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _passed(before: int, now: int, every: int) -> bool:
-    return before // every != now // every
 
 
 @contextmanager
@@ -220,18 +250,19 @@ def _stop_signals(run: _Run) -> Iterator[None]:
 class _Log:
     """Metrics to metrics.jsonl and TensorBoard, progress to the terminal."""
 
-    def __init__(self, run: Path, images: int, total: int, enabled: bool) -> None:
+    def __init__(self, run: Path, total: int, enabled: bool) -> None:
         self.path, self.total, self.enabled = run / "metrics.jsonl", total, enabled
-        self.sums: dict[str, torch.Tensor] = {}
-        self.count, self.rate, self.since, self.last_loss = 0, 0.0, images, math.nan
+        self.sums: dict[str, float] = {}  # since the last line, of `count` steps
+        self.count, self.rate, self.since = 0, 0.0, 0
+        self.last_loss: float | None = None
         self.board: Any = None
-        if enabled:
-            self._forget_after(images)
 
-    def _forget_after(self, images: int) -> None:
-        if self.path.exists():
-            lines = self.path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["images"] <= images]
+    def forget_after(self, images: int) -> None:
+        """Drop what was logged after the checkpoint that the run goes on from, half-written lines too."""
+        self.since = images
+        if self.enabled and self.path.exists():
+            lines = self.path.read_text("utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _images_of(line) <= images]
             checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
 
     def __enter__(self) -> "_Log":
@@ -253,7 +284,7 @@ class _Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.board = SummaryWriter(str(self.path.parent / "tensorboard"))
+                self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.since + 1)
             except ImportError:
                 self.board = None
         return self
@@ -265,14 +296,14 @@ class _Log:
 
     def add(self, losses: dict[str, torch.Tensor], rate: float, images: int) -> None:
         for key, value in losses.items():
-            self.sums[key] = self.sums.get(key, 0) + value.double()
+            self.sums[key] = self.sums.get(key, 0.0) + value.item()
         self.count, self.rate = self.count + 1, rate
         self.progress.update(self.task, completed=images)
 
     def write(self, images: int) -> None:
-        means = {key: (value / self.count).item() for key, value in self.sums.items()}
+        means = {key: value / self.count for key, value in self.sums.items()}
         seconds = max(time.time() - self.clock, 1e-9)
-        self.last_loss = means.get("loss", math.nan)
+        self.last_loss = means["loss"]
         speed = round((images - self.since) / seconds, 2)
         self._line({"images": images, **means, "learning_rate": self.rate, "images_per_second": speed})
         self.progress.update(self.task, text=f"{speed}/s loss {self.last_loss:.4f}")
@@ -293,3 +324,10 @@ class _Log:
         if not self.progress.console.is_terminal:
             shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items())
             print(f"{shown} (of {self.total})", file=sys.stderr, flush=True)
+
+
+def _images_of(line: str) -> float:
+    try:
+        return json.loads(line)["images"]
+    except json.JSONDecodeError:
+        return math.inf

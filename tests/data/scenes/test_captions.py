@@ -25,7 +25,7 @@ from cogview3.data.scenes.vocabulary import INTENTS
 
 WORDS = {
     "shape": {
-        "circle": r"circles?|dis[ck]s?|balls?|dot\b",
+        "circle": r"circles?|dis[ck]s?|balls?|(?<!polka )dot\b",
         "square": "square|box|block",
         "triangle": "triangle",
         "diamond": "diamond|rhombus|lozenge",
@@ -52,7 +52,7 @@ WORDS = {
     },
     "size": {
         "small": "small|little|tiny",
-        "medium": "medium|mid-size|average",
+        "medium": "medium|mid size|average",
         "large": "large|big|huge|giant",
     },
     "ground": {
@@ -74,10 +74,10 @@ ROW = {
     "bottom": r"bottom|lower(?! than)",
 }
 COLUMN = {"left": "left", "center": r"cent(er|re)|middle|top|bottom", "right": "right"}
-PLACE = r"top(?! of)|upper|bottom|lower(?! than)|cent(er|re)|middle|corner|left(?!.* of| of)|right(?!.* of| of)"
+PLACE = r"top(?! of)|upper|bottom|lower(?! than)|cent(er|re)|middle|corner|left(?!.* of| of)|\bright(?!.* of| of)"
 RELATION = {
     "left of": "left",
-    "right of": "right",
+    "right of": r"\bright",
     "above": r"above|\bover\b|on top of|higher than",
     "below": r"below|under|beneath|lower than",
 }
@@ -183,7 +183,8 @@ def unstated_words(facts: Facts, text: str) -> list[str]:
         GROUND: facts.ground is None,
         PLACE: all(item.position is None for item in facts.objects) and not facts.relations,
         "|".join(RELATION.values()): not facts.relations and all(i.position is None for i in facts.objects),
-        r"\b(shapes|objects|figures|things|items)\b": facts.count is None and all(i.shape for i in facts.objects),
+        r"\b(two|three|four|[234]) (shapes|objects|figures|things|items)\b": facts.count is None
+        and all(i.shape for i in facts.objects),
     }
     return found + [words for words, unstated in nowhere.items() if unstated and re.search(words, text)]
 
@@ -328,6 +329,7 @@ def test_unknown_words_come_once_in_order_and_lower_case():
     prompt = "A Dragon's red OVAL, 5 ovals; 雪 and a dragon with 2 stars ❤ (café)!"
     assert unknown_words(prompt) == ["dragon's", "oval", "5", "ovals", "雪", "dragon", "❤", "café"]
     assert unknown_words("") == unknown_words(" .,!?-'\"") == []
+    assert unknown_words("five blue-ish stars, mid-size, polka-dotted, five-pointed") == ["five", "ish"]
     assert unknown_words("the circle’s boxes, the Dragon’s") == ["dragon's"]
 
 
@@ -358,7 +360,7 @@ def test_intents_lead_from_unknown_words_to_known_ones():
 
 
 def test_vocabulary_is_lower_case_words():
-    assert all(re.fullmatch(r"[a-z]+('[a-z]+)?|[1-4]", word) for word in vocabulary())
+    assert all(re.fullmatch(r"[a-z]+(['-][a-z]+)*|[1-4]", word) for word in vocabulary())
     assert {
         "circles",
         "boxes",

@@ -41,7 +41,7 @@ def noun_for(stated: ObjectFacts, item: SceneObject, ground: str, rng: np.random
         "color": w.COLORS[stated.color].pick(rng) if stated.color else "",
     }
     words["fill"], fill_detail = _fill_words(stated.fill, item.color, rng, bare)
-    words["outline"], outline_detail = _outline_words(stated.outline, ground, rng, bare)
+    words["outline"], outline_detail = _outline_words(stated.outline, ground, rng, bare, bool(fill_detail))
     order = w.ORDERS.pick(rng)
     if words["outline"] and "{outline}" not in order:
         order = "{outline} " + order
@@ -64,14 +64,19 @@ def _fill_words(fill: str | None, color: str, rng: np.random.Generator, bare: bo
     return "", w.FILL_DETAILS[fill].pick(rng).format(accent=accent)
 
 
-def _outline_words(outline: bool | None, ground: str, rng: np.random.Generator, bare: bool) -> tuple[str, str]:
-    """An outline or its absence as (adjective, words after "with"); both "" leave it to an ending."""
+def _outline_words(
+    outline: bool | None, ground: str, rng: np.random.Generator, bare: bool, after_with: bool
+) -> tuple[str, str]:
+    """An outline or its absence as (adjective, words after "with"); both "" leave it to an ending.
+
+    `after_with` says that there is a "with" already, to which no ending can be added.
+    """
     if outline is None:
         return "", ""
     chance = rng.random()
     if bare or chance < (0.4 if outline else 0.15):
         return w.OUTLINES[_yes_no(outline)].pick(rng), ""
-    if chance < 0.75:
+    if after_with or chance < 0.75:
         tone = w.TONES[_line(ground)].pick(rng)
         return "", w.OUTLINE_DETAILS[_yes_no(outline)].pick(rng).format(tone=tone)
     return "", ""

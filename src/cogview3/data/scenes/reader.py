@@ -26,7 +26,7 @@ from cogview3.data.scenes.scene import (
     relations_between,
 )
 
-SIDE = 256  # pictures are resized to this before they are read
+SIDE = 256  # pictures are resized to this before they are read; lengths and areas below are in its pixels
 MIN_SIDE = 64
 STEP = 2  # shapes and fills are matched on a grid of every second pixel
 
@@ -54,6 +54,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class _Ground:
+    """A ground as it is drawn: its colors reach from `base` to `far`, its tiles' lines or an outline's faint blur."""
+
+    name: str
+    texture: str
+    base: np.ndarray
+    far: np.ndarray
+    outline: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Match:
     """The shape and size that fit a piece best: overlap over union in [0, 1], center in pixels."""
 
@@ -70,27 +81,17 @@ def read(image: np.ndarray | Image.Image) -> Reading:
     Any picture gets a reading, sensible or not. Raises UserError for what is not a square picture.
     """
     pixels = _pixels(image)
-    ground = _ground(pixels)
-    base, line = (np.array(color, np.float32) for color in render.GROUND_COLORS[ground])
-    smooth = gaussian_filter(pixels, (0.7, 0.7, 0))
-    along, distance = _to_segment(smooth, base, line)
-    contrast = _tile_contrast(along, distance > GROUND_REACH)
-    texture = "tiled" if contrast > TILE_CONTRAST else "plain"
-    outline = _outline_color(ground)
-    if texture == "plain":
-        line = base + FADED * (outline - base)
-        _, distance = _to_segment(smooth, base, line)
-    from_outline = float(_to_segment(outline, base, line)[1])
+    ground, distance = _ground(pixels)
     found = []
-    for top, left, mask in _pieces(distance, from_outline / 2):
+    for top, left, mask in _pieces(distance, ground):
         match = _match(mask)
         for part in _parts(mask, match):
-            part_match = match if part is mask else _match(part)
-            found.append(_describe(pixels, part, top, left, part_match, ground, texture))
+            region = pixels[top : top + mask.shape[0], left : left + mask.shape[1]]
+            found.append(_describe(region, part, top, left, match if part is mask else _match(part), ground))
     found.sort(key=lambda item: POSITIONS.index(item[0].position))
     objects = tuple(item[0] for item in found)
     centers = tuple(item[1] for item in found)
-    facts = Facts(ground, texture, len(objects), objects, relations_between(list(centers)))
+    facts = Facts(ground.name, ground.texture, len(objects), objects, relations_between(list(centers)))
     return Reading(facts, centers, tuple(item[2] for item in found))
 
 
@@ -109,24 +110,35 @@ def _pixels(image: np.ndarray | Image.Image) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def _ground(pixels: np.ndarray) -> str:
+def _ground(pixels: np.ndarray) -> tuple[_Ground, np.ndarray]:
+    """The ground, and the RGB distance of each pixel from what the ground may look like, (SIDE, SIDE)."""
+    name = _ground_color(pixels)
+    base, line = (np.array(color, np.float32) for color in render.GROUND_COLORS[name])
+    outline = np.array(render.OUTLINE_LIGHT if name == "black" else render.OUTLINE_DARK, np.float32)
+    smooth = gaussian_filter(pixels, (0.7, 0.7, 0), truncate=3)
+    along, distance = _to_segment(smooth, base, line)
+    if _tile_contrast(along, distance > GROUND_REACH) > TILE_CONTRAST:
+        return _Ground(name, "tiled", base, line, outline), distance
+    far = base + FADED * (outline - base)
+    return _Ground(name, "plain", base, far, outline), _to_segment(smooth, base, far)[1]
+
+
+def _ground_color(pixels: np.ndarray) -> str:
     """The ground whose color most pixels are near."""
-    few = pixels[::3, ::3].reshape(-1, 3).astype(np.float64)  # 3 divides no period of the tiles
+    few = pixels[::3, ::3].reshape(-1, 3).astype(np.float64)  # every phase of the tiles: their period is no multiple
     bases = np.array([render.GROUND_COLORS[name][0] for name in GROUNDS], np.float64)
     votes = [np.exp(-((_length(few - base) / GROUND_SPREAD) ** 2)).sum() for base in bases]
     return GROUNDS[int(np.argmax(votes))]
-
-
-def _outline_color(ground: str) -> np.ndarray:
-    return np.array(render.OUTLINE_LIGHT if ground == "black" else render.OUTLINE_DARK, np.float32)
 
 
 def _to_segment(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Position in [0, 1] of the nearest point between two colors, and the RGB distance to it, (...) each."""
     axis = end - start
     offset = pixels - start
-    along = np.clip(offset @ (axis / (axis @ axis)), 0, 1)
-    return along, _length(offset - along[..., None] * axis)
+    toward = offset @ axis
+    along = np.clip(toward / (axis @ axis), 0, 1)
+    squared = np.einsum("...c,...c", offset, offset) - along * (2 * toward - along * (axis @ axis))
+    return along, np.sqrt(np.maximum(squared, 0))
 
 
 def _length(vectors: np.ndarray) -> np.ndarray:
@@ -145,21 +157,24 @@ def _tile_contrast(along: np.ndarray, foreground: np.ndarray) -> float:
     return float(np.mean(contrasts))
 
 
-def _pieces(distance: np.ndarray, most: float) -> list[tuple[int, int, np.ndarray]]:
+def _pieces(distance: np.ndarray, ground: _Ground) -> list[tuple[int, int, np.ndarray]]:
     """Connected pieces of what is far from the ground, large enough to be objects: (top, left, mask) of each."""
     labels, number = label(_without_holes(distance > GROUND_REACH))
     areas = np.bincount(labels.ravel(), minlength=number + 1)
+    half_outline = float(_to_segment(ground.outline, ground.base, ground.far)[1]) / 2
     pieces = []
     for index, where in enumerate(find_objects(labels), start=1):
         if areas[index] >= MIN_AREA:
-            pieces.append((where[0].start, where[1].start, _trimmed(labels[where] == index, distance[where], most)))
+            mask = _trimmed(labels[where] == index, distance[where], half_outline)
+            pieces.append((where[0].start, where[1].start, mask))
     return pieces
 
 
-def _trimmed(mask: np.ndarray, distance: np.ndarray, most: float) -> np.ndarray:
-    """A piece without the blur around it: cut where it is half as far from the ground as its inside, or at most."""
+def _trimmed(mask: np.ndarray, distance: np.ndarray, half_outline: float) -> np.ndarray:
+    """A piece without the blur around it: cut where it is half as far from the ground as its inside or outline."""
     inside = distance[_deepest(_depth(mask), INNER_OUTLINED)]
-    return mask & _without_holes(distance > min(np.percentile(inside, 10) / 2, most))
+    level = min(float(np.percentile(inside, 10)) / 2, half_outline)
+    return mask & _without_holes(distance > level)
 
 
 def _without_holes(mask: np.ndarray) -> np.ndarray:
@@ -194,7 +209,7 @@ def _depth(mask: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
-    """Every (shape, size), its mask with its centroid in the window's middle (24, WINDOW^2), the offset (x, y)."""
+    """Every (shape, size); its mask, centroid in the window's middle, (24, WINDOW^2); its center from there (24, 2)."""
     names = [(shape, size) for shape in SHAPES for size in SIZES]
     masks, offsets = [], []
     for shape, size in names:
@@ -202,12 +217,10 @@ def _templates() -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
         n = mask.shape[0] // 4
         share = mask.reshape(n, 4, n, 4).mean((1, 3))
         ys, xs = np.nonzero(mask)
-        dx, dy = (round(float(axis.mean() + 0.5) / 4 - n / 2) for axis in (xs, ys))
+        left, top = (WINDOW // 2 - round(float(axis.mean() + 0.5) / 4) for axis in (xs, ys))
         window = np.zeros((WINDOW, WINDOW), np.float32)
-        top, left = WINDOW // 2 - n // 2 - dy, WINDOW // 2 - n // 2 - dx
         window[top : top + n, left : left + n] = share
         masks.append(window.ravel())
-        # from the window's middle to the object's center
         offsets.append((left + n / 2 - WINDOW / 2, top + n / 2 - WINDOW / 2))
     return names, np.array(masks), np.array(offsets)
 
@@ -238,22 +251,14 @@ def _coarse(values: np.ndarray) -> np.ndarray:
 
 
 def _describe(
-    pixels: np.ndarray,
-    mask: np.ndarray,
-    top: int,
-    left: int,
-    match: _Match,
-    ground: str,
-    texture: str,
+    region: np.ndarray, mask: np.ndarray, top: int, left: int, match: _Match, ground: _Ground
 ) -> tuple[ObjectFacts, tuple[float, float], tuple[float, float, float, float]]:
-    """Facts, center and box of the piece `mask` whose upper left corner is at (left, top)."""
-    height, width = mask.shape
-    region = pixels[top : top + height, left : left + width]
+    """Facts, center and box of the piece `mask`, whose region of the picture begins at (left, top)."""
     depth = _depth(mask)
     color = _color(region[_deepest(depth, INNER_OUTLINED)][::3])
     main, accent = (np.array(value, np.float32) for value in render.OBJECT_COLORS[color])
-    near = depth <= OUTLINE_DEPTH
-    outlined = _outlined(region[near], depth[near], color, ground, texture)
+    near = mask & (depth <= OUTLINE_DEPTH)
+    outlined = _outlined(region[near], depth[near], (main, accent), ground)
     along, _ = _to_segment(region, main, accent)
     fill = _fill(along, _deepest(depth, INNER_OUTLINED if outlined else INNER))
     x, y = (left + match.x) / SIDE, (top + match.y) / SIDE
@@ -276,18 +281,17 @@ def _color(inside: np.ndarray) -> str:
     return COLORS[int(np.argmin(costs))]
 
 
-def _outlined(edge: np.ndarray, depth: np.ndarray, color: str, ground: str, texture: str) -> bool:
+def _outlined(edge: np.ndarray, depth: np.ndarray, colors: tuple[np.ndarray, np.ndarray], ground: _Ground) -> bool:
     """Whether the pixels (k, 3) at these depths (k,) come near the outline's color.
 
     Nearness compares with the mixtures of the object's colors and the ground's, which blurred edges show.
     """
-    line = _outline_color(ground)
-    main, accent, base, tile = (
-        np.array(value, np.float32) for value in (*render.OBJECT_COLORS[color], *render.GROUND_COLORS[ground])
-    )
-    mixtures = [(main, accent), (main, base), (accent, base)] + [(base, tile)] * (texture == "tiled")
+    main, accent = colors
+    mixtures = [(main, accent), (main, ground.base), (accent, ground.base)]
+    if ground.texture == "tiled":
+        mixtures.append((ground.base, ground.far))
     other = np.min([_to_segment(edge, *ends)[1] for ends in mixtures], axis=0)
-    nearness = other / (other + _length(edge - line))
+    nearness = other / (other + _length(edge - ground.outline))
     rows = np.ceil(depth).astype(int)
     sums, counts = (np.bincount(rows, weight, OUTLINE_DEPTH + 1)[1:] for weight in (nearness, None))
     pairs = (sums[1:] + sums[:-1]) / np.maximum(counts[1:] + counts[:-1], 1)

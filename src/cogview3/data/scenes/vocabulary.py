@@ -7,7 +7,8 @@ from functools import cache
 
 from cogview3.data.scenes import wording as w
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|[^\w\s!-/:-@\[-`{-~‘’“”–—…]")  # a word, or a sign such as an emoji
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”–—…]")  # a word, or a sign such as an emoji
+_NEVER_ALONE = {"five", "pointed"}  # "five-pointed" is known, but there are no five objects
 _MAX_SUGGESTIONS = 3
 
 INTENTS = {  # words that people try, and the nearest that the world has
@@ -50,20 +51,22 @@ INTENTS = {  # words that people try, and the nearest that the world has
 def vocabulary() -> frozenset[str]:
     """Every word of comprehensive and brief captions, in lower case, with the plurals of shapes.
 
-    Hyphens part words: "polka-dot" is "polka" and "dot". The numbers 1 to 4 are among them.
+    A word with hyphens stands here whole and in parts: "polka-dot", "polka" and "dot". The numbers 1 to 4 are here.
     """
     plurals = [w.plural(noun) for phrases in (*w.NOUNS.values(), w.THINGS) for noun in phrases.texts]
     texts = [*w.all_patterns(), *plurals, *w.BRITISH.values(), w.GLUE]
-    return frozenset(word for text in texts for word in _words(re.sub(r"{\w+}", " ", text)))
+    words = {word for text in texts for word in _words(re.sub(r"{\w+}", " ", text))}
+    return frozenset(words | {part for word in words for part in word.split("-")} - _NEVER_ALONE)
 
 
 def unknown_words(prompt: str) -> list[str]:
     """Words of a prompt that no caption contains, in lower case, each once, in the prompt's order.
 
-    Punctuation and letter case do not matter; plurals and possessives of known words are known. Signs that
-    are neither letters nor punctuation (an emoji) count as words.
+    Punctuation and letter case do not matter; plurals and possessives of known words are known. Signs that are neither
+    letters nor punctuation (an emoji) count as words.
     """
-    return [word for word in dict.fromkeys(_words(prompt)) if not _is_known(word)]
+    words = [part for word in _words(prompt) for part in ([word] if _is_known(word) else word.split("-"))]
+    return [word for word in dict.fromkeys(words) if not _is_known(word)]
 
 
 def suggestions(word: str) -> list[str]:

@@ -6,10 +6,12 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from cogview3.config import Recipe
+from cogview3 import checkpoints
+from cogview3.config import Recipe, UserError
 
 Batch = dict[str, Tensor]
 
@@ -56,3 +58,21 @@ def build(recipe: Recipe) -> Objective:
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)
+
+
+def start_from(model: ModelMixin, reference: str, *components: str) -> None:
+    """Take over the weights of the first of `components` that a run, a model folder or a bundled model has.
+
+    Raises UserError where it has none, or where the shapes differ.
+    """
+    for number, component in enumerate(components, 1):
+        try:
+            folder = checkpoints.weights_folder(reference, component)
+            break
+        except UserError:
+            if number == len(components):
+                raise
+    try:
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+    except RuntimeError:
+        raise UserError(f"recipe.start_from {reference!r} has other shapes than [model]; make them equal") from None

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
 from cogview3 import checkpoints
-from cogview3.config import BaseRecipe, RelayRecipe, UNetModel, UserError
+from cogview3.config import BaseRecipe, RelayRecipe, UNetModel
 from cogview3.data.latents import SceneLatents, cached_latents, encode_scene_batch
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.pipeline import CogView3Pipeline
-from cogview3.generation.scheduler import RelayScheduler
+from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.generation.upscale import CogView3UpscalePipeline
 from cogview3.models.unet import size_conditions, unet_config
 from cogview3.prompts.encode import encode_text
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch, Objective, start_from
 
 STEPS = 1000  # noise levels of the schedule
 _NOISE_BANDS = 4  # bands of t that the validation loss is told for
@@ -47,9 +47,11 @@ class DiffusionTraining(Objective):
         torch.manual_seed(recipe.train.seed)
         self.trained = build_unet(recipe.model, width, data.size // 8)
         if recipe.recipe.start_from:
-            start_from(self.trained, recipe.recipe.start_from)
+            start_from(self.trained, recipe.recipe.start_from, "unet", "relay_unet")
         self.sigmas = schedule.make_sigmas(STEPS)
         self.latents: dict[str, Tensor] = {}
+        self._fixed_latents: dict[str, Tensor] = {}
+        self._epoch, self._order = -1, np.empty(0, np.int64)  # which pictures' order is at hand
         kind = {"size": data.size, "low": self.is_relay, "reconstructed": self.is_relay}
         self.kind = SceneLatents(pictures=data.pictures, seed=recipe.train.seed, **kind)
         self.fixed = SceneLatents(pictures=recipe.validate_.images, seed=recipe.validate_.seed, **kind)
@@ -75,7 +77,7 @@ class DiffusionTraining(Objective):
 
     def _picture(self, index: int) -> int:
         epoch, place = divmod(index, self.recipe.data.pictures)
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             rng = np.random.default_rng([self.recipe.train.seed, epoch, 7])
             self._epoch, self._order = epoch, rng.permutation(self.recipe.data.pictures)
         return int(self._order[place])
@@ -189,23 +191,9 @@ class DiffusionTraining(Objective):
         scheduler.save_pretrained(folder / f"{prefix}scheduler")
 
 
-def base_scheduler(prediction: str) -> EulerDiscreteScheduler:
-    """The base stage's Euler scheduler on the system's noise schedule."""
-    return EulerDiscreteScheduler(
-        num_train_timesteps=STEPS,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=prediction,
-        timestep_spacing="leading",
-    )
-
-
 def build_unet(model: UNetModel, text_width: int, sample_size: int) -> UNet2DConditionModel:
     """A UNet of the system's shape at the recipe's widths, for latents of side `sample_size`."""
     channels = tuple(model.block_out_channels)
-    if any(width % model.head_dim for width in channels[1:]):
-        raise UserError(f"model.head_dim {model.head_dim} does not divide model.block_out_channels {list(channels)}")
     return UNet2DConditionModel(
         **unet_config(
             "scenes",
@@ -219,21 +207,3 @@ def build_unet(model: UNetModel, text_width: int, sample_size: int) -> UNet2DCon
             projection_class_embeddings_input_dim=6 * model.size_embedding,
         )
     )
-
-
-def start_from(unet: UNet2DConditionModel, reference: str) -> None:
-    """Take over the weights of a run's or a model's UNet (its base's where it has both).
-
-    Raises UserError where the shapes differ.
-    """
-    try:
-        folder = checkpoints.weights_folder(reference, "unet")
-    except UserError:
-        folder = checkpoints.weights_folder(reference, "relay_unet")
-    other = UNet2DConditionModel.from_pretrained(folder)
-    try:
-        unet.load_state_dict(other.state_dict())
-    except RuntimeError:
-        raise UserError(
-            f"the UNet of recipe.start_from {reference!r} has other shapes than [model]; make them equal"
-        ) from None

@@ -1,7 +1,9 @@
 """The text encoder's objective: from a caption, tell every fact that it states.
 
-A small decoder with one query a fact reads the encoder's output and names the fact's value, or "not stated". Only the
-encoder is kept: its output then carries which color, fill or place belongs to which object.
+A small decoder with one query a fact reads the encoder's output and names the fact's value, or "not stated". Beside
+it, every word that names an object ("circle", or "red" where only one object is) must tell all that is stated of this
+object: without that, an encoder long stays with a bag of words. Only the encoder is kept; its output then carries
+which color, fill or place belongs to which object.
 """
 
 from dataclasses import astuple, fields
@@ -10,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import T5Config, T5EncoderModel, T5Model
 
 from cogview3.config import TextModel, TextRecipe
-from cogview3.data.scenes import captions
+from cogview3.data.scenes import captions, wording
 from cogview3.data.scenes.scene import (
     COLORS,
     COUNT_WEIGHTS,
@@ -30,7 +33,7 @@ from cogview3.data.scenes.scene import (
     ObjectFacts,
     sample_scene,
 )
-from cogview3.prompts.tokenizer import train_tokenizer
+from cogview3.prompts.tokenizer import build_tokenizer
 from cogview3.training.objectives import Batch, Objective
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
@@ -46,26 +49,55 @@ _OBJECT_VALUES = (
 _PAIRS = tuple((i, j) for i in range(MAX_OBJECTS) for j in range(i + 1, MAX_OBJECTS))
 _SLOTS = (GROUNDS, TEXTURES, _COUNTS) + _OBJECT_VALUES * MAX_OBJECTS + (RELATIONS,) * len(_PAIRS)
 _OFFSETS = tuple(np.cumsum([0] + [len(values) + 1 for values in _SLOTS]))  # each slot: "not stated", then its values
+_OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
+_SCENE_SLOTS, _OBJECT_SLOTS = 3, len(_OBJECT_VALUES) * MAX_OBJECTS
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def fact_labels(facts: Facts) -> list[int]:
-    """One class a slot: 0 for not stated, else 1 + the value's number.
+def fact_labels(facts: Facts) -> tuple[list[int], list[list[int]]]:
+    """Classes of the slots of scene and objects, and of relations: 0 for not stated, else 1 + the value's number.
 
-    Objects stand in an order that the caption alone determines (sorted by what is stated of them), so that the order
-    in which a text mentions them does not matter.
+    Returns:
+        (3 + 4 * 6) classes, and for each pair of objects the relation of the first to the second, (4, 4).
     """
-    order = sorted(range(len(facts.objects)), key=lambda index: _labels(facts.objects[index]))
-    place = {index: rank for rank, index in enumerate(order)}
     labels = [_label(GROUNDS, facts.ground), _label(TEXTURES, facts.texture), _label(_COUNTS, facts.count)]
-    for index in order:
-        labels += _labels(facts.objects[index])
-    labels += [0] * len(_OBJECT_VALUES) * (MAX_OBJECTS - len(order))
-    stated = {(place[item.first], place[item.second]): item.kind for item in reversed(facts.relations)}
-    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    for i, j in _PAIRS:
-        kind = stated.get((i, j)) or opposite.get(stated.get((j, i), ""))
-        labels.append(_label(RELATIONS, kind))
-    return labels
+    for item in facts.objects:
+        labels += _labels(item)
+    labels += [0] * (_SCENE_SLOTS + _OBJECT_SLOTS - len(labels))
+    relations = [[0] * MAX_OBJECTS for _ in range(MAX_OBJECTS)]
+    for item in reversed(facts.relations):
+        relations[item.first][item.second] = _label(RELATIONS, item.kind)
+        relations[item.second][item.first] = _label(RELATIONS, _OPPOSITE[item.kind])
+    return labels, relations
+
+
+@torch.no_grad()
+def matched_labels(logits: Tensor, labels: Tensor, relations: Tensor) -> Tensor:
+    """Labels of all slots, the objects in that order in which `logits` tell them best.
+
+    A caption's objects have no order of their own, so each sample's are matched one to one with the decoder's four
+    groups of slots, by the least cross entropy.
+
+    Args:
+        logits: (B, slots, values), those of other slots' values masked.
+        labels: (B, 27), relations: (B, 4, 4), as `fact_labels` gives them.
+
+    Returns:
+        (B, slots), classes as in `fact_labels`.
+    """
+    rows = len(labels)
+    offsets = torch.tensor(_OFFSETS[:-1], device=labels.device)
+    objects = labels[:, _SCENE_SLOTS:].view(rows, MAX_OBJECTS, -1)
+    told = logits.log_softmax(-1)[:, _SCENE_SLOTS : _SCENE_SLOTS + _OBJECT_SLOTS]
+    told = told.view(rows, MAX_OBJECTS, objects.shape[-1], -1)
+    wanted = objects[:, None] + offsets[_SCENE_SLOTS : _SCENE_SLOTS + _OBJECT_SLOTS].view(MAX_OBJECTS, 1, -1)
+    costs = -told.unsqueeze(2).expand(-1, -1, MAX_OBJECTS, -1, -1).gather(-1, wanted.unsqueeze(-1)).sum((-1, -2))
+    order = torch.tensor(np.stack([linear_sum_assignment(cost)[1] for cost in costs.cpu().numpy()]))
+    order = order.to(labels.device)
+    row = torch.arange(rows, device=labels.device)[:, None]
+    first, second = (order[:, [pair[side] for pair in _PAIRS]] for side in (0, 1))
+    parts = labels[:, :_SCENE_SLOTS], objects[row, order].flatten(1), relations[row, first, second]
+    return torch.cat(parts, 1)
 
 
 def _labels(item: ObjectFacts) -> list[int]:
@@ -78,6 +110,26 @@ def _label(known: tuple, value: object) -> int:
     return 0 if value is None else 1 + known.index(value)
 
 
+def naming_words() -> dict[str, tuple[str, str]]:
+    """Words that name an object by its shape or color: word -> ("shape" or "color", value)."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for kind, table in (("shape", wording.NOUNS), ("color", wording.COLORS)):
+        for value, phrases in table.items():
+            for text in phrases.texts:
+                found.setdefault(text.replace("-", " ").split()[-1], set()).add((kind, value))
+    return {word: meanings.pop() for word, meanings in found.items() if len(meanings) == 1}
+
+
+def named_objects(pieces: list[str], facts: Facts, words: dict[str, tuple[str, str]]) -> list[int]:
+    """For each token of a caption the object that it names, -1 where it names none or more than one."""
+    named = []
+    for piece in pieces:
+        kind, value = words.get(piece.removeprefix("▁"), ("shape", None))
+        fitting = [i for i, item in enumerate(facts.objects) if value is not None and getattr(item, kind) == value]
+        named.append(fitting[0] if len(fitting) == 1 else -1)
+    return named
+
+
 class FactReader(nn.Module):
     """T5 encoder and decoder with one learned query for each slot of `fact_labels`."""
 
@@ -86,14 +138,15 @@ class FactReader(nn.Module):
         self.t5 = T5Model(t5_config(model))
         self.queries = nn.Parameter(torch.randn(len(_SLOTS), model.d_model))
         self.values = nn.Linear(model.d_model, int(_OFFSETS[-1]))
+        self.word_values = nn.Linear(model.d_model, sum(_OBJECT_CLASSES))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L) to logits (B, slots, values), those of other slots' values masked."""
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of tokens (B, L): of slots (B, slots, values), other slots' values masked, and of words (B, L, 40)."""
         encoded = self.t5.encoder(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
         queries = self.queries.expand(len(tokens), -1, -1)
         decoded = self.t5.decoder(inputs_embeds=queries, encoder_hidden_states=encoded, use_cache=False)
         logits = self.values(decoded.last_hidden_state).float()
-        return logits.masked_fill(~_slot_mask().to(logits.device), -1e4)
+        return logits.masked_fill(~_slot_mask().to(logits.device), -1e4), self.word_values(encoded).float()
 
 
 def _slot_mask() -> Tensor:
@@ -126,7 +179,8 @@ class TextTraining(Objective):
         self.recipe = recipe
         seed = recipe.train.seed
         texts = (self._caption(seed + 1, index).text for index in range(recipe.data.tokenizer_captions))
-        self.tokenizer = train_tokenizer(texts, recipe.model.vocab_size, recipe.model.max_length)
+        self.tokenizer = build_tokenizer(texts, recipe.model.vocab_size, recipe.model.max_length)
+        self._words = naming_words()
         torch.manual_seed(seed)
         self.trained = FactReader(recipe.model)
 
@@ -151,28 +205,38 @@ class TextTraining(Objective):
             truncation=True,
             return_tensors="pt",
         )
-        return {
-            "tokens": tokens.input_ids,
-            "labels": torch.tensor([fact_labels(item.facts) for item in chosen]),
-        }
+        labels, relations = zip(*(fact_labels(item.facts) for item in chosen), strict=True)
+        pieces = [self.tokenizer.convert_ids_to_tokens(row) for row in tokens.input_ids.tolist()]
+        named = [named_objects(row, item.facts, self._words) for row, item in zip(pieces, chosen, strict=True)]
+        numbers = {"labels": labels, "relations": relations, "named": named}
+        return {"tokens": tokens.input_ids, **{name: torch.tensor(values) for name, values in numbers.items()}}
 
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Tokens (B, L) and labels (B, slots)."""
+        """Tokens and the objects that they name (B, L), labels (B, 27) and relations (B, 4, 4)."""
         return self._batch(self.recipe.train.seed, indices)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy over the slots."""
-        logits = self.trained(batch["tokens"])
-        targets = batch["labels"] + torch.tensor(_OFFSETS[:-1], device=logits.device)
-        return {"loss": functional.cross_entropy(logits.flatten(0, 1), targets.flatten())}
+        """Cross entropy of the slots, and of what naming words tell of their objects."""
+        logits, words = self.trained(batch["tokens"])
+        labels = matched_labels(logits, batch["labels"], batch["relations"])
+        targets = labels + torch.tensor(_OFFSETS[:-1], device=logits.device)
+        slots = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        row, place = (batch["named"] >= 0).nonzero(as_tuple=True)
+        objects = batch["labels"][:, _SCENE_SLOTS:].view(len(labels), MAX_OBJECTS, -1)
+        wanted = objects[row, batch["named"][row, place]]
+        told = words[row, place].split(_OBJECT_CLASSES, -1)
+        naming = sum(functional.cross_entropy(kind, wanted[:, i]) for i, kind in enumerate(told)) / len(told)
+        return {"loss": slots + naming, "slots": slots, "naming": naming}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Shares of stated facts, and of whole captions, told right; captions that do not fit the length."""
         batch = self._batch(self.recipe.validate_.seed, list(range(self.recipe.validate_.images)))
-        device = self.trained.queries.device
-        told = self.trained(batch["tokens"].to(device)).argmax(-1).cpu() - torch.tensor(_OFFSETS[:-1])
-        right, stated = told == batch["labels"], batch["labels"] > 0
+        batch = {name: value.to(self.trained.queries.device) for name, value in batch.items()}
+        logits, _ = self.trained(batch["tokens"])
+        labels = matched_labels(logits, batch["labels"], batch["relations"])
+        told = logits.argmax(-1) - torch.tensor(_OFFSETS[:-1], device=logits.device)
+        right, stated = told == labels, labels > 0
         full = (batch["tokens"] != self.tokenizer.pad_token_id).all(1)
         return {
             "facts_right": right[stated].float().mean().item(),
@@ -182,7 +246,6 @@ class TextTraining(Objective):
 
     def samples(self) -> None:
         """Nothing to see."""
-        return None
 
     def save(self, folder: Path) -> None:
         """Write `text_encoder/` and `tokenizer/`."""

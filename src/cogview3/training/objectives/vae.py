@@ -12,7 +12,7 @@ from cogview3.config import VaeModel, VaeRecipe
 from cogview3.data.latents import reconstruct, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch, Objective, start_from
 
 
 class VaeTraining(Objective):
@@ -23,6 +23,8 @@ class VaeTraining(Objective):
         self.recipe = recipe
         torch.manual_seed(recipe.train.seed)
         self.trained = build_vae(recipe.model)
+        if recipe.recipe.start_from:
+            start_from(self.trained, recipe.recipe.start_from, "vae")
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Pictures (B, 3, H, W) in [-1, 1]: crops around objects, in the last part (`data.whole_from`) whole pictures.

@@ -1,0 +1,147 @@
+"""How many of the facts stated about a picture are right in it.
+
+Stated objects are matched one to one with those read, so that the most facts come out right. Every stated fact then
+is right or wrong: a missing object fails all its facts, and where the count is stated each extra object is one more
+wrong fact. What is not stated is not counted.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from PIL import Image
+from scipy.optimize import linear_sum_assignment
+
+from cogview3.config import UserError
+from cogview3.data.scenes.reader import Reading, read
+from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation
+
+OBJECT_KINDS = tuple(field.name for field in fields(ObjectFacts))
+KINDS = ("ground", "texture", "count", *OBJECT_KINDS, "relation", "extra")
+
+TIE_BREAK = 1e-3  # weight of one relation's direction against one fact: decides only between equally right matches
+
+
+@dataclass(frozen=True)
+class ScoredFact:
+    """One stated fact. `kind` is one of KINDS; `index` the stated object's (a relation's first), None if of none."""
+
+    kind: str
+    index: int | None
+    right: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """The stated facts of one picture, each right or wrong; never empty."""
+
+    facts: tuple[ScoredFact, ...]
+
+    @property
+    def right(self) -> int:
+        """Number of right facts."""
+        return sum(fact.right for fact in self.facts)
+
+    @property
+    def total(self) -> int:
+        """Number of facts counted."""
+        return len(self.facts)
+
+    @property
+    def share(self) -> float:
+        """Share of the facts that are right, 0 to 1."""
+        return self.right / self.total
+
+    @property
+    def whole(self) -> bool:
+        """Whether every fact is right."""
+        return self.right == self.total
+
+
+def score(stated: Facts, picture: np.ndarray | Image.Image | Reading) -> Score:
+    """Score a picture, or what was read from it, against stated facts.
+
+    Raises UserError if nothing is stated, a relation names an object that is not, or `picture` cannot be read.
+    """
+    _check(stated)
+    reading = picture if isinstance(picture, Reading) else read(picture)
+    found = reading.facts
+    match = _match(stated, reading)
+    facts = [
+        ScoredFact(kind, None, getattr(stated, kind) == getattr(found, kind))
+        for kind in ("ground", "texture", "count")
+        if getattr(stated, kind) is not None
+    ]
+    for index, item in enumerate(stated.objects):
+        drawn = found.objects[match[index]] if index in match else None
+        facts += [
+            ScoredFact(kind, index, drawn is not None and getattr(item, kind) == getattr(drawn, kind))
+            for kind in OBJECT_KINDS
+            if getattr(item, kind) is not None
+        ]
+    for relation in stated.relations:
+        mapped = Relation(match.get(relation.first, -1), relation.kind, match.get(relation.second, -1))
+        facts.append(ScoredFact("relation", relation.first, mapped in found.relations))
+    if stated.count is not None:
+        extra = len(found.objects) - max(stated.count, len(stated.objects))
+        facts += [ScoredFact("extra", None, False)] * extra
+    return Score(tuple(facts))
+
+
+def _check(stated: Facts) -> None:
+    for relation in stated.relations:
+        if not {relation.first, relation.second} <= set(range(len(stated.objects))):
+            raise UserError(f"{relation} names an object that is not stated; there are {len(stated.objects)}")
+    about_objects = [getattr(item, kind) for item in stated.objects for kind in OBJECT_KINDS]
+    alone = [stated.ground, stated.texture, stated.count]
+    if not stated.relations and all(value is None for value in alone + about_objects):
+        raise UserError("no facts are stated, so nothing can be scored; state at least one")
+
+
+def _match(stated: Facts, reading: Reading) -> dict[int, int]:
+    """Index of the object read for each stated one, with the most facts right.
+
+    Among equals the match wins whose objects lie furthest along the stated relations.
+    """
+    drawn = reading.facts.objects
+    gain = np.zeros((len(stated.objects), len(drawn)))
+    for row, item in enumerate(stated.objects):
+        for column, other in enumerate(drawn):
+            gain[row, column] = sum(
+                getattr(item, kind) == getattr(other, kind) for kind in OBJECT_KINDS if getattr(item, kind) is not None
+            )
+    centers = np.array(reading.centers).reshape(-1, 2)
+    for relation in stated.relations:
+        along = centers[:, 0 if relation.kind in ("left of", "right of") else 1]
+        sign = -1 if relation.kind in ("left of", "above") else 1
+        gain[relation.first] += sign * TIE_BREAK * along
+        gain[relation.second] -= sign * TIE_BREAK * along
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    return {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
+
+
+def summarize(scores: Sequence[Score]) -> dict:
+    """Scores of several pictures as one table.
+
+    Keys: "pictures", "facts", "right" (numbers), "share" (of all facts), "whole" (share of pictures wholly right) and
+    "kinds", with "facts", "right" and "share" for each kind that occurs. Raises UserError for no scores.
+    """
+    if not scores:
+        raise UserError("there are no scores to summarize; score at least one picture")
+    every = [fact for item in scores for fact in item.facts]
+    counted = Counter(fact.kind for fact in every)
+    right = Counter(fact.kind for fact in every if fact.right)
+    kinds = {
+        kind: {"facts": counted[kind], "right": right[kind], "share": right[kind] / counted[kind]}
+        for kind in KINDS
+        if counted[kind]
+    }
+    return {
+        "pictures": len(scores),
+        "facts": counted.total(),
+        "right": right.total(),
+        "share": right.total() / counted.total(),
+        "whole": sum(item.whole for item in scores) / len(scores),
+        "kinds": kinds,
+    }

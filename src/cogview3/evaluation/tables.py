@@ -1,0 +1,311 @@
+"""Models side by side on the same prompts and the same noise: figures, a table and grids of pictures."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from cogview3 import __version__, checkpoints
+from cogview3.config import UserError
+from cogview3.data.latents import decode, to_uint8
+from cogview3.evaluation.metrics import Drawn, Metric, enlarge_to, make_metrics
+from cogview3.evaluation.prompt_sets import Prompt, load_prompts
+from cogview3.generation.loading import load_sampling, resolve_model
+from cogview3.generation.modes import pick_mode
+from cogview3.generation.pipeline import CogView3Pipeline
+
+GRID_PICTURES, GRID_COLUMNS = 24, 8
+
+Counter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a progress bar of a name and a total; the function that it gives is told how much is done."""
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """How pictures are sampled, where the model's mode is not to decide: None leaves it to the mode."""
+
+    steps: int | None = None
+    relay_steps: int | None = None
+    guidance: float | None = None
+    relay_guidance: float | None = None
+    relays: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The pipeline's arguments."""
+        return {
+            "num_inference_steps": self.steps,
+            "relay_steps": self.relay_steps,
+            "guidance_scale": self.guidance,
+            "relay_guidance_scale": self.relay_guidance,
+            "num_relays": self.relays,
+        }
+
+
+def evaluate(
+    models: Sequence[str],
+    prompts: str = "scenes-heldout",
+    count: int | None = None,
+    metrics: Sequence[str] = ("scene",),
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    batch: int = 8,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    counter: Counter = lambda name, total: nullcontext(lambda done: None),
+    **overrides: int | float | None,
+) -> dict[str, Any]:
+    """Draw every prompt with every model, and score the pictures.
+
+    Picture i starts from noise that depends on `seed` and i alone, in every model and whatever the batch.
+
+    Args:
+        models: bundled names, folders or hub names, each perhaps with a mode: "scenes@4+1".
+        prompts: a built-in set or a file, see `load_prompts`.
+        count: number of prompts; None is all of a file and 500 of a built-in set.
+        metrics: names in `cogview3.evaluation.metrics.METRICS`.
+        seed: 0 or more.
+        out: folder for results.json and, of each model, grid-MODEL.png (the first 24 pictures, each beside its
+            enlarged base picture where there is a relay) and pictures-MODEL.jsonl (the scores of each).
+        batch: pictures drawn at once.
+        device: where the networks run.
+        dtype: their number format.
+        counter: progress bars.
+        overrides: the fields of `Overrides`.
+
+    Returns:
+        What results.json holds: the arguments, and under "models" for each model how it was sampled, the seconds
+        that drawing took, and one entry for each metric.
+
+    Raises:
+        UserError: a model, mode, metric or prompt that cannot be used; before any picture is drawn.
+    """
+    sampling = Overrides(**overrides)
+    chosen = [split_mode(model) for model in models]
+    _check(models, chosen, batch, sampling)
+    loaded = load_prompts(prompts, count)
+    make_metrics(metrics, loaded, seed)
+    results: dict[str, Any] = {
+        "version": __version__,
+        "prompts": prompts,
+        "count": len(loaded),
+        "seed": seed,
+        "models": {},
+    }
+    for name, (model, mode) in zip(models, chosen, strict=True):
+        pipe = CogView3Pipeline.from_pretrained(model, mode=mode, dtype=dtype).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        batches = draw(pipe, loaded, seed, batch, sampling)
+        with counter(name, len(loaded)) as progress:
+            outcome = _evaluate_one(batches, loaded, make_metrics(metrics, loaded, seed), progress)
+        results["models"][name] = _how(pipe, sampling) | outcome.entry
+        if out is not None:
+            outcome.write(out, _file_name(name))
+    if out is not None:
+        checkpoints.write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+    return results
+
+
+def split_mode(model: str) -> tuple[str, str | None]:
+    """Model and mode of "MODEL@MODE"; what names a folder as it stands has no mode."""
+    name, at, mode = model.rpartition("@")
+    if not at or Path(model).is_dir():
+        return model, None
+    if not name or not mode:
+        raise UserError(f"model {model!r}: write MODEL or MODEL@MODE, such as scenes@4+1")
+    return name, mode
+
+
+def _check(models: Sequence[str], chosen: Sequence[tuple[str, str | None]], batch: int, sampling: Overrides) -> None:
+    """Refuse models and modes that do not exist, or do not go with the overrides, before any is loaded."""
+    if not models:
+        raise UserError("no models: give at least one")
+    if batch < 1:
+        raise UserError(f"batch is {batch}: give 1 or more")
+    names = [_file_name(model) for model in models]
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"model {doubles[0]} is given twice: give each model and mode once")
+    for model, mode in chosen:
+        mode_name, entry = pick_mode(load_sampling(resolve_model(model)), mode, model)
+        entry.check_distilled(str(mode_name), asdict(sampling))
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.@+-]+", "-", model).strip("-.") or "model"
+
+
+def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
+    """One generator a picture, on the CPU: its noise depends on the seed and the picture's number alone."""
+    seeds = [np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] for index in indices]
+    return [torch.Generator().manual_seed(int(value >> np.uint64(1))) for value in seeds]
+
+
+def draw(
+    pipe: CogView3Pipeline, prompts: Sequence[Prompt], seed: int, batch: int, sampling: Overrides
+) -> Iterator[Drawn]:
+    """Pictures of all prompts, batch by batch, with the base pictures of the very same runs."""
+    base_steps = pipe.mode.steps if sampling.steps is None else sampling.steps
+    captured: dict[str, Tensor] = {}
+
+    def capture(pipeline: CogView3Pipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        if step == base_steps - 1:
+            captured["base"] = tensors["latents"]
+        return {}
+
+    for first in range(0, len(prompts), batch):
+        indices = range(first, min(first + batch, len(prompts)))
+        pictures = pipe(
+            [prompts[index].text for index in indices],
+            generator=generators(seed, indices),
+            output_type="pt",
+            callback_on_step_end=capture,
+            **sampling.arguments(),
+        ).images
+        has_relay = pipe.num_timesteps > base_steps
+        base = decode(pipe.vae, captured["base"]).float() if has_relay else None
+        yield Drawn(indices, pictures * 2 - 1, base, pipe.vae)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one model gave: its entry in the results, a record of each picture, and the grid's tiles."""
+
+    entry: dict[str, Any]
+    records: list[dict[str, Any]]
+    tiles: list[np.ndarray]
+
+    def write(self, out: Path, name: str) -> None:
+        """Write records and grid, each file whole or not at all."""
+        lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in self.records]
+        checkpoints.write_text(out / f"pictures-{name}.jsonl", "\n".join(lines) + "\n")
+        with checkpoints.whole_file(out / f"grid-{name}.png") as temporary:
+            grid(self.tiles).save(temporary, format="PNG")
+
+
+def _evaluate_one(
+    batches: Iterable[Drawn],
+    prompts: Sequence[Prompt],
+    metrics: dict[str, Metric],
+    progress: Callable[[int], None],
+) -> _Outcome:
+    """Score pictures as they are drawn; `seconds` counts the drawing alone."""
+    records: list[dict[str, Any]] = []
+    tiles: list[np.ndarray] = []
+    seconds, start = 0.0, time.perf_counter()
+    for drawn in batches:
+        seconds += time.perf_counter() - start
+        records += _records(drawn, prompts, metrics)
+        if len(tiles) < GRID_PICTURES:
+            tiles += _tiles(drawn)[: GRID_PICTURES - len(tiles)]
+        progress(len(records))
+        size = drawn.pictures.shape[-1]
+        start = time.perf_counter()
+    figures = {name: metric.result() for name, metric in metrics.items()}
+    return _Outcome({"size": size, "seconds": seconds, **figures}, records, tiles)
+
+
+def _records(drawn: Drawn, prompts: Sequence[Prompt], metrics: dict[str, Metric]) -> list[dict[str, Any]]:
+    notes = {name: metric.update(drawn) for name, metric in metrics.items()}
+    records = []
+    for place, index in enumerate(drawn.indices):
+        prompt = prompts[index]
+        record = {"index": index, "text": prompt.text, "objects": len(prompt.objects), "held_out": prompt.held_out}
+        records.append(record | {name: noted[place] for name, noted in notes.items()})
+    return records
+
+
+def _tiles(drawn: Drawn) -> list[np.ndarray]:
+    """Each picture, (H, W, 3) uint8, to the right of its enlarged base picture where there is one."""
+    pairs = [drawn.pictures]
+    if drawn.base is not None:
+        pairs.insert(0, enlarge_to(drawn.base, drawn.pictures.shape[-1]))
+    return [np.hstack(pair) for pair in zip(*map(to_uint8, pairs), strict=True)]
+
+
+def _how(pipe: CogView3Pipeline, sampling: Overrides) -> dict[str, Any]:
+    """The mode, and the settings that hold: those given, else the mode's."""
+    own = {
+        "steps": pipe.mode.steps,
+        "relay_steps": pipe.mode.relay_steps,
+        "guidance": pipe.mode.guidance,
+        "relay_guidance": pipe.mode.relay_guidance_scale,
+        "relays": int(pipe.relay_unet is not None),
+    }
+    given = {key: value for key, value in asdict(sampling).items() if value is not None}
+    return {"mode": pipe.mode_name} | own | given
+
+
+def grid(tiles: Sequence[np.ndarray]) -> Image.Image:
+    """Tiles (H, W, 3), uint8, of one size, row by row: 8 pictures' heights wide at most, and as high as it takes."""
+    height, width = tiles[0].shape[:2]
+    columns = min(len(tiles), max(1, GRID_COLUMNS * height // width))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(Image.fromarray(tile), (number % columns * width, number // columns * height))
+    return sheet
+
+
+def show(results: dict[str, Any]) -> list[Table]:
+    """The scene metric's figures as tables, one for each model, ready for rich to print."""
+    return [_scene_table(name, entry) for name, entry in results["models"].items() if "scene" in entry]
+
+
+def _scene_table(name: str, entry: dict[str, Any]) -> Table:
+    rows = {title: entry["scene"][key] for key, title in _COLUMNS.items() if entry["scene"][key]}
+    how = f"{entry['steps']}+{entry['relay_steps'] * entry['relays']} steps, guidance {entry['guidance']:g}"
+    table = Table("share right", *rows, title=f"{name}: {how}, {entry['size']} x {entry['size']}", title_justify="left")
+    for label, pick in _LINES.items():
+        values = [pick(row) for row in rows.values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *(_cell(value) for value in values))
+    for group, keys in _groups(rows["model"]):
+        table.add_section()
+        for key in keys:
+            table.add_row(_label(group, key), *(_cell(row[group].get(key)) for row in rows.values()))
+    table.add_section()
+    energy = entry["scene"]["gradient_energy"]
+    table.add_row("gradient energy", *(_cell(energy.get(key)) for key, title in _COLUMNS.items() if title in rows))
+    return table
+
+
+_COLUMNS = {
+    "model": "model",
+    "base_enlarged": "base enlarged",
+    "chance": "chance",
+    "ceiling": "ceiling",
+    "ceiling_enlarged": "ceiling enlarged",
+}
+_LINES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "all facts": lambda row: row["share"],
+    "95 % interval": lambda row: row["interval"],
+    "fill and outline": lambda row: row["fine"],
+    "pictures wholly": lambda row: row["whole"],
+    "one-object pictures wholly": lambda row: row["one_object_whole"],
+    "seen triples": lambda row: row["seen"],
+    "held-out triples": lambda row: row["held_out"],
+}
+
+
+def _groups(row: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for group in ("objects", "kinds"):
+        yield group, list(row[group])
+
+
+def _label(group: str, key: str) -> str:
+    return f"{key} object{'s' * (key != '1')}" if group == "objects" else key
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " to ".join(f"{bound:.3f}" for bound in value) if isinstance(value, list) else f"{value:.3f}"

@@ -1,0 +1,152 @@
+"""Scenes hold what they promise: their triples, their places, their names, whatever the seed."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from cogview3.config import UserError
+from cogview3.data.scenes.scene import (
+    COLORS,
+    COLUMNS,
+    COUNT_WEIGHTS,
+    FILLS,
+    HELD_OUT,
+    JITTER,
+    MARGIN,
+    POSITIONS,
+    ROWS,
+    SEEN,
+    SHAPES,
+    SIZES,
+    Facts,
+    ObjectFacts,
+    Relation,
+    Scene,
+    is_held_out,
+    position_name,
+    relations_between,
+    sample_scene,
+)
+
+SCENES = {
+    triples: [sample_scene(np.random.default_rng((7, index)), triples) for index in range(600)]
+    for triples in ("seen", "held-out")
+}
+EVERY = SCENES["seen"] + SCENES["held-out"]
+
+
+def test_seen_scenes_hold_no_held_out_triple():
+    assert not [item for scene in SCENES["seen"] for item in scene.objects if item.triple in HELD_OUT]
+
+
+def test_held_out_scenes_hold_at_least_one():
+    counts = [sum(item.triple in HELD_OUT for item in scene.objects) for scene in SCENES["held-out"]]
+    assert min(counts) >= 1
+
+
+def test_held_out_triples_are_about_a_fifth_and_split_the_world():
+    assert set(HELD_OUT).isdisjoint(SEEN)
+    assert len(HELD_OUT) + len(SEEN) == len(SHAPES) * len(COLORS) * len(FILLS)
+    # 256 independent chances of 52 in 256 (bytes divisible by 5): 0.203 with a standard deviation of 0.025
+    assert abs(len(HELD_OUT) / 256 - 0.203) < 3 * 0.025
+    assert all(is_held_out(*triple) == (triple in HELD_OUT) for triple in (*HELD_OUT, *SEEN))
+
+
+def test_every_shape_color_and_fill_can_be_learned_from_seen_triples():
+    assert {shape for shape, _, _ in SEEN} == set(SHAPES)
+    assert {color for _, color, _ in SEEN} == set(COLORS)
+    assert {fill for _, _, fill in SEEN} == set(FILLS)
+
+
+def test_held_out_triples_never_change():
+    # trained weights and published scores depend on this very split
+    digest = hashlib.sha256("\n".join("/".join(triple) for triple in sorted(HELD_OUT)).encode()).hexdigest()
+    assert (len(HELD_OUT), digest[:16]) == (66, "696703548b3a2c9b")
+
+
+def test_objects_neither_overlap_nor_leave_the_picture():
+    for scene in EVERY:
+        boxes = [(item.x, item.y, SIZES[item.size] / 2) for item in scene.objects]
+        for index, (x, y, half) in enumerate(boxes):
+            assert min(x, y) - half >= MARGIN / 2 - 1e-9
+            assert max(x, y) + half <= 1 - MARGIN / 2 + 1e-9
+            for x2, y2, half2 in boxes[:index]:
+                gap = max(abs(x - x2), abs(y - y2)) - half - half2
+                assert gap >= MARGIN - 1e-9
+
+
+def test_objects_lie_in_cells_of_their_own():
+    for scene in EVERY:
+        positions = [item.position for item in scene.objects]
+        assert len(set(positions)) == len(positions)
+        assert positions == sorted(positions, key=POSITIONS.index)
+        for item in scene.objects:
+            row, column = item.position.split()
+            # a large object is kept inside: its center may lie MARGIN / 2 nearer to the middle than the jitter goes
+            assert abs(item.y - ROWS[row]) <= JITTER + MARGIN / 2
+            assert abs(item.x - COLUMNS[column]) <= JITTER + MARGIN / 2
+
+
+def test_no_object_has_the_color_of_its_ground():
+    assert not [item for scene in EVERY for item in scene.objects if item.color == scene.ground]
+
+
+def test_counts_follow_their_weights():
+    counts = np.bincount([len(scene.objects) for scene in EVERY], minlength=5)[1:] / len(EVERY)
+    weights = np.array(COUNT_WEIGHTS)
+    assert (np.abs(counts - weights) < 4 * np.sqrt(weights * (1 - weights) / len(EVERY))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_count_can_be_given(count):
+    assert len(sample_scene(np.random.default_rng(0), count=count).objects) == count
+
+
+def test_same_seed_gives_the_same_scene():
+    first, again, other = (sample_scene(np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("arguments", [{"triples": "all"}, {"count": 0}, {"count": 5}])
+def test_impossible_scenes_are_refused(arguments):
+    with pytest.raises(UserError, match=str(next(iter(arguments.values())))):
+        sample_scene(np.random.default_rng(0), **arguments)
+
+
+def test_scene_and_facts_survive_json():
+    for scene in EVERY[:50]:
+        assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+        facts = scene.facts()
+        assert Facts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+
+
+def test_partial_facts_survive_json():
+    facts = Facts(ground="white", objects=(ObjectFacts(color="red"),))
+    assert Facts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "name"),
+    [(0.27, 0.27, "top left"), (0.5, 0.5, "middle center"), (0.39, 0.61, "middle center"), (0.9, 0.62, "bottom right")],
+)
+def test_positions_are_named_after_the_nearest_cell(x, y, name):
+    assert position_name(x, y) == name
+
+
+def test_relations_need_a_gap_and_come_in_pairs():
+    found = relations_between([(0.3, 0.3), (0.5, 0.44)])
+    assert set(found) == {Relation(0, "left of", 1), Relation(1, "right of", 0)}
+    found = relations_between([(0.3, 0.7), (0.44, 0.3)])
+    assert set(found) == {Relation(1, "above", 0), Relation(0, "below", 1)}
+
+
+def test_facts_state_everything_about_a_scene():
+    scene = sample_scene(np.random.default_rng(1), count=3)
+    facts = scene.facts()
+    assert (facts.ground, facts.texture, facts.count) == (scene.ground, scene.texture, 3)
+    for item, stated in zip(scene.objects, facts.objects, strict=True):
+        assert (stated.shape, stated.color, stated.fill) == item.triple
+        assert (stated.outline, stated.size, stated.position) == (item.outline, item.size, item.position)

@@ -1,0 +1,30 @@
+"""A tiny model folder: base pictures of 64 x 64, the relay's of 128 x 128."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogview3 import CogView3Pipeline
+
+MODES = {
+    "2+1": {"steps": 2, "relay_steps": 1, "guidance": 3.0},
+    "2+1-fast": {"steps": 2, "relay_steps": 1, "guidance": 1.0, "distilled": True},
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path, make_components: Callable[..., dict[str, Any]]) -> Path:
+    folder = tmp_path / "tiny"
+    CogView3Pipeline(**make_components(sample_size=8)).save_pretrained(folder)
+    (folder / "sampling.json").write_text(json.dumps({"format": 1, "default": "2+1", "modes": MODES}))
+    return folder
+
+
+@pytest.fixture
+def pipe(model: Path) -> CogView3Pipeline:
+    pipe = CogView3Pipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,192 @@
+"""The scene metric on pictures whose scores are known, and its parts against direct computation."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from cogview3.config import UserError
+from cogview3.data.latents import to_tensor, to_uint8
+from cogview3.data.scenes.render import render
+from cogview3.data.scenes.score import Score, ScoredFact, score
+from cogview3.evaluation.metrics import (
+    METRICS,
+    Drawn,
+    SceneMetric,
+    bootstrap_interval,
+    gradient_energy,
+    make_metrics,
+    register,
+    summarize_row,
+)
+from cogview3.evaluation.prompt_sets import Prompt, load_prompts
+
+COUNT, BATCH = 12, 5
+
+
+@pytest.fixture
+def vae(make_vae: Callable[..., AutoencoderKL]) -> AutoencoderKL:
+    return make_vae()
+
+
+@pytest.fixture
+def prompts() -> list[Prompt]:
+    return load_prompts("scenes-heldout", COUNT)
+
+
+def renders(prompts: list[Prompt], size: int) -> torch.Tensor:
+    return to_tensor([render(prompt.scene, size) for prompt in prompts])
+
+
+def measure(
+    prompts: list[Prompt], pictures: torch.Tensor, base: torch.Tensor | None, vae: AutoencoderKL
+) -> tuple[dict, list[dict]]:
+    metric, notes = SceneMetric(prompts, 0), []
+    for first in range(0, len(prompts), BATCH):
+        part = slice(first, first + BATCH)
+        indices = range(len(prompts))[part]
+        notes += metric.update(Drawn(indices, pictures[part], None if base is None else base[part], vae))
+    return metric.result(), notes
+
+
+def direct(prompts: list[Prompt], pictures: np.ndarray) -> float:
+    scores = [score(prompt.facts, picture) for prompt, picture in zip(prompts, pictures, strict=True)]
+    return sum(item.right for item in scores) / sum(item.total for item in scores)
+
+
+def test_perfect_pictures_score_what_the_reader_allows(prompts: list[Prompt], vae: AutoencoderKL) -> None:
+    result, notes = measure(prompts, renders(prompts, 256), renders(prompts, 128), vae)
+    assert result["model"]["share"] >= 0.98  # 0.99 of facts over many renders; these are a dozen
+    assert result["model"]["pictures"] == COUNT
+    assert [note["right"] for note in notes] == [note["facts"] - len(note["wrong"]) for note in notes]
+    assert sum(note["right"] for note in notes) / sum(note["facts"] for note in notes) == result["model"]["share"]
+
+
+def test_chance_is_the_pictures_against_the_next_prompts(prompts: list[Prompt], vae: AutoencoderKL) -> None:
+    pictures = renders(prompts, 256)
+    result, _ = measure(prompts, pictures, None, vae)
+    rotated = prompts[1:] + prompts[:1]
+    assert result["chance"]["share"] == direct(rotated, to_uint8(pictures))
+    assert result["chance"]["share"] < 0.6
+    matching, _ = measure(rotated, pictures.roll(-1, 0), None, vae)
+    assert matching["model"]["share"] == result["model"]["share"]
+
+
+def test_enlarged_rows_and_ceilings_are_what_they_say(prompts: list[Prompt], vae: AutoencoderKL) -> None:
+    pictures, base = renders(prompts, 128), renders(prompts, 64)
+    result, _ = measure(prompts, pictures, base, vae)
+
+    def through_vae(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return vae.decode(vae.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+
+    def enlarged(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(images, size=(128, 128), mode="bilinear", align_corners=False)
+
+    assert result["base_enlarged"]["share"] == direct(prompts, to_uint8(enlarged(base)))
+    # Batches of another size may round differently, and a fact may hang on that in gray pictures.
+    slack = 2 / result["ceiling"]["facts"]
+    ceiling = through_vae(pictures)
+    assert result["ceiling"]["share"] == pytest.approx(direct(prompts, to_uint8(ceiling)), abs=slack)
+    small = enlarged(through_vae(base))
+    assert result["ceiling_enlarged"]["share"] == pytest.approx(direct(prompts, to_uint8(small)), abs=slack)
+    energies = {"model": pictures, "base_enlarged": enlarged(base)}
+    for row, images in energies.items():
+        expected = _energy(images.numpy()) / _energy(ceiling.numpy())
+        assert result["gradient_energy"][row] == pytest.approx(expected, rel=1e-4)  # float32 against float64
+    assert result["fine_gain"] == result["model"]["fine"] - result["base_enlarged"]["fine"]
+
+
+def _energy(pictures: np.ndarray) -> float:
+    pictures = pictures.astype(np.float64)
+    across, down = np.diff(pictures, axis=3), np.diff(pictures, axis=2)
+    return float((across**2).mean() + (down**2).mean())
+
+
+def test_relays_that_double_twice_are_enlarged_twice(prompts: list[Prompt], vae: AutoencoderKL) -> None:
+    result, _ = measure(prompts[:2], renders(prompts[:2], 256), renders(prompts[:2], 64), vae)
+    assert result["base_enlarged"]["pictures"] == result["ceiling_enlarged"]["pictures"] == 2
+
+
+def test_what_cannot_be_had_is_none(prompts: list[Prompt], vae: AutoencoderKL) -> None:
+    alone, _ = measure([Prompt("a", prompts[0].facts)], renders(prompts[:1], 64), None, vae)
+    assert {key for key, value in alone.items() if value is None} == {
+        "base_enlarged",
+        "chance",
+        "ceiling",
+        "ceiling_enlarged",
+        "fine_gain",
+    }
+    assert alone["gradient_energy"] == {"model": None, "base_enlarged": None}
+    mixed = [prompts[0], Prompt("a", prompts[1].facts)]
+    result, _ = measure(mixed, renders(prompts[:2], 64), None, vae)
+    assert result["gradient_energy"]["model"] is None
+
+
+def test_energy_of_a_ramp_and_of_stripes() -> None:
+    ramp = torch.linspace(-1, 1, 9).expand(1, 3, 9, 9)
+    assert gradient_energy(ramp).item() == pytest.approx(0.25**2)
+    stripes = torch.tensor([1.0, -1.0]).repeat(4).expand(2, 3, 8, 8) * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+    assert gradient_energy(stripes).tolist() == [4.0, 1.0]
+
+
+def made_up(kinds: dict[str, bool]) -> Score:
+    return Score(tuple(ScoredFact(kind, None, right) for kind, right in kinds.items()))
+
+
+def test_groups_of_a_row(prompts: list[Prompt]) -> None:
+    pool = load_prompts("scenes-heldout", 60)
+    single = next(prompt for prompt in pool if len(prompt.objects) == 1 and not prompt.held_out)
+    triple = next(prompt for prompt in pool if len(prompt.objects) == 3 and prompt.held_out)
+    row = summarize_row(
+        [
+            (single, made_up({"ground": True, "fill": True, "outline": True})),
+            (single, made_up({"ground": False, "fill": True})),
+            (triple, made_up({"fill": False, "outline": False, "shape": True, "size": False})),
+        ],
+        seed=0,
+    )
+    assert (row["pictures"], row["facts"]) == (3, 9)
+    assert row["share"] == 5 / 9
+    assert row["fine"] == 3 / 5
+    assert row["whole"] == 1 / 3
+    assert row["one_object_whole"] == 1 / 2
+    assert row["objects"] == {"1": 4 / 5, "3": 1 / 4}
+    assert (row["seen"], row["held_out"]) == (4 / 5, 1 / 4)
+    assert row["kinds"] == {"ground": 1 / 2, "shape": 1, "fill": 2 / 3, "outline": 1 / 2, "size": 0}
+
+
+def test_empty_groups_are_none() -> None:
+    row = summarize_row([(Prompt("a"), made_up({"ground": True}))], seed=0)
+    assert row["one_object_whole"] is row["fine"] is row["held_out"] is None
+    assert row["interval"] == [1.0, 1.0]
+
+
+def test_the_interval_is_the_normal_one_where_pictures_are_many() -> None:
+    rng = np.random.default_rng(0)
+    scores = [made_up({"ground": bool(rng.random() < 0.7)}) for _ in range(2000)]
+    share = np.mean([item.whole for item in scores])
+    low, high = bootstrap_interval(scores, seed=1)
+    half = 1.96 * np.sqrt(share * (1 - share) / 2000)
+    # A quantile of 1000 draws at 2.5 % is off by about 0.08 standard errors (1 sd); 0.3 is nearly 4 of these.
+    assert (share - low, high - share) == pytest.approx((half, half), abs=0.3 * half / 1.96)
+    assert bootstrap_interval(scores, seed=1) == [low, high]
+
+
+def test_the_interval_counts_pictures_not_facts() -> None:
+    kinds = ("ground", "texture", "count", "shape", "color", "fill", "outline", "size", "position")
+    scores = [made_up(dict.fromkeys(kinds, right)) for right in (True, False) * 50]
+    low, high = bootstrap_interval(scores, seed=0)
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.15)  # 0.05: sd of a mean of 100 coins
+
+
+def test_metrics_are_found_by_name(prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogview3.evaluation.metrics.METRICS", dict(METRICS))
+    register("twin")(SceneMetric)
+    assert list(make_metrics(["twin", "scene"], prompts, 0)) == ["twin", "scene"]
+    with pytest.raises(UserError, match=r"no metric 'fid': choose from scene, twin"):
+        make_metrics(["fid"], prompts, 0)
+    with pytest.raises(UserError, match="needs prompts with facts"):
+        make_metrics(["scene"], [*prompts, Prompt("a red star")], 0)

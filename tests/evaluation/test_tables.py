@@ -1,0 +1,191 @@
+"""Models side by side: the same noise for all, files whole, errors before work."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from cogview3 import CogView3Pipeline
+from cogview3.config import UserError
+from cogview3.data.latents import to_uint8
+from cogview3.evaluation.prompt_sets import load_prompts
+from cogview3.evaluation.tables import Overrides, draw, evaluate, generators, grid, show, split_mode
+
+
+def drawn(pipe: CogView3Pipeline, batch: int, **overrides: int) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = list(draw(pipe, load_prompts("scenes-brief", 3), 7, batch, Overrides(**overrides)))
+    assert [index for part in parts for index in part.indices] == [0, 1, 2]
+    return torch.cat([part.pictures for part in parts]), torch.cat([part.base for part in parts])
+
+
+def test_a_picture_does_not_depend_on_its_batch(pipe: CogView3Pipeline) -> None:
+    together, alone = drawn(pipe, batch=3), drawn(pipe, batch=2)
+    for ours, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # float32 sums in another order, clamped to 1
+
+
+def test_base_pictures_are_those_of_the_same_run(pipe: CogView3Pipeline) -> None:
+    prompts = load_prompts("scenes-brief", 3)
+    _, base = drawn(pipe, batch=3)
+    texts = [prompt.text for prompt in prompts]
+    options = {"num_relays": 0, "generator": generators(7, range(3)), "output_type": "pt"}
+    torch.testing.assert_close(base, pipe(texts, **options).images * 2 - 1, rtol=0, atol=1e-5)
+
+
+def test_overrides_reach_the_pipeline(pipe: CogView3Pipeline) -> None:
+    prompts = load_prompts("scenes-brief", 1)
+    settings = Overrides(steps=3, relay_steps=2, guidance=1.5, relay_guidance=2.0, relays=2)
+    (part,) = draw(pipe, prompts, 0, 8, settings)
+    assert part.pictures.shape == (1, 3, 256, 256)
+    assert part.base.shape == (1, 3, 64, 64)
+    assert pipe.num_timesteps == 3 + 2 * 2
+    assert (pipe.guidance_scale, pipe.relay_guidance_scale) == (1.5, 2.0)
+
+
+def test_noise_differs_by_seed_and_picture() -> None:
+    firsts = [torch.randn(4, generator=g) for seed in range(3) for g in generators(seed, range(5))]
+    assert len({tuple(values.tolist()) for values in firsts}) == 15
+    again = torch.randn(4, generator=generators(2, [4])[0])
+    assert torch.equal(again, firsts[-1])
+
+
+def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ticks: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def counter(name: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda done: ticks.append((name, total, done))
+
+    names = [str(model), f"{model}@2+1-fast"]
+    results = evaluate(names, "scenes-heldout", 3, seed=5, out=out, batch=2, counter=counter)
+    assert ticks == [(name, 3, done) for name in names for done in (2, 3)]
+    assert json.loads((out / "results.json").read_text()) == results
+    assert (results["prompts"], results["count"], results["seed"]) == ("scenes-heldout", 3, 5)
+    assert list(results["models"]) == names
+    entry = results["models"][names[0]]
+    settings = {"mode": "2+1", "steps": 2, "relay_steps": 1, "guidance": 3.0, "relay_guidance": 3.0, "relays": 1}
+    assert settings.items() <= entry.items()
+    assert entry["size"] == 128
+    assert entry["seconds"] > 0
+    assert results["models"][names[1]]["mode"] == "2+1-fast"
+
+    files = sorted(path.name for path in out.iterdir())
+    assert len(files) == 5
+    records = [json.loads(line) for line in next(out.glob("pictures-*tiny.jsonl")).read_text().splitlines()]
+    prompts = load_prompts("scenes-heldout", 3)
+    assert [record["text"] for record in records] == [prompt.text for prompt in prompts]
+    assert [record["held_out"] for record in records] == [False, True, False]
+    shares = [sum(record["scene"][key] for record in records) for key in ("right", "facts")]
+    assert shares[0] / shares[1] == entry["scene"]["model"]["share"]
+
+
+def test_the_grid_shows_base_and_final_picture_of_each_prompt(
+    model: Path, tmp_path: Path, pipe: CogView3Pipeline
+) -> None:
+    evaluate([str(model)], "scenes-brief", 3, seed=7, out=tmp_path, batch=3)
+    sheet = np.asarray(Image.open(next(tmp_path.glob("grid-*.png"))))
+    assert sheet.shape == (128, 3 * 256, 3)
+    pictures, _ = drawn(pipe, batch=3)
+    np.testing.assert_array_equal(sheet[:, 128:256], to_uint8(pictures)[0])
+
+
+def test_without_a_relay_there_is_nothing_to_compare(model: Path, tmp_path: Path) -> None:
+    results = evaluate([str(model)], "scenes-brief", 2, out=tmp_path, relays=0)
+    (entry,) = results["models"].values()
+    assert entry["size"] == 64
+    assert entry["scene"]["base_enlarged"] is entry["scene"]["fine_gain"] is None
+    assert Image.open(next(tmp_path.glob("grid-*.png"))).size == (2 * 64, 64)
+
+
+def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> None:
+    results = evaluate([str(model)], "scenes-heldout", 2)
+    text = io.StringIO()
+    (table,) = show(results)
+    Console(file=text, width=200).print(table)
+    lines = text.getvalue().splitlines()
+    row = results["models"][str(model)]["scene"]
+    (facts,) = [line for line in lines if "all facts" in line]
+    columns = ("model", "base_enlarged", "chance", "ceiling", "ceiling_enlarged")
+    assert [cell.strip() for cell in facts.split("│")[2:-1]] == [f"{row[key]['share']:.3f}" for key in columns]
+    for label in ("held-out triples", "fill and outline", "1 object", "relation", "gradient energy"):
+        assert any(label in line for line in lines) == (label != "relation" or "relation" in row["model"]["kinds"])
+
+
+def test_a_grid_wraps_at_eight_pictures() -> None:
+    tiles = [np.full((4, 4, 3), value, np.uint8) for value in range(10)]
+    sheet = np.asarray(grid(tiles))
+    assert sheet.shape == (8, 32, 3)
+    assert (sheet[5, 6] == 9).all()
+    assert (sheet[5, 10] == 255).all()
+    assert grid([np.zeros((4, 8, 3), np.uint8)] * 5).size == (4 * 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("model_name", "expected"),
+    [
+        ("scenes", ("scenes", None)),
+        ("scenes@4+1", ("scenes", "4+1")),
+        ("a@b/model@8+2", ("a@b/model", "8+2")),
+    ],
+)
+def test_modes_stand_behind_the_model(model_name: str, expected: tuple[str, str | None]) -> None:
+    assert split_mode(model_name) == expected
+
+
+def test_a_folder_may_have_an_at_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "name@home"
+    folder.mkdir()
+    assert split_mode(str(folder)) == (str(folder), None)
+
+
+@pytest.mark.parametrize("model_name", ["@4+1", "scenes@"])
+def test_half_a_name_is_refused(model_name: str) -> None:
+    with pytest.raises(UserError, match="such as scenes@4"):
+        split_mode(model_name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": []}, "give at least one"),
+        ({"models": ["{model}", "{model}"]}, "given twice"),
+        ({"models": ["{model}", "nowhere"]}, "no model 'nowhere'"),
+        ({"models": ["{model}", "{model}@9+9"]}, "no mode '9\\+9'"),
+        ({"models": ["{model}", "{model}@2+1-fast"], "steps": 5}, "distilled for 2"),
+        ({"metrics": ["scene", "fid"]}, "no metric 'fid'"),
+        ({"prompts": "drawbench"}, "not bundled"),
+        ({"count": 0}, "give 1 or more"),
+        ({"batch": 0}, "batch is 0"),
+    ],
+)
+def test_errors_come_before_any_picture(
+    model: Path, tmp_path: Path, changes: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(CogView3Pipeline, "from_pretrained", refuse)
+    call = {"models": ["{model}"], "prompts": "scenes-heldout", "count": 2, **changes}
+    call["models"] = [name.format(model=model) for name in call["models"]]
+    with pytest.raises(UserError, match=message):
+        evaluate(**call, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_leaves_no_half_file(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Image.Image, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        evaluate([str(model)], "scenes-brief", 1, out=tmp_path / "out", relays=0)
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".jsonl"]

@@ -1,0 +1,310 @@
+"""Model folders: modes, bundled names, hub names, and every kind of damage."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler
+from cogview3.config import UserError
+from cogview3.generation import loading, pretrained
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def model(components: dict[str, Any], make_unet: Callable[..., UNet2DConditionModel], tmp_path: Path) -> Path:
+    """A model folder with a plain mode, one with its own UNets, and one with only its own relay UNet."""
+    folder = tmp_path / "model"
+    CogView3Pipeline(**components).save_pretrained(folder)
+    own = {"time_cond_proj_dim": 8}
+    make_unet(10, **own).save_pretrained(folder / "modes/4+1/unet")
+    make_unet(11, **own).save_pretrained(folder / "modes/4+1/relay_unet")
+    fast = {"steps": 4, "relay_steps": 1, "relay_start": 200, "distilled": True, "guidance_range": [1, 12]}
+    modes = {
+        "50+10": {"steps": 50, "relay_steps": 10, "guidance": 3.0},
+        "4+1": {**fast, "unet": "modes/4+1/unet", "relay_unet": "modes/4+1/relay_unet"},
+        "50+1": {"relay_steps": 1, "relay_unet": "modes/4+1/relay_unet", "blur_estimate": "carry", "relay_power": 2},
+    }
+    (folder / "sampling.json").write_text(json.dumps({"format": 1, "default": "50+10", "modes": modes}))
+    return folder
+
+
+def draw(pipe: CogView3Pipeline) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe("a red star", generator=torch.Generator().manual_seed(0), output_type="pt", height=32, width=32).images
+
+
+# Modes
+
+
+def test_default_mode(model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model)
+    assert pipe.mode_name == "50+10"
+    assert pipe.mode.guidance == 3.0
+    assert pipe.unet.config.time_cond_proj_dim is None
+    assert pipe.relay_scheduler.config.relay_start == 500
+
+
+def test_only_the_modes_own_networks_are_read(model: Path) -> None:
+    shutil.rmtree(model / "unet")
+    shutil.rmtree(model / "relay_unet")
+    pipe = CogView3Pipeline.from_pretrained(model, mode="4+1")
+    saved = load_file(model / "modes/4+1/unet" / WEIGHTS)
+    assert torch.equal(pipe.unet.conv_in.weight, saved["conv_in.weight"])
+    saved = load_file(model / "modes/4+1/relay_unet" / WEIGHTS)
+    assert torch.equal(pipe.relay_unet.conv_in.weight, saved["conv_in.weight"])
+    assert pipe.relay_scheduler.config.relay_start == 200
+    assert draw(pipe).shape == (1, 3, 32, 32)
+    assert pipe.num_timesteps == 5
+
+
+def test_mode_with_one_network_of_its_own(model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model, mode="50+1")
+    assert pipe.unet.config.time_cond_proj_dim is None
+    assert pipe.relay_unet.config.time_cond_proj_dim == 8
+    config = pipe.relay_scheduler.config
+    assert (config.blur_estimate, config.power, config.relay_start) == ("carry", 2.0, 500)
+
+
+def test_given_components_are_not_read(model: Path, make_unet: Callable[..., UNet2DConditionModel]) -> None:
+    shutil.rmtree(model / "modes")
+    unets = {"unet": make_unet(20, time_cond_proj_dim=8), "relay_unet": make_unet(21, time_cond_proj_dim=8)}
+    pipe = CogView3Pipeline.from_pretrained(model, mode="4+1", **unets)
+    assert pipe.unet is unets["unet"]
+
+
+def test_saving_keeps_the_loaded_mode(model: Path, tmp_path: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model, mode="4+1")
+    expected = draw(pipe)
+    pipe.save_pretrained(tmp_path / "fast")
+    table = json.loads((tmp_path / "fast/sampling.json").read_text())
+    assert table["default"] == "4+1"
+    assert table["modes"].keys() == {"4+1"}
+    assert "unet" not in table["modes"]["4+1"]
+    again = CogView3Pipeline.from_pretrained(tmp_path / "fast")
+    assert again.mode_name == "4+1"
+    assert again.mode.distilled
+    assert torch.equal(draw(again), expected)
+
+
+def test_mode_goes_along_with_from_pipe(model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model, mode="4+1")
+    upscaler = CogView3UpscalePipeline.from_pipe(pipe)
+    assert (upscaler.mode_name, upscaler.mode) == ("4+1", pipe.mode)
+    assert upscaler.relay_unet is pipe.relay_unet
+
+
+def test_upscaler_leaves_the_base_out(model: Path) -> None:
+    shutil.rmtree(model / "modes/4+1/unet")
+    pipe = CogView3UpscalePipeline.from_pretrained(model, mode="4+1")
+    assert pipe.unet is None
+    assert pipe.scheduler is None
+    assert pipe.mode_name == "4+1"
+
+
+def test_dtypes_by_component(model: Path) -> None:
+    dtype = {"unet": torch.float16, "default": torch.bfloat16}
+    pipe = CogView3Pipeline.from_pretrained(model, mode="4+1", dtype=dtype)
+    assert pipe.unet.dtype == torch.float16
+    assert pipe.relay_unet.dtype == pipe.vae.dtype == torch.bfloat16
+    plain = CogView3Pipeline.from_pretrained(model, mode="4+1", dtype=torch.bfloat16)
+    assert plain.unet.dtype == plain.vae.dtype == torch.bfloat16
+
+
+def test_unknown_modes_are_refused(model: Path) -> None:
+    with pytest.raises(UserError, match="has no mode '8\\+2': choose from 50\\+10, 4\\+1, 50\\+1"):
+        CogView3Pipeline.from_pretrained(model, mode="8+2")
+
+
+# Names
+
+
+def test_bundled_names_come_first_and_dot_slash_means_a_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled, here = tmp_path / "bundled", tmp_path / "here"
+    shutil.copytree(model, bundled / "toy")
+    (here / "toy").mkdir(parents=True)
+    monkeypatch.setattr(loading, "BUNDLED", bundled)
+    monkeypatch.chdir(here)
+    assert loading.bundled_models() == ["toy"]
+    assert loading.resolve_model("toy") == str(bundled / "toy")
+    assert loading.resolve_model("./toy") == "./toy"
+    assert CogView3Pipeline.from_pretrained("toy").mode_name == "50+10"
+    with pytest.raises(UserError, match=r"\./toy is no model folder \(model_index.json is missing\)"):
+        CogView3Pipeline.from_pretrained("./toy")
+
+
+@pytest.mark.parametrize("name", ["nothing", "./nothing", "/nothing/at/all", "a/b/c", "", "~x/y"])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"there is no such folder, and the bundled models are .*owner/name"):
+        CogView3Pipeline.from_pretrained(name)
+
+
+def test_no_bundled_models_are_named_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "BUNDLED", tmp_path)
+    with pytest.raises(UserError, match="the bundled models are none"):
+        loading.resolve_model("nothing")
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="is a file: give the model's folder"):
+        CogView3Pipeline.from_pretrained(tmp_path / "weights.bin")
+
+
+# The hub, in place of which a folder answers
+
+
+@pytest.fixture
+def hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model folder as `owner/toy`."""
+    load_unet = UNet2DConditionModel.from_pretrained
+
+    def hub_file(repository: str, name: str, **options: Any) -> str:
+        assert repository == "owner/toy"
+        assert options == {"revision": "v1"}
+        if not (model / name).exists():
+            raise EntryNotFoundError("404")
+        return str(model / name)
+
+    def hub_unet(repository: str, revision: str, **options: Any) -> UNet2DConditionModel:
+        assert (repository, revision) == ("owner/toy", "v1")
+        return load_unet(model, **options)
+
+    monkeypatch.setattr(loading, "hf_hub_download", hub_file)
+    monkeypatch.setattr(pretrained.UNet2DConditionModel, "from_pretrained", hub_unet)
+    monkeypatch.setattr(CogView3Pipeline, "download", lambda *_, **__: str(model))
+    return model
+
+
+def test_hub_models_have_modes(hub: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained("owner/toy", mode="4+1", revision="v1")
+    assert pipe.mode_name == "4+1"
+    assert pipe.unet.config.time_cond_proj_dim == 8
+
+
+def test_hub_models_without_sampling_file(hub: Path) -> None:
+    (hub / "sampling.json").unlink()
+    assert loading.load_sampling("owner/toy", revision="v1") is None
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("not found\nat all")])
+def test_unreachable_hub_models_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(loading, "hf_hub_download", fail)
+    with pytest.raises(UserError, match="model owner/toy cannot be loaded: it is no folder here") as caught:
+        CogView3Pipeline.from_pretrained("owner/toy")
+    assert "\n" not in str(caught.value)
+
+
+# Damage
+
+
+def damage(model: Path, kind: str) -> None:
+    unet = model / "unet"
+    match kind:
+        case "no index":
+            (model / "model_index.json").unlink()
+        case "index is no JSON":
+            (model / "model_index.json").write_text("{")
+        case "index is no table":
+            (model / "model_index.json").write_text("[]")
+        case "index names no class":
+            (model / "model_index.json").write_text("{}")
+        case "foreign":
+            (model / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        case "component gone":
+            shutil.rmtree(unet)
+        case "component empty":
+            shutil.rmtree(unet)
+            unet.mkdir()
+        case "weights gone":
+            (unet / WEIGHTS).unlink()
+        case "weights cut":
+            with open(unet / WEIGHTS, "r+b") as file:
+                file.truncate(5000)
+        case "weights of zeros":
+            (unet / WEIGHTS).write_bytes(bytes(1000))
+        case "tensor gone":
+            tensors = load_file(unet / WEIGHTS)
+            del tensors["conv_in.weight"]
+            save_file(tensors, unet / WEIGHTS)
+        case "text tensors gone":
+            file = model / "text_encoder/model.safetensors"
+            tensors = load_file(file)
+            for name in [name for name in tensors if "SelfAttention" in name][:4]:
+                del tensors[name]
+            save_file(tensors, file, metadata={"format": "pt"})
+        case "tensor misshapen":
+            tensors = load_file(unet / WEIGHTS)
+            tensors["conv_in.bias"] = torch.zeros(7)
+            save_file(tensors, unet / WEIGHTS)
+        case "configuration damaged":
+            (unet / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("no index", "is no model folder .*give the folder that holds it"),
+        ("index is no JSON", r"model_index.json is damaged: copy or export"),
+        ("index is no table", r"model_index.json is damaged"),
+        ("index names no class", r"model_index.json is damaged"),
+        ("foreign", "holds a StableDiffusionPipeline model: give one of CogView3Pipeline"),
+        ("component gone", "model/unet is missing or empty: copy or export"),
+        ("component empty", "model/unet is missing or empty"),
+        ("weights gone", r"model/unet has no weights \(\*.safetensors\)"),
+        ("weights cut", f"model/unet/{WEIGHTS} is damaged"),
+        ("weights of zeros", f"model/unet/{WEIGHTS} is damaged"),
+        ("tensor gone", r"model: unet lacks 1 tensors \(conv_in.weight\)"),
+        ("text tensors gone", r"model: text_encoder lacks 4 tensors \(.*, \.\.\.\)"),
+        ("tensor misshapen", "model cannot be loaded: copy or export the model again .*conv_in.bias"),
+        ("configuration damaged", "model cannot be loaded: copy or export the model again .*config.json"),
+    ],
+)
+def test_damaged_folders_are_refused_by_name(model: Path, kind: str, message: str) -> None:
+    damage(model, kind)
+    with pytest.raises(UserError, match=message) as caught:
+        CogView3Pipeline.from_pretrained(model)
+    assert "\n" not in str(caught.value)
+    assert str(model) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["gone", "cut", "misshapen", "incomplete"])
+def test_damaged_mode_is_refused_by_name(model: Path, kind: str) -> None:
+    unet = model / "modes/4+1/unet"
+    tensors = load_file(unet / WEIGHTS)
+    if kind == "gone":
+        shutil.rmtree(unet)
+    elif kind == "cut":
+        (unet / WEIGHTS).write_bytes(b"cut")
+    elif kind == "misshapen":
+        save_file(tensors | {"conv_in.bias": torch.zeros(7)}, unet / WEIGHTS)
+    else:
+        save_file({name: each for name, each in tensors.items() if name != "conv_in.bias"}, unet / WEIGHTS)
+    with pytest.raises(UserError, match=r"missing or empty|is damaged|cannot be loaded|lacks 1 tensors"):
+        CogView3Pipeline.from_pretrained(model, mode="4+1")
+
+
+def test_an_upscalers_folder_is_no_text_to_image_model(model: Path, tmp_path: Path) -> None:
+    CogView3UpscalePipeline.from_pretrained(model).save_pretrained(tmp_path / "upscaler")
+    with pytest.raises(UserError, match="upscaler has no scheduler, unet: give a complete model"):
+        CogView3Pipeline.from_pretrained(tmp_path / "upscaler")
+    again = CogView3UpscalePipeline.from_pretrained(tmp_path / "upscaler")
+    assert isinstance(again.relay_scheduler, RelayScheduler)
+
+
+def test_device_maps_are_left_to_the_libraries(model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model, device_map="cpu")
+    assert pipe.device == torch.device("cpu")

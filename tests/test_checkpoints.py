@@ -1,0 +1,217 @@
+"""Run folders: whole or not at all, never over somebody else's files."""
+
+import errno
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cogview3 import checkpoints
+from cogview3.cli.errors import describe
+from cogview3.config import UserError, load_recipe
+
+Whole = Callable[[Path], Any]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Contents of all files below a folder, hidden ones too, by relative path."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+class Mishap(Exception):
+    """Whatever goes wrong in a block."""
+
+
+def write_half(whole: Whole, target: Path, error: type[BaseException]) -> None:
+    with whole(target) as path:
+        (path / "x" if path.is_dir() else path).write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("earlier", [None, "old"])
+@pytest.mark.parametrize("error", [Mishap, KeyboardInterrupt])
+def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path: Path, earlier: str | None, error: type) -> None:
+    if earlier:
+        (tmp_path / "a.txt").write_text(earlier)
+    before = files_of(tmp_path)
+    with pytest.raises(error):
+        write_half(checkpoints.whole_file, tmp_path / "a.txt", error)
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("earlier", [None, "old"])
+@pytest.mark.parametrize("error", [Mishap, KeyboardInterrupt])
+def test_a_folder_whose_writing_fails_stays_as_it_was(tmp_path: Path, earlier: str | None, error: type) -> None:
+    if earlier:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "x").write_text(earlier)
+    before = files_of(tmp_path)
+    with pytest.raises(error):
+        write_half(checkpoints.whole_folder, tmp_path / "a", error)
+    assert files_of(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == (1 if earlier else 0)
+
+
+def test_files_and_folders_are_replaced_wholly(tmp_path: Path) -> None:
+    checkpoints.write_text(tmp_path / "deep" / "a.txt", "one")
+    checkpoints.write_text(tmp_path / "deep" / "a.txt", "two")
+    for name in ("x", "y"):
+        with checkpoints.whole_folder(tmp_path / "deep" / "b") as folder:
+            (folder / name).write_text(name)
+    assert files_of(tmp_path) == {"deep/a.txt": "two", "deep/b/y": "y"}
+    assert (tmp_path / "deep" / "a.txt").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "deep" / "b").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_old_folder_comes_back_if_a_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("old")
+    replace, calls = os.replace, []
+
+    def replace_but_once(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_but_once)
+    with pytest.raises(OSError, match="Input/output"), checkpoints.whole_folder(tmp_path / "a") as folder:
+        (folder / "x").write_text("new")
+    assert files_of(tmp_path) == {"a/x": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        Exception("No space left on device (os error 28)"),
+    ],
+)
+@pytest.mark.parametrize("whole", [checkpoints.whole_file, checkpoints.whole_folder])
+def test_no_space_left_is_one_line_with_the_place_and_exit_code_1(
+    tmp_path: Path, whole: Whole, error: Exception
+) -> None:
+    with pytest.raises(OSError, match="No space") as caught, whole(tmp_path / "a"):
+        raise error
+    known = describe(caught.value)
+    assert known == (1, f"{tmp_path / 'a'}: No space left on device; make room, or choose another place with --out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_libraries_say_of_a_full_disk_is_understood(tmp_path: Path) -> None:
+    """A limit on the size of files, which the kernel keeps as it keeps that of a disk, stands for the full disk."""
+    resource = pytest.importorskip("resource")
+    tensors = {"a": torch.zeros(9000)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (save_file, torch.save):
+        try:
+            with pytest.raises(OSError, match=r"File too large|No space left") as caught:  # noqa: PT012
+                resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+                with checkpoints.whole_file(tmp_path / "a") as path:
+                    write(tensors, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, dir: Path, **options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/.a.x")
+
+    monkeypatch.setattr(checkpoints.tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError) as caught:
+        checkpoints.write_text(tmp_path / "a", "x")
+    assert (known := describe(caught.value)) is not None
+    assert known[1] == f"{tmp_path}/.a.x: Permission denied"
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for images in (2, 10, 9):
+        checkpoints.save_checkpoint(tmp_path, images, 2, lambda folder: (folder / "x").write_text("x"))
+    (tmp_path / "checkpoints" / "images-7.old").mkdir()
+    assert [images for images, _ in checkpoints.checkpoints(tmp_path)] == [9, 10]
+    assert checkpoints.checkpoints(tmp_path)[1][1] == tmp_path / "checkpoints" / "images-10"
+
+
+@pytest.fixture
+def recipe() -> dict[str, Any]:
+    return load_recipe("scenes/vae").to_dict()
+
+
+def test_a_run_is_begun_and_continued(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    run = tmp_path / "runs" / "vae"
+    assert checkpoints.open_run(run, recipe) is None
+    assert load_recipe(str(run / "recipe.toml")).to_dict() == recipe
+    assert checkpoints.open_run(run, recipe) is None
+    newest = checkpoints.save_checkpoint(run, 4, 1, lambda folder: (folder / "x").write_text("x"))
+    assert checkpoints.open_run(run, recipe) == newest
+
+
+def test_another_recipe_is_refused_by_the_keys_that_differ(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    checkpoints.open_run(tmp_path / "run", recipe)
+    before = files_of(tmp_path)
+    other = load_recipe("scenes/vae", ["train.seed=5", "optimizer.learning_rate=1"]).to_dict()
+    with pytest.raises(UserError, match=r"optimizer.learning_rate \(0.001 there, 1.0 here\), train.seed \(0 there, 5"):
+        checkpoints.open_run(tmp_path / "run", other)
+    assert files_of(tmp_path) == before
+
+
+def test_folders_that_hold_no_run_and_files_are_refused(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match=r"mine is not empty and holds no run; .*--out"):
+        checkpoints.open_run(tmp_path / "mine", recipe)
+    with pytest.raises(UserError, match=r"thesis.txt is a file; .*--out"):
+        checkpoints.open_run(tmp_path / "mine" / "thesis.txt", recipe)
+    assert files_of(tmp_path) == before
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    checkpoints.open_run(tmp_path, recipe)
+    assert (tmp_path / "recipe.toml").is_file()
+
+
+def test_a_damaged_recipe_in_a_run_is_reported(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    for content in (b"[recipe", b"\xff\xfe"):
+        (tmp_path / "recipe.toml").write_bytes(content)
+        with pytest.raises(UserError, match=r"recipe.toml is damaged .*--restart"):
+            checkpoints.open_run(tmp_path, recipe)
+
+
+def test_restart_moves_earlier_runs_aside(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    for number in range(3):
+        assert checkpoints.open_run(tmp_path / "run", recipe, restart=True) is None
+        (tmp_path / "run" / "mark").write_text(str(number))
+    marks = {path: content for path, content in files_of(tmp_path).items() if path.endswith("mark")}
+    assert marks == {"run/mark": "2", "run.old-1/mark": "0", "run.old-2/mark": "1"}
+
+
+def test_weights_are_found_in_runs_and_model_folders(tmp_path: Path) -> None:
+    for root in (tmp_path / "run" / "weights", tmp_path / "model"):
+        (root / "vae").mkdir(parents=True)
+        (root / "vae" / "config.json").write_text("{}")
+    assert checkpoints.weights_folder(tmp_path / "run", "vae") == tmp_path / "run" / "weights" / "vae"
+    assert checkpoints.weights_folder(str(tmp_path / "model"), "vae") == tmp_path / "model" / "vae"
+    for reference, component in ((tmp_path / "run", "unet"), (tmp_path / "none", "vae")):
+        with pytest.raises(UserError, match=rf"no {component} in '{reference}'; give a run folder"):
+            checkpoints.weights_folder(reference, component)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", pickle.dumps({"images": 3})])
+def test_a_damaged_state_is_reported(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "state.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"checkpoint {tmp_path} is damaged .*delete it"):
+        checkpoints.read_state(tmp_path)

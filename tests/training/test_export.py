@@ -1,0 +1,149 @@
+"""Export: runs become a model folder that the pipelines load, whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from cogview3 import CogView3Pipeline
+from cogview3.config import UserError
+from cogview3.training.export import export
+
+
+def export_runs(runs: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    arguments = {name: runs / name for name in ("vae", "text", "base", "relay")}
+    return export(**{**arguments, "modes": {}, "out": out, **changes})
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the tiny runs with a distilled mode; for reading only."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    modes = {"2+1": (runs / "base", runs / "relay")}
+    export_runs(runs, folder, modes=modes, sampling={"steps": 3, "relay_steps": 2, "guidance": 4.0})
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_model_draws_as_its_modes_say(exported: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(str(exported))
+    pipe.set_progress_bar_config(disable=True)
+    steps = []
+
+    def count(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        return given
+
+    image = pipe("a red star", generator=torch.Generator().manual_seed(0), callback_on_step_end=count).images[0]
+    assert image.size == (128, 128)
+    assert len(steps) == 3 + 2
+    assert np.asarray(image).std() > 0
+    assert pipe.mode.guidance == 4.0
+    assert pipe.relay_scheduler.config.relay_start == 300
+
+
+def test_distilled_modes_stand_beside_the_default_one(exported: Path) -> None:
+    table = json.loads((exported / "sampling.json").read_text())
+    assert (table["format"], table["default"]) == (1, "3+2")
+    shared = {"guidance": 4.0}
+    assert table["modes"] == {
+        "3+2": {"steps": 3, "relay_steps": 2, "distilled": False, **shared},
+        "2+1": {
+            "steps": 2,
+            "relay_steps": 1,
+            "distilled": True,
+            "unet": "modes/2+1/unet",
+            "relay_unet": "modes/2+1/relay_unet",
+            **shared,
+        },
+    }
+    pipe = CogView3Pipeline.from_pretrained(str(exported), mode="2+1")
+    with pytest.raises(UserError, match="distilled for 2"):
+        pipe("a red star", num_inference_steps=5)
+
+
+def test_weights_are_the_averages_in_float16(runs: Path, exported: Path) -> None:
+    files = sorted(exported.rglob("*.safetensors"))
+    assert len(files) == 6
+    for path in files:
+        assert {value.dtype for value in load_file(path).values()} == {torch.float16}, path
+    unet = UNet2DConditionModel.from_pretrained(exported / "unet").state_dict()
+    averaged = load_file(runs / "base" / "checkpoints" / "images-10" / "ema.safetensors")
+    for name, value in averaged.items():
+        assert torch.equal(unet[name], value.half().float())
+
+
+def test_the_report_adds_up(runs: Path, tmp_path: Path) -> None:
+    result = export_runs(runs, tmp_path / "model", relay=None)
+    assert result["modes"] == ["50+10"]
+    assert set(result["components"]) == {"vae", "text_encoder", "tokenizer", "unet", "scheduler"}
+    assert result["bytes"] == sum(size for name, size in _sizes(tmp_path / "model").items() if "/" in name)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: len(data) for name, data in content(folder).items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"modes": {"fast": ("a", "b")}}, "--mode 'fast' does not name its steps"),
+        ({"modes": {"4+": ("a", "b")}}, r"--mode '4\+' does not name its steps"),
+        ({"modes": {"50+10": ("a", "b")}}, r"--mode 50\+10 is the default mode's name"),
+        ({"modes": {"4+1": (Path("a"), Path("b"))}}, "no unet in 'a'"),
+        ({"vae": Path("none")}, "no vae in 'none'"),
+        ({"base": Path("none")}, "no unet in 'none'"),
+        ({"relay": Path("none")}, "no relay_scheduler in 'none'"),
+    ],
+)
+def test_what_is_missing_or_misnamed_is_refused_before_anything_is_written(
+    runs: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        export_runs(runs, tmp_path / "model", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"modes": {"0+1": ("a", "b")}}, {"sampling": {"steps": 0}}])
+def test_no_steps_are_refused(runs: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="steps"):
+        export_runs(runs, tmp_path / "model", **changes)
+
+
+def test_foreign_folders_and_files_are_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    for out in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(UserError, match=rf"{out.name} .*holds no model; give another folder"):
+            export_runs(runs, out)
+    assert content(tmp_path) == {"mine/thesis.txt": b"precious"}
+
+
+def test_an_earlier_model_is_replaced_but_kept_if_writing_fails(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    export_runs(runs, model, sampling={"steps": 7})
+    before = content(tmp_path)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cogview3.training.export.write_sampling", fail)
+        with pytest.raises(OSError, match="No space left"):
+            export_runs(runs, model)
+    assert content(tmp_path) == before
+    export_runs(runs, model, relay=None, sampling={"steps": 8})
+    assert not (model / "relay_unet").exists()
+    assert json.loads((model / "sampling.json").read_text())["default"] == "8+10"

@@ -1,0 +1,440 @@
+"""Objectives: what is asked of the networks, against closed forms; batches that depend on their indices alone."""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import T5EncoderModel
+
+from cogview3.config import UserError
+from cogview3.data.latents import to_tensor
+from cogview3.data.scenes.render import render
+from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene
+from cogview3.training.objectives import Batch, Objective, build
+from cogview3.training.objectives import diffusion as diffusion_objective
+from cogview3.training.objectives.diffusion import STEPS, DiffusionTraining
+from cogview3.training.objectives.text import _OFFSETS, TextTraining, fact_labels
+from cogview3.training.objectives.vae import VaeTraining, normalize_latents
+from tests.training.conftest import KINDS, tiny_recipe
+
+
+def stage(kind: str, runs: Path, **changes: Any) -> DiffusionTraining:
+    """The objective of a base or relay, with its latents."""
+    objective = DiffusionTraining(tiny_recipe(kind, runs, **changes))
+    objective.prepare("cpu")
+    return objective
+
+
+# All kinds
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_is_the_same_in_every_batch(runs: Path, kind: str) -> None:
+    """Samples 6 and 7, an epoch's last sample and its next one's first, asked for in one batch and in two."""
+    changes = {"data__pictures": 7} if kind in ("base", "relay") else {}
+    objective = build(tiny_recipe(kind, runs, **changes))
+    objective.prepare("cpu")
+    together = objective.batch(0, [6, 7])
+    torch.manual_seed(99)
+    for row, index in ((1, 7), (0, 6)):
+        alone = objective.batch(0, [index])
+        assert alone.keys() == together.keys()
+        for name in alone.keys() - {"noise_seed"}:
+            # matrix products of T5 round differently by batch size, in the seventh digit
+            torch.testing.assert_close(alone[name][0], together[name][row], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_validation_is_fixed(runs: Path, kind: str) -> None:
+    objective = build(tiny_recipe(kind, runs))
+    objective.prepare("cpu")
+    first = objective.validate()
+    torch.manual_seed(99)
+    objective.batch(0, [3])
+    assert objective.validate() == first
+
+
+def test_another_seed_gives_other_weights_and_the_same_seed_the_same(runs: Path) -> None:
+    weights = [VaeTraining(tiny_recipe("vae", runs, train__seed=seed)).trained.quant_conv.weight for seed in (0, 0, 1)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+# VAE
+
+
+@pytest.fixture
+def autoencoder(runs: Path) -> VaeTraining:
+    return VaeTraining(tiny_recipe("vae", runs, train__images=100))
+
+
+def is_cut_from(crop: np.ndarray, picture: np.ndarray) -> bool:
+    windows = np.lib.stride_tricks.sliding_window_view(picture, crop.shape)
+    return bool((windows == crop).all((-3, -2, -1)).any())
+
+
+def test_crops_are_cut_from_the_scenes_at_either_size(autoencoder: VaeTraining) -> None:
+    indices = list(range(30))
+    crops = ((autoencoder.batch(0, indices)["pictures"] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    assert crops.shape == (30, 32, 32, 3)
+    sizes: Counter[int] = Counter()
+    for index, crop in zip(indices, crops, strict=True):
+        scene = autoencoder._scene(index)
+        sizes[32 if np.array_equal(render(scene, 32), crop) else 64] += 1
+        assert np.array_equal(render(scene, 32), crop) or is_cut_from(crop, render(scene, 64))
+    assert 4 <= sizes[32] <= 18, "half_share is 0.35: 10.5 of 30, sd 2.6"
+
+
+def test_whole_pictures_come_last_in_both_sizes_and_with_a_crop_batchs_pixels(autoencoder: VaeTraining) -> None:
+    shapes = [autoencoder.batch(first, list(range(first, first + 8)))["pictures"].shape for first in range(60, 66, 2)]
+    assert shapes == [(2, 3, 64, 64), (8, 3, 32, 32), (8, 3, 32, 32)]
+    assert autoencoder.batch(58, [58, 59])["pictures"].shape == (2, 3, 32, 32)
+    whole = autoencoder.batch(60, [60, 61, 62, 63])["pictures"]
+    assert torch.equal(whole, to_tensor([render(autoencoder._scene(60), 64)]))
+
+
+def test_the_loss_of_the_autoencoder_is_its_terms_weighted(runs: Path) -> None:
+    objective = VaeTraining(tiny_recipe("vae", runs, objective__kl=0.1, objective__edge=0.5))
+    batch = objective.batch(0, [0, 1])
+    losses = {name: value.item() for name, value in objective(batch).items()}
+    assert losses["loss"] == pytest.approx(losses["l1"] + 2 * losses["mse"] + 0.5 * losses["edge"] + 0.1 * losses["kl"])
+    posterior = objective.trained.encode(batch["pictures"]).latent_dist
+    mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
+    kl = 0.5 * (mean**2 + variance - 1 - variance.log()).mean()
+    assert losses["kl"] == pytest.approx(kl.item(), rel=1e-5)
+
+
+def test_the_errors_of_a_known_reconstruction(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that gives the picture plus a ramp of 0.01 a column: L1, square and slope have closed forms."""
+    objective = VaeTraining(tiny_recipe("vae", runs))
+    batch = objective.batch(0, [0, 1])
+    ramp = torch.arange(32) * 0.01
+    monkeypatch.setattr(objective.trained, "decode", lambda latents: SimpleNamespace(sample=batch["pictures"] + ramp))
+    losses = objective(batch)
+    assert losses["l1"].item() == pytest.approx(0.155, rel=1e-5)
+    assert losses["mse"].item() == pytest.approx(1e-4 * 31 * 63 / 6, rel=1e-5)
+    assert losses["edge"].item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_psnr_is_that_of_the_reconstructions(runs: Path) -> None:
+    objective = VaeTraining(tiny_recipe("vae", runs))
+    pictures = to_tensor(objective._validation_pictures(64))
+    with torch.no_grad():
+        decoded = objective.trained.decode(objective.trained.encode(pictures).latent_dist.mode()).sample
+    error = ((decoded.clamp(-1, 1) - pictures) * 127.5).double().square().mean()
+    expected = 10 * np.log10(255**2 / error.item())
+    assert objective.validate()["psnr_64"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_normalized_latents_have_mean_0_and_sd_1_and_the_same_reconstructions(
+    make_vae: Callable[..., AutoencoderKL],
+) -> None:
+    vae = make_vae().requires_grad_(False)
+    vae.quant_conv.bias += torch.arange(8) * 0.5 - 1
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(3)]
+    before = [vae.encode(batch).latent_dist for batch in batches]
+    decoded = [vae.decode(posterior.mode()).sample for posterior in before]
+    normalize_latents(vae, batches)
+    after = [vae.encode(batch).latent_dist for batch in batches]
+    means = torch.cat([posterior.mean for posterior in after]).double()
+    # float32 holds seven digits, and means up to 100 standard deviations away were taken off
+    torch.testing.assert_close(means.mean((0, 2, 3)), torch.zeros(4).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(means.std((0, 2, 3)), torch.ones(4).double(), atol=1e-4, rtol=0)
+    for batch, old, new in zip(decoded, before, after, strict=True):
+        torch.testing.assert_close(vae.decode(new.mode()).sample, batch, atol=1e-4, rtol=0)
+        scale = (old.std / new.std).mean((0, 2, 3))
+        torch.testing.assert_close((old.std / new.std), scale.view(1, -1, 1, 1).expand_as(old.std), atol=0, rtol=1e-3)
+
+
+def test_the_vae_is_saved_with_normalized_latents(runs: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(runs / "vae" / "weights" / "vae")
+    assert (vae.config.scaling_factor, vae.config.shift_factor) == (1.0, 0.0)
+    rng = np.random.default_rng(5)
+    objective = VaeTraining(tiny_recipe("vae", runs))
+    pictures = to_tensor([render(objective._scene(int(index)), 32) for index in rng.integers(1000, 9999, 64)])
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mean
+    # other pictures than those of the statistics, 64 of each: the error of a mean or sd is some tenths
+    assert latents.mean((0, 2, 3)).abs().max() < 0.5
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.5
+
+
+# Text
+
+
+RED = ObjectFacts("star", "red", "striped", None, "large", "top left")
+BLUE = ObjectFacts("ring", "blue", None, True)
+GREEN = ObjectFacts("cross", "green")
+
+
+def test_the_order_of_objects_does_not_matter() -> None:
+    told = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(0, "left of", 1), Relation(2, "above", 0)))
+    turned = Facts("white", None, 3, (GREEN, RED, BLUE), (Relation(1, "left of", 2), Relation(0, "above", 1)))
+    reverse = Facts("white", None, 3, (BLUE, GREEN, RED), (Relation(0, "right of", 2), Relation(2, "below", 1)))
+    assert fact_labels(told) == fact_labels(turned) == fact_labels(reverse)
+    wrong = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(1, "left of", 0), Relation(2, "above", 0)))
+    assert fact_labels(told) != fact_labels(wrong)
+
+
+def test_labels_are_0_for_what_is_not_stated_and_else_the_values_number() -> None:
+    assert fact_labels(Facts()) == [0] * 33  # ground, texture, count; 6 facts of 4 objects; 6 pairs
+    labels = fact_labels(Facts("gray", "tiled", 2, (RED, BLUE), (Relation(0, "right of", 1),)))
+    ring, star = [6, 6, 0, 2, 0, 0], [5, 1, 2, 0, 3, 1]  # shape, color, fill, outline, size, position
+    pairs = [2, 0, 0, 0, 0, 0]  # star, the lower label, comes first: "right of" stands for the star
+    assert labels == [2, 2, 2, *star, *ring, *[0] * 12, *pairs]
+
+
+def test_of_one_pairs_two_relations_the_first_told_counts() -> None:
+    relations = (Relation(0, "above", 1), Relation(0, "left of", 1))
+    both = fact_labels(Facts(objects=(RED, BLUE), relations=relations))
+    assert both == fact_labels(Facts(objects=(RED, BLUE), relations=relations[:1]))
+    assert both != fact_labels(Facts(objects=(RED, BLUE), relations=relations[1:]))
+
+
+@pytest.fixture(scope="module")
+def reader(runs: Path) -> TextTraining:
+    return TextTraining(tiny_recipe("text", runs))
+
+
+def test_the_loss_of_the_text_encoder_is_each_facts_own_cross_entropy(reader: TextTraining) -> None:
+    batch = reader.batch(0, list(range(6)))
+    assert batch["tokens"].shape == (6, 96)
+    with torch.no_grad():
+        logits, loss = reader.trained(batch["tokens"]).double(), reader(batch)["loss"].item()
+    parts = [logits[:, slot, start:end] for slot, (start, end) in enumerate(pairwise(_OFFSETS))]
+    own = [
+        -part.log_softmax(-1).gather(1, batch["labels"][:, slot : slot + 1]).mean().item()
+        for slot, part in enumerate(parts)
+    ]
+    assert loss == pytest.approx(np.mean(own), rel=1e-5)
+
+
+def test_figures_of_a_reader_that_is_always_right(reader: TextTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = reader._batch(reader.recipe.validate_.seed, list(range(4)))
+    classes = batch["labels"] + torch.tensor(_OFFSETS[:-1])
+    answers = nn.functional.one_hot(classes, int(_OFFSETS[-1])).float()
+
+    class Answering(nn.Module):
+        queries = nn.Parameter(torch.zeros(1))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            assert torch.equal(tokens, batch["tokens"])
+            return answers
+
+    monkeypatch.setattr(reader, "trained", Answering())
+    assert reader.validate() == {"facts_right": 1.0, "captions_right": 1.0, "captions_full_length": 0.0}
+    slot = int((batch["labels"][0] > 0).nonzero()[0])
+    answers[0, slot] = nn.functional.one_hot(torch.tensor(int(_OFFSETS[slot])), int(_OFFSETS[-1])).float()
+    figures = reader.validate()
+    assert figures["captions_right"] == 0.75
+    assert figures["facts_right"] == pytest.approx(1 - 1 / (batch["labels"] > 0).sum().item())
+
+
+def test_the_shares_of_the_kinds_of_captions(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: Counter[str] = Counter()
+    for name in ("comprehensive", "brief", "alt_text"):
+        monkeypatch.setattr(
+            f"cogview3.training.objectives.text.captions.{name}",
+            lambda scene, rng, name=name: told.update([name]) or SimpleNamespace(text=name, facts=Facts()),
+        )
+    TextTraining(tiny_recipe("text", runs, data__tokenizer_captions=1000))
+    shares = {name: count / told.total() for name, count in told.items()}
+    # sd of a share of 1000 is 0.016 at most
+    assert shares == pytest.approx({"comprehensive": 0.45, "brief": 0.45, "alt_text": 0.1}, abs=0.06)
+
+
+def test_only_the_encoder_is_saved_and_it_gives_what_it_gave(reader: TextTraining, tmp_path: Path) -> None:
+    reader.save(tmp_path)
+    encoder = T5EncoderModel.from_pretrained(tmp_path / "text_encoder")
+    tokens = reader.batch(0, [0, 1])["tokens"]
+    with torch.no_grad():
+        mine = reader.trained.t5.encoder(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        assert torch.equal(encoder(tokens).last_hidden_state, mine)
+    assert not any("decoder" in name for name in encoder.state_dict())
+
+
+# Base and relay
+
+
+def known_denoiser(objective: DiffusionTraining, prediction: str, batch: Batch, seen: list[torch.Tensor]) -> nn.Module:
+    """A network that puts out what makes D = z_0, by solving D's definitions: the loss must then be 0.
+
+    alpha = 1 / sqrt(1 + sigma^2); eps: D = z - sigma out; v: D = alpha^2 z - sigma alpha out; sample: D = out.
+    """
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    kept = np.cumprod(1 - betas)
+    sigmas = torch.from_numpy(np.sqrt((1 - kept) / kept)).float()
+
+    class Known(nn.Module):
+        def forward(self, given: torch.Tensor, t: torch.Tensor, text: torch.Tensor, class_labels: torch.Tensor) -> Any:
+            sigma = sigmas[t].view(-1, 1, 1, 1)
+            alpha = (1 + sigma**2) ** -0.5
+            z_t = given / alpha
+            seen.append(z_t)
+            outputs = {
+                "epsilon": (z_t - batch["z0"]) / sigma,
+                "v_prediction": (alpha**2 * z_t - batch["z0"]) / (sigma * alpha),
+                "sample": batch["z0"],
+            }
+            return SimpleNamespace(sample=outputs[prediction])
+
+    return Known()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("kind", ["base", "relay"])
+def test_the_target_makes_d_the_clean_latents(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, kind: str, prediction: str
+) -> None:
+    objective = stage(kind, runs, objective__prediction=prediction, objective__offset_noise=0.3)
+    batch, seen = objective.batch(0, list(range(6))), []
+    monkeypatch.setattr(objective, "trained", known_denoiser(objective, prediction, batch, seen))
+    # D = z_0 to float32; dividing by sigma >= 0.03 costs two of its seven digits, and squares are taken
+    assert objective(batch)["loss"].item() < 1e-7
+    t = batch["t"].view(-1, 1, 1, 1)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    kept = np.cumprod(1 - betas)
+    sigma = torch.from_numpy(np.sqrt((1 - kept) / kept)).float()[t]
+    f = t / 300
+    center = batch["z0"] if kind == "base" else (1 - f) * batch["z0"] + f * batch["zL"]
+    # equation 5; undoing the input's scale costs float32's last digit of numbers up to 40
+    torch.testing.assert_close(seen[0], center + sigma * batch["noise"], atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_of_a_silent_network_is_the_targets_mean_square(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = stage("base", runs, objective__prediction="epsilon")
+
+    class Silent(nn.Module):
+        def forward(self, given: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            return SimpleNamespace(sample=torch.zeros_like(given))
+
+    monkeypatch.setattr(objective, "trained", Silent())
+    batch = objective.batch(0, list(range(6)))
+    # for the base the eps target is the drawn noise, up to float32's rounding of z_t at sigma 0.03 and more
+    assert objective(batch)["loss"].item() == pytest.approx(batch["noise"].square().mean().item(), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def many(runs: Path) -> tuple[DiffusionTraining, Batch]:
+    """Six hundred samples of the relay, half of the texts dropped, z_L from reconstructions in 0.7 of them."""
+    objective = stage("relay", runs, data__text_dropout=0.5, data__reconstructed_share=0.7)
+    return objective, objective.batch(0, list(range(600)))
+
+
+def test_shares_of_dropped_texts_and_reconstructed_z_l(many: tuple[DiffusionTraining, Batch]) -> None:
+    objective, batch = many
+    dropped = (batch["text"] == 0).flatten(1).all(1)
+    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.08)  # 4 sd of 600 draws
+    order = [int((objective.latents["z0"].float() == z0).flatten(1).all(1).nonzero()) for z0 in batch["z0"]]
+    kinds = torch.stack([objective.latents[name].float()[order] for name in ("zL", "zL_reconstructed")])
+    matches = (kinds == batch["zL"]).flatten(2).all(2)
+    assert (matches.sum(0) == 1).all()
+    assert matches[1].float().mean().item() == pytest.approx(0.7, abs=0.075)
+    # drawn independently: 0.35 have both
+    assert (matches[1] & dropped).float().mean().item() == pytest.approx(0.35, abs=0.08)
+
+
+def test_times_lie_below_t_r_and_are_uniform(many: tuple[DiffusionTraining, Batch]) -> None:
+    t = many[1]["t"]
+    assert t.dtype == torch.int64
+    assert 0 <= t.min() < 6
+    assert 294 <= t.max() < 300
+    # four standard deviations of the mean of 600
+    assert t.double().mean().item() == pytest.approx(149.5, abs=4 * 86.6 / 600**0.5)
+
+
+def test_the_base_sees_all_times(runs: Path) -> None:
+    t = stage("base", runs).batch(0, list(range(600)))["t"]
+    assert t.min() < 12
+    assert STEPS - 12 < t.max() < STEPS
+
+
+def test_noise_is_normal_with_one_more_number_a_sample(runs: Path) -> None:
+    noise = stage("base", runs, objective__offset_noise=0.5).batch(0, list(range(600)))["noise"].double()
+    means = noise.mean((1, 2, 3))
+    within = noise - means.view(-1, 1, 1, 1)
+    # 4 sd: 153,600 numbers for the variance within samples, 600 for that of the offsets, 0.25 + 1/256
+    assert within.square().sum().item() / (600 * 255) == pytest.approx(1, abs=4 * (2 / 153_600) ** 0.5)
+    assert means.var().item() == pytest.approx(0.25 + 1 / 256, rel=4 * (2 / 600) ** 0.5)
+
+
+def test_an_epoch_visits_each_picture_once(runs: Path) -> None:
+    objective = stage("base", runs)
+    z0 = objective.batch(0, list(range(18)))["z0"]
+    visits = [int((objective.latents["z0"].float() == item).flatten(1).all(1).nonzero()) for item in z0]
+    epochs = [visits[:6], visits[6:12], visits[12:]]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_captions_are_those_of_the_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, Scene]] = []
+    for name in ("comprehensive", "brief"):
+        write = getattr(diffusion_objective.captions, name)
+        monkeypatch.setattr(
+            diffusion_objective.captions,
+            name,
+            lambda scene, rng, name=name, write=write: told.append((name, scene)) or write(scene, rng),
+        )
+    objective = stage("base", runs)
+    batch = objective.batch(0, list(range(200)))
+    for (_, scene), z0 in zip(told, batch["z0"], strict=True):
+        picture = int((objective.latents["z0"].float() == z0).flatten(1).all(1).nonzero())
+        assert scene == objective.kind.scene(picture)
+    share = sum(name == "comprehensive" for name, _ in told) / 200
+    assert share == pytest.approx(0.55, abs=0.14)  # 4 sd
+
+
+def test_validation_tells_the_loss_of_each_quarter_of_the_noise_levels(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = stage("relay", runs, validate__images=40)
+    monkeypatch.setattr(objective, "_errors", lambda batch: batch["t"].double())
+    figures = objective.validate()
+    bands = [figures[f"loss_{number}_of_4"] for number in (1, 2, 3, 4)]
+    assert all(75 * number <= band < 75 * (number + 1) for number, band in enumerate(bands))
+    times = [np.random.default_rng([objective.fixed.seed, index, 3]).integers(300) for index in range(40)]
+    assert figures["loss"] == pytest.approx(np.mean(times))
+
+
+def test_the_relay_starts_from_the_base(runs: Path) -> None:
+    relay = DiffusionTraining(tiny_recipe("relay", runs))
+    base = UNet2DConditionModel.from_pretrained(runs / "base" / "weights" / "unet").state_dict()
+    assert all(torch.equal(value, base[name]) for name, value in relay.trained.state_dict().items())
+    again = DiffusionTraining(tiny_recipe("relay", runs, recipe__start_from=str(runs / "relay"))).trained.state_dict()
+    assert any(not torch.equal(value, base[name]) for name, value in again.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__block_out_channels": [16, 16, 16]}, "other shapes"),
+        ({"model__layers_per_block": 2}, "other shapes"),
+        ({"recipe__start_from": "runs/none"}, "no relay_unet in 'runs/none'"),
+        ({"data__vae": "runs/none"}, "no vae in 'runs/none'"),
+        ({"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(runs: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        DiffusionTraining(tiny_recipe("relay", runs, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_frozen_networks_are_neither_trained_nor_saved(runs: Path) -> None:
+    objective: Objective = stage("base", runs)
+    own = dict(objective.named_parameters())
+    assert own.keys() == {f"trained.{name}" for name, _ in objective.trained.named_parameters()}
+    loss = objective(objective.batch(0, [0, 1]))["loss"]
+    loss.backward()
+    assert all(p.grad is None for net in objective._frozen.values() for p in net.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.trained.parameters())
