@@ -11,18 +11,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.models.unet import unet_config
 
-# Warnings are errors; these are between our dependencies.
-THIRD_PARTY_WARNINGS = (
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",  # diffusers, NumPy 2
-)
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    for line in THIRD_PARTY_WARNINGS:
-        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture

@@ -150,7 +150,6 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "override", "words"),
     [
-        ("scenes/vae", "recipe.start_from=runs/x", ["recipe.start_from", "unknown"]),
         ("scenes/text", "recipe.start_from=runs/x", ["recipe.start_from", "unknown"]),
         ("scenes/base", "data.reconstructed_share=0.5", ["data", "reconstructed_share is for relay recipes"]),
         ("scenes/base", "objective.relay_start=300", ["objective.relay_start", "unknown"]),

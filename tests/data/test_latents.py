@@ -44,7 +44,7 @@ def test_pictures_to_numbers_and_back() -> None:
     assert batch.shape == (1, 3, 16, 16)
     assert (batch.min(), batch.max()) == (-1, 1)
     assert np.array_equal(latents.to_uint8(batch), levels)
-    assert np.array_equal(latents.to_uint8(batch * 2), np.clip(levels * 2.0 - 127.5, 0, 255).round().astype(np.uint8))
+    assert np.array_equal(latents.to_uint8(batch * 1.5), np.clip(levels * 1.5 - 63.75, 0, 255).round().astype(np.uint8))
 
 
 def test_latents_are_shifted_and_scaled(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
@@ -64,8 +64,8 @@ def test_without_a_shift_latents_are_only_scaled(
 
 
 def assert_same_latents(given: torch.Tensor, expected: torch.Tensor) -> None:
-    """Encoded in bfloat16: eight bits an operation, and some dozens of operations."""
-    assert (given - expected).square().mean().sqrt() < 0.03 * expected.std()
+    """Encoded in bfloat16: eight bits an operation, and some dozens of operations, relative to the numbers' size."""
+    assert (given - expected).square().mean().sqrt() < 0.03 * expected.square().mean().sqrt()
 
 
 def test_z_l_encodes_what_is_left_of_half_the_resolution(vae: AutoencoderKL) -> None:

@@ -92,7 +92,7 @@ def test_saving_keeps_the_loaded_mode(model: Path, tmp_path: Path) -> None:
     again = CogView3Pipeline.from_pretrained(tmp_path / "fast")
     assert again.mode_name == "4+1"
     assert again.mode.distilled
-    assert torch.equal(draw(again), expected)
+    torch.testing.assert_close(draw(again), expected, rtol=0, atol=1e-5)  # other alignment in the file
 
 
 def test_mode_goes_along_with_from_pipe(model: Path) -> None:

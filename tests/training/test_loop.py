@@ -279,9 +279,21 @@ def test_checkpoints_without_a_log_still_load(runs: Path, tmp_path: Path) -> Non
     """As written before the log's sums were kept."""
     shutil.copytree(runs / "text", tmp_path / "text")
     shutil.rmtree(tmp_path / "text" / "checkpoints" / "images-10")
-    (tmp_path / "text" / "checkpoints" / "images-6" / "state.json").write_text('{"images": 6, "ema_steps": 3}')
+    path = tmp_path / "text" / "checkpoints" / "images-6" / "state.json"
+    state = json.loads(path.read_text())
+    assert state.pop("log")["count"] == 1
+    path.write_text(json.dumps(state))
     train(tiny_recipe("text", runs), tmp_path / "text", device="cpu")
     assert weights(tmp_path / "text") == weights(runs / "text")
+
+
+def test_a_run_with_another_vocabulary_is_not_resumed(runs: Path, tmp_path: Path) -> None:
+    """As after a change of the captions' wording in the code."""
+    shutil.copytree(runs / "text", tmp_path / "text")
+    path = tmp_path / "text" / "checkpoints" / "images-10" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "other"}))
+    with pytest.raises(UserError, match=r"trained with another vocabulary of captions; .*--restart"):
+        train(tiny_recipe("text", runs), tmp_path / "text", device="cpu")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:

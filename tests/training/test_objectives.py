@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,14 @@ from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene
 from cogview3.training.objectives import Batch, Objective, build
 from cogview3.training.objectives import diffusion as diffusion_objective
 from cogview3.training.objectives.diffusion import STEPS, DiffusionTraining
-from cogview3.training.objectives.text import _OFFSETS, TextTraining, fact_labels
+from cogview3.training.objectives.text import (
+    _OFFSETS,
+    TextTraining,
+    fact_labels,
+    matched_labels,
+    named_objects,
+    naming_words,
+)
 from cogview3.training.objectives.vae import VaeTraining, normalize_latents
 from tests.training.conftest import KINDS, tiny_recipe
 
@@ -168,6 +175,15 @@ def test_the_vae_is_saved_with_normalized_latents(runs: Path) -> None:
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.5
 
 
+def test_an_autoencoder_starts_from_another_ones_averages(runs: Path) -> None:
+    saved = AutoencoderKL.from_pretrained(runs / "vae" / "weights" / "vae").state_dict()
+    started = VaeTraining(tiny_recipe("vae", runs, recipe__start_from=str(runs / "vae"))).trained.state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in started.items())
+    changes = {"recipe__start_from": str(runs / "vae"), "model__block_out_channels": [4, 4, 8, 16]}
+    with pytest.raises(UserError, match="other shapes"):
+        VaeTraining(tiny_recipe("vae", runs, **changes))
+
+
 # Text
 
 
@@ -176,28 +192,75 @@ BLUE = ObjectFacts("ring", "blue", None, True)
 GREEN = ObjectFacts("cross", "green")
 
 
-def test_the_order_of_objects_does_not_matter() -> None:
-    told = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(0, "left of", 1), Relation(2, "above", 0)))
-    turned = Facts("white", None, 3, (GREEN, RED, BLUE), (Relation(1, "left of", 2), Relation(0, "above", 1)))
-    reverse = Facts("white", None, 3, (BLUE, GREEN, RED), (Relation(0, "right of", 2), Relation(2, "below", 1)))
-    assert fact_labels(told) == fact_labels(turned) == fact_labels(reverse)
-    wrong = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(1, "left of", 0), Relation(2, "above", 0)))
-    assert fact_labels(told) != fact_labels(wrong)
+def tensors(*told: Facts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels (B, 27) and relations (B, 4, 4) of captions' facts."""
+    labels, relations = zip(*map(fact_labels, told), strict=True)
+    return torch.tensor(labels), torch.tensor(relations)
+
+
+def random_logits(rows: int, seed: int) -> torch.Tensor:
+    """What an untrained decoder may tell, (rows, slots, values), other slots' values masked."""
+    logits = torch.randn(len(_OFFSETS) - 1, int(_OFFSETS[-1]), generator=torch.Generator().manual_seed(seed))
+    for slot, (start, end) in enumerate(pairwise(_OFFSETS)):
+        logits[slot, :start] = logits[slot, end:] = -1e4
+    return logits.expand(rows, -1, -1)
 
 
 def test_labels_are_0_for_what_is_not_stated_and_else_the_values_number() -> None:
-    assert fact_labels(Facts()) == [0] * 33  # ground, texture, count; 6 facts of 4 objects; 6 pairs
-    labels = fact_labels(Facts("gray", "tiled", 2, (RED, BLUE), (Relation(0, "right of", 1),)))
-    ring, star = [6, 6, 0, 2, 0, 0], [5, 1, 2, 0, 3, 1]  # shape, color, fill, outline, size, position
-    pairs = [2, 0, 0, 0, 0, 0]  # star, the lower label, comes first: "right of" stands for the star
-    assert labels == [2, 2, 2, *star, *ring, *[0] * 12, *pairs]
+    nothing = [[0] * 4 for _ in range(4)]
+    assert fact_labels(Facts()) == ([0] * 27, nothing)  # ground, texture, count; 6 facts of 4 objects
+    star, ring = [5, 1, 2, 0, 3, 1], [6, 6, 0, 2, 0, 0]  # shape, color, fill, outline, size, position
+    labels, relations = fact_labels(Facts("gray", "tiled", 2, (RED, BLUE), (Relation(0, "above", 1),)))
+    assert labels == [2, 2, 2, *star, *ring, *[0] * 12]
+    assert relations == [[0, 3, 0, 0], [4, 0, 0, 0], [0] * 4, [0] * 4]  # above one way, below the other
 
 
 def test_of_one_pairs_two_relations_the_first_told_counts() -> None:
-    relations = (Relation(0, "above", 1), Relation(0, "left of", 1))
+    relations = (Relation(0, "above", 1), Relation(1, "right of", 0))
     both = fact_labels(Facts(objects=(RED, BLUE), relations=relations))
     assert both == fact_labels(Facts(objects=(RED, BLUE), relations=relations[:1]))
     assert both != fact_labels(Facts(objects=(RED, BLUE), relations=relations[1:]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_objects_does_not_matter(seed: int) -> None:
+    told = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(0, "left of", 1), Relation(2, "above", 0)))
+    turned = Facts("white", None, 3, (GREEN, RED, BLUE), (Relation(1, "left of", 2), Relation(0, "above", 1)))
+    reverse = Facts("white", None, 3, (BLUE, GREEN, RED), (Relation(0, "right of", 2), Relation(2, "below", 1)))
+    wrong = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(1, "left of", 0), Relation(2, "above", 0)))
+    matched = matched_labels(random_logits(4, seed), *tensors(told, turned, reverse, wrong))
+    assert matched.shape == (4, 33)
+    assert torch.equal(matched[0], matched[1])
+    assert torch.equal(matched[0], matched[2])
+    assert not torch.equal(matched[0, 27:], matched[3, 27:])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_objects_are_matched_by_the_least_cross_entropy(seed: int) -> None:
+    facts = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(0, "left of", 1), Relation(2, "above", 0)))
+    logits = random_logits(1, seed)
+    offsets = torch.tensor(_OFFSETS[:-1])
+
+    def cost(labels: torch.Tensor) -> float:
+        return -logits[0, 3:27].double().log_softmax(-1).gather(1, (labels + offsets)[3:27, None]).sum().item()
+
+    costs = []
+    for order in permutations(range(4)):  # the fourth object is the one that is not there
+        objects = [facts.objects[i] if i < 3 else ObjectFacts() for i in order]
+        relations = tuple(Relation(order.index(r.first), r.kind, order.index(r.second)) for r in facts.relations)
+        labels, pairs = tensors(Facts("white", None, 3, tuple(objects), relations))
+        upper = torch.triu_indices(4, 4, 1)
+        costs.append((cost(torch.cat([labels[0], pairs[0][upper[0], upper[1]]])), labels[0], pairs[0][upper.unbind()]))
+    least = min(costs, key=lambda item: item[0])
+    assert torch.equal(matched_labels(logits, *tensors(facts))[0], torch.cat(least[1:]))
+
+
+def test_words_name_an_object_where_only_one_fits() -> None:
+    words = naming_words()
+    assert (words["star"], words["red"]) == (("shape", "star"), ("color", "red"))
+    facts = Facts(objects=(RED, ObjectFacts("ring", "red"), GREEN))
+    pieces = ["▁a", "▁red", "▁star", "▁left", "▁of", "▁ring", "▁,", "▁green", "▁blue", "</s>"]
+    assert named_objects(pieces, facts, words) == [-1, -1, 0, -1, -1, 1, -1, 2, -1, -1]
 
 
 @pytest.fixture(scope="module")
@@ -207,36 +270,66 @@ def reader(runs: Path) -> TextTraining:
 
 def test_the_loss_of_the_text_encoder_is_each_facts_own_cross_entropy(reader: TextTraining) -> None:
     batch = reader.batch(0, list(range(6)))
-    assert batch["tokens"].shape == (6, 96)
+    assert batch["tokens"].shape == batch["named"].shape == (6, 96)
     with torch.no_grad():
-        logits, loss = reader.trained(batch["tokens"]).double(), reader(batch)["loss"].item()
-    parts = [logits[:, slot, start:end] for slot, (start, end) in enumerate(pairwise(_OFFSETS))]
-    own = [
-        -part.log_softmax(-1).gather(1, batch["labels"][:, slot : slot + 1]).mean().item()
-        for slot, part in enumerate(parts)
+        logits, words = reader.trained(batch["tokens"])
+        losses = {name: value.item() for name, value in reader(batch).items()}
+    labels = matched_labels(logits, batch["labels"], batch["relations"])
+    slots = [
+        -logits[:, slot, start:end].double().log_softmax(-1).gather(1, labels[:, slot : slot + 1]).mean().item()
+        for slot, (start, end) in enumerate(pairwise(_OFFSETS))
     ]
-    assert loss == pytest.approx(np.mean(own), rel=1e-5)
+    assert losses["slots"] == pytest.approx(np.mean(slots), rel=1e-5)
+    naming = []
+    for row, place in (batch["named"] >= 0).nonzero().tolist():
+        first = 3 + 6 * int(batch["named"][row, place])
+        wanted, start = batch["labels"][row, first : first + 6].tolist(), 0
+        for number, classes in zip(wanted, (9, 9, 5, 3, 4, 10), strict=True):
+            part = words[row, place, start : start + classes].double().log_softmax(0)
+            naming.append(-part[number].item())
+            start += classes
+    assert len(naming) > 30
+    assert losses["naming"] == pytest.approx(np.mean(naming), rel=1e-5)
+    assert losses["loss"] == pytest.approx(losses["slots"] + losses["naming"])
+
+
+def test_a_batch_whose_words_name_nothing_has_a_loss(reader: TextTraining) -> None:
+    batch = reader.batch(0, [0, 1])
+    losses = reader({**batch, "named": torch.full_like(batch["named"], -1)})
+    assert losses["naming"].item() == 0
+    assert losses["loss"].isfinite()
 
 
 def test_figures_of_a_reader_that_is_always_right(reader: TextTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = reader._batch(reader.recipe.validate_.seed, list(range(4)))
-    classes = batch["labels"] + torch.tensor(_OFFSETS[:-1])
-    answers = nn.functional.one_hot(classes, int(_OFFSETS[-1])).float()
+    upper = torch.triu_indices(4, 4, 1)
+    labels = torch.cat([batch["labels"], batch["relations"][:, upper[0], upper[1]]], 1)
+    answers = 50.0 * nn.functional.one_hot(labels + torch.tensor(_OFFSETS[:-1]), int(_OFFSETS[-1]))
 
     class Answering(nn.Module):
         queries = nn.Parameter(torch.zeros(1))
 
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
             assert torch.equal(tokens, batch["tokens"])
-            return answers
+            return answers, None
 
     monkeypatch.setattr(reader, "trained", Answering())
     assert reader.validate() == {"facts_right": 1.0, "captions_right": 1.0, "captions_full_length": 0.0}
-    slot = int((batch["labels"][0] > 0).nonzero()[0])
-    answers[0, slot] = nn.functional.one_hot(torch.tensor(int(_OFFSETS[slot])), int(_OFFSETS[-1])).float()
+    slot = int((labels[0] > 0).nonzero()[0])
+    answers[0, slot] = 0
+    answers[0, slot, int(_OFFSETS[slot])] = 50  # "not stated"
     figures = reader.validate()
     assert figures["captions_right"] == 0.75
-    assert figures["facts_right"] == pytest.approx(1 - 1 / (batch["labels"] > 0).sum().item())
+    assert figures["facts_right"] == pytest.approx(1 - 1 / (labels > 0).sum().item())
+
+
+def test_the_vocabulary_is_the_fingerprint(reader: TextTraining, runs: Path) -> None:
+    again = TextTraining(tiny_recipe("text", runs, train__images=4))
+    other = TextTraining(tiny_recipe("text", runs, data__tokenizer_captions=32))
+    unused = again.fingerprint()
+    assert unused == reader.fingerprint() != other.fingerprint()
+    again.batch(0, [0])  # the tokenizer keeps its padding and truncation as a state
+    assert again.fingerprint() == unused
 
 
 def test_the_shares_of_the_kinds_of_captions(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

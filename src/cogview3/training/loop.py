@@ -197,10 +197,13 @@ class _Run:
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         pending = {"count": self.log.count, "sums": self.log.sums}
         state = {"images": self.images, "ema_steps": self.ema.optimization_step, "log": pending}
+        state["fingerprint"] = self.objective.fingerprint()
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _load(self, folder: Path) -> None:
         state = checkpoints.read_state(folder)
+        if state.get("fingerprint", self.objective.fingerprint()) != self.objective.fingerprint():
+            raise UserError(f"{self.run} was trained with another vocabulary of captions; begin anew with --restart")
         trained = self.objective.trained
         try:
             state_dict = load_file(folder / "model.safetensors")

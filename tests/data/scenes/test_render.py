@@ -5,10 +5,17 @@ import pytest
 
 from cogview3.config import UserError
 from cogview3.data.scenes.render import (
+    CHECK_PERIOD,
+    DOT_PERIOD,
+    DOT_RADIUS,
     GROUND_COLORS,
     OBJECT_COLORS,
     OUTLINE_DARK,
     OUTLINE_LIGHT,
+    OUTLINE_WIDTH,
+    STRIPE_PERIOD,
+    TILE_LINE,
+    TILE_PERIOD,
     render,
 )
 from cogview3.data.scenes.scene import COLORS, FILLS, GROUNDS, SHAPES, SIZES, Scene, SceneObject, sample_scene
@@ -49,12 +56,11 @@ def accent(fill):
     """Closed forms of the fills: signs of waves, and distances to a lattice."""
     x, y = offsets()
     if fill == "striped":
-        return np.sin(2 * np.pi * y * 16) > 0
+        return np.sin(2 * np.pi * y / STRIPE_PERIOD) > 0
     if fill == "checkered":
-        return np.sin(2 * np.pi * x * 32 / 3) * np.sin(2 * np.pi * y * 32 / 3) > 0
-    period = 5 / 64
-    to_dot = [axis - (np.round(axis / period - 0.5) + 0.5) * period for axis in (x, y)]
-    return np.hypot(*to_dot) < 3 / 128
+        return np.sin(2 * np.pi * x / CHECK_PERIOD) * np.sin(2 * np.pi * y / CHECK_PERIOD) > 0
+    to_dot = [axis - (np.round(axis / DOT_PERIOD - 0.5) + 0.5) * DOT_PERIOD for axis in (x, y)]
+    return np.hypot(*to_dot) < DOT_RADIUS
 
 
 def paint(layers, size=SIZE):
@@ -90,7 +96,7 @@ def test_fills_match_their_closed_forms(fill):
 @pytest.mark.parametrize(("ground", "line"), [("white", OUTLINE_DARK), ("black", OUTLINE_LIGHT)])
 def test_outline_lies_inside_the_edge_and_contrasts_with_the_ground(ground, line):
     x, y = offsets()
-    ring = inside("circle", "medium") & (np.hypot(x, y) > half_side("medium") - 1 / 64)
+    ring = inside("circle", "medium") & (np.hypot(x, y) > half_side("medium") - OUTLINE_WIDTH)
     slow = paint([(True, GROUND_COLORS[ground][0]), (inside("circle", "medium"), (222, 42, 42)), (ring, line)])
     assert_same_picture(render(one(outline=True, ground=ground), SIZE), slow)
 
@@ -99,7 +105,7 @@ def test_outline_lies_inside_the_edge_and_contrasts_with_the_ground(ground, line
 def test_tiles_are_lines_from_the_corner(ground):
     base, line = GROUND_COLORS[ground]
     x, y = (axis + 0.5 for axis in offsets())
-    slow = paint([(True, base), ((x % (1 / 16) < 1 / 128) | (y % (1 / 16) < 1 / 128), line)])
+    slow = paint([(True, base), ((x % TILE_PERIOD < TILE_LINE) | (y % TILE_PERIOD < TILE_LINE), line)])
     # rounding alone: the lines are one pixel wide at this size
     assert np.abs(render(Scene(ground, "tiled", ()), SIZE) - slow).max() <= 0.5
 

@@ -2,6 +2,8 @@
 
 A picture is read in five steps: name the ground; cut out what differs from it; match each piece with every shape at
 every size; look along its edge for an outline; then take color and fill from what lies inside the edge.
+
+Sums of products are written with einsum: they are too small to be worth the threads that a matrix product starts.
 """
 
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ FADED = 0.45  # of the way from a plain ground to an outline's color, up to whic
 MIN_AREA = 500  # pixels; a quarter of the smallest object's area
 MAX_HOLE = 250  # pixels; a quarter of the hole in the smallest ring
 TILE_CONTRAST = 0.25  # of the way from a ground's color to its lines' color
-WINDOW, REACH = 80, 5  # sides of template and search around a piece's centroid, in steps
+WINDOW, REACH = 80, 3  # sides of template and search around a piece's centroid, in steps
 SPLIT_BELOW = 0.75  # a piece that matches no shape better than this may be several objects that touch
 OUTLINE_DEPTH = 7  # pixels from the edge within which an outline is looked for
 INNER, INNER_OUTLINED = 2.0, 5.5  # depth in pixels from which color and fill are taken
@@ -135,7 +137,7 @@ def _to_segment(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple
     """Position in [0, 1] of the nearest point between two colors, and the RGB distance to it, (...) each."""
     axis = end - start
     offset = pixels - start
-    toward = offset @ axis
+    toward = np.einsum("...c,c", offset, axis)
     along = np.clip(toward / (axis @ axis), 0, 1)
     squared = np.einsum("...c,...c", offset, offset) - along * (2 * toward - along * (axis @ axis))
     return along, np.sqrt(np.maximum(squared, 0))
@@ -235,7 +237,7 @@ def _match(mask: np.ndarray) -> _Match:
     y, x = (round(float(axis @ (np.arange(len(axis)) + 0.5) / area)) for axis in (rows, columns))
     padded = np.pad(coarse, margin)[y : y + 2 * margin, x : x + 2 * margin]
     windows = np.lib.stride_tricks.sliding_window_view(padded, (WINDOW, WINDOW))
-    shared = templates @ windows.reshape(-1, WINDOW * WINDOW).T
+    shared = np.einsum("tk,sk->ts", templates, windows.reshape(-1, WINDOW * WINDOW))
     overlap = shared / (templates.sum(1, keepdims=True) + area - shared)
     best, shift = np.unravel_index(overlap.argmax(), overlap.shape)
     dy, dx = divmod(int(shift), 2 * REACH + 1)
@@ -325,9 +327,9 @@ def _fill(along: np.ndarray, inside: np.ndarray) -> str:
     height, width = weight.shape
     window = patterns[:, :height, :width].reshape(len(kinds), -1)
     weight, value = weight.ravel() / weight.sum(), value.ravel() / weight.sum()
-    mean = window @ weight
-    spread = np.maximum((window**2) @ weight - mean**2, 1e-6)
-    shared = window @ value - mean * value.sum()
+    mean = np.einsum("pk,k", window, weight)
+    spread = np.maximum(np.einsum("pk,pk,k->p", window, window, weight) - mean**2, 1e-6)
+    shared = np.einsum("pk,k", window, value) - mean * value.sum()
     likeness = np.where(spread > 0.02, shared / np.sqrt(spread), 0)
     best = int(likeness.argmax())
     return FILLS[kinds[best]] if shared[best] / spread[best] > FILL_CONTRAST else "plain"

@@ -24,6 +24,10 @@ class Objective(nn.Module, ABC):
     def prepare(self, device: str) -> None:
         """Work before the first step that may take long, as caching latents. Runs on the main process first."""
 
+    def fingerprint(self) -> str:
+        """What the weights depend on beside the recipe; a run is not resumed where it has changed."""
+        return ""
+
     @abstractmethod
     def batch(self, first: int, indices: list[int]) -> Batch:
         """The samples `indices` of the batch that starts at sample `first`; depends on these and the seed alone."""

@@ -6,6 +6,7 @@ object: without that, an encoder long stays with a bag of words. Only the encode
 which color, fill or place belongs to which object.
 """
 
+import hashlib
 from dataclasses import astuple, fields
 from itertools import pairwise
 from pathlib import Path
@@ -184,6 +185,11 @@ class TextTraining(Objective):
         torch.manual_seed(seed)
         self.trained = FactReader(recipe.model)
 
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, whose order follows from the captions' wording."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+
     def _caption(self, seed: int, index: int) -> captions.Caption:
         rng = np.random.default_rng([seed, index])
         scene, data, kind = sample_scene(rng), self.recipe.data, rng.random()
@@ -225,7 +231,8 @@ class TextTraining(Objective):
         objects = batch["labels"][:, _SCENE_SLOTS:].view(len(labels), MAX_OBJECTS, -1)
         wanted = objects[row, batch["named"][row, place]]
         told = words[row, place].split(_OBJECT_CLASSES, -1)
-        naming = sum(functional.cross_entropy(kind, wanted[:, i]) for i, kind in enumerate(told)) / len(told)
+        each = [functional.cross_entropy(kind, wanted[:, i], reduction="sum") for i, kind in enumerate(told)]
+        naming = sum(each) / (len(told) * max(1, len(row)))  # a small batch may name nothing
         return {"loss": slots + naming, "slots": slots, "naming": naming}
 
     @torch.no_grad()
