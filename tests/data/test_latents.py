@@ -1,6 +1,7 @@
 """Latents: the VAE's own numbers, and a cache that is neither stale nor half-written."""
 
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +65,33 @@ def test_without_a_shift_latents_are_only_scaled(
 
 
 def assert_same_latents(given: torch.Tensor, expected: torch.Tensor) -> None:
-    """Encoded in bfloat16: eight bits an operation, and some dozens of operations, relative to the numbers' size."""
-    assert (given - expected).square().mean().sqrt() < 0.03 * expected.square().mean().sqrt()
+    """Up to what bfloat16 loses where the order of sums differs, as by batch size."""
+    assert (given - expected).square().mean().sqrt() < 0.03 * expected.std()
 
 
 def test_z_l_encodes_what_is_left_of_half_the_resolution(vae: AutoencoderKL) -> None:
     batch = encode_scene_batch(vae, KIND, range(3))
     x0 = torch.stack([torch.from_numpy(latents.drawing.render(KIND.scene(i), 64)) for i in range(3)])
-    x0 = x0.permute(0, 3, 1, 2) / 127.5 - 1
+    x0 = (x0.permute(0, 3, 1, 2) / 127.5 - 1).contiguous(memory_format=torch.channels_last)
     half = F.interpolate(x0, scale_factor=0.5, mode="bilinear", align_corners=False)
-    x_low = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)
-    again = F.interpolate(latents.reconstruct(vae, half), scale_factor=2, mode="bilinear", align_corners=False)
-    assert_same_latents(batch["z0"], latents.encode(vae, x0))
-    assert_same_latents(batch["zL"], latents.encode(vae, x_low))
-    assert_same_latents(batch["zL_reconstructed"], latents.encode(vae, again))
-    apart = (batch["zL"] - batch["z0"]).std() / batch["z0"].std(), (batch["zL_reconstructed"] - batch["zL"]).std()
-    assert min(apart) > 0.1, "the three are too much alike for this test to tell them apart"
+    double = {"scale_factor": 2, "mode": "bilinear", "align_corners": False}
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = {
+            "z0": latents.encode(vae, x0),
+            "zL": latents.encode(vae, F.interpolate(half, **double)),
+            "zL_reconstructed": latents.encode(vae, F.interpolate(latents.reconstruct(vae, half).float(), **double)),
+        }
+    for name, values in expected.items():
+        assert_same_latents(batch[name], values.float())
+    for one, other in combinations(batch.values(), 2):
+        assert (one - other).square().mean().sqrt() > 0.06 * one.std(), "too much alike for this test to tell"
+
+
+def test_bfloat16_is_near_enough(vae: AutoencoderKL) -> None:
+    x0 = latents.to_tensor([latents.drawing.render(KIND.scene(i), 64) for i in range(3)])
+    exact, given = latents.encode(vae, x0), encode_scene_batch(vae, KIND, range(3))["z0"]
+    # eight bits an operation, some dozens of operations
+    assert (given - exact).square().mean().sqrt() < 0.03 * exact.square().mean().sqrt()
 
 
 def test_only_what_is_asked_for_is_encoded(vae: AutoencoderKL) -> None:

@@ -25,6 +25,11 @@ def drawn(pipe: CogView3Pipeline, batch: int, **overrides: int) -> tuple[torch.T
     return torch.cat([part.pictures for part in parts]), torch.cat([part.base for part in parts])
 
 
+def open_grid(folder: Path) -> np.ndarray:
+    with Image.open(next(folder.glob("grid-*.png"))) as image:
+        return np.asarray(image)
+
+
 def test_a_picture_does_not_depend_on_its_batch(pipe: CogView3Pipeline) -> None:
     together, alone = drawn(pipe, batch=3), drawn(pipe, batch=2)
     for ours, theirs in zip(together, alone, strict=True):
@@ -91,7 +96,7 @@ def test_the_grid_shows_base_and_final_picture_of_each_prompt(
     model: Path, tmp_path: Path, pipe: CogView3Pipeline
 ) -> None:
     evaluate([str(model)], "scenes-brief", 3, seed=7, out=tmp_path, batch=3)
-    sheet = np.asarray(Image.open(next(tmp_path.glob("grid-*.png"))))
+    sheet = open_grid(tmp_path)
     assert sheet.shape == (128, 3 * 256, 3)
     pictures, _ = drawn(pipe, batch=3)
     np.testing.assert_array_equal(sheet[:, 128:256], to_uint8(pictures)[0])
@@ -102,7 +107,7 @@ def test_without_a_relay_there_is_nothing_to_compare(model: Path, tmp_path: Path
     (entry,) = results["models"].values()
     assert entry["size"] == 64
     assert entry["scene"]["base_enlarged"] is entry["scene"]["fine_gain"] is None
-    assert Image.open(next(tmp_path.glob("grid-*.png"))).size == (2 * 64, 64)
+    assert open_grid(tmp_path).shape == (64, 2 * 64, 3)
 
 
 def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> None:
@@ -115,8 +120,9 @@ def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> 
     (facts,) = [line for line in lines if "all facts" in line]
     columns = ("model", "base_enlarged", "chance", "ceiling", "ceiling_enlarged")
     assert [cell.strip() for cell in facts.split("│")[2:-1]] == [f"{row[key]['share']:.3f}" for key in columns]
-    for label in ("held-out triples", "fill and outline", "1 object", "relation", "gradient energy"):
-        assert any(label in line for line in lines) == (label != "relation" or "relation" in row["model"]["kinds"])
+    counts = [f"{number} object{'s' * (number != '1')}" for number in row["model"]["objects"]]
+    for label in ("held-out triples", "fill and outline", "gradient energy", *counts, *row["model"]["kinds"]):
+        assert any(line.startswith(f"│ {label} ") for line in lines), label
 
 
 def test_a_grid_wraps_at_eight_pictures() -> None:

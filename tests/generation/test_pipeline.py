@@ -234,7 +234,10 @@ def test_mode_fills_in_what_a_call_leaves_unset(pipe: CogView3Pipeline) -> None:
 
 
 def test_defaults_without_a_mode_are_the_papers(pipe: CogView3Pipeline) -> None:
-    draw(pipe, num_inference_steps=None, relay_steps=None, height=16, width=16)
+    def stop(self: Any, *_: Any) -> None:
+        self._interrupt = True
+
+    draw(pipe, num_inference_steps=None, relay_steps=None, callback_on_step_end=stop)
     assert pipe.num_timesteps == 60
     assert pipe.guidance_scale == pipe.relay_guidance_scale == 7.5
 

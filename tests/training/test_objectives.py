@@ -300,7 +300,8 @@ def test_a_batch_whose_words_name_nothing_has_a_loss(reader: TextTraining) -> No
     assert losses["loss"].isfinite()
 
 
-def test_figures_of_a_reader_that_is_always_right(reader: TextTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_a_reader_that_is_always_right(runs: Path) -> None:
+    reader = TextTraining(tiny_recipe("text", runs))
     batch = reader._batch(reader.recipe.validate_.seed, list(range(4)))
     upper = torch.triu_indices(4, 4, 1)
     labels = torch.cat([batch["labels"], batch["relations"][:, upper[0], upper[1]]], 1)
@@ -313,7 +314,7 @@ def test_figures_of_a_reader_that_is_always_right(reader: TextTraining, monkeypa
             assert torch.equal(tokens, batch["tokens"])
             return answers, None
 
-    monkeypatch.setattr(reader, "trained", Answering())
+    reader.trained = Answering()
     assert reader.validate() == {"facts_right": 1.0, "captions_right": 1.0, "captions_full_length": 0.0}
     slot = int((labels[0] > 0).nonzero()[0])
     answers[0, slot] = 0
@@ -418,22 +419,22 @@ def test_the_loss_of_a_silent_network_is_the_targets_mean_square(runs: Path, mon
 
 @pytest.fixture(scope="module")
 def many(runs: Path) -> tuple[DiffusionTraining, Batch]:
-    """Six hundred samples of the relay, half of the texts dropped, z_L from reconstructions in 0.7 of them."""
-    objective = stage("relay", runs, data__text_dropout=0.5, data__reconstructed_share=0.7)
+    """Six hundred samples of the relay, 0.3 of the texts dropped, z_L from reconstructions in 0.7 of them."""
+    objective = stage("relay", runs, data__text_dropout=0.3, data__reconstructed_share=0.7)
     return objective, objective.batch(0, list(range(600)))
 
 
 def test_shares_of_dropped_texts_and_reconstructed_z_l(many: tuple[DiffusionTraining, Batch]) -> None:
     objective, batch = many
     dropped = (batch["text"] == 0).flatten(1).all(1)
-    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.08)  # 4 sd of 600 draws
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.075)  # 4 sd of 600 draws
     order = [int((objective.latents["z0"].float() == z0).flatten(1).all(1).nonzero()) for z0 in batch["z0"]]
     kinds = torch.stack([objective.latents[name].float()[order] for name in ("zL", "zL_reconstructed")])
     matches = (kinds == batch["zL"]).flatten(2).all(2)
     assert (matches.sum(0) == 1).all()
     assert matches[1].float().mean().item() == pytest.approx(0.7, abs=0.075)
-    # drawn independently: 0.35 have both
-    assert (matches[1] & dropped).float().mean().item() == pytest.approx(0.35, abs=0.08)
+    # drawn independently: 0.21 have both
+    assert (matches[1] & dropped).float().mean().item() == pytest.approx(0.21, abs=0.067)
 
 
 def test_times_lie_below_t_r_and_are_uniform(many: tuple[DiffusionTraining, Batch]) -> None:

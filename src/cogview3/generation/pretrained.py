@@ -93,15 +93,14 @@ class ModePipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+    def from_pipe(cls, pipeline: "ModePipeline", **kwargs: Any) -> Self:
         """A pipeline of this class around another one's components, in the same mode.
 
         As in diffusers, all components are cast to `torch_dtype`, float32 by default.
         `cls(**pipeline.components)` leaves them as they are, but knows no mode.
         """
         new = super().from_pipe(pipeline, **kwargs)
-        if isinstance(pipeline, ModePipeline):
-            new.mode_name, new.mode = pipeline.mode_name, pipeline.mode
+        new.mode_name, new.mode = pipeline.mode_name, pipeline.mode
         return new
 
     def _use_mode(self, name: str | None, mode: Mode) -> None:
@@ -149,11 +148,11 @@ def load_mode_unets(
     Args:
         source: model folder or hub name.
         mode: the mode's entry in `sampling.json`.
-        names: components to look for, of "unet" and "relay_unet".
+        names: those of "unet" and "relay_unet" that the mode has of its own.
         dtype: a torch dtype, or a dictionary of them by component with "default", as diffusers takes it.
 
     Returns:
-        By component; empty for modes that share the model's own UNets.
+        By component.
 
     Raises:
         UserError: a UNet is missing or damaged.
@@ -161,8 +160,6 @@ def load_mode_unets(
     unets = {}
     for name in names:
         subfolder = getattr(mode, name)
-        if subfolder is None:
-            continue
         if os.path.isdir(source):
             check_component(Path(source) / subfolder)
         chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype

@@ -45,11 +45,11 @@ def export(
     if name in modes:
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
     table = Sampling(default=name, modes={name: default, **{mode: _distilled(mode, default) for mode in modes}})
-    pipe = _assemble(vae, text, base, relay).to(torch.float16)
+    pipe = _assemble(vae, text, base, relay)
     further = {}
     for mode, (unet, relay_unet) in modes.items():
-        further[table.modes[mode].unet] = _load_unet(unet, "unet").to(torch.float16)
-        further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet").to(torch.float16)
+        further[table.modes[mode].unet] = _load_unet(unet, "unet")
+        further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet")
     with checkpoints.whole_folder(out) as folder:
         pipe.save_pretrained(folder)
         for place, network in further.items():
@@ -67,8 +67,8 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3
         relay_parts = {"relay_unet": _load_unet(relay, "relay_unet"), "relay_scheduler": scheduler}
     return CogView3Pipeline(
         tokenizer=AutoTokenizer.from_pretrained(folder(text, "tokenizer")),
-        text_encoder=T5EncoderModel.from_pretrained(folder(text, "text_encoder")),
-        vae=AutoencoderKL.from_pretrained(folder(vae, "vae")),
+        text_encoder=T5EncoderModel.from_pretrained(folder(text, "text_encoder")).half(),
+        vae=AutoencoderKL.from_pretrained(folder(vae, "vae"), torch_dtype=torch.float16),
         unet=_load_unet(base, "unet"),
         scheduler=EulerDiscreteScheduler.from_pretrained(folder(base, "scheduler")),
         **relay_parts,
@@ -76,7 +76,9 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3
 
 
 def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(checkpoints.weights_folder(reference, component))
+    return UNet2DConditionModel.from_pretrained(
+        checkpoints.weights_folder(reference, component), torch_dtype=torch.float16
+    )
 
 
 def _distilled(name: str, default: Mode) -> Mode:
