@@ -150,8 +150,10 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "override", "words"),
     [
-        ("scenes/text", "recipe.start_from=runs/x", ["recipe.start_from", "unknown"]),
+        ("scenes/text", "recipe.start=runs/x", ["recipe.start", "unknown"]),
         ("scenes/base", "data.reconstructed_share=0.5", ["data", "reconstructed_share is for relay recipes"]),
+        ("scenes/base", "data.degraded_share=0.5", ["data", "degraded_share is for relay recipes"]),
+        ("scenes/relay", "data.degraded_share=0.75", ["data.degraded_share", "at most 0.5", "0.75"]),
         ("scenes/base", "objective.relay_start=300", ["objective.relay_start", "unknown"]),
         ("scenes/vae", "data.crop=136", ["data.crop", "at most 128", "136"]),
     ],

@@ -158,7 +158,11 @@ class UNetModel(Table):
 
 
 class LatentData(Table):
-    """Latents of `pictures` scenes of side `size`, encoded once with the VAE and cached in `cache`."""
+    """Latents of `pictures` scenes of side `size`, encoded once with the VAE and cached in `cache`.
+
+    Of a relay's samples, `reconstructed_share` get their z_L of a small picture that went through the VAE,
+    `degraded_share` of one that was blurred and disturbed as well, the others of a clean one.
+    """
 
     vae: str
     text: str
@@ -167,7 +171,16 @@ class LatentData(Table):
     comprehensive_share: Share = 0.55
     text_dropout: Share = 0.1
     reconstructed_share: Share = 0.0
+    degraded_share: Annotated[Share, Checked] = 0.0
     cache: str = "runs/cache"
+
+    @field_validator("degraded_share")
+    @classmethod
+    def _fits(cls, share: float, info: ValidationInfo) -> float:
+        rest = 1 - info.data.get("reconstructed_share", 0.0)
+        if share > rest + 1e-9:
+            raise ValueError(f"more than reconstructed_share leaves; give at most {rest:g}")
+        return share
 
 
 class BaseObjective(Table):
@@ -199,9 +212,10 @@ class VaeHeader(_Header):
 
 
 class TextHeader(_Header):
-    """Table [recipe] of a text encoder."""
+    """Table [recipe] of a text encoder; `start_from` gives the encoder's weights and the tokenizer."""
 
     kind: Literal["text"]
+    start_from: str | None = None
 
 
 class BaseHeader(_Header):
@@ -263,9 +277,10 @@ class BaseRecipe(_Recipe):
 
     @field_validator("data")
     @classmethod
-    def _nothing_reconstructed(cls, data: LatentData) -> LatentData:
-        if data.reconstructed_share:
-            raise ValueError("reconstructed_share is for relay recipes; leave it out")
+    def _no_low_resolution(cls, data: LatentData) -> LatentData:
+        for name in ("reconstructed_share", "degraded_share"):
+            if getattr(data, name):
+                raise ValueError(f"{name} is for relay recipes; leave it out")
         return data
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -15,7 +16,8 @@ from cogview3.config import UserError
 from cogview3.data import latents
 from cogview3.data.latents import SceneLatents, cached_latents, encode_scene_batch
 
-KIND = SceneLatents(size=64, pictures=5, seed=3, low=True, reconstructed=True)
+KIND = SceneLatents(size=64, pictures=5, seed=3, relay=True)
+NAMES = {"z0", "zL", "zL_reconstructed", "zL_degraded"}
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def test_z_l_encodes_what_is_left_of_half_the_resolution(vae: AutoencoderKL) -> 
             "zL": latents.encode(vae, F.interpolate(half, **double)),
             "zL_reconstructed": latents.encode(vae, F.interpolate(latents.reconstruct(vae, half).float(), **double)),
         }
+    assert batch.keys() == NAMES
     for name, values in expected.items():
         assert_same_latents(batch[name], values.float())
     for one, other in combinations(batch.values(), 2):
@@ -92,6 +95,30 @@ def test_bfloat16_is_near_enough(vae: AutoencoderKL) -> None:
     exact, given = latents.encode(vae, x0), encode_scene_batch(vae, KIND, range(3))["z0"]
     # eight bits an operation, some dozens of operations
     assert (given - exact).square().mean().sqrt() < 0.03 * exact.square().mean().sqrt()
+
+
+def test_blur_is_scipys(pictures: torch.Tensor) -> None:
+    deviations = [0.0, 1.7]
+    given = latents.gaussian_blur(pictures, torch.tensor(deviations))
+    for picture, deviation, blurred in zip(pictures.double().numpy(), deviations, given, strict=True):
+        # scipy's "mirror" is torch's "reflect"; both cut the kernel at six pixels; float32
+        expected = [scipy.ndimage.gaussian_filter(plane, deviation, mode="mirror", radius=6) for plane in picture]
+        np.testing.assert_allclose(blurred.numpy(), np.stack(expected), atol=2e-6)
+
+
+def test_degraded_pictures_are_blurred_and_of_noisy_latents(
+    vae: AutoencoderKL, pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def degraded(seed: int) -> torch.Tensor:
+        return latents.degrade(vae, pictures, [np.random.default_rng([seed, index]) for index in range(2)])
+
+    assert torch.equal(degraded(0), degraded(0))
+    assert not torch.equal(degraded(0), degraded(1))
+    noisy = degraded(0)
+    monkeypatch.setattr(latents, "MAX_LATENT_NOISE", 0.0)
+    assert not torch.equal(degraded(0), noisy)
+    monkeypatch.setattr(latents, "MAX_BLUR", 1e-9)
+    assert torch.equal(degraded(0), latents.reconstruct(vae, pictures)), "without faults, what the VAE gives back"
 
 
 def test_only_what_is_asked_for_is_encoded(vae: AutoencoderKL) -> None:
@@ -121,7 +148,7 @@ def test_the_cache_is_used_again(
     monkeypatch.setattr(latents, "encode_scene_batch", None)
     second = cached_latents(vae, saved, KIND, tmp_path / "cache")
     assert stamps(tmp_path / "cache") == before
-    assert first.keys() == second.keys() == {"z0", "zL", "zL_reconstructed"}
+    assert first.keys() == second.keys() == NAMES
     for name, values in first.items():
         assert values.shape == (5, 4, 8, 8)
         assert values.dtype == torch.float16
@@ -133,14 +160,17 @@ def test_cached_latents_are_in_the_order_of_the_scenes(vae: AutoencoderKL, saved
     for index in range(5):
         alone = encode_scene_batch(vae, KIND, [index])
         for name, values in alone.items():
-            assert_same_latents(cached[name][index].float(), values[0])
+            distances = (cached[name].float() - values).square().mean((1, 2, 3)).sqrt()
+            own, others = distances[index], torch.cat([distances[:index], distances[index + 1 :]])
+            # what bfloat16 loses depends on the batch's size and the processor, but is nothing beside another scene
+            assert own < 0.2 * others.min(), name
 
 
-@pytest.mark.parametrize("changes", [{"size": 32}, {"seed": 4}, {"reconstructed": False}])
+@pytest.mark.parametrize("changes", [{"size": 32}, {"seed": 4}, {"relay": False}])
 def test_another_kind_has_another_folder(
     vae: AutoencoderKL, saved: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    small = {**vars(SceneLatents(size=64, pictures=1, seed=3, low=True, reconstructed=True))}
+    small = {**vars(SceneLatents(size=64, pictures=1, seed=3, relay=True))}
     cached_latents(vae, saved, SceneLatents(**small), tmp_path / "cache")
     cached_latents(vae, saved, SceneLatents(**{**small, **changes}), tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2

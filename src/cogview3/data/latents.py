@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,21 +17,23 @@ from cogview3 import checkpoints
 from cogview3.config import UserError
 from cogview3.data.scenes import render as drawing
 from cogview3.data.scenes.scene import Scene, sample_scene
-from cogview3.diffusion.relay import enlarge, low_resolution
+from cogview3.diffusion.relay import enlarge
 
 SHARD = 1024  # pictures in a shard
+MAX_BLUR = 2.0  # pixels of the small picture, standard deviation: all but wipes out a period of 6
+MAX_LATENT_NOISE = 0.3  # of latents of unit variance, standard deviation
+_BLUR_RADIUS = 6  # three of the largest standard deviations
 _CHUNK_PIXELS = 2**20  # pixels encoded at once
 
 
 @dataclass(frozen=True)
 class SceneLatents:
-    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; with those of the relay's x_L if `low`."""
+    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; with those of x_L for a `relay` stage."""
 
     size: int
     pictures: int
     seed: int
-    low: bool = False
-    reconstructed: bool = False
+    relay: bool = False
 
     def scene(self, index: int) -> Scene:
         """The scene of a picture; the same index gives the same scene at every size."""
@@ -69,22 +71,58 @@ def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     return decode(vae, encode(vae, pictures))
 
 
-def encode_scene_batch(vae: AutoencoderKL, kind: SceneLatents, indices: Iterable[int]) -> dict[str, Tensor]:
-    """Latents (B, C, size/8, size/8) of scenes, on the CPU: "z0" of x_0; "zL" of x_L where `kind.low`.
+def encode_scene_batch(vae: AutoencoderKL, kind: SceneLatents, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Latents (B, C, size/8, size/8) of scenes, on the CPU: "z0" of x_0.
 
-    "zL_reconstructed" where `kind.reconstructed`: z_L of what the VAE gives back of the small picture, which is
-    closer to what the base stage hands over.
+    For a relay stage also three kinds of z_L. "zL": of x_L itself. "zL_reconstructed": of what the VAE gives back of
+    the small picture, as of a base stage without a fault. "zL_degraded": the same of a small picture at fault.
     """
     pictures = to_tensor([drawing.render(kind.scene(index), kind.size) for index in indices])
     pictures = pictures.to(vae.device, memory_format=torch.channels_last)
     with torch.autocast(vae.device.type, torch.bfloat16):  # a third of float32's time on a CPU
         latents = {"z0": encode(vae, pictures)}
-        if kind.low:
-            latents["zL"] = encode(vae, low_resolution(pictures))
-        if kind.reconstructed:
+        if kind.relay:
             small = torch.nn.functional.avg_pool2d(pictures, 2)
+            latents["zL"] = encode(vae, enlarge(small))
             latents["zL_reconstructed"] = encode(vae, enlarge(reconstruct(vae, small).float()))
+            rngs = [np.random.default_rng([kind.seed, index, 9]) for index in indices]
+            latents["zL_degraded"] = encode(vae, enlarge(degrade(vae, small, rngs).float()))
     return {name: value.float().cpu().contiguous() for name, value in latents.items()}
+
+
+@torch.no_grad()
+def degrade(vae: AutoencoderKL, pictures: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
+    """Small pictures as a base stage with faults draws them: blurred, then decoded from noisy latents.
+
+    What the small picture says of fine detail is then worth little, and a relay learns to take it from the text.
+
+    Args:
+        vae: the autoencoder.
+        pictures: (B, 3, H, W) in [-1, 1].
+        rngs: one for each picture; draws the blur's standard deviation, 0 to `MAX_BLUR` pixels, the noise's, 0 to
+            `MAX_LATENT_NOISE`, and the noise.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+    """
+    blurs = torch.tensor([rng.uniform(0, MAX_BLUR) for rng in rngs], dtype=torch.float32)
+    levels = torch.tensor([rng.uniform(0, MAX_LATENT_NOISE) for rng in rngs], dtype=torch.float32)
+    latents = encode(vae, gaussian_blur(pictures, blurs.to(pictures.device)))
+    noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
+    return decode(vae, latents + (levels.view(-1, 1, 1, 1) * noise).to(latents))
+
+
+def gaussian_blur(pictures: Tensor, deviations: Tensor) -> Tensor:
+    """Blur each picture (B, C, H, W) by its own standard deviation (B,), in pixels, at most 2; borders mirrored."""
+    count, channels = pictures.shape[:2]
+    offsets = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=pictures.device)
+    kernels = (
+        (-0.5 * (offsets / deviations.clamp(min=1e-3)[:, None]).square()).softmax(1).repeat_interleave(channels, 0)
+    )
+    blurred = torch.nn.functional.pad(pictures, (_BLUR_RADIUS,) * 4, mode="reflect").flatten(0, 1)[None]
+    for shape in ((-1, 1, 1, offsets.numel()), (-1, 1, offsets.numel(), 1)):
+        blurred = torch.nn.functional.conv2d(blurred, kernels.view(shape).to(blurred), groups=count * channels)
+    return blurred.unflatten(1, (count, channels))[0]
 
 
 def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cache: Path) -> dict[str, Tensor]:
@@ -127,5 +165,5 @@ def _fingerprint(vae_folder: Path, kind: SceneLatents) -> str:
     for path in sorted(vae_folder.iterdir()):
         digest.update(path.read_bytes())
     look = [drawing.OBJECT_COLORS, drawing.GROUND_COLORS, drawing.STRIPE_PERIOD, drawing.CHECK_PERIOD]
-    digest.update(repr((look, kind.size, kind.seed, kind.low, kind.reconstructed)).encode())
+    digest.update(repr((look, MAX_BLUR, MAX_LATENT_NOISE, kind.size, kind.seed, kind.relay)).encode())
     return digest.hexdigest()[:16]

@@ -190,15 +190,18 @@ def _sample_triple(rng: np.random.Generator, triples: tuple, ground: str) -> tup
 def _sample_layout(rng: np.random.Generator, number: int) -> list[tuple[str, float, float]]:
     """(size, x, y) of `number` objects that neither overlap nor leave the picture."""
     names = list(SIZES)
-    while True:
+    cells = [(COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS)]  # in the order of POSITIONS
+    while True:  # plain numbers: most layouts of four are refused, and arrays of two would cost ten times as much
         sizes = [names[rng.integers(len(names))] for _ in range(number)]
-        cells = rng.permutation(len(POSITIONS))[:number]
+        chosen = rng.permutation(len(cells))[:number]
         placed = []
-        for size, cell in zip(sizes, cells, strict=True):
+        for size, cell in zip(sizes, chosen, strict=True):
             half = SIZES[size] / 2 + MARGIN / 2
-            row, column = POSITIONS[cell].split()
-            x, y = np.array([COLUMNS[column], ROWS[row]]) + rng.uniform(-JITTER, JITTER, 2)
-            placed.append((size, float(np.clip(x, half, 1 - half)), float(np.clip(y, half, 1 - half))))
+            x, y = (
+                min(max(center + shift, half), 1 - half)
+                for center, shift in zip(cells[cell], rng.uniform(-JITTER, JITTER, 2).tolist(), strict=True)
+            )
+            placed.append((size, x, y))
         if all(_apart(a, b) for i, a in enumerate(placed) for b in placed[:i]):
             return placed
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
@@ -64,7 +65,7 @@ def build(recipe: Recipe) -> Objective:
     return DiffusionTraining(recipe)
 
 
-def start_from(model: ModelMixin, reference: str, *components: str) -> None:
+def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components: str) -> None:
     """Take over the weights of the first of `components` that a run, a model folder or a bundled model has.
 
     Raises UserError where it has none, or where the shapes differ.

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
@@ -42,6 +43,8 @@ class DiffusionTraining(Objective):
             "vae": AutoencoderKL.from_pretrained(self._vae_folder).eval().requires_grad_(False),
             "text": T5EncoderModel.from_pretrained(checkpoints.weights_folder(data.text, "text_encoder")).eval(),
         }
+        for module in self._frozen.values():
+            module.float()  # shipped weights are float16, which CPUs compute slowly; autocast narrows where asked
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
         width = self._frozen["text"].config.d_model
         torch.manual_seed(recipe.train.seed)
@@ -52,7 +55,7 @@ class DiffusionTraining(Objective):
         self.latents: dict[str, Tensor] = {}
         self._fixed_latents: dict[str, Tensor] = {}
         self._epoch, self._order = -1, np.empty(0, np.int64)  # which pictures' order is at hand
-        kind = {"size": data.size, "low": self.is_relay, "reconstructed": self.is_relay}
+        kind = {"size": data.size, "relay": self.is_relay}
         self.kind = SceneLatents(pictures=data.pictures, seed=recipe.train.seed, **kind)
         self.fixed = SceneLatents(pictures=recipe.validate_.images, seed=recipe.validate_.seed, **kind)
 
@@ -65,6 +68,8 @@ class DiffusionTraining(Objective):
         """Encode the scenes, or read their latents from the cache."""
         for module in self._frozen.values():
             module.to(device)
+        if torch.device(device).type == "cpu":  # the fused attention's backward pass takes a third of a step there
+            self.trained.set_attn_processor(AttnProcessor())
         data = self.recipe.data
         self.latents = cached_latents(self._frozen["vae"], self._vae_folder, self.kind, Path(data.cache))
         self._fixed_latents = encode_scene_batch(self._frozen["vae"], self.fixed, range(self.fixed.pictures))
@@ -97,14 +102,22 @@ class DiffusionTraining(Objective):
         offset = torch.tensor([rng.standard_normal() for rng in rngs], dtype=torch.float32)
         batch["noise"] = relay.add_offset_noise(noise, offset, self.recipe.objective.offset_noise)
         if self.is_relay:
-            share = self.recipe.data.reconstructed_share
-            chosen = torch.tensor([rng.random() < share for rng in rngs]).view(-1, 1, 1, 1)
-            batch["zL"] = torch.where(chosen, latents["zL_reconstructed"], latents["zL"])
+            names = [self._low_resolution_kind(rng.random()) for rng in rngs]
+            batch["zL"] = torch.stack([latents[name][row] for row, name in enumerate(names)])
         texts = [self._caption(kind, picture, rng) for picture, rng in zip(pictures, rngs, strict=True)]
         kept = torch.tensor([rng.random() >= self.recipe.data.text_dropout for rng in rngs])
-        text = encode_text(self.tokenizer, self._frozen["text"], texts)
+        encoder = self._frozen["text"]
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16"):
+            text = encode_text(self.tokenizer, encoder, texts)
         batch["text"] = text * kept.view(-1, 1, 1).to(text.device)
         return batch
+
+    def _low_resolution_kind(self, chance: float) -> str:
+        """Which z_L a sample gets, by a uniform number."""
+        data = self.recipe.data
+        if chance < data.reconstructed_share:
+            return "zL_reconstructed"
+        return "zL_degraded" if chance < data.reconstructed_share + data.degraded_share else "zL"
 
     def _caption(self, kind: SceneLatents, picture: int, rng: np.random.Generator) -> str:
         scene = kind.scene(picture)

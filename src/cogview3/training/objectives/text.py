@@ -16,9 +16,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import T5Config, T5EncoderModel, T5Model
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Model
 
-from cogview3.config import TextModel, TextRecipe
+from cogview3 import checkpoints
+from cogview3.config import TextModel, TextRecipe, UserError
 from cogview3.data.scenes import captions, wording
 from cogview3.data.scenes.scene import (
     COLORS,
@@ -35,7 +36,7 @@ from cogview3.data.scenes.scene import (
     sample_scene,
 )
 from cogview3.prompts.tokenizer import build_tokenizer
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch, Objective, start_from
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
 _COUNTS = tuple(range(1, MAX_OBJECTS + 1))
@@ -178,12 +179,34 @@ class TextTraining(Objective):
     def __init__(self, recipe: TextRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        seed = recipe.train.seed
-        texts = (self._caption(seed + 1, index).text for index in range(recipe.data.tokenizer_captions))
-        self.tokenizer = build_tokenizer(texts, recipe.model.vocab_size, recipe.model.max_length)
         self._words = naming_words()
-        torch.manual_seed(seed)
+        torch.manual_seed(recipe.train.seed)
         self.trained = FactReader(recipe.model)
+        self.tokenizer = self._start() if recipe.recipe.start_from else self._new_tokenizer()
+
+    def _new_tokenizer(self) -> PreTrainedTokenizerBase:
+        model, seed = self.recipe.model, self.recipe.train.seed + 1
+        texts = (self._caption(seed, index).text for index in range(self.recipe.data.tokenizer_captions))
+        return build_tokenizer(texts, model.vocab_size, model.max_length)
+
+    def _start(self) -> PreTrainedTokenizerBase:
+        """Take over an encoder's weights; gives the tokenizer that belongs to it."""
+        reference, model = self.recipe.recipe.start_from, self.recipe.model
+        encoder = T5EncoderModel(t5_config(model))
+        start_from(encoder, reference, "text_encoder")
+        self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder begins anew
+        tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, "tokenizer"))
+        if tokenizer.model_max_length != model.max_length:
+            raise UserError(
+                f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
+                f"set model.max_length to that, not to {model.max_length}"
+            )
+        return tokenizer
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.t5.set_attn_implementation("eager")
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary, whose order follows from the captions' wording."""
