@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from cogview3.config import UserError
 from cogview3.diffusion.relay import enlarge
 from cogview3.generation import inputs
+from cogview3.generation.attention import constant_text
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.models.unet import guidance_condition, size_conditions
@@ -35,6 +36,8 @@ class Run:
         prompt_embeds: (B, L, C).
         negative_prompt_embeds: alike; None where there is no prompt to be guided towards.
         step: steps done so far, over all stages.
+        text: whether the running stage is guided, and what its UNet is then given as text; None where that is to be
+            made anew.
     """
 
     generator: torch.Generator | list[torch.Generator] | None
@@ -43,6 +46,7 @@ class Run:
     prompt_embeds: torch.Tensor = field(init=False)
     negative_prompt_embeds: torch.Tensor | None = field(init=False)
     step: int = 0
+    text: tuple[bool, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,13 +281,13 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
 
     def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:
         """Run all steps of a stage on latents (B, C, h, w), float32, and return them."""
-        scheduler = stage.scheduler
-        with self.progress_bar(total=len(scheduler.timesteps)) as bar:
+        scheduler, run.text = stage.scheduler, None
+        with self.progress_bar(total=len(scheduler.timesteps)) as bar, constant_text(stage.unet) as fewer_texts:
             bar.set_description(stage.name)
             for timestep in scheduler.timesteps:
                 if self._interrupt:
                     break
-                output = self._predict(stage, latents, timestep, run)
+                output = self._predict(stage, latents, timestep, run, fewer_texts)
                 latents = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)[0]
                 latents = self._call_back(timestep, latents, run)
                 bar.update()
@@ -294,27 +298,30 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             )
         return latents
 
-    def _predict(self, stage: Stage, latents: torch.Tensor, timestep: torch.Tensor, run: Run) -> torch.Tensor:
+    def _predict(
+        self, stage: Stage, latents: torch.Tensor, timestep: torch.Tensor, run: Run, fewer_texts: bool
+    ) -> torch.Tensor:
         """The UNet's output in float32, guided: uncond + w (cond - uncond).
 
         That is guidance of D as well: at fixed z_t, D is affine in the output for every prediction type.
         """
         unet, guidance = stage.unet, getattr(self, stage.guidance)
         sample = stage.scheduler.scale_model_input(latents, timestep).to(unet.dtype)
-        embeds, condition, labels = run.prompt_embeds, None, stage.labels
+        condition, labels = None, stage.labels
         guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
         if guided:
             sample = torch.cat([sample, sample])
-            embeds = torch.cat([run.negative_prompt_embeds, embeds])
         elif _takes_guidance(unet):
             condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample)
             condition = condition.expand(len(sample), -1)
+        if run.text is None or run.text[0] != guided:
+            run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
         if labels is not None:
             labels = labels.to(unet.dtype).expand(len(sample), -1)
         output = unet(
             sample,
             timestep,
-            encoder_hidden_states=embeds.to(unet.dtype),
+            encoder_hidden_states=run.text[1],
             timestep_cond=condition,
             class_labels=labels,
             return_dict=False,
@@ -338,6 +345,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         changed = run.callback(self, step, timestep, given) or {}
         run.prompt_embeds = changed.get("prompt_embeds", run.prompt_embeds)
         run.negative_prompt_embeds = changed.get("negative_prompt_embeds", run.negative_prompt_embeds)
+        if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
+            run.text = None  # it may have been changed in place, too
         return changed.get("latents", latents)
 
     # Pictures and latents
@@ -412,6 +421,16 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         )
         latents = scheduler.add_start_noise(low_res_latents, self._noise(low_res_latents.shape, run))
         return self._denoise(stage, latents, run)
+
+
+def _text(run: Run, guided: bool, fewer_texts: bool) -> torch.Tensor:
+    """Texts for a UNet, those of the unconditional branch first, and left out where they are zeros and may be.
+
+    Always a new tensor, for that is how `TextAttention` knows another text.
+    """
+    if not guided or (fewer_texts and not run.negative_prompt_embeds.any()):
+        return run.prompt_embeds.clone()
+    return torch.cat([run.negative_prompt_embeds, run.prompt_embeds])
 
 
 def _takes_guidance(unet: UNet2DConditionModel) -> bool:

@@ -1,0 +1,77 @@
+"""Cross attention while sampling, where the text stays the same from step to step. Exact, and less work.
+
+Two things need not be computed again at every step: the text's keys and values; and all of the cross attention of
+the unconditional branch, for its text is zeros. Keys and values have no bias, so that all values are zero there, and
+whatever the weights of attention, its output is that of the output projection for zeros.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+
+_PLAIN = (AttnProcessor, AttnProcessor2_0)  # what this one may stand for; others do something more
+
+
+class TextAttention:
+    """Attention processor for cross attention to a text that seldom changes.
+
+    Keys and values are kept as long as the same tensor is given as text. Where there are fewer texts than samples,
+    the first samples have none, that is zeros.
+    """
+
+    def __init__(self) -> None:
+        self._text: torch.Tensor | None = None
+        self._keys_values: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: None = None,
+    ) -> torch.Tensor:
+        """Attend from (B, N, C) to texts (B or fewer, L, D), which are never masked: (B, N, C)."""
+        if self._text is not encoder_hidden_states:
+            keys_values = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+            self._text, self._keys_values = encoder_hidden_states, tuple(_by_head(item, attn) for item in keys_values)
+        without = len(hidden_states) - len(encoder_hidden_states)
+        query = _by_head(attn.to_q(hidden_states[without:]), attn)
+        attended = F.scaled_dot_product_attention(query, *self._keys_values, scale=attn.scale)
+        output = attn.to_out[0](attended.transpose(1, 2).flatten(2))
+        if without:
+            of_zeros = attn.to_out[0](torch.zeros_like(output[:1, :1, :1]).expand(1, 1, attn.inner_dim))
+            output = torch.cat([of_zeros.expand(without, *output.shape[1:]), output])
+        return attn.to_out[1](output) / attn.rescale_output_factor
+
+
+def _by_head(values: torch.Tensor, attn: Attention) -> torch.Tensor:
+    """(B, N, heads * C) -> (B, heads, N, C)."""
+    return values.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+@contextmanager
+def constant_text(unet: UNet2DConditionModel) -> Iterator[bool]:
+    """Let a UNet's cross attentions be `TextAttention` within the block.
+
+    Gives whether the UNet may be given fewer texts than samples. It may not where an attention is not a plain one
+    (an adapter's, say) or has biases: such ones are left as they are.
+    """
+    before = unet.attn_processors
+    modules = dict(unet.named_modules())
+    crossing = [name for name in before if modules[name.removesuffix(".processor")].is_cross_attention]
+    fitting = [name for name in crossing if _fits(modules[name.removesuffix(".processor")])]
+    unet.set_attn_processor(before | {name: TextAttention() for name in fitting})
+    try:
+        yield fitting == crossing
+    finally:
+        unet.set_attn_processor(before)
+
+
+def _fits(attn: Attention) -> bool:
+    extras = (attn.norm_cross, attn.norm_q, attn.norm_k, attn.group_norm, attn.spatial_norm)
+    plain = type(attn.processor) in _PLAIN and not attn.residual_connection and not any(extras)
+    return plain and attn.to_k.bias is None and attn.to_v.bias is None
