@@ -142,6 +142,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--tile-size", "100"], ["tile_size 100", "128"]),
         (["--size", "100x128"], ["width", "100"]),
         (["--size", "99999x16"], ["99999"]),
         (["--mode", "8+2"], ["8+2", "2+2, 4+1"]),

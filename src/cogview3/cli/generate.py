@@ -24,6 +24,7 @@ from cogview3.cli.options import (
     RelayStepsOption,
     SeedOption,
     StepsOption,
+    TileSizeOption,
     check_finite,
     clean_stdout,
     parse_size,
@@ -64,6 +65,7 @@ def generate(
     guidance: GuidanceOption = None,
     relay_guidance: RelayGuidanceOption = None,
     size: SizeOption = None,
+    tile_size: TileSizeOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
     grid: GridOption = False,
@@ -109,6 +111,7 @@ def generate(
                 num_relays=relays,
                 guidance_scale=guidance,
                 relay_guidance_scale=relay_guidance,
+                tile_size=tile_size,
                 generator=generators(seeds[part]),
             ).images
             for index in range(first, len(images)):
@@ -129,6 +132,7 @@ def upscale(
     relay_steps: RelayStepsOption = None,
     relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
     guidance: GuidanceOption = None,
+    tile_size: TileSizeOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
     seed: SeedOption = None,
@@ -164,6 +168,7 @@ def upscale(
                 num_inference_steps=relay_steps,
                 num_relays=relays,
                 guidance_scale=guidance,
+                tile_size=tile_size,
                 generator=generators([number]),
             ).images[0]
             save_png(drawn, path, facts | {"seed": number})

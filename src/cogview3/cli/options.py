@@ -44,6 +44,10 @@ ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Base steps.")]
 RelayStepsOption = Annotated[int | None, typer.Option("--relay-steps", min=1, max=1000, help="Steps of each relay.")]
+TileSizeOption = Annotated[
+    int | None,
+    typer.Option("--tile-size", help="Work through larger pictures in tiles of this side, to save memory."),
+]
 RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
 RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]

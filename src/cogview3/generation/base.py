@@ -18,6 +18,7 @@ from cogview3.generation import inputs
 from cogview3.generation.attention import constant_text
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
+from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions
 from cogview3.prompts.encode import check_prompt, encode_text
 
@@ -61,6 +62,7 @@ class Stage:
             may change it.
         labels: the UNet's class labels, (1, 6 * width), or None.
         step_arguments: further arguments of the scheduler's step.
+        tile: side of the tiles that the UNet sees, in latents; None where it sees everything.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Stage:
     guidance: str
     labels: torch.Tensor | None
     step_arguments: dict[str, Any]
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,14 @@ class RelaySettings:
         steps: steps of each relay.
         start: T_r; None leaves the scheduler's.
         eta: stochasticity of the steps, 0 to 1.
+        tile_size: side in pixels of the tiles that larger pictures are cut into; None never cuts.
     """
 
     count: int
     steps: int
     start: int | None
     eta: float
+    tile_size: int | None
 
 
 class RelayPipelineBase(ModePipeline, RelayLoraMixin):
@@ -230,6 +235,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             raise UserError(f"num_relays is {settings.count}, but relay_unet or relay_scheduler is missing: give 0")
         levels = self.relay_scheduler.config.num_train_timesteps
         inputs.check_real("eta", settings.eta, 0, 1)
+        if settings.tile_size is not None:
+            inputs.check_side("tile_size", settings.tile_size, 8 * self.vae_scale_factor)
         inputs.check_whole("relay steps", settings.steps, 1, levels)
         if settings.start is not None:
             inputs.check_whole("relay_start", settings.start, 1, levels)
@@ -268,16 +275,23 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         scheduler: Any,
         guidance: str,
         size: tuple[int, int],
+        tile_size: int | None = None,
         **arguments: Any,
     ) -> Stage:
-        """A stage that draws `size` (height, width) pixels; drops arguments that the scheduler lacks."""
+        """A stage that draws `size` (height, width) pixels; drops arguments that the scheduler lacks.
+
+        In tiles, each is drawn as a picture of its own size.
+        """
+        tile = None if tile_size is None or max(size) <= tile_size else tile_size // self.vae_scale_factor
+        if tile is not None:
+            size = min(size[0], tile_size), min(size[1], tile_size)
         known = inspect.signature(scheduler.step).parameters
         arguments = {key: value for key, value in arguments.items() if key in known}
         labels = None
         if unet.config.class_embed_type is not None:
             width = unet.config.projection_class_embeddings_input_dim // 6
             labels = size_conditions(size, (0, 0), size, width).to(self._execution_device)
-        return Stage(name, unet, scheduler, guidance, labels, arguments)
+        return Stage(name, unet, scheduler, guidance, labels, arguments, tile)
 
     def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:
         """Run all steps of a stage on latents (B, C, h, w), float32, and return them."""
@@ -307,29 +321,30 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         """
         unet, guidance = stage.unet, getattr(self, stage.guidance)
         sample = stage.scheduler.scale_model_input(latents, timestep).to(unet.dtype)
-        condition, labels = None, stage.labels
         guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
-        if guided:
-            sample = torch.cat([sample, sample])
-        elif _takes_guidance(unet):
-            condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample)
-            condition = condition.expand(len(sample), -1)
         if run.text is None or run.text[0] != guided:
             run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
-        if labels is not None:
-            labels = labels.to(unet.dtype).expand(len(sample), -1)
-        output = unet(
-            sample,
-            timestep,
-            encoder_hidden_states=run.text[1],
-            timestep_cond=condition,
-            class_labels=labels,
-            return_dict=False,
-        )[0].float()
-        if not guided:
-            return output
-        unconditional, conditional = output.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        rows = len(sample) * (2 if guided else 1)
+        condition = None
+        if _takes_guidance(unet):
+            condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample).expand(rows, -1)
+        labels = None if stage.labels is None else stage.labels.to(unet.dtype).expand(rows, -1)
+
+        def predict(part: torch.Tensor) -> torch.Tensor:
+            output = unet(
+                torch.cat([part, part]) if guided else part,
+                timestep,
+                encoder_hidden_states=run.text[1],
+                timestep_cond=condition,
+                class_labels=labels,
+                return_dict=False,
+            )[0].float()
+            if not guided:
+                return output
+            unconditional, conditional = output.chunk(2)
+            return unconditional + guidance * (conditional - unconditional)
+
+        return blend_tiles(predict, sample, stage.tile)
 
     def _call_back(self, timestep: torch.Tensor, latents: torch.Tensor, run: Run) -> torch.Tensor:
         """Tell the callback of a step, and take over the tensors that it returns."""
@@ -363,19 +378,28 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             if upcast:
                 self.vae.to(torch.float16)
 
-    def _to_latents(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _to_latents(self, pixels: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) in -1..1 to scaled latents (B, C, H/8, W/8): the posterior's mode."""
+        factor = self.vae_scale_factor
+
+        def encode(part: torch.Tensor) -> torch.Tensor:
+            return self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode().float()
+
         with self._safe_vae():
-            mode = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+            mode = blend_tiles(encode, pixels, tile_size and tile_size // factor, cell=factor)
         shift = self.vae.config.shift_factor or 0.0
         return (mode - shift) * self.vae.config.scaling_factor
 
-    def _to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
+    def _to_pixels(self, latents: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
         """Scaled latents to pictures (B, 3, H, W), float32, clamped to -1..1."""
-        shift = self.vae.config.shift_factor or 0.0
+        shift, factor = self.vae.config.shift_factor or 0.0, self.vae_scale_factor
+
+        def decode(part: torch.Tensor) -> torch.Tensor:
+            unscaled = (part / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
+            return self.vae.decode(unscaled, return_dict=False)[0].float()
+
         with self._safe_vae():
-            unscaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
-            pixels = self.vae.decode(unscaled, return_dict=False)[0].float()
+            pixels = blend_tiles(decode, latents, tile_size and tile_size // factor, cell_out=factor)
         if not pixels.isfinite().all():
             raise FloatingPointError(
                 f"the VAE's decoder gave infinite or undefined numbers in {self.vae.dtype}: "
@@ -397,7 +421,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         for number in range(2, settings.count + 1):
             if self._interrupt:
                 break
-            latents = self._relay(self._to_pixels(latents), number, settings, run)
+            latents = self._relay(self._to_pixels(latents, settings.tile_size), number, settings, run)
         return latents
 
     def _relay(self, pixels: torch.Tensor, number: int, settings: RelaySettings, run: Run) -> torch.Tensor:
@@ -406,7 +430,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         x_L is the bilinear enlargement, unrounded, and z_L the mode of its posterior.
         """
         enlarged = enlarge(pixels)
-        low_res_latents = self._to_latents(enlarged)
+        low_res_latents = self._to_latents(enlarged, settings.tile_size)
         scheduler = self.relay_scheduler
         scheduler.set_timesteps(settings.steps, device=self._execution_device, relay_start=settings.start)
         stage = self._stage(
@@ -415,6 +439,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             scheduler,
             self._relay_guidance,
             tuple(enlarged.shape[2:]),
+            settings.tile_size,
             low_res_latents=low_res_latents,
             eta=settings.eta,
             generator=run.generator,

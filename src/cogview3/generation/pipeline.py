@@ -86,6 +86,7 @@ class CogView3Pipeline(RelayPipelineBase):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
+        tile_size: int | None = None,
         eta: float = 0.0,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw pictures of prompts.
@@ -115,6 +116,8 @@ class CogView3Pipeline(RelayPipelineBase):
                 over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours.
             callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds,
                 negative_prompt_embeds.
+            tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
+                through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the relay's steps, 0 (the published sampler) to 1.
 
         Returns:
@@ -132,6 +135,7 @@ class CogView3Pipeline(RelayPipelineBase):
             steps=self.mode.relay_steps if relay_steps is None else relay_steps,
             start=relay_start,
             eta=eta,
+            tile_size=tile_size,
         )
         self._check_relays(relays)
         self._set_timesteps(steps)
@@ -152,8 +156,8 @@ class CogView3Pipeline(RelayPipelineBase):
         stage = self._stage("base", self.unet, self.scheduler, "_guidance_scale", size, generator=run.generator)
         latents = self._denoise(stage, noise, run)
         if relays.count and not self._interrupt:
-            latents = self._relays(self._to_pixels(latents), relays, run)
-        images = latents if output_type == "latent" else self._to_pixels(latents)
+            latents = self._relays(self._to_pixels(latents, tile_size), relays, run)
+        images = latents if output_type == "latent" else self._to_pixels(latents, tile_size)
         return self._output(images, output_type, return_dict)
 
     def _settle_guidances(

@@ -78,6 +78,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
+        tile_size: int | None = None,
         eta: float = 0.0,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Enlarge pictures to exactly 2^num_relays times their sides.
@@ -103,6 +104,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
                 relays; tensors that it returns replace ours.
             callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds,
                 negative_prompt_embeds.
+            tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
+                through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the steps, 0 (the published sampler) to 1.
 
         Returns:
@@ -120,7 +123,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         self._settle_guidance(guidance_scale, self.mode.relay_guidance_scale, given)
         inputs.check_whole("num_relays", num_relays, 1, 8)
         steps = self.mode.relay_steps if num_inference_steps is None else num_inference_steps
-        relays = RelaySettings(count=num_relays, steps=steps, start=relay_start, eta=eta)
+        relays = RelaySettings(count=num_relays, steps=steps, start=relay_start, eta=eta, tile_size=tile_size)
         self._check_relays(relays)
         self._num_timesteps = num_relays * steps
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
@@ -141,7 +144,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         )
         images = self._relays(padded, relays, run)
         if output_type != "latent":
-            images = self._to_pixels(images)
+            images = self._to_pixels(images, tile_size)
             doubled = images.shape[2] // padded.shape[2]
             images = images[:, :, : doubled * pixels.shape[2], : doubled * pixels.shape[3]]
         return self._output(images, output_type, return_dict)
