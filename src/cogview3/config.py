@@ -160,8 +160,8 @@ class UNetModel(Table):
 class LatentData(Table):
     """Latents of `pictures` scenes of side `size`, encoded once with the VAE and cached in `cache`.
 
-    Of a relay's samples, `reconstructed_share` get their z_L of a small picture that went through the VAE,
-    `degraded_share` of one that was blurred and disturbed as well, the others of a clean one.
+    A relay's z_L is made of a small picture that went through the VAE in `reconstructed_share` of the pictures, of one
+    that was blurred and disturbed as well in `degraded_share`, of a clean one in the others.
     """
 
     vae: str

@@ -32,7 +32,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "base": {"model": {**UNET, "size_embedding": 8}, "data": {"size": 64, "pictures": 6}},
     "relay": {
         "model": {**UNET, "size_embedding": 8},
-        "data": {"size": 128, "pictures": 6, "reconstructed_share": 0.5},
+        "data": {"size": 128, "pictures": 6, "reconstructed_share": 0.5, "degraded_share": 0.2},
         "objective": {"relay_start": 300},
     },
 }

@@ -28,12 +28,21 @@ _CHUNK_PIXELS = 2**20  # pixels encoded at once
 
 @dataclass(frozen=True)
 class SceneLatents:
-    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; with those of x_L for a `relay` stage."""
+    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; for a relay stage also z_L.
+
+    Attributes:
+        size: side of the pictures, in pixels.
+        pictures: how many.
+        seed: of the scenes, and of the faults of their small pictures.
+        low: None for a base stage. For a relay stage, the shares of pictures whose z_L is made of a small picture
+            that went through the VAE, as from a base stage without fault, and of one that was disturbed as well;
+            the others' is made of a clean one.
+    """
 
     size: int
     pictures: int
     seed: int
-    relay: bool = False
+    low: tuple[float, float] | None = None
 
     def scene(self, index: int) -> Scene:
         """The scene of a picture; the same index gives the same scene at every size."""
@@ -72,44 +81,47 @@ def reconstruct(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 def encode_scene_batch(vae: AutoencoderKL, kind: SceneLatents, indices: Sequence[int]) -> dict[str, Tensor]:
-    """Latents (B, C, size/8, size/8) of scenes, on the CPU: "z0" of x_0.
-
-    For a relay stage also three kinds of z_L. "zL": of x_L itself. "zL_reconstructed": of what the VAE gives back of
-    the small picture, as of a base stage without a fault. "zL_degraded": the same of a small picture at fault.
-    """
+    """Latents (B, C, size/8, size/8) of scenes, on the CPU: "z0" of x_0 and, where `kind.low`, "zL" of x_L."""
     pictures = to_tensor([drawing.render(kind.scene(index), kind.size) for index in indices])
     pictures = pictures.to(vae.device, memory_format=torch.channels_last)
     with torch.autocast(vae.device.type, torch.bfloat16):  # a third of float32's time on a CPU
         latents = {"z0": encode(vae, pictures)}
-        if kind.relay:
+        if kind.low is not None:
             small = torch.nn.functional.avg_pool2d(pictures, 2)
-            latents["zL"] = encode(vae, enlarge(small))
-            latents["zL_reconstructed"] = encode(vae, enlarge(reconstruct(vae, small).float()))
             rngs = [np.random.default_rng([kind.seed, index, 9]) for index in indices]
-            latents["zL_degraded"] = encode(vae, enlarge(degrade(vae, small, rngs).float()))
+            latents["zL"] = encode(vae, enlarge(hand_over(vae, small, *kind.low, rngs)))
     return {name: value.float().cpu().contiguous() for name, value in latents.items()}
 
 
 @torch.no_grad()
-def degrade(vae: AutoencoderKL, pictures: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
-    """Small pictures as a base stage with faults draws them: blurred, then decoded from noisy latents.
+def hand_over(
+    vae: AutoencoderKL, pictures: Tensor, reconstructed: float, degraded: float, rngs: Sequence[np.random.Generator]
+) -> Tensor:
+    """Small pictures as a base stage might hand them over.
 
-    What the small picture says of fine detail is then worth little, and a relay learns to take it from the text.
+    A base stage's pictures come out of the VAE's decoder, and have faults. Faults are played by a blur and by noise
+    on the latents; what such a picture says of fine detail is worth little, so a relay learns to take it from the text.
 
     Args:
         vae: the autoencoder.
-        pictures: (B, 3, H, W) in [-1, 1].
-        rngs: one for each picture; draws the blur's standard deviation, 0 to `MAX_BLUR` pixels, the noise's, 0 to
-            `MAX_LATENT_NOISE`, and the noise.
+        pictures: clean ones, (B, 3, H, W) in [-1, 1].
+        reconstructed: share of pictures that go through the VAE.
+        degraded: share of pictures that do so with faults: blurred with a standard deviation of up to `MAX_BLUR`
+            pixels, with noise of up to `MAX_LATENT_NOISE` on their latents.
+        rngs: one for each picture; draws which kind it is, and its faults.
 
     Returns:
-        (B, 3, H, W) in [-1, 1].
+        (B, 3, H, W) in [-1, 1], float32.
     """
-    blurs = torch.tensor([rng.uniform(0, MAX_BLUR) for rng in rngs], dtype=torch.float32)
-    levels = torch.tensor([rng.uniform(0, MAX_LATENT_NOISE) for rng in rngs], dtype=torch.float32)
-    latents = encode(vae, gaussian_blur(pictures, blurs.to(pictures.device)))
+    chances = torch.tensor([rng.random() for rng in rngs])
+    faults = torch.tensor(np.stack([rng.uniform(0, 1, 2) for rng in rngs]), dtype=torch.float32)
+    faults[chances >= degraded] = 0
+    blurs, levels = (faults * torch.tensor([MAX_BLUR, MAX_LATENT_NOISE])).to(pictures.device).unbind(1)
+    latents = encode(vae, gaussian_blur(pictures, blurs))
     noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
-    return decode(vae, latents + (levels.view(-1, 1, 1, 1) * noise).to(latents))
+    decoded = decode(vae, latents + (levels.view(-1, 1, 1, 1) * noise.to(levels.device)).to(latents))
+    clean = (chances >= degraded + reconstructed).view(-1, 1, 1, 1).to(pictures.device)
+    return torch.where(clean, pictures, decoded.float())
 
 
 def gaussian_blur(pictures: Tensor, deviations: Tensor) -> Tensor:
@@ -165,5 +177,5 @@ def _fingerprint(vae_folder: Path, kind: SceneLatents) -> str:
     for path in sorted(vae_folder.iterdir()):
         digest.update(path.read_bytes())
     look = [drawing.OBJECT_COLORS, drawing.GROUND_COLORS, drawing.STRIPE_PERIOD, drawing.CHECK_PERIOD]
-    digest.update(repr((look, MAX_BLUR, MAX_LATENT_NOISE, kind.size, kind.seed, kind.relay)).encode())
+    digest.update(repr((look, MAX_BLUR, MAX_LATENT_NOISE, kind.size, kind.seed, kind.low)).encode())
     return digest.hexdigest()[:16]

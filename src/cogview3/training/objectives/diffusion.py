@@ -55,7 +55,7 @@ class DiffusionTraining(Objective):
         self.latents: dict[str, Tensor] = {}
         self._fixed_latents: dict[str, Tensor] = {}
         self._epoch, self._order = -1, np.empty(0, np.int64)  # which pictures' order is at hand
-        kind = {"size": data.size, "relay": self.is_relay}
+        kind = {"size": data.size, "low": (data.reconstructed_share, data.degraded_share) if self.is_relay else None}
         self.kind = SceneLatents(pictures=data.pictures, seed=recipe.train.seed, **kind)
         self.fixed = SceneLatents(pictures=recipe.validate_.images, seed=recipe.validate_.seed, **kind)
 
@@ -102,8 +102,7 @@ class DiffusionTraining(Objective):
         offset = torch.tensor([rng.standard_normal() for rng in rngs], dtype=torch.float32)
         batch["noise"] = relay.add_offset_noise(noise, offset, self.recipe.objective.offset_noise)
         if self.is_relay:
-            names = [self._low_resolution_kind(rng.random()) for rng in rngs]
-            batch["zL"] = torch.stack([latents[name][row] for row, name in enumerate(names)])
+            batch["zL"] = latents["zL"]
         texts = [self._caption(kind, picture, rng) for picture, rng in zip(pictures, rngs, strict=True)]
         kept = torch.tensor([rng.random() >= self.recipe.data.text_dropout for rng in rngs])
         encoder = self._frozen["text"]
@@ -111,13 +110,6 @@ class DiffusionTraining(Objective):
             text = encode_text(self.tokenizer, encoder, texts)
         batch["text"] = text * kept.view(-1, 1, 1).to(text.device)
         return batch
-
-    def _low_resolution_kind(self, chance: float) -> str:
-        """Which z_L a sample gets, by a uniform number."""
-        data = self.recipe.data
-        if chance < data.reconstructed_share:
-            return "zL_reconstructed"
-        return "zL_degraded" if chance < data.reconstructed_share + data.degraded_share else "zL"
 
     def _caption(self, kind: SceneLatents, picture: int, rng: np.random.Generator) -> str:
         scene = kind.scene(picture)
