@@ -76,6 +76,24 @@ def test_settings_reach_the_pipeline(run: Run, tiny_model: Path) -> None:
             assert image.size == size
 
 
+def test_a_picture_to_begin_with(run: Run, tiny_model: Path) -> None:
+    Image.linear_gradient("L").save("given.png")
+    drawn = {}
+    for strength in (None, "0.5", "1"):
+        option = () if strength is None else ("--strength", strength)
+        result = run(
+            "generate", "a", "--model", tiny_model, "--seed", 0, "--image", "given.png", *option, "-o", "a.png"
+        )
+        assert result.exit_code == 0, result.output
+        with Image.open("a.png") as image:
+            assert image.text["image"] == "given.png"
+            assert float(image.text["strength"]) == float(strength or 0.6)
+        drawn[strength] = pixels("a.png")
+    assert drawn["0.5"] != drawn["1"]
+    assert run("generate", "a", "--model", tiny_model, "--strength", "0.5").exit_code == 2
+    assert run("generate", "a", "--model", tiny_model, "--image", "none.png").exit_code == 2
+
+
 def test_prompts_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffein Stern\r\n\r\n  红 \n".encode())

@@ -260,3 +260,76 @@ def test_distilled_modes_refuse_what_they_were_not_trained_for(
     with pytest.raises(UserError, match=message):
         draw(pipe, **{"num_inference_steps": None, "relay_steps": None, **changes})
     assert draw(pipe, num_inference_steps=2, relay_steps=1, guidance_scale=12.0).isfinite().all()
+
+
+# From a picture
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def draw_from_image_by_hand(pipe: CogView3Pipeline, image: torch.Tensor, times: list[int]) -> torch.Tensor:
+    """The base's latents, without guidance, from a picture of its own size."""
+    ids = pipe.tokenizer(["a red star"], padding="max_length", max_length=12, return_tensors="pt").input_ids
+    text = pipe.text_encoder(ids).last_hidden_state
+    levels = schedule.step_sigmas(schedule.make_sigmas(), times)
+    labels = size_conditions((32, 32), (0, 0), (32, 32), 8)
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    z = pipe.vae.encode(image[None] * 2 - 1).latent_dist.mean * 0.5 + levels[0] * noise
+    for i, t in enumerate(times):
+        sample = schedule.scale_model_input(z, levels[i])
+        x0 = schedule.to_x0(pipe.unet(sample, t, text, class_labels=labels).sample, z, levels[i])
+        z = x0 + (levels[i + 1] / levels[i]) * (z - x0)
+    return z
+
+
+@pytest.mark.parametrize(
+    ("strength", "times"),
+    [(1.0, [999, 749, 499, 249]), (0.5, [499, 249]), (0.3, [249]), (0.01, [249]), (None, [499, 249])],
+)
+def test_an_image_is_noised_to_where_the_steps_begin(
+    pipe: CogView3Pipeline, image: torch.Tensor, strength: float | None, times: list[int]
+) -> None:
+    changes = {"num_inference_steps": 4, "num_relays": 0, "guidance_scale": 1.0, "output_type": "latent"}
+    given = draw(pipe, image=image, strength=strength, **changes)
+    assert pipe.num_timesteps == len(times)
+    # float32, eps at sigma 14.6
+    torch.testing.assert_close(given, draw_from_image_by_hand(pipe, image, times).float(), atol=1e-3, rtol=1e-3)
+
+
+def test_images_of_several_prompts_and_of_other_sizes(pipe: CogView3Pipeline, image: torch.Tensor) -> None:
+    prompts, seeds = ["a red star", "blue"], [torch.Generator().manual_seed(i) for i in range(4)]
+    changes = {"prompt": prompts, "num_images_per_prompt": 2, "generator": seeds, "strength": 0.5, "num_relays": 0}
+    wide = torch.cat([image.flip(1), image, image.flip(2)], dim=2)  # 32 x 96: its middle is `image`
+    given = draw(pipe, image=wide, **changes)
+    seeds[:] = [torch.Generator().manual_seed(i) for i in range(4)]
+    assert torch.equal(given, draw(pipe, image=[image, image], **changes))
+    seeds[:] = [torch.Generator().manual_seed(i) for i in range(4)]
+    other = draw(pipe, image=[image, image.flip(1)], **changes)
+    assert torch.equal(other[:2], given[:2])
+    assert not torch.allclose(other[2:], given[2:], atol=1e-3)
+
+
+def test_the_size_that_an_image_is_brought_to_is_the_bases(pipe: CogView3Pipeline, image: torch.Tensor) -> None:
+    large = torch.nn.functional.interpolate(image[None], scale_factor=3, mode="nearest")[0]
+    assert draw(pipe, image=large, height=128, width=64).shape == (1, 3, 128, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strength": 0.5}, "no image"),
+        ({"image": "x", "strength": 0}, "strength is 0, which would draw nothing"),
+        ({"image": "x", "strength": 1.5}, "strength is 1.5"),
+        ({"image": "x", "strength": math.nan}, "strength is nan"),
+        ({"image": "x"}, "image is str"),
+        ({"image": [torch.zeros(3, 32, 32)] * 2}, "2 images for 1 prompts"),
+        ({"image": torch.zeros(3, 32, 32), "latents": torch.zeros(1, 4, 4, 4)}, "both image and latents"),
+    ],
+)
+def test_wrong_images_and_strengths_are_refused(pipe: CogView3Pipeline, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        draw(pipe, **changes)

@@ -65,6 +65,10 @@ def generate(
     guidance: GuidanceOption = None,
     relay_guidance: RelayGuidanceOption = None,
     size: SizeOption = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Picture to begin with instead of noise.")] = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
+    ] = None,
     tile_size: TileSizeOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
@@ -84,6 +88,8 @@ def generate(
     width, height = parse_size(size)
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
+    check_finite("--strength", strength)
+    begin_with = None if image is None else open_picture(image)
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     seeds = list(range(seed, seed + len(texts)))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
@@ -97,6 +103,8 @@ def generate(
             "steps": steps or pipe.mode.steps,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
             "negative_prompt": negative,
+            "image": image and image.name,
+            "strength": _strength(strength) if image else None,
         }
         start, images = time.perf_counter(), []
         for first in range(0, len(texts), batch):
@@ -111,6 +119,8 @@ def generate(
                 num_relays=relays,
                 guidance_scale=guidance,
                 relay_guidance_scale=relay_guidance,
+                image=begin_with,
+                strength=strength,
                 tile_size=tile_size,
                 generator=generators(seeds[part]),
             ).images
@@ -174,6 +184,12 @@ def upscale(
             save_png(drawn, path, facts | {"seed": number})
         seconds = time.perf_counter() - start
     tell(facts | {"seeds": seeds}, files, seconds, as_json)
+
+
+def _strength(given: float | None) -> float:
+    from cogview3.generation.pipeline import DEFAULT_STRENGTH
+
+    return DEFAULT_STRENGTH if given is None else given
 
 
 def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:

@@ -126,3 +126,18 @@ def pad_reflected(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
     if min(height, width) < multiple:
         raise UserError(f"image is {width}x{height}: give sides of at least {multiple} pixels")
     return F.pad(pixels, (0, -width % multiple, 0, -height % multiple), mode="reflect")
+
+
+def cover(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Pictures (B, 3, H, W) cut around the middle to the proportions of `height` x `width`, and brought to that size.
+
+    Bicubic and antialiased, clamped to -1..1.
+    """
+    given_height, given_width = pixels.shape[2:]
+    scale = min(given_height / height, given_width / width)
+    cut = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (given_height - cut[0]) // 2, (given_width - cut[1]) // 2
+    pixels = pixels[:, :, top : top + cut[0], left : left + cut[1]]
+    if cut == (height, width):
+        return pixels
+    return F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)

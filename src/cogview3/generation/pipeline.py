@@ -14,6 +14,9 @@ from cogview3.generation import inputs
 from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
 from cogview3.generation.scheduler import RelayScheduler
 
+DEFAULT_STRENGTH = 0.6
+"""How much of a given image is drawn anew: its layout stays, its objects may change."""
+
 
 class CogView3Pipeline(RelayPipelineBase):
     """Text to image by relay diffusion.
@@ -82,6 +85,8 @@ class CogView3Pipeline(RelayPipelineBase):
         latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
+        image: inputs.Picture | Sequence[inputs.Picture] | None = None,
+        strength: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -109,6 +114,10 @@ class CogView3Pipeline(RelayPipelineBase):
             latents: start noise of the base of unit variance, (B, C, h, w), instead of drawing it.
             prompt_embeds: (prompts, L, C), instead of `prompt`; see `encode_prompt`.
             negative_prompt_embeds: alike, instead of `negative_prompt`.
+            image: a picture to begin with instead of noise, one for all prompts or one for each, as in
+                `CogView3UpscalePipeline`; cut to the final picture's proportions and brought to the base's size.
+            strength: how much of `image` is drawn anew, above 0 and up to 1: the share of the base's steps that are
+                taken, rounded, one at least. 0.6 by default where there is an image.
             output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, H/8, W/8)
                 as the UNet sees them, that is scaled.
             return_dict: an `ImagePipelineOutput` rather than a tuple.
@@ -138,12 +147,13 @@ class CogView3Pipeline(RelayPipelineBase):
             tile_size=tile_size,
         )
         self._check_relays(relays)
-        self._set_timesteps(steps)
-        self._num_timesteps = steps + relays.count * relays.steps
+        taken = self._set_timesteps(steps, self._check_strength(image, strength, latents))
+        self._num_timesteps = taken + relays.count * relays.steps
         size = self._base_size(height, width, relays.count)
         texts = (prompt_embeds, negative_prompt_embeds)
         pictures = self._count_pictures(prompt, negative_prompt, *texts, num_images_per_prompt)
         shape = self._check_latents(latents, pictures, size)
+        pixels = None if image is None else self._fit_image(image, pictures, num_images_per_prompt, size)
         run = self._start_run(
             pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
@@ -152,9 +162,9 @@ class CogView3Pipeline(RelayPipelineBase):
             prompt, negative_prompt, num_images_per_prompt, *texts
         )
         noise = self._noise(shape, run) if latents is None else latents
-        noise = noise.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
+        noise = noise.to(self._execution_device, torch.float32)
         stage = self._stage("base", self.unet, self.scheduler, "_guidance_scale", size, generator=run.generator)
-        latents = self._denoise(stage, noise, run)
+        latents = self._denoise(stage, self._base_start(noise, pixels, tile_size), run)
         if relays.count and not self._interrupt:
             latents = self._relays(self._to_pixels(latents, tile_size), relays, run)
         images = latents if output_type == "latent" else self._to_pixels(latents, tile_size)
@@ -209,11 +219,46 @@ class CogView3Pipeline(RelayPipelineBase):
             size.append(value // 2**num_relays)
         return size[0], size[1]
 
-    def _set_timesteps(self, steps: int) -> None:
-        """Give the base's scheduler our step list."""
+    def _check_strength(self, image: Any, strength: float | None, latents: torch.Tensor | None) -> float:
+        """The share of the base's steps to take: all without an image."""
+        if image is None:
+            if strength is not None:
+                raise UserError(f"strength is {strength}, but there is no image: give one, or leave strength out")
+            return 1.0
+        if latents is not None:
+            raise UserError("both image and latents are given: leave one out")
+        strength = DEFAULT_STRENGTH if strength is None else strength
+        inputs.check_real("strength", strength, 0, 1)
+        if strength == 0:
+            raise UserError("strength is 0, which would draw nothing: give a number above 0 and up to 1")
+        return strength
+
+    def _fit_image(
+        self, image: inputs.Picture | Sequence[inputs.Picture], pictures: int, per_prompt: int, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """The pictures to begin with, (pictures, 3, *size) in -1..1."""
+        pixels = inputs.to_pixels(image)
+        if len(pixels) not in (1, pictures // per_prompt):
+            prompts = pictures // per_prompt
+            raise UserError(f"{len(pixels)} images for {prompts} prompts: give one for each, or one for all")
+        pixels = inputs.cover(pixels, *size)
+        return pixels.expand(pictures // per_prompt, -1, -1, -1).repeat_interleave(per_prompt, dim=0)
+
+    def _base_start(self, noise: torch.Tensor, pixels: torch.Tensor | None, tile_size: int | None) -> torch.Tensor:
+        """Latents that the base begins with: noise, or those of pictures with as much noise as its first step has."""
+        if pixels is None:
+            return noise * self.scheduler.init_noise_sigma
+        latents = self._to_latents(pixels.to(self._execution_device), tile_size)
+        return self.scheduler.add_noise(latents, noise, self.scheduler.timesteps[:1].expand(len(latents)))
+
+    def _set_timesteps(self, steps: int, share: float) -> int:
+        """Give the base's scheduler the last `share` of our step list; returns how many steps that is."""
         levels = self.scheduler.config.num_train_timesteps
         inputs.check_whole("num_inference_steps", steps, 1, levels)
         if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             kind = type(self.scheduler).__name__
             raise UserError(f"scheduler {kind} takes no list of timesteps: use EulerDiscreteScheduler")
-        self.scheduler.set_timesteps(timesteps=base_timesteps(steps, levels), device=self._execution_device)
+        taken = max(1, round(share * steps))
+        times = base_timesteps(steps, levels)[-taken:]
+        self.scheduler.set_timesteps(timesteps=times, device=self._execution_device)
+        return taken
