@@ -45,6 +45,34 @@ def test_last_relay_of_the_other_pipeline(pipe: CogView3UpscalePipeline, compone
     torch.testing.assert_close(enlarge(pipe, base, prompt="a red star"), expected, rtol=0, atol=1e-4)
 
 
+def test_latents_of_the_other_pipeline_are_taken_over(
+    pipe: CogView3UpscalePipeline, components: dict[str, Any]
+) -> None:
+    both = CogView3Pipeline(**components)
+    call = {"prompt": "a red star", "num_inference_steps": 2, "num_relays": 0}
+    latents, base = (
+        both(**call, generator=torch.Generator().manual_seed(1), output_type=kind).images for kind in ("latent", "pt")
+    )
+    given = enlarge(pipe, None, latents=latents)
+    # the base picture goes through 0..1 and back in float32
+    torch.testing.assert_close(given, enlarge(pipe, base), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("image", "latents", "words"),
+    [
+        (None, None, "neither image nor latents"),
+        (torch.zeros(3, 8, 8), torch.zeros(1, 4, 4, 4), "both image and latents"),
+        (None, torch.zeros(4, 4, 4), r"latents is \(4, 4, 4\)"),
+        (None, torch.zeros(1, 3, 4, 4), r"give a tensor of shape \(B, 4, "),
+        (None, "x", "latents is str"),
+    ],
+)
+def test_wrong_latents_are_refused(pipe: CogView3UpscalePipeline, image: Any, latents: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        enlarge(pipe, image, latents=latents)
+
+
 def test_every_kind_of_picture_is_read_alike(pipe: CogView3UpscalePipeline, picture: torch.Tensor) -> None:
     bytes_ = (picture * 255).round().to(torch.uint8)
     array = picture.permute(1, 2, 0).numpy()

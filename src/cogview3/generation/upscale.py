@@ -63,7 +63,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
     @torch.no_grad()
     def __call__(
         self,
-        image: inputs.Picture | Sequence[inputs.Picture],
+        image: inputs.Picture | Sequence[inputs.Picture] | None = None,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
@@ -72,6 +72,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         relay_start: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
+        latents: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -95,6 +96,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             relay_start: T_r, 1 to 1000: higher redraws more; the relay scheduler's by default.
             num_images_per_prompt: enlargements of each picture.
             generator: one for all enlargements, or a list with one for each.
+            latents: instead of `image`, another pipeline's of the same autoencoder, scaled, (B, C, h, w), as
+                `output_type="latent"` gives them.
             prompt_embeds: (1 or pictures, L, C), instead of `prompt`.
             negative_prompt_embeds: alike, instead of `negative_prompt`.
             output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, h, w),
@@ -129,7 +132,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = self._check_text(*texts, self.relay_unet)
         prompts = prompts or self._count_texts("negative_prompt", *texts[1::2], self.relay_unet)
-        pixels = inputs.to_pixels(image)
+        pixels = self._pixels(image, latents, tile_size)
         if prompts not in (0, 1, len(pixels)):
             raise UserError(f"{prompts} prompts for {len(pixels)} pictures: give one for each, or one for all")
         inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
@@ -148,6 +151,24 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             doubled = images.shape[2] // padded.shape[2]
             images = images[:, :, : doubled * pixels.shape[2], : doubled * pixels.shape[3]]
         return self._output(images, output_type, return_dict)
+
+    def _pixels(
+        self,
+        image: inputs.Picture | Sequence[inputs.Picture] | None,
+        latents: torch.Tensor | None,
+        tile_size: int | None,
+    ) -> torch.Tensor:
+        """The pictures to enlarge, (B, 3, H, W) in -1..1."""
+        if (image is None) == (latents is None):
+            given = "neither image nor latents is" if image is None else "both image and latents are"
+            raise UserError(f"{given} given: give one of them")
+        if latents is None:
+            return inputs.to_pixels(image)
+        channels = self.vae.config.latent_channels
+        if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
+            shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise UserError(f"latents is {shape}: give a tensor of shape (B, {channels}, height / 8, width / 8)")
+        return self._to_pixels(latents.to(self._execution_device, torch.float32), tile_size)
 
     def _pad(self, pixels: torch.Tensor, num_relays: int) -> torch.Tensor:
         """Pictures (B, 3, H, W) padded so that twice their sides fill whole latents; refuses absurd sizes."""
