@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from transformers import T5EncoderModel
 from typer.testing import Result
 
 import cogview3
@@ -92,6 +93,23 @@ def test_a_picture_to_begin_with(run: Run, tiny_model: Path) -> None:
     assert drawn["0.5"] != drawn["1"]
     assert run("generate", "a", "--model", tiny_model, "--strength", "0.5").exit_code == 2
     assert run("generate", "a", "--model", tiny_model, "--image", "none.png").exit_code == 2
+
+
+def test_known_prompts_need_no_text_encoder(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("generate", "a", "--model", tiny_model, "--seed", 0, "--prompt-cache", "cache", "-o")
+    loaded = []
+    original = T5EncoderModel.from_pretrained
+    monkeypatch.setattr(
+        T5EncoderModel, "from_pretrained", lambda *args, **options: loaded.append(1) or original(*args, **options)
+    )
+    for number, name in enumerate(("first.png", "second.png")):
+        result = run(*command, name)
+        assert result.exit_code == 0, result.output
+        assert len(loaded) == 1, number
+    assert pixels("first.png") == pixels("second.png")
+    assert len(list(Path("cache").iterdir())) == 1
+    assert run("generate", "a", "--model", "owner/name", "--prompt-cache", "cache").exit_code == 2
+    assert run("generate", "a", "--model", tiny_model, "--prompt-cache", "first.png").exit_code == 2
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cogview3.cli.options import (
     JsonOption,
     ModelOption,
     ModeOption,
+    PromptCacheOption,
     RelayGuidanceOption,
     RelaysOption,
     RelayStepsOption,
@@ -26,6 +27,7 @@ from cogview3.cli.options import (
     StepsOption,
     TileSizeOption,
     check_finite,
+    check_writable,
     clean_stdout,
     parse_size,
     pick_device,
@@ -39,6 +41,8 @@ from cogview3.config import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from cogview3.prompts.cache import PromptCache
 
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
 SizeOption = Annotated[
@@ -70,6 +74,7 @@ def generate(
         float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
     ] = None,
     tile_size: TileSizeOption = None,
+    prompt_cache: PromptCacheOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
     grid: GridOption = False,
@@ -96,7 +101,7 @@ def generate(
     sheet = grid_file(out, seed) if grid else None
     warn_of_unknown_words(model, texts)
     with clean_stdout(as_json):
-        pipe = load("CogView3Pipeline", model, mode, device, dtype)
+        pipe = load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*texts, negative])
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
@@ -143,6 +148,7 @@ def upscale(
     relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
     guidance: GuidanceOption = None,
     tile_size: TileSizeOption = None,
+    prompt_cache: PromptCacheOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
     seed: SeedOption = None,
@@ -161,7 +167,7 @@ def upscale(
     seeds = list(range(seed, seed + len(pictures)))
     files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
     with clean_stdout(as_json):
-        pipe = load("CogView3UpscalePipeline", model, mode, device, dtype)
+        pipe = load("CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative])
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
@@ -235,8 +241,19 @@ def model_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def load(pipeline: str, model: str, mode: str | None, device: Device, dtype: Dtype) -> Any:
-    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only."""
+def load(
+    pipeline: str,
+    model: str,
+    mode: str | None,
+    device: Device,
+    dtype: Dtype,
+    prompt_cache: Path | None = None,
+    prompts: Sequence[str | None] = (),
+) -> Any:
+    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
+
+    Without its text encoder where the prompt cache has all prompts.
+    """
     import diffusers
     import transformers
 
@@ -245,9 +262,26 @@ def load(pipeline: str, model: str, mode: str | None, device: Device, dtype: Dty
     diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
     transformers.utils.logging.disable_progress_bar()
     place = pick_device(device)
-    pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, dtype=pick_dtype(dtype, place))
+    parts: dict[str, Any] = {"dtype": pick_dtype(dtype, place)}
+    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"])
+    if cache is not None and cache.has([prompt for prompt in prompts if prompt is not None]):
+        parts["text_encoder"] = None
+    pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, **parts)
+    pipe.prompt_cache = cache
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     return pipe.to(place)
+
+
+def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "PromptCache":
+    """The prompt cache of a model's text encoder. Raises UserError for a name on the hub, or no place to write."""
+    from cogview3.generation.loading import resolve_model
+    from cogview3.prompts.cache import PromptCache, encoder_fingerprint
+
+    source = resolve_model(model)
+    if not Path(source).is_dir():
+        raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
+    check_writable(folder, "--prompt-cache")
+    return PromptCache(folder, encoder_fingerprint(source), dtype)
 
 
 def generators(seeds: Sequence[int]) -> "list[torch.Generator]":

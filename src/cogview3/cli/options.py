@@ -48,6 +48,12 @@ TileSizeOption = Annotated[
     int | None,
     typer.Option("--tile-size", help="Work through larger pictures in tiles of this side, to save memory."),
 ]
+PromptCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-cache", help="Folder that keeps prompts' embeddings: known prompts need no text encoder again."
+    ),
+]
 RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
 RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
@@ -107,19 +113,19 @@ def check_finite(option: str, value: float | None) -> None:
         raise UserError(f"{option} {value}: give a finite number, such as 7.5")
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Refuse, before any work is done, a folder that cannot be written to, or made in an existing parent."""
     existing = folder if folder.exists() else folder.absolute().parent
     if not existing.is_dir():
         reason = "is not a folder" if existing.exists() else "does not exist; create it first"
-        raise UserError(f"--out {folder}: {existing} {reason}")
+        raise UserError(f"{option} {folder}: {existing} {reason}")
     try:
         with TemporaryFile(dir=existing):
             pass
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise UserError(f"--out {folder}: cannot write there ({error.strerror}); choose another place") from None
+        raise UserError(f"{option} {folder}: cannot write there ({error.strerror}); choose another place") from None
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions
-from cogview3.prompts.encode import check_prompt, encode_text
+from cogview3.prompts.cache import PromptCache
+from cogview3.prompts.encode import check_prompt, embed_text, encode_text, warn_of_cuts
 
 StepCallback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -94,8 +95,13 @@ class RelaySettings:
 
 
 class RelayPipelineBase(ModePipeline, RelayLoraMixin):
-    """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`."""
+    """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`.
 
+    Attributes:
+        prompt_cache: where embeddings of prompts are kept and looked up; None encodes every prompt anew.
+    """
+
+    prompt_cache: PromptCache | None = None
     model_cpu_offload_seq = "text_encoder->unet->relay_unet->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _relay_guidance = "_relay_guidance_scale"
@@ -179,12 +185,23 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
 
     def _encode(self, name: str, text: Any, device: torch.device) -> torch.Tensor:
         prompts = check_prompt(name, text)
-        self._require_text_encoder(name)
-        return encode_text(self.tokenizer, self.text_encoder, prompts, device)
+        self._require_text_encoder(name, prompts)
+        if self.prompt_cache is None:
+            return encode_text(self.tokenizer, self.text_encoder, prompts, device)
+        if self.tokenizer is not None:
+            warn_of_cuts(self.tokenizer, prompts)
+        return self.prompt_cache.encode(
+            prompts, lambda missing: embed_text(self.tokenizer, self.text_encoder, missing, device)
+        )
 
-    def _require_text_encoder(self, name: str) -> None:
-        if self.text_encoder is None or self.tokenizer is None:
+    def _require_text_encoder(self, name: str, prompts: Sequence[str]) -> None:
+        if self.text_encoder is not None and self.tokenizer is not None:
+            return
+        if self.prompt_cache is None:
             raise UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
+        if not self.prompt_cache.has(prompts):
+            folder = self.prompt_cache.folder
+            raise UserError(f"this pipeline has no text encoder, and the prompt cache {folder} lacks a {name}: load it")
 
     def _check_text(
         self,
@@ -214,7 +231,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         if text is None:
             return 0
         texts = check_prompt(name, text)
-        self._require_text_encoder(name)
+        self._require_text_encoder(name, texts)
         return len(texts)
 
     # Settings of a call

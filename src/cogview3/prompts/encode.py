@@ -54,7 +54,6 @@ def left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return tokenizer.decode(tokens[room:], skip_special_tokens=True)
 
 
-@torch.no_grad()
 def encode_text(
     tokenizer: PreTrainedTokenizerBase,
     text_encoder: PreTrainedModel,
@@ -75,10 +74,26 @@ def encode_text(
     Raises:
         FloatingPointError: the encoder overflowed, as T5 does in float16.
     """
-    length = text_length(tokenizer)
+    warn_of_cuts(tokenizer, prompts)
+    return embed_text(tokenizer, text_encoder, prompts, device)
+
+
+def warn_of_cuts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
+    """Report prompts that do not fit the text length, by a warning that quotes what is left out of each."""
     for prompt in dict.fromkeys(prompts):
         if rest := left_out(tokenizer, prompt):
-            logger.warning("A prompt was cut to %d tokens; left out: %r", length, rest)
+            logger.warning("A prompt was cut to %d tokens; left out: %r", text_length(tokenizer), rest)
+
+
+@torch.no_grad()
+def embed_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: PreTrainedModel,
+    prompts: Sequence[str],
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """`encode_text`, silently."""
+    length = text_length(tokenizer)
     tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     embeddings = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state
     if not embeddings.isfinite().all():

@@ -1,0 +1,92 @@
+"""Prompt embeddings kept on disk, so that a text encoder larger than the rest of the model need not be loaded again."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cogview3.checkpoints import whole_file
+from cogview3.config import UserError
+
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file: all bytes of T5-XXL would take minutes
+_WHOLE = 2**20  # files up to this size are read whole
+
+
+def encoder_fingerprint(model: str | os.PathLike[str]) -> str:
+    """Hash of a model folder's tokenizer and text encoder, without loading them.
+
+    Small files count whole; of large ones the size, the beginning (a safetensors file's table of tensors) and samples.
+
+    Raises:
+        UserError: no such folder, or no tokenizer or text encoder in it.
+    """
+    digest = hashlib.sha256()
+    for name in ("tokenizer", "text_encoder"):
+        folder = Path(model) / name
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        if not files:
+            raise UserError(f"{model} holds no {name}: a prompt cache needs a model folder with its text encoder")
+        for path in files:
+            digest.update(f"{name}/{path.relative_to(folder)}:{path.stat().st_size};".encode())
+            _update(digest.update, path)
+    return digest.hexdigest()
+
+
+def _update(update: Callable[[bytes], None], path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            update(file.read())
+            return
+        update(file.read(_WHOLE // 16))
+        for number in range(_SAMPLES):
+            file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            update(file.read(_SAMPLE_BYTES))
+
+
+class PromptCache:
+    """A folder of embeddings, one file a prompt, named by the hash of encoder, number format and text.
+
+    Args:
+        folder: made at the first write. Several processes may share it: files are written whole.
+        encoder: what the embeddings depend on beside the text, such as `encoder_fingerprint` of the model.
+        dtype: number format that the encoder runs in.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], encoder: str, dtype: torch.dtype) -> None:
+        self.folder, self._prefix = Path(folder), f"{encoder}\0{dtype}\0"
+
+    def has(self, prompts: Sequence[str]) -> bool:
+        """Whether all prompts' embeddings are there."""
+        return all(self._path(prompt).is_file() for prompt in prompts)
+
+    def encode(self, prompts: Sequence[str], encoder: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+        """Embeddings of B prompts, (B, L, C), on the CPU; those that are not there yet are made and kept.
+
+        Args:
+            prompts: B texts.
+            encoder: maps texts to embeddings (B, L, C); not called where all are there.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).is_file()]
+        if missing:
+            for prompt, embeds in zip(missing, encoder(missing).cpu(), strict=True):
+                with whole_file(self._path(prompt)) as temporary:
+                    save_file({"embeds": embeds.contiguous()}, temporary, metadata={"prompt": prompt})
+        return torch.stack([self._read(self._path(prompt)) for prompt in prompts])
+
+    def _path(self, prompt: str) -> Path:
+        return self.folder / f"{hashlib.sha256((self._prefix + prompt).encode()).hexdigest()[:40]}.safetensors"
+
+    @staticmethod
+    def _read(path: Path) -> torch.Tensor:
+        try:
+            return load_file(path)["embeds"]
+        except (SafetensorError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from None
