@@ -64,9 +64,7 @@ def base_levels(num_steps: int, sigmas: Tensor) -> Levels:
     return Levels(torch.tensor(times), schedule.step_sigmas(sigmas, times), torch.zeros(num_steps + 1).to(sigmas))
 
 
-def relay_levels(
-    num_steps: int, relay_start: int, sigmas: Tensor, blur: str = "linear", power: float = 1.0
-) -> Levels:
+def relay_levels(num_steps: int, relay_start: int, sigmas: Tensor, blur: str = "linear", power: float = 1.0) -> Levels:
     """The relay sampler's steps from T_r; arguments as in `schedule.relay_timesteps`, which may raise ValueError."""
     times = schedule.relay_timesteps(num_steps, relay_start, len(sigmas), power)
     levels = schedule.step_sigmas(sigmas, times)
