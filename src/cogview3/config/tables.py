@@ -193,7 +193,7 @@ class DistillTrain(Train):
     @field_validator("images", mode="before")
     @classmethod
     def _one_for_all(cls, images: Any) -> Any:
-        return (images,) if isinstance(images, int) else images
+        return tuple(images) if isinstance(images, list) else (images,)
 
 
 class Distill(Table):

@@ -1,6 +1,7 @@
 """What base, relay and their distillation train on: latents of scenes, their noise, and their captions' embeddings."""
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,19 @@ class LatentTraining(Objective):
             batch["zL"] = torch.stack([latents[name][row] for row, name in enumerate(names)])
         texts = [self._caption(kind, picture, rng) for picture, rng in zip(pictures, rngs, strict=True)]
         kept = torch.tensor([rng.random() >= self.recipe.data.text_dropout for rng in rngs])
-        encoder = self._frozen["text"]
-        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16"):
-            text = encode_text(self.tokenizer, encoder, texts)
+        text = self._encoded(texts)
         batch["text"] = text * kept.view(-1, 1, 1).to(text.device)
         return batch | self._further(rngs)
+
+    def _encoded(self, texts: list[str]) -> Tensor:
+        """Embeddings (B, L, C) in the recipe's precision."""
+        with self._precision():
+            return encode_text(self.tokenizer, self._frozen["text"], texts)
+
+    def _precision(self) -> AbstractContextManager:
+        """Autocast as the recipe says, for where the loop has none."""
+        device = self._frozen["text"].device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     @property
     @abstractmethod
