@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli import bench, data, evaluate, generate, info, train
+from cogview3.cli import bench, data, distill, evaluate, generate, info, train
 from cogview3.cli.errors import ReportingGroup
 
 
@@ -41,6 +41,7 @@ app.command()(generate.generate)
 app.command()(generate.upscale)
 app.command()(info.info)
 app.command()(train.train)
+app.command()(distill.distill)
 app.command()(train.export)
 app.command()(evaluate.evaluate)
 app.add_typer(data.app, name="data")

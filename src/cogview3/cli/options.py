@@ -62,6 +62,14 @@ SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the networks run.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="bfloat16 on cuda, float32 elsewhere by default.")]
+RecipeArgument = Annotated[str, typer.Argument(help="Name such as scenes/relay, or a TOML file.")]
+OverridesOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one entry.")
+]
+RunFolderOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe's name> by default.")
+]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Move an existing run aside first.")]
 
 
 def pick_device(device: Device) -> str:
@@ -95,6 +103,14 @@ def pick_mode(mode: str | None, fast: bool) -> str | None:
 def pick_seed(seed: int | None) -> int:
     """The seed given, else a random one below 2^31, short enough to type again."""
     return secrets.randbelow(2**31) if seed is None else seed
+
+
+def pick_run(out: Path | None, name: str) -> Path:
+    """The run folder that --out names, runs/<name> by default; a file is a `UserError`."""
+    run = out or Path("runs") / name
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--out {run}: is a file; give a run folder")
+    return run
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:

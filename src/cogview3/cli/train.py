@@ -10,9 +10,14 @@ from cogview3.cli.options import (
     Device,
     DeviceOption,
     JsonOption,
+    OverridesOption,
+    RecipeArgument,
+    RestartOption,
+    RunFolderOption,
     check_writable,
     clean_stdout,
     pick_device,
+    pick_run,
     report,
 )
 from cogview3.config import UserError
@@ -21,14 +26,10 @@ RunOption = Annotated[Path, typer.Option(metavar="RUN", help="Run whose averaged
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name such as scenes/relay, or a TOML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one entry.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe's name> by default.")
-    ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Move an existing run aside first.")] = False,
+    recipe: RecipeArgument,
+    overrides: OverridesOption = None,
+    out: RunFolderOption = None,
+    restart: RestartOption = False,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,9 +40,7 @@ def train(
     from cogview3.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    out = out or Path("runs") / loaded.recipe.name
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a run folder")
+    out = pick_run(out, loaded.name)
     with clean_stdout(as_json):
         from cogview3.training.loop import train as run
 

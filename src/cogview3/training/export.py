@@ -1,5 +1,6 @@
 """Runs to a model folder: averaged weights, float16, with `sampling.json`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from transformers import AutoTokenizer, T5EncoderModel
 
 from cogview3 import checkpoints
-from cogview3.config import UserError
+from cogview3.config import Distill, DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, UserError, load_recipe
 from cogview3.generation.modes import Mode, Sampling, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
@@ -28,7 +29,8 @@ def export(
     Args:
         vae, text, base, relay: runs, model folders or bundled models that hold these components; the newest
             checkpoint of a run counts, whether the run is finished or not.
-        modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps).
+        modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps). Of runs of
+            `distill`, or of single rounds, the range of guidance and the relay's start and steps are taken over.
         out: the model folder.
         sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...).
 
@@ -36,7 +38,8 @@ def export(
         {"out", "modes", "bytes", "components"}.
 
     Raises:
-        UserError: a component is missing, a mode's name is not of that form, or `out` is some other folder.
+        UserError: a component is missing, a mode's name is not of that form or not that of its runs' steps, its
+            guidance is none that they were distilled for, or `out` is some other folder.
     """
     if out.exists() and not (out / "model_index.json").is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
@@ -44,7 +47,8 @@ def export(
     name = f"{default.steps}+{default.relay_steps}"
     if name in modes:
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
-    table = Sampling(default=name, modes={name: default, **{mode: _distilled(mode, default) for mode in modes}})
+    distilled = {mode: _distilled(mode, default, *runs) for mode, runs in modes.items()}
+    table = Sampling(default=name, modes={name: default, **distilled})
     pipe = _assemble(vae, text, base, relay)
     further = {}
     for mode, (unet, relay_unet) in modes.items():
@@ -81,7 +85,7 @@ def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
     )
 
 
-def _distilled(name: str, default: Mode) -> Mode:
+def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:
     steps, plus, relay_steps = name.partition("+")
     if not (plus and steps.isdigit() and relay_steps.isdigit()):
         raise UserError(f"--mode {name!r} does not name its steps; write base steps + relay steps, as in 4+1")
@@ -92,7 +96,47 @@ def _distilled(name: str, default: Mode) -> Mode:
         "relay_unet": f"modes/{name}/relay_unet",
         "distilled": True,
     }
+    recipes = [_distillation(name, run, int(count)) for run, count in ((base, steps), (relay, relay_steps))]
+    if recipes[1] is not None:
+        changes |= _relay_steps(relay)
+    changes |= _guidance_range(name, default, [recipe.distill for recipe in recipes if recipe is not None])
     return Mode(**{**default.model_dump(), **changes})
+
+
+def _distillation(mode: str, run: Path, steps: int) -> DistillRecipe | None:
+    """The recipe of a distillation, or of one of its rounds; None of other runs and of models."""
+    path = Path(run) / "recipe.toml"
+    recipe = load_recipe(str(path)) if path.is_file() else None
+    if not isinstance(recipe, DistillBaseRecipe | DistillRelayRecipe):
+        return None
+    if recipe.distill.steps[-1] != steps:
+        raise UserError(f"--mode {mode}: {run} is distilled for {recipe.distill.steps[-1]} steps, not for {steps}")
+    return recipe
+
+
+def _relay_steps(run: Path) -> dict[str, Any]:
+    """How a distilled relay is sampled: entries of its mode."""
+    config = RelayScheduler.load_config(checkpoints.weights_folder(run, "relay_scheduler"))
+    return {
+        "relay_start": config["relay_start"],
+        "blur_estimate": config["blur_estimate"],
+        "relay_power": config["power"],
+    }
+
+
+def _guidance_range(mode: str, default: Mode, distilled: Sequence[Distill]) -> dict[str, Any]:
+    """What both stages were distilled for, which must hold the model's own guidance: an entry of the mode."""
+    if not distilled:
+        return {}
+    low = max(settings.guidance_range[0] for settings in distilled)
+    high = min(settings.guidance_range[1] for settings in distilled)
+    for key, value in (("guidance", default.guidance), ("relay_guidance", default.relay_guidance_scale)):
+        if not low <= value <= high:
+            raise UserError(
+                f"--mode {mode}: the model's {key} {value:g} is none that its runs were distilled for, {low:g} to "
+                f"{high:g}; change it with --set {key}=W"
+            )
+    return {"guidance_range": (low, high)}
 
 
 def _bytes(folder: Path) -> int:

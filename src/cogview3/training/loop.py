@@ -35,10 +35,23 @@ def learning_rate(optimizer: Optimizer, images: int, total: int) -> float:
     return optimizer.learning_rate * factors[optimizer.decay]
 
 
-def train(recipe: Recipe, out: Path | None = None, restart: bool = False, device: str = "auto") -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    out: Path | None = None,
+    restart: bool = False,
+    device: str = "auto",
+    objective: Callable[[Any], Objective] | None = None,
+) -> dict[str, Any]:
     """Run a recipe to its end in the run folder `out`, resuming from its newest checkpoint.
 
     SIGTERM and SIGINT write a checkpoint before they end it.
+
+    Args:
+        recipe: what to train.
+        out: the run folder; runs/<recipe's name> by default.
+        restart: move an existing run aside first.
+        device: "auto" or "cpu".
+        objective: makes the recipe's objective; `training.objectives.build` by default.
 
     Returns:
         {"run", "images", "loss", "validation", "seconds"}: images seen, the last logged mean loss (None where nothing
@@ -58,11 +71,11 @@ def train(recipe: Recipe, out: Path | None = None, restart: bool = False, device
         )
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())
-    objective = build(recipe)  # first, so that a wrong reference in the recipe leaves no run behind
+    built = (objective or build)(recipe)  # first, so that a wrong reference in the recipe leaves no run behind
     if accelerator.is_main_process:
         checkpoints.open_run(run, recipe.to_dict(), restart)
     accelerator.wait_for_everyone()
-    return _Run(recipe, run, objective, accelerator).go()
+    return _Run(recipe, run, built, accelerator).go()
 
 
 class _Run:

@@ -51,7 +51,12 @@ class Objective(nn.Module, ABC):
 
 
 def build(recipe: Recipe) -> Objective:
-    """The objective of a recipe, with freshly initialized or loaded weights (`recipe.start_from`)."""
+    """The objective of a recipe, with freshly initialized or loaded weights (`recipe.start_from`).
+
+    Raises UserError for a distillation, which has objectives of its own.
+    """
+    if recipe.kind.startswith("distill"):
+        raise UserError(f"recipe {recipe.name} is of kind {recipe.kind}; run it with: cogview3 distill")
     if recipe.kind == "vae":
         from cogview3.training.objectives.vae import VaeTraining
 

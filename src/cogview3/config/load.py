@@ -1,0 +1,103 @@
+"""Reading recipes: TOML in, a validated recipe or one clear line out."""
+
+import json
+import reprlib
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cogview3.config.recipes import KINDS, Recipe
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that names the value and the mend; exit code 2 at the command line."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes, as in "scenes/relay"."""
+    root = files("cogview3") / "recipes"
+    groups = [folder for folder in root.iterdir() if folder.is_dir()]
+    found = [f"{g.name}/{f.name[:-5]}" for g in groups for f in g.iterdir() if f.name.endswith(".toml")]
+    return sorted(found)
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe: a packaged name ("scenes/relay") or a TOML file, with `section.key=value` overrides.
+
+    Values of overrides are TOML; what does not parse as TOML is taken as a string.
+    Raises UserError naming the key, the value and what is allowed.
+    """
+    data = _read(name_or_path)
+    for override in overrides:
+        _override(data, override)
+    return parse_recipe(data, name_or_path)
+
+
+def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
+    """Validate the dictionary of a recipe. Raises UserError naming `source`, the key and the mend."""
+    header = data.get("recipe")
+    kind = header.get("kind") if isinstance(header, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"recipe {source}: recipe.kind is {kind!r}; give one of {', '.join(KINDS)}")
+    text = json.dumps(data, default=str)  # JSON mode lets lists stand for tuples, and nothing else
+    try:
+        return KINDS[kind].model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        value = "" if first["type"] == "missing" else f" (given: {reprlib.repr(first['input'])})"
+        more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+        raise UserError(f"recipe {source}: {place}: {_message(kind, first)}{value}{more}") from None
+
+
+def _message(kind: str, error: Mapping[str, Any]) -> str:
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        table: Any = KINDS[kind]
+        for part in error["loc"][:-1]:
+            table = next(f.annotation for name, f in table.model_fields.items() if part in (name, f.alias))
+        return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
+    return error["msg"]
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path)
+    packaged = files("cogview3") / "recipes" / f"{name_or_path}.toml"
+    if path.suffix == ".toml" or not packaged.is_file():
+        if not path.is_file():
+            known = ", ".join(recipe_names())
+            raise UserError(f"no recipe {name_or_path!r}; give a .toml file or one of: {known}")
+        text = _decode(path)
+    else:
+        text = packaged.read_text("utf-8")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"recipe {name_or_path} is not valid TOML: {error}") from None
+
+
+def _decode(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot or not section or not name or "." in name:
+        raise UserError(f"--set {override!r} is not of the form section.key=value, as in train.images=2000")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = data.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UserError(f"--set {override!r}: {section!r} is not a table of the recipe")
+    table[name] = value

@@ -1,0 +1,208 @@
+"""The kinds of recipes: which tables each has."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from cogview3.config.tables import (
+    BaseObjective,
+    Distill,
+    DistillRelay,
+    DistillTrain,
+    LatentData,
+    Optimizer,
+    RelayObjective,
+    Table,
+    TextData,
+    TextModel,
+    Train,
+    UNetModel,
+    VaeData,
+    VaeModel,
+    VaeObjective,
+    Validate,
+)
+
+
+class _Header(Table):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+    description: str = ""
+
+
+class VaeHeader(_Header):
+    """Table [recipe] of an autoencoder."""
+
+    kind: Literal["vae"]
+    start_from: str | None = None
+
+
+class TextHeader(_Header):
+    """Table [recipe] of a text encoder; `start_from` gives the encoder's weights and the tokenizer."""
+
+    kind: Literal["text"]
+    start_from: str | None = None
+
+
+class BaseHeader(_Header):
+    """Table [recipe] of a base stage; `start_from` is a run or a model folder whose UNet's weights it begins with."""
+
+    kind: Literal["base"]
+    start_from: str | None = None
+
+
+class RelayHeader(_Header):
+    """Table [recipe] of a relay stage; `start_from` as for a base stage."""
+
+    kind: Literal["relay"]
+    start_from: str | None = None
+
+
+class _Recipe(Table):
+    optimizer: Optimizer
+    train: Train
+    validate_: Annotated[Validate, Field(alias="validate")] = Validate()
+
+    @property
+    def kind(self) -> str:
+        return self.recipe.kind  # type: ignore[attr-defined]
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name  # type: ignore[attr-defined]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every value, defaults included, as plain TOML types (None left out)."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class VaeRecipe(_Recipe):
+    """How to train the autoencoder."""
+
+    recipe: VaeHeader
+    model: VaeModel
+    data: VaeData = VaeData()
+    objective: VaeObjective = VaeObjective()
+
+
+class TextRecipe(_Recipe):
+    """How to train the text encoder."""
+
+    recipe: TextHeader
+    model: TextModel = TextModel()
+    data: TextData = TextData()
+
+
+def _no_low_resolution(data: LatentData) -> LatentData:
+    for name in ("reconstructed_share", "degraded_share"):
+        if getattr(data, name):
+            raise ValueError(f"{name} is for relay recipes; leave it out")
+    return data
+
+
+BaseData = Annotated[LatentData, AfterValidator(_no_low_resolution)]
+
+
+class BaseRecipe(_Recipe):
+    """How to train a base UNet."""
+
+    recipe: BaseHeader
+    model: UNetModel
+    data: BaseData
+    objective: BaseObjective = BaseObjective()
+
+
+class RelayRecipe(_Recipe):
+    """How to train a relay UNet."""
+
+    recipe: RelayHeader
+    model: UNetModel
+    data: LatentData
+    objective: RelayObjective = RelayObjective()
+
+
+class DistillBaseHeader(_Header):
+    """Table [recipe] of a base stage's distillation."""
+
+    kind: Literal["distill_base"]
+
+
+class DistillRelayHeader(_Header):
+    """Table [recipe] of a relay stage's distillation."""
+
+    kind: Literal["distill_relay"]
+
+
+class DistillBaseRound(_Recipe):
+    """One round of a base stage's distillation, made by `DistillBaseRecipe.round`: `distill.steps` are two."""
+
+    recipe: DistillBaseHeader
+    data: BaseData
+    distill: Distill
+
+
+class DistillRelayRound(_Recipe):
+    """One round of a relay stage's distillation, made by `DistillRelayRecipe.round`: `distill.steps` are two."""
+
+    recipe: DistillRelayHeader
+    data: LatentData
+    distill: DistillRelay
+
+
+class _Rounds(_Recipe):
+    """What both distillations share: as many rounds as `distill.steps` has pairs of neighbors."""
+
+    train: DistillTrain
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return len(self.distill.steps) - 1  # type: ignore[attr-defined]
+
+    def round(self, number: int, teacher: str) -> "DistillRound":
+        """The recipe of round `number`, counted from 1, with its own teacher."""
+        tables = self.to_dict()
+        steps = tables["distill"]["steps"][number - 1 : number + 1]
+        images = tables["train"]["images"]
+        tables["recipe"]["name"] += f"-round-{steps[1]}"
+        tables["distill"] |= {"teacher": teacher, "steps": steps}
+        tables["distill"].pop("fine_tune_images", None)
+        tables["train"]["images"] = images[number - 1] if len(images) > 1 else images[0]
+        kind = DistillBaseRound if self.kind == "distill_base" else DistillRelayRound
+        return kind.model_validate_json(json.dumps(tables))  # in JSON, lists stand for tuples
+
+
+def _check_images(distill: Distill, info: ValidationInfo) -> Distill:
+    given, rounds = len(info.data["train"].images) if "train" in info.data else 1, len(distill.steps) - 1
+    if given not in (1, rounds):
+        raise ValueError(f"steps has {rounds} rounds, but train.images has {given}; give one number, or one for each")
+    return distill
+
+
+class DistillBaseRecipe(_Rounds):
+    """How to distill a base stage."""
+
+    recipe: DistillBaseHeader
+    data: BaseData
+    distill: Annotated[Distill, AfterValidator(_check_images)]
+
+
+class DistillRelayRecipe(_Rounds):
+    """How to distill a relay stage."""
+
+    recipe: DistillRelayHeader
+    data: LatentData
+    distill: Annotated[DistillRelay, AfterValidator(_check_images)]
+
+
+DistillRound = DistillBaseRound | DistillRelayRound
+DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
+Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | DistillRecipe
+KINDS: dict[str, type[_Recipe]] = {
+    "vae": VaeRecipe,
+    "text": TextRecipe,
+    "base": BaseRecipe,
+    "relay": RelayRecipe,
+    "distill_base": DistillBaseRecipe,
+    "distill_relay": DistillRelayRecipe,
+}

@@ -1,0 +1,257 @@
+"""The objective of one round: a student's step against several of its teacher's, on latents of scenes."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from torch import Tensor
+
+from cogview3.config import DistillRound, UserError
+from cogview3.data.latents import decode, to_uint8
+from cogview3.data.scenes import captions
+from cogview3.data.scenes.score import score, summarize
+from cogview3.diffusion import relay, schedule
+from cogview3.distillation import step
+from cogview3.distillation.step import Levels
+from cogview3.distillation.teacher import load_teacher, sampler_levels, student_of, takes_guidance, teacher_scheduler
+from cogview3.generation.attention import constant_text
+from cogview3.models.unet import guidance_condition, size_conditions
+from cogview3.training.objectives import Batch
+from cogview3.training.objectives.latents import LatentTraining
+
+_CHUNK = 32  # pictures sampled at once
+_SHOWN = 6  # pictures in a grid
+
+
+class Distillation(LatentTraining):
+    """Train a student, which begins as its teacher, to make one step of each `stride` of the teacher's.
+
+    Each sample has a guidance w of its own. A teacher that does not take w as a condition runs both branches, the
+    unconditional one with zeros for text; the student takes w as a condition and runs one.
+    """
+
+    def __init__(self, recipe: DistillRound) -> None:
+        super().__init__(recipe)
+        settings = recipe.distill
+        teacher_steps, self.student_steps = settings.steps
+        self.stride = teacher_steps // self.student_steps
+        precision = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        teacher = self._frozen["teacher"] = load_teacher(settings, self.is_relay, precision)
+        read, written = teacher.config.cross_attention_dim, self._frozen["text"].config.d_model
+        if read != written:
+            raise UserError(
+                f"distill.teacher {settings.teacher!r} reads texts {read} wide, but those of data.text "
+                f"{recipe.data.text!r} are {written}; give its own text encoder"
+            )
+        self.scheduler = teacher_scheduler(settings, self.is_relay)
+        self.levels = {steps: sampler_levels(self.scheduler, steps) for steps in settings.steps}
+        self.trained = student_of(load_teacher(settings, self.is_relay), settings.guidance_width)
+        self._pictures: Batch = {}
+        self._captions: list[captions.Caption] = []
+        self._teacher_finals: dict[int, Tensor] = {}  # by number of steps
+
+    @property
+    def times(self) -> int:
+        """Steps of the student: `t` in a batch is the number of one, counted from 0, the noisiest."""
+        return self.student_steps
+
+    @property
+    def offset_noise(self) -> float:
+        """Of the recipe."""
+        return self.recipe.distill.offset_noise
+
+    @property
+    def estimate(self) -> str:
+        """What z_0^t is within a relay's steps."""
+        return self.scheduler.config.blur_estimate if self.is_relay else "recompute"
+
+    @property
+    def prediction(self) -> str:
+        """What the outputs of teacher and student mean."""
+        return self.scheduler.config.prediction_type
+
+    def _further(self, rngs: list[np.random.Generator]) -> Batch:
+        """Guidance w of each sample, (B,), uniform in the recipe's range."""
+        guidance = [rng.uniform(*self.recipe.distill.guidance_range) for rng in rngs]
+        return {"guidance": torch.tensor(guidance, dtype=torch.float32)}
+
+    def prepare(self, device: str) -> None:
+        """As for base and relay; and what the teacher draws of the validation's captions is begun with."""
+        super().prepare(device)
+        if torch.device(device).type == "cpu":
+            self._frozen["teacher"].set_attn_processor(AttnProcessor())
+        self._captions, self._pictures = self._validation_pictures()
+
+    # Loss
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Mean square of where the student's step ends against where the teacher's end (`step.step_weight`)."""
+        return {"loss": self._errors(batch).mean()}
+
+    def _errors(self, batch: Batch) -> Tensor:
+        """Weighted mean square error of each sample's network output, (B,)."""
+        z0, levels, number = batch["z0"], self.levels[self.student_steps], batch["t"].cpu()
+        levels_now = levels.at(number, 1)
+        sigma, _, f, _ = levels_now
+        low = None
+        if self.is_relay:
+            z_t = relay.forward(z0, batch["zL"], sigma, f, batch["noise"])
+            low = relay.blur(z0, batch["zL"], f) if self.estimate == "carry" else batch["zL"]
+        else:
+            z_t = z0 + schedule.expand_to(sigma, z0) * batch["noise"]
+        fine, first = self.levels[self.student_steps * self.stride], number * self.stride
+        with torch.no_grad():
+            z_next = self._run(self._frozen["teacher"], z_t, low, fine, first, self.stride, batch)
+        target = step.student_target(z_t, z_next, low, levels_now, self.prediction, self.estimate)
+        output = self._output(self.trained, z_t, levels, number, batch["text"], batch["guidance"])
+        weight = step.step_weight(levels_now, self.prediction, self.estimate)
+        errors = (output - target).square().mean((1, 2, 3))
+        return weight.to(errors.dtype).to(errors.device) * errors
+
+    def _run(
+        self,
+        network: UNet2DConditionModel,
+        z: Tensor,
+        low: Tensor | None,
+        levels: Levels,
+        first: Tensor,
+        count: int,
+        batch: Batch,
+    ) -> Tensor:
+        """`count` sampler steps of a network on (B, C, H, W), guided by the batch's text and w; without gradient."""
+        text, guidance = batch["text"], batch["guidance"]
+        with constant_text(network) as fewer_texts:
+            # the unconditional branch comes first; its text, zeros, is left out where attention knows of that
+            whole = takes_guidance(network) or fewer_texts
+            texts = text.clone() if whole else torch.cat([torch.zeros_like(text), text])
+
+            def denoise(z: Tensor, number: Tensor) -> Tensor:
+                output = self._output(network, z, levels, number, texts, guidance)
+                if not takes_guidance(network):
+                    unconditional, conditional = output.chunk(2)
+                    w = schedule.expand_to(guidance, conditional)
+                    output = unconditional + w * (conditional - unconditional)
+                return schedule.to_x0(output, z, levels.sigmas[number], self.prediction)
+
+            return step.run_steps(denoise, z, low, levels, first, count, self.estimate)
+
+    def _output(
+        self,
+        network: UNet2DConditionModel,
+        z: Tensor,
+        levels: Levels,
+        number: Tensor,
+        text: Tensor,
+        guidance: Tensor,
+    ) -> Tensor:
+        """A network's output, float32, at z_t (B, C, H, W) before steps `number` (B,).
+
+        (B, C, H, W), or (2 B, C, H, W) where it needs both branches, the unconditional one first.
+        """
+        config, size, branches = network.config, self.recipe.data.size, 1 if takes_guidance(network) else 2
+        width = config.projection_class_embeddings_input_dim // 6
+        labels = size_conditions((size, size), (0, 0), (size, size), width).to(z).expand(branches * len(z), -1)
+        given = schedule.scale_model_input(z, levels.sigmas[number])
+        condition = None
+        if takes_guidance(network):
+            condition = guidance_condition(guidance, config.time_cond_proj_dim).to(z)
+        times = levels.times[number].to(z.device).repeat(branches)
+        with self._precision():
+            output = network(
+                torch.cat([given] * branches),
+                times,
+                encoder_hidden_states=text,
+                timestep_cond=condition,
+                class_labels=labels,
+            )
+        return output.sample.float()
+
+    # Validation
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Teacher and student on a fixed set, at the recipe's guidance.
+
+        "loss" is the training's. The rest is of whole samplings from the same noise: "difference", the mean square
+        between the student's final latents and the teacher's, beside "undistilled", that of the teacher in as few
+        steps; and the shares of the captions' facts that the pictures show.
+        """
+        batch = self._fixed_batch()
+        count, teacher_steps = self.fixed.pictures, self.student_steps * self.stride
+        errors = torch.cat([self._errors(_part(batch, start, _CHUNK)) for start in range(0, count, _CHUNK)])
+        few = self.levels[self.student_steps]
+        reference, student = self._teacher(teacher_steps), self._finals(self.trained, few, count)
+        return {
+            "loss": errors.mean().item(),
+            "difference": (student - reference).square().mean().item(),
+            "undistilled": (self._teacher(self.student_steps) - reference).square().mean().item(),
+            "facts_teacher": self._teacher_facts,
+            "facts_student": self._facts(student),
+        }
+
+    @torch.no_grad()
+    def samples(self) -> Image.Image:
+        """The teacher's pictures above the student's, of the same captions and noise."""
+        shown = min(_SHOWN, self.fixed.pictures)
+        few, teachers = self.student_steps, self._teacher(self.student_steps * self.stride)
+        rows = [teachers[:shown], self._finals(self.trained, self.levels[few], shown)]
+        return Image.fromarray(np.vstack([np.hstack(self._decoded(latents)) for latents in rows]))
+
+    def _validation_pictures(self) -> tuple[list[captions.Caption], Batch]:
+        """Captions, and what is drawn of them is begun with: text, noise, w and a relay's z_L."""
+        count, z0 = self.fixed.pictures, self._fixed_latents["z0"]
+        rngs = [np.random.default_rng([self.fixed.seed, index, 5]) for index in range(count)]
+        told = [captions.comprehensive(self.fixed.scene(index), rng) for index, rng in enumerate(rngs)]
+        noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
+        pictures = {"noise": noise, "guidance": torch.full((count,), self.recipe.distill.guidance)}
+        pictures["text"] = self._encoded([item.text for item in told])
+        if self.is_relay:
+            pictures["zL"] = self._fixed_latents["zL"]
+        return told, pictures
+
+    def _teacher(self, steps: int) -> Tensor:
+        """The teacher's final latents, (pictures, C, H, W), drawn once for each number of steps."""
+        if steps not in self._teacher_finals:
+            finals = self._finals(self._frozen["teacher"], self.levels[steps], self.fixed.pictures)
+            self._teacher_finals[steps] = finals
+        return self._teacher_finals[steps]
+
+    def _finals(self, network: UNet2DConditionModel, levels: Levels, count: int) -> Tensor:
+        """Final latents (count, C, H, W) of the first validation pictures, sampled in all of `levels`."""
+        finals = []
+        for first in range(0, count, _CHUNK):
+            part = _part(self._pictures, first, min(_CHUNK, count - first))
+            part = {name: value.to(self.trained.device) for name, value in part.items()}
+            low, sigma = part.get("zL"), levels.sigmas[0]
+            z = part["noise"] * (1 + sigma**2).sqrt().float() if low is None else relay.start(low, sigma, part["noise"])
+            start = torch.zeros(len(z), dtype=torch.int64)
+            finals.append(self._run(network, z, low, levels, start, len(levels.times), part))
+        return torch.cat(finals)
+
+    def _decoded(self, latents: Tensor) -> np.ndarray:
+        """Pictures, uint8, (B, H, W, 3)."""
+        parts = [to_uint8(decode(self._frozen["vae"], part)) for part in latents.split(_SHOWN)]
+        return np.concatenate(parts)
+
+    @cached_property
+    def _teacher_facts(self) -> float:
+        return self._facts(self._teacher(self.student_steps * self.stride))
+
+    def _facts(self, latents: Tensor) -> float:
+        """Share of the validation captions' facts that the pictures of the latents show."""
+        pairs = zip(self._captions, self._decoded(latents), strict=True)
+        return summarize([score(told.facts, picture) for told, picture in pairs])["share"]
+
+    def save(self, folder: Path) -> None:
+        """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`."""
+        prefix = "relay_" if self.is_relay else ""
+        self.trained.save_pretrained(folder / f"{prefix}unet")
+        self.scheduler.save_pretrained(folder / f"{prefix}scheduler")
+
+
+def _part(batch: Batch, first: int, count: int) -> Batch:
+    return {name: value[first : first + count] for name, value in batch.items()}

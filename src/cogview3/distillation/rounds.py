@@ -1,0 +1,180 @@
+"""Distillation from start to end: round by round, each from the last, on the training loop.
+
+runs/<name>/recipe.toml        the resolved recipe
+runs/<name>/fine-tune/         an ordinary relay run, where the recipe has one
+runs/<name>/round-<steps>/     a run for each round, named after the steps that its student takes
+runs/<name>/rounds.json        the table of finished rounds
+runs/<name>/weights/           the last round's, once it is finished
+"""
+
+import gc
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from diffusers import UNet2DConditionModel
+
+from cogview3 import checkpoints
+from cogview3.config import (
+    DistillBaseRecipe,
+    DistillRecipe,
+    DistillRelayRecipe,
+    DistillRound,
+    RelayRecipe,
+    UserError,
+    parse_recipe,
+)
+from cogview3.distillation.objective import Distillation
+from cogview3.distillation.teacher import load_teacher, sampler_levels, teacher_scheduler
+from cogview3.generation.scheduler import RelayScheduler
+from cogview3.training.loop import train
+
+ROUNDS_FILE = "rounds.json"
+_STEPS = ("teacher_steps", "student_steps")
+
+
+def distill(
+    recipe: DistillRecipe, out: Path | None = None, restart: bool = False, device: str = "auto"
+) -> dict[str, Any]:
+    """Run all rounds of a recipe in the run folder `out`, going on where an earlier call stopped.
+
+    Args:
+        recipe: what to distill.
+        out: the run folder; runs/<recipe's name> by default.
+        restart: move an existing run aside first.
+        device: as for `training.loop.train`.
+
+    Returns:
+        {"run", "rounds"}: the folder, and the entries of rounds.json (`table_entry`).
+
+    Raises:
+        UserError: no distillation's recipe, no such teacher, impossible steps, or a folder of another recipe.
+        FloatingPointError, SystemExit, KeyboardInterrupt: as `training.loop.train`.
+    """
+    if not isinstance(recipe, DistillBaseRecipe | DistillRelayRecipe):
+        raise UserError(f"recipe {recipe.name} is of kind {recipe.kind}; run it with: cogview3 train")
+    run = Path(out) if out else Path("runs") / recipe.name
+    if not restart:
+        checkpoints.check_run(run, recipe.to_dict())
+    fine_tuning = check_teacher(recipe)
+    state = PartialState(cpu=device == "cpu")
+    if state.is_main_process:
+        checkpoints.open_run(run, recipe.to_dict(), restart)
+    state.wait_for_everyone()
+    table = _read_table(run)
+
+    def finish(part: RelayRecipe | DistillRound, folder: Path, **options: Any) -> str:
+        """Train to the end what the table lacks; gives the folder as a reference to its weights."""
+        if folder.name not in [entry["round"] for entry in table]:
+            train(part, folder, device=device, **options)
+            state.wait_for_everyone()  # the main process writes the weights
+            table.append(table_entry(folder, part))
+            if state.is_main_process:
+                _write_table(run, table)
+        gc.collect()  # the networks of a finished run hang together in cycles
+        return str(folder)
+
+    teacher = recipe.distill.teacher
+    if fine_tuning is not None:
+        teacher = finish(fine_tuning, run / "fine-tune")
+    for number in range(1, recipe.rounds + 1):
+        part = recipe.round(number, teacher)
+        teacher = finish(part, run / f"round-{part.distill.steps[1]}", objective=Distillation)
+    if state.is_main_process:
+        with checkpoints.whole_folder(run / "weights") as weights:
+            shutil.copytree(Path(teacher) / "weights", weights, dirs_exist_ok=True)
+    return {"run": str(run), "rounds": table}
+
+
+def check_teacher(recipe: DistillRecipe) -> RelayRecipe | None:
+    """Refuse what cannot be distilled, before any work; gives the recipe of the fine-tuning, None without one.
+
+    Raises UserError naming the entry of the recipe at fault.
+    """
+    settings, is_relay = recipe.distill, recipe.kind == "distill_relay"
+    fine_tuning = None
+    if is_relay and settings.fine_tune_images:
+        network = load_teacher(settings, is_relay)
+        plain = settings.model_copy(update={"relay_start": None})
+        scheduler = teacher_scheduler(plain, is_relay)
+        fine_tuning = fine_tune_recipe(recipe, network, scheduler)
+        scheduler = RelayScheduler.from_config(scheduler.config, relay_start=settings.relay_start)
+    else:
+        checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
+        scheduler = teacher_scheduler(settings, is_relay)
+    for steps in settings.steps:
+        sampler_levels(scheduler, steps)
+    return fine_tuning
+
+
+def fine_tune_recipe(
+    recipe: DistillRelayRecipe, teacher: UNet2DConditionModel, scheduler: RelayScheduler
+) -> RelayRecipe:
+    """The relay recipe that trains the teacher on with T_r = `distill.relay_start`.
+
+    Its optimizer and data are the distillation's. Raises UserError where the teacher takes guidance as a condition.
+    """
+    settings, tables, network = recipe.distill, recipe.to_dict(), teacher.config
+    if network.time_cond_proj_dim is not None:
+        raise UserError(
+            f"distill.fine_tune_images: the teacher {settings.teacher!r} is distilled already; fine-tune before that"
+        )
+    channels = network.block_out_channels
+    model = {
+        "block_out_channels": list(channels),
+        "layers_per_block": network.layers_per_block,
+        "transformer_layers_per_block": _three(network.transformer_layers_per_block),
+        "head_dim": channels[1] // _three(network.attention_head_dim)[1],
+        "norm_num_groups": network.norm_num_groups,
+        "size_embedding": network.projection_class_embeddings_input_dim // 6,
+    }
+    objective = {
+        "prediction": scheduler.config.prediction_type,
+        "relay_start": settings.relay_start,
+        "blur": scheduler.config.blur,
+    }
+    header = {"name": f"{recipe.name}-fine-tune", "kind": "relay", "start_from": settings.teacher}
+    shared = {name: tables[name] for name in ("data", "optimizer", "validate")}
+    length = tables["train"] | {"images": settings.fine_tune_images}
+    made = {"recipe": header, "model": model, "objective": objective, "train": length, **shared}
+    return parse_recipe(made, f"{recipe.name} (fine-tuning)")
+
+
+def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, Any]:
+    """A finished run's line in the table, read from its metrics.jsonl.
+
+    Keys: "round" (the folder's name), "teacher_steps" and "student_steps" (of a round), "images", "first_loss" and
+    "loss" (first and last logged means), "seconds" (of training, by the logged rates) and the last validation's
+    figures.
+    """
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    logged = [line for line in lines if "loss" in line]
+    figures = [line for line in lines if "validation/loss" in line][-1]
+    before = [0, *(line["images"] for line in logged)]
+    rates = [max(line["images_per_second"], 0.005) for line in logged]  # rates are rounded to hundredths
+    seconds = sum((line["images"] - seen) / rate for line, seen, rate in zip(logged, before, rates, strict=False))
+    steps = {} if isinstance(recipe, RelayRecipe) else dict(zip(_STEPS, recipe.distill.steps, strict=True))
+    return {
+        "round": folder.name,
+        **steps,
+        "images": recipe.train.images,
+        "first_loss": logged[0]["loss"],
+        "loss": logged[-1]["loss"],
+        "seconds": round(seconds, 1),
+        **{name: value for name, value in figures.items() if name.startswith("validation/")},
+    }
+
+
+def _read_table(run: Path) -> list[dict[str, Any]]:
+    path = run / ROUNDS_FILE
+    return json.loads(path.read_text("utf-8"))["rounds"] if path.is_file() else []
+
+
+def _write_table(run: Path, table: list[dict[str, Any]]) -> None:
+    checkpoints.write_text(run / ROUNDS_FILE, json.dumps({"format": 1, "rounds": table}, indent=1) + "\n")
+
+
+def _three(value: int | tuple[int, ...]) -> list[int]:
+    return [value] * 3 if isinstance(value, int) else list(value)

@@ -1,0 +1,79 @@
+"""The teacher: its network and its sampler, and the student that begins as a copy of it."""
+
+import torch
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+
+from cogview3 import checkpoints
+from cogview3.config import Distill, UserError
+from cogview3.diffusion import schedule
+from cogview3.distillation import step
+from cogview3.distillation.step import Levels
+from cogview3.generation.scheduler import RelayScheduler
+
+
+def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The teacher's UNet, for inference, in `dtype`, whatever it is stored in. Raises UserError where there is none."""
+    folder = checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
+    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval().requires_grad_(False)
+
+
+def takes_guidance(network: UNet2DConditionModel) -> bool:
+    """Whether a network takes w as a condition, and runs one branch."""
+    return network.config.time_cond_proj_dim is not None
+
+
+def student_of(teacher: UNet2DConditionModel, guidance_width: int) -> UNet2DConditionModel:
+    """A copy of the teacher, which takes w as a condition.
+
+    Where the teacher did not, w's embedding (`models.unet.guidance_condition`, `guidance_width` wide) enters through
+    a bias-free layer, `time_embedding.cond_proj`, that is zero at first: the student begins as the teacher, whatever w.
+    diffusers would begin with random numbers.
+    """
+    config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
+    new = not takes_guidance(teacher)
+    if new:
+        config["time_cond_proj_dim"] = guidance_width
+    student = UNet2DConditionModel(**config)
+    state = teacher.state_dict()
+    if new:
+        name = "time_embedding.cond_proj.weight"
+        state[name] = torch.zeros_like(student.state_dict()[name])
+    student.load_state_dict(state)
+    return student
+
+
+def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteScheduler | RelayScheduler:
+    """The teacher's scheduler, with the recipe's relay start and blur estimate.
+
+    Raises:
+        UserError: there is none, or the teacher was trained for another start.
+    """
+    folder = checkpoints.weights_folder(settings.teacher, "relay_scheduler" if is_relay else "scheduler")
+    if not is_relay:
+        return EulerDiscreteScheduler.from_pretrained(folder)
+    scheduler = RelayScheduler.from_pretrained(folder)
+    start = settings.relay_start or scheduler.config.relay_start
+    if start != scheduler.config.relay_start:
+        raise UserError(
+            f"distill.relay_start is {start}, but the teacher {settings.teacher!r} was trained for "
+            f"{scheduler.config.relay_start}; leave it out, or train the teacher for it first with fine_tune_images"
+        )
+    estimate = settings.blur_estimate or scheduler.config.blur_estimate
+    return RelayScheduler.from_config(scheduler.config, blur_estimate=estimate)
+
+
+def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps: int) -> Levels:
+    """The steps that a pipeline with this scheduler makes.
+
+    Raises:
+        UserError: so many steps are not possible.
+    """
+    config = scheduler.config
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+    sigmas = schedule.make_sigmas(*(config[name] for name in names))
+    try:
+        if isinstance(scheduler, RelayScheduler):
+            return step.relay_levels(num_steps, config.relay_start, sigmas, config.blur, config.power)
+        return step.base_levels(num_steps, sigmas)
+    except ValueError as error:
+        raise UserError(f"distill.steps: {error}") from None

@@ -1,0 +1,135 @@
+"""Recipes of distillations: what they hold, what a round's is, and how a wrong one is refused."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from cogview3.config import DistillBaseRecipe, DistillRelayRound, UserError, load_recipe, parse_recipe
+from cogview3.distillation.rounds import check_teacher, distill
+from cogview3.training.objectives import build
+from tests.distillation.conftest import tiny_distillation
+from tests.training.conftest import tiny_recipe
+
+
+@pytest.mark.parametrize("stage", ["base", "relay"])
+def test_the_packaged_ladders_end_in_4_and_1_steps_and_start_from_the_shipped_model(stage: str) -> None:
+    recipe = load_recipe(f"scenes/distill_{stage}")
+    assert (recipe.distill.teacher, recipe.data.vae, recipe.data.text) == ("scenes",) * 3
+    assert recipe.distill.steps[-1] == {"base": 4, "relay": 1}[stage]
+    assert recipe.data.size == load_recipe(f"scenes/{stage}").data.size
+
+
+def test_one_length_holds_for_all_rounds_or_each_has_its_own() -> None:
+    one = load_recipe("scenes/distill_base", ["train.images=5000"])
+    assert [one.round(number, "t").train.images for number in (1, 2, 3)] == [5000] * 3
+    each = load_recipe("scenes/distill_base", ["train.images=[10, 20, 30]"])
+    assert [each.round(number, "t").train.images for number in (1, 2, 3)] == [10, 20, 30]
+
+
+def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_path: Path) -> None:
+    recipe = load_recipe("scenes/distill_relay", ["distill.blur_estimate=carry"])
+    part = recipe.round(2, "runs/x/round-4")
+    assert isinstance(part, DistillRelayRound)
+    assert (part.name, part.kind) == ("scenes-distill_relay-round-2", "distill_relay")
+    assert (part.distill.teacher, part.distill.steps, part.train.images) == ("runs/x/round-4", (4, 2), 3000)
+    assert part.distill.blur_estimate == "carry"
+    assert (part.data, part.optimizer, part.validate_) == (recipe.data, recipe.optimizer, recipe.validate_)
+    stored = tmp_path / "recipe.toml"  # as the run folder keeps it: a distillation of one round
+    stored.write_text(tomli_w.dumps(part.to_dict()))
+    again = load_recipe(str(stored))
+    assert (again.rounds, again.distill, again.train.images) == (1, part.distill, (3000,))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("distill.steps=[64, 24]", ["distill.steps", "24 is no smaller divisor of 64", "[64, 24]"]),
+        ("distill.steps=[4, 4]", ["distill.steps", "4 is no smaller divisor of 4"]),
+        ("distill.steps=[2, 4]", ["distill.steps", "4 is no smaller divisor of 2"]),
+        ("distill.steps=[4]", ["distill.steps", "at least 2", "[4]"]),
+        ("distill.steps=[4, 0]", ["distill.steps.1", "greater than 0"]),
+        ("distill.steps=4", ["distill.steps", "4"]),
+        ("distill.guidance_range=[12.0, 1.0]", ["distill.guidance_range", "lowest", "[12.0, 1.0]"]),
+        ("distill.guidance_range=[5.0, 6.0]", ["distill.guidance", "give 5 to 6", "4.0"]),
+        ("distill.guidance=13.0", ["distill.guidance", "give 1 to 12", "13.0"]),
+        ("distill.guidance_width=7", ["distill.guidance_width", "multiple of 2", "7"]),
+        ("distill.blur_estimate=both", ["distill.blur_estimate", "'recompute' or 'carry'", "'both'"]),
+        ("distill.relay_start=0", ["distill.relay_start", "0"]),
+        ("distill.fine_tune_images=9", ["distill.fine_tune_images", "another relay_start", "9"]),
+        ("distill.teachers=a", ["distill.teachers", "unknown", "teacher, steps"]),
+        ("model.head_dim=3", ["model", "unknown", "distill"]),
+        ("train.images=[5, 5]", ["distill", "steps has 3 rounds, but train.images has 2"]),
+        ("train.images=0", ["train.images", "greater than 0"]),
+        ("train.images=[]", ["train.images", "at least 1"]),
+        ("train.images=many", ["train.images", "'many'"]),
+    ],
+)
+def test_wrong_values_are_refused_by_key_value_and_mend(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("scenes/distill_relay", [override])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["distill.relay_start", "distill.fine_tune_images", "data.degraded_share"])
+def test_what_is_a_relays_is_refused_for_a_base(key: str) -> None:
+    value = "0.5" if "share" in key else "5"
+    with pytest.raises(UserError, match=key.partition(".")[2]):
+        load_recipe("scenes/distill_base", [f"{key}={value}"])
+
+
+@pytest.mark.parametrize("name", ["scenes/distill_base", "scenes/distill_relay"])
+def test_to_dict_through_toml_and_back_is_the_same_recipe(name: str) -> None:
+    recipe = load_recipe(name)
+    assert parse_recipe(tomllib.loads(tomli_w.dumps(recipe.to_dict())), "again") == recipe
+
+
+def test_train_and_distill_name_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kind vae; run it with: cogview3 train"):
+        distill(load_recipe("scenes/vae"), tmp_path / "run")
+    recipe = load_recipe("scenes/distill_base")
+    assert isinstance(recipe, DistillBaseRecipe)
+    with pytest.raises(UserError, match="kind distill_base; run it with: cogview3 distill"):
+        build(recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "words"),
+    [
+        ("base", {"distill__teacher": "runs/none"}, "no unet in 'runs/none'"),
+        ("relay", {"distill__teacher": "{runs}/base"}, "no relay_unet in '.*base'"),
+        ("base", {"distill__steps": [2000, 4]}, "distill.steps: num_steps 2000 is more than the 1000 noise levels"),
+        ("relay", {"distill__steps": [400, 4]}, "distill.steps: num_steps 400 repeats noise levels"),
+        ("relay", {"distill__relay_start": 200}, "relay_start is 200, but the teacher .* was trained for 300; leave"),
+        (
+            "relay",
+            {"distill__relay_start": 100, "distill__fine_tune_images": 4, "distill__steps": [200, 1]},
+            "num_steps 200 repeats noise levels .relay_start 100",
+        ),
+        ("base", {"data__vae": "runs/none"}, "no vae in 'runs/none'"),
+        ("base", {"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused_before_any_work(
+    runs: Path, tmp_path: Path, stage: str, changes: dict[str, Any], words: str
+) -> None:
+    changes = {key: value.format(runs=runs) if isinstance(value, str) else value for key, value in changes.items()}
+    with pytest.raises(UserError, match=words) as caught:
+        distill(tiny_distillation(stage, runs, **changes), tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_the_fine_tuning_is_a_relay_recipe_of_the_teachers_network(runs: Path) -> None:
+    recipe = tiny_distillation("relay", runs, distill__relay_start=200, distill__fine_tune_images=4)
+    made, teacher = check_teacher(recipe), tiny_recipe("relay", runs)
+    assert made is not None
+    assert made.model == teacher.model
+    assert made.recipe.start_from == recipe.distill.teacher
+    assert (made.objective.prediction, made.objective.relay_start) == (teacher.objective.prediction, 200)
+    assert (made.data, made.optimizer, made.train.images) == (recipe.data, recipe.optimizer, 4)
+    assert check_teacher(tiny_distillation("relay", runs)) is None
