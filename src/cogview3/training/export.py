@@ -9,7 +9,8 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
-from cogview3.generation.modes import Mode, Sampling, write_sampling
+from cogview3.generation.loading import check_target, folder_sizes
+from cogview3.generation.modes import Mode, Sampling, distilled_mode, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 
@@ -38,13 +39,14 @@ def export(
     Raises:
         UserError: a component is missing, a mode's name is not of that form, or `out` is some other folder.
     """
-    if out.exists() and not (out / "model_index.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
+    check_target(out)
     default = Mode(**(sampling or {}))
     name = f"{default.steps}+{default.relay_steps}"
     if name in modes:
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
-    table = Sampling(default=name, modes={name: default, **{mode: _distilled(mode, default) for mode in modes}})
+    table = Sampling(
+        default=name, modes={name: default, **{mode: distilled_mode(mode, **default.model_dump()) for mode in modes}}
+    )
     pipe = _assemble(vae, text, base, relay)
     further = {}
     for mode, (unet, relay_unet) in modes.items():
@@ -55,7 +57,7 @@ def export(
         for place, network in further.items():
             network.save_pretrained(folder / place)
         write_sampling(table, folder)
-    sizes = {item.name: _bytes(item) for item in sorted(out.iterdir()) if item.is_dir()}
+    sizes = folder_sizes(out)
     return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
 
 
@@ -79,21 +81,3 @@ def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(
         checkpoints.weights_folder(reference, component), torch_dtype=torch.float16
     )
-
-
-def _distilled(name: str, default: Mode) -> Mode:
-    steps, plus, relay_steps = name.partition("+")
-    if not (plus and steps.isdigit() and relay_steps.isdigit()):
-        raise UserError(f"--mode {name!r} does not name its steps; write base steps + relay steps, as in 4+1")
-    changes = {
-        "steps": int(steps),
-        "relay_steps": int(relay_steps),
-        "unet": f"modes/{name}/unet",
-        "relay_unet": f"modes/{name}/relay_unet",
-        "distilled": True,
-    }
-    return Mode(**{**default.model_dump(), **changes})
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
