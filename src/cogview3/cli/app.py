@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli import bench, data, evaluate, generate, info, train
+from cogview3.cli import bench, convert, data, evaluate, generate, info, train
 from cogview3.cli.errors import ReportingGroup
 
 
@@ -42,6 +42,7 @@ app.command()(generate.upscale)
 app.command()(info.info)
 app.command()(train.train)
 app.command()(train.export)
+app.command()(convert.convert)
 app.command()(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
