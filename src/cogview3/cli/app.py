@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli import bench, data, distill, evaluate, generate, info, train
+from cogview3.cli import bench, convert, data, distill, evaluate, generate, info, train
 from cogview3.cli.errors import ReportingGroup
 
 
@@ -43,6 +43,7 @@ app.command()(info.info)
 app.command()(train.train)
 app.command()(distill.distill)
 app.command()(train.export)
+app.command()(convert.convert)
 app.command()(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")

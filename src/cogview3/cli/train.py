@@ -79,11 +79,11 @@ def export(
 
 
 def parse_mode_runs(entry: str) -> tuple[str, tuple[Path, Path]]:
-    """A mode's name with its base run and its relay run, from `NAME=BASE,RELAY`."""
+    """A mode's name with the paths of its base and its relay, from `NAME=BASE,RELAY`."""
     name, _, runs = entry.partition("=")
     paths = [Path(run) for run in runs.split(",") if run]
     if not name or len(paths) != 2:
-        raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=runs/base-4,runs/relay-1")
+        raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=some/base,some/relay")
     return name, (paths[0], paths[1])
 
 

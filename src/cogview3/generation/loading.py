@@ -116,6 +116,25 @@ def check_component(folder: Path) -> None:
             raise UserError(f"{file} is damaged: copy or export the model again") from None
 
 
+def check_target(out: Path) -> None:
+    """Refuse to write a model where something else is; an earlier model may be replaced.
+
+    Raises:
+        UserError: `out` is a file, or a folder with other things in it.
+    """
+    if out.exists() and not (out / MODEL_INDEX).is_file() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
+
+
+def folder_sizes(folder: Path) -> dict[str, int]:
+    """Bytes in each subfolder."""
+    return {item.name: _bytes(item) for item in sorted(folder.iterdir()) if item.is_dir()}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def unloadable(source: str, error: Exception) -> UserError:
     """The one-line error for a model that diffusers, transformers or the hub could not load."""
     where = (

@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -110,6 +111,39 @@ class Sampling(BaseModel):
         if self.default not in self.modes:
             raise ValueError(f"default {self.default!r} is none of the modes {', '.join(self.modes)}")
         return self
+
+
+def mode_steps(name: str) -> tuple[int, int]:
+    """Base steps and relay steps that a mode's name tells, such as "4+1".
+
+    Raises:
+        UserError: the name is not of that form.
+    """
+    match = re.fullmatch(r"(\d{1,4})\+(\d{1,4})", name, re.ASCII)
+    if not match:
+        raise UserError(f"--mode {name!r} does not name its steps; write base steps + relay steps, as in 4+1")
+    return int(match[1]), int(match[2])
+
+
+def distilled_mode(name: str, **settings: Any) -> Mode:
+    """The entry of a distilled mode with UNets of its own, its step counts from its name.
+
+    Args:
+        name: such as "4+1"; the UNets are in `modes/<name>`.
+        settings: further attributes of `Mode`.
+
+    Raises:
+        UserError: the name is not of that form.
+    """
+    steps, relay_steps = mode_steps(name)
+    own = {
+        "steps": steps,
+        "relay_steps": relay_steps,
+        "unet": f"modes/{name}/unet",
+        "relay_unet": f"modes/{name}/relay_unet",
+        "distilled": True,
+    }
+    return Mode(**{**settings, **own})
 
 
 def read_sampling(path: str | os.PathLike[str]) -> Sampling:

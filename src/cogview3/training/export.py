@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from cogview3 import checkpoints
 from cogview3.config import Distill, DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, UserError, load_recipe
-from cogview3.generation.modes import Mode, Sampling, write_sampling
+from cogview3.generation.loading import check_target, folder_sizes
+from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 
@@ -41,8 +42,7 @@ def export(
         UserError: a component is missing, a mode's name is not of that form or not that of its runs' steps, its
             guidance is none that they were distilled for, or `out` is some other folder.
     """
-    if out.exists() and not (out / "model_index.json").is_file() and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
+    check_target(out)
     default = Mode(**(sampling or {}))
     name = f"{default.steps}+{default.relay_steps}"
     if name in modes:
@@ -59,7 +59,7 @@ def export(
         for place, network in further.items():
             network.save_pretrained(folder / place)
         write_sampling(table, folder)
-    sizes = {item.name: _bytes(item) for item in sorted(out.iterdir()) if item.is_dir()}
+    sizes = folder_sizes(out)
     return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
 
 
@@ -86,21 +86,13 @@ def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
 
 
 def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:
-    steps, plus, relay_steps = name.partition("+")
-    if not (plus and steps.isdigit() and relay_steps.isdigit()):
-        raise UserError(f"--mode {name!r} does not name its steps; write base steps + relay steps, as in 4+1")
-    changes = {
-        "steps": int(steps),
-        "relay_steps": int(relay_steps),
-        "unet": f"modes/{name}/unet",
-        "relay_unet": f"modes/{name}/relay_unet",
-        "distilled": True,
-    }
-    recipes = [_distillation(name, run, int(count)) for run, count in ((base, steps), (relay, relay_steps))]
+    steps = mode_steps(name)
+    recipes = [_distillation(name, *pair) for pair in zip((base, relay), steps, strict=True)]
+    settings = default.model_dump()
     if recipes[1] is not None:
-        changes |= _relay_steps(relay)
-    changes |= _guidance_range(name, default, [recipe.distill for recipe in recipes if recipe is not None])
-    return Mode(**{**default.model_dump(), **changes})
+        settings |= _relay_steps(relay)
+    settings |= _guidance_range(name, default, [recipe.distill for recipe in recipes if recipe is not None])
+    return distilled_mode(name, **settings)
 
 
 def _distillation(mode: str, run: Path, steps: int) -> DistillRecipe | None:
@@ -137,7 +129,3 @@ def _guidance_range(mode: str, default: Mode, distilled: Sequence[Distill]) -> d
                 f"{high:g}; change it with --set {key}=W"
             )
     return {"guidance_range": (low, high)}
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

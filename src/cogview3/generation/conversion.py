@@ -1,0 +1,266 @@
+"""The published release's files to a model folder, and a model folder to such files; whole or not at all."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+from cogview3 import checkpoints
+from cogview3.config import UserError
+from cogview3.generation.loading import (
+    check_model_folder,
+    check_target,
+    folder_sizes,
+    load_sampling,
+    resolve_model,
+)
+from cogview3.generation.modes import Mode, Sampling, distilled_mode, write_sampling
+from cogview3.generation.pipeline import CogView3Pipeline
+from cogview3.generation.pretrained import LOADING_ERRORS, PIPELINE_CLASSES, check_weights_complete
+from cogview3.generation.scheduler import RelayScheduler, base_scheduler
+from cogview3.models.component_folders import read_component, write_component
+from cogview3.models.release import load_unet, load_vae, save_unet, save_vae
+from cogview3.models.release_files import LATEST, VAE_FILE
+
+TEXT_LENGTH = 225
+"""Tokens of a prompt in the release."""
+
+SIDES = {"unet": 64, "relay_unet": 128}
+"""Sides of the latents that the release's stages draw."""
+
+_PLAIN = Mode(steps=50, relay_steps=12, relay_start=500, blur_estimate="recompute", guidance=7.5)
+_PLAIN_NAME = "50+12"
+# The release's distilled networks: bases of 4 and of 8 steps, relays of 1 step and of 2; and where the relays start.
+_DISTILLED_STARTS = {"4+1": 200, "8+2": 500, "4+2": 500, "8+1": 200}
+_GUIDANCE_RANGE = (1, 12)
+
+
+def _silent(component: str) -> None:
+    """Progress that nobody looks at."""
+
+
+def convert(
+    unet: Path,
+    relay_unet: Path,
+    vae: Path,
+    text_encoder: Path,
+    modes: Mapping[str, tuple[Path, Path]],
+    out: Path,
+    dtype: torch.dtype | None = None,
+    progress: Callable[[str], None] = _silent,
+) -> dict[str, Any]:
+    """Write the release's files as a model folder in diffusers' format, replacing an earlier one.
+
+    The UNets and the VAE are read and written tensor by tensor; the text encoder is held whole.
+
+    Args:
+        unet, relay_unet: the undistilled UNets, as `models.release.load_unet` takes them.
+        vae: `sdxl_vae.safetensors`.
+        text_encoder: a transformers folder with T5's encoder and its tokenizer, or a model folder that has them.
+        modes: base and relay UNet of distilled modes: 4+1, 8+2, 4+2 or 8+1.
+        out: the model folder.
+        dtype: number format of the weights; None leaves each as it is stored.
+        progress: told the name of each component before it is written.
+
+    Returns:
+        {"out", "modes", "bytes", "components"}.
+
+    Raises:
+        UserError: a file or folder is missing, damaged or of another network, networks do not fit each other, an
+            unknown mode, or `out` is some other folder.
+    """
+    check_target(out)
+    table = Sampling(default=_PLAIN_NAME, modes={_PLAIN_NAME: _PLAIN, **{name: _distilled(name) for name in modes}})
+    sources = {"unet": unet, "relay_unet": relay_unet}
+    for name, (base, relay) in modes.items():
+        sources[f"modes/{name}/unet"], sources[f"modes/{name}/relay_unet"] = base, relay
+    unets = {place: load_unet(source, sample_size=SIDES[Path(place).name]) for place, source in sources.items()}
+    autoencoder = load_vae(vae)
+    tokenizer = _load_tokenizer(text_encoder)
+    _check_fit(unets, sources, autoencoder, _text_width(text_encoder))
+    with checkpoints.whole_folder(out) as folder:
+        progress("text_encoder")
+        encoder = _load_text_encoder(text_encoder, dtype)
+        _write_pipeline(folder, tokenizer, encoder, autoencoder, unets)
+        del encoder
+        progress("vae")
+        write_component(autoencoder, folder / "vae", dtype)
+        for place in list(unets):
+            progress(place)
+            write_component(unets.pop(place), folder / place, dtype)  # taken out, so that its file is let go
+        write_sampling(table, folder)
+    sizes = folder_sizes(out)
+    return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
+
+
+def convert_to_release(
+    model: str, out: Path, dtype: torch.dtype | None = None, progress: Callable[[str], None] = _silent
+) -> dict[str, Any]:
+    """Write a model's UNets and VAE as the release's files, replacing earlier ones.
+
+    Each UNet becomes a folder with `latest` in the place that it has in the model; the VAE `sdxl_vae.safetensors`.
+    The text encoder is left out, being the same in both formats.
+
+    Args:
+        model: a model folder.
+        out: the folder to write.
+        dtype, progress: as for `convert`.
+
+    Returns:
+        {"out", "bytes", "components"}.
+
+    Raises:
+        UserError: no such model, one that the release's files cannot hold, or `out` is some other folder.
+    """
+    if out.exists() and not (out / "unet" / LATEST).is_file() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no converted release; give another folder with -o")
+    source = Path(resolve_model(model))
+    if not source.is_dir():
+        raise UserError(f"{model} is a name on the hub; download it and give its folder")
+    check_model_folder(str(source), PIPELINE_CLASSES, ("vae", "unet"), ())
+    _check_predictions(source)
+    sampling = load_sampling(str(source))
+    places = {place for mode in (sampling.modes if sampling else {}).values() for place in (mode.unet, mode.relay_unet)}
+    places |= {name for name in SIDES if (source / name).is_dir()}
+    unets = {place: read_component(UNet2DConditionModel, source / place) for place in sorted(places - {None})}
+    autoencoder = read_component(AutoencoderKL, source / "vae")
+    with checkpoints.whole_folder(out) as folder:
+        progress("vae")
+        save_vae(autoencoder, folder / VAE_FILE, dtype)
+        for place in list(unets):
+            progress(place)
+            save_unet(unets.pop(place), folder / place, dtype)
+    sizes = folder_sizes(out) | {VAE_FILE: (out / VAE_FILE).stat().st_size}
+    return {"out": str(out), "bytes": sum(sizes.values()), "components": sizes}
+
+
+def _distilled(name: str) -> Mode:
+    if name not in _DISTILLED_STARTS:
+        raise UserError(
+            f"--mode {name}: the release has no networks distilled for such steps; "
+            f"write one of {', '.join(_DISTILLED_STARTS)}"
+        )
+    return distilled_mode(
+        name,
+        relay_start=_DISTILLED_STARTS[name],
+        blur_estimate="recompute",
+        guidance=7.5,
+        guidance_range=_GUIDANCE_RANGE,
+    )
+
+
+def _check_fit(
+    unets: Mapping[str, UNet2DConditionModel], sources: Mapping[str, Path], vae: AutoencoderKL, text_width: int
+) -> None:
+    """Refuse networks that do not belong together, or that are not in their place."""
+    for place, unet in unets.items():
+        config, source = unet.config, sources[place]
+        distilled = config.time_cond_proj_dim is not None
+        if distilled and place in SIDES:
+            raise UserError(f"{source} is distilled: give it with --mode, and an undistilled network for {place}")
+        if not distilled and place not in SIDES:
+            raise UserError(f"{source} is not distilled, but {place} must be: give a distilled network with --mode")
+        if config.cross_attention_dim != text_width:
+            raise UserError(
+                f"{source} takes text {config.cross_attention_dim} wide, but --text-encoder gives {text_width}: "
+                "give the text encoder that belongs to it"
+            )
+        if {config.in_channels, config.out_channels} != {vae.config.latent_channels}:
+            raise UserError(
+                f"{source} takes {config.in_channels} and gives {config.out_channels} channels, but --vae has "
+                f"{vae.config.latent_channels}: give the VAE that belongs to it"
+            )
+
+
+def _check_predictions(source: Path) -> None:
+    for name in ("scheduler", "relay_scheduler"):
+        path = source / name / "scheduler_config.json"
+        kind = json.loads(path.read_bytes()).get("prediction_type") if path.is_file() else "epsilon"
+        if kind != "epsilon":
+            raise UserError(f"{source}: its {name} has prediction_type {kind!r}, and the release's networks epsilon")
+
+
+def _encoder_folder(path: Path, component: str) -> Path:
+    """`path` itself, or its subfolder where it is a model folder."""
+    folder = path / component if (path / "text_encoder").is_dir() else path
+    if not folder.is_dir():
+        raise UserError(f"--text-encoder {path}: {folder} is no folder; give a transformers folder with T5's encoder")
+    return folder
+
+
+def _text_width(path: Path) -> int:
+    folder = _encoder_folder(path, "text_encoder")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except LOADING_ERRORS as error:
+        raise _no_text_encoder(folder, error) from None
+    if config.model_type != "t5":
+        raise UserError(f"{folder} holds a {config.model_type} model: give T5's encoder")
+    return config.d_model
+
+
+def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    folder = _encoder_folder(path, "tokenizer")
+    if not (folder / "tokenizer.json").is_file():
+        if not (folder / "spiece.model").is_file():
+            raise UserError(f"{folder} has no tokenizer (tokenizer.json or spiece.model): put T5's there")
+        needed = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
+        if needed:
+            raise UserError(f"{folder}/spiece.model cannot be read: install sentencepiece and protobuf")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=TEXT_LENGTH)
+    except LOADING_ERRORS as error:
+        raise _no_text_encoder(folder, error) from None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
+
+
+def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:
+    folder = _encoder_folder(path, "text_encoder").resolve()
+    try:
+        encoder = T5EncoderModel.from_pretrained(
+            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+        )
+    except LOADING_ERRORS as error:
+        raise _no_text_encoder(folder, error) from None
+    check_weights_complete(str(folder.parent), folder.name, encoder)
+    return encoder if dtype is None else encoder.to(dtype)  # transformers keeps some layers of float16 in float32
+
+
+def _no_text_encoder(folder: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"{folder} holds no T5 encoder that can be loaded ({reason}): download it again, as safetensors")
+
+
+def _write_pipeline(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: T5EncoderModel,
+    vae: AutoencoderKL,
+    unets: Mapping[str, UNet2DConditionModel],
+) -> None:
+    """Everything but the UNets and the VAE: model_index.json, schedulers, tokenizer and text encoder."""
+    pipe = CogView3Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=vae,
+        unet=unets["unet"],
+        scheduler=base_scheduler("epsilon"),
+        relay_unet=unets["relay_unet"],
+        relay_scheduler=RelayScheduler(relay_start=500),
+    )
+    pipe.save_config(folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    encoder.save_pretrained(folder / "text_encoder", max_shard_size="2GB")
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    pipe.relay_scheduler.save_pretrained(folder / "relay_scheduler")

@@ -1,0 +1,82 @@
+"""Components in diffusers' format, read and written tensor by tensor, so that large ones need little memory."""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cogview3.config import UserError
+
+_WEIGHTS = "diffusion_pytorch_model"
+
+Component = TypeVar("Component", AutoencoderKL, UNet2DConditionModel)
+
+
+def read_component(kind: type[Component], folder: Path) -> Component:
+    """A UNet or VAE from its folder, its tensors memory-mapped and in the formats that they are stored in.
+
+    Raises:
+        UserError: tensors are missing, unexpected or misshapen, or a file is damaged.
+    """
+    try:
+        with torch.device("meta"):
+            component = kind.from_config(kind.load_config(folder))
+        tensors: dict[str, torch.Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors.update(load_file(file))
+        component.load_state_dict(tensors, assign=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder} cannot be loaded ({reason}): copy or export the model again") from None
+    return component.eval()
+
+
+def write_component(
+    component: UNet2DConditionModel | AutoencoderKL, folder: Path, dtype: torch.dtype | None = None, shard: str = "1GB"
+) -> None:
+    """Write a UNet or VAE as diffusers does, converting one file's tensors at a time.
+
+    Args:
+        component: its tensors may be memory-mapped.
+        folder: where to; must not exist yet.
+        dtype: number format of the files; None leaves each tensor's own.
+        shard: size of one file at most, which is also what is held in memory.
+
+    Raises:
+        UserError: a number is not finite, or too large for `dtype`.
+    """
+    folder.mkdir(parents=True)
+    component.save_config(folder)
+    state = component.state_dict()
+    sizes = {name: torch.empty_like(tensor, device="meta", dtype=dtype) for name, tensor in state.items()}
+    pattern = f"{_WEIGHTS}{{suffix}}.safetensors"
+    plan = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=shard)
+    for file, names in plan.filename_to_tensors.items():
+        save_file(
+            {name: in_format(f"{folder.name}: {name}", state[name], dtype).contiguous() for name in names},
+            folder / file,
+            metadata={"format": "pt"},
+        )
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / f"{_WEIGHTS}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def in_format(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """The tensor in another number format, or as it is for None; `name` is for the error.
+
+    Raises:
+        UserError: a number is not finite, or too large for the format.
+    """
+    converted = tensor.detach().to(dtype=dtype or tensor.dtype)
+    if torch.isfinite(converted).all():
+        return converted
+    if torch.isfinite(tensor).all():
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(f"{name} holds a number too large for {kind}: choose --dtype bfloat16 or float32")
+    raise UserError(f"{name} holds numbers that are not finite: the weights are damaged, download them again")

@@ -1,0 +1,139 @@
+"""The published release's files: found, read without running anything in them, and written.
+
+<folder>/latest                                    names the iteration, such as 1
+<folder>/<iteration>/mp_rank_00_model_states.pt    a dictionary whose "module" maps names to tensors
+sdxl_vae.safetensors                               SDXL's VAE under its original names
+"""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cogview3.config import UserError
+
+LATEST = "latest"
+STATES = "mp_rank_00_model_states.pt"
+VAE_FILE = "sdxl_vae.safetensors"
+
+_SHOWN = 5  # names in an error, of each kind
+
+
+def find_unet_file(path: Path) -> Path:
+    """The file with a UNet's tensors: `path` itself, or the one that the folder's `latest` leads to.
+
+    Raises:
+        UserError: there is none; says what is missing.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist: give a UNet's folder, the one with {LATEST!r}, or its .pt file")
+    latest = path / LATEST
+    if not latest.is_file():
+        raise UserError(f"{path} has no file {LATEST!r} that names the iteration: give the folder that has it")
+    with latest.open("rb") as file:
+        iteration = file.read(100).decode("utf-8", "replace").strip()
+    if not re.fullmatch(r"\w[\w.-]*", iteration):
+        raise UserError(f"{latest} names no iteration but {iteration!r}: write the subfolder's name into it, such as 1")
+    states = path / iteration / STATES
+    if not states.is_file():
+        raise UserError(f"{latest} names iteration {iteration!r}, but there is no {states}: download it again")
+    return states
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a .safetensors file, or of the "module" of a .pt file; memory-mapped, on the CPU.
+
+    Nothing in the file is run: a pickle with anything but tensors and plain values is refused.
+
+    Raises:
+        UserError: missing, truncated, of another kind, or with other than tensors of floating-point numbers.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the weights' file")
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for name, tensor in tensors.items():
+        usable = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.is_floating_point()
+        if not isinstance(name, str) or not usable:
+            raise UserError(f"{path}: {name!r} is no tensor of floating-point numbers: give a file of weights")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({_line(error)}): download it again") from None
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"more than tensors ({found[1]})" if found else "something else than tensors, or is damaged"
+        raise UserError(
+            f"{path} holds {what}; nothing in it was run: give a file with tensors alone, .safetensors say"
+        ) from None
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # what torch raises on a damaged file depends on where the damage is
+        raise UserError(
+            f"{path} is damaged, or no file that torch.save writes ({_line(error)}): download it again"
+        ) from None
+    module = content.get("module") if isinstance(content, dict) else None
+    if not isinstance(module, dict):
+        raise UserError(f"{path} has no dictionary 'module': give the release's {STATES}")
+    return module
+
+
+def _line(error: Exception) -> str:
+    """Its first sentence."""
+    return (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:150]
+
+
+def check_tensors(
+    path: Path, expected: Mapping[str, Sequence[int]], found: Mapping[str, torch.Tensor], kind: str
+) -> None:
+    """Refuse names or shapes other than the expected ones.
+
+    Args:
+        path: the file, for the error.
+        expected: shapes by name.
+        found: tensors by name.
+        kind: what `expected` describes, for the error.
+
+    Raises:
+        UserError: counts the missing, unexpected and misshapen names and lists the first of each.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    faults = [f"{len(names)} {fault} ({listing(names)})" for fault, names in kinds.items() if names]
+    if faults:
+        raise UserError(f"{path} is no {kind} of the release: tensors {', '.join(faults)}; download it again")
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
+
+
+def write_unet_file(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a UNet's tensors, by the release's names, as iteration 1 of `folder`, which must not exist yet."""
+    iteration = folder / "1"
+    iteration.mkdir(parents=True)
+    torch.save({"module": tensors}, iteration / STATES)
+    (folder / LATEST).write_text("1")
