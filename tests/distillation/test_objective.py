@@ -171,6 +171,24 @@ def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: s
     assert objective(batch)["loss"].item() == pytest.approx((0.25 * gain**2).mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("estimate", relay.BLUR_ESTIMATES)
+def test_a_relays_steps_begin_with_the_true_blurred_latents_where_they_are_carried(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, estimate: str
+) -> None:
+    objective = stage("relay", runs, distill__steps=[12, 3], distill__blur_estimate=estimate)
+    batch, seen = objective.batch(0, list(range(8))), []
+    run_steps = step.run_steps
+    monkeypatch.setattr(step, "run_steps", lambda *given: seen.append(given) or run_steps(*given))
+    objective(batch)
+    _, z, low, _, first, count, told = seen[0]
+    assert (first.tolist(), count, told) == ((4 * batch["t"]).tolist(), 4, estimate)
+    f = ((3 - batch["t"]) / 3).view(-1, 1, 1, 1)
+    blurred = (1 - f) * batch["z0"] + f * batch["zL"]
+    torch.testing.assert_close(low, batch["zL"] if estimate == "recompute" else blurred)
+    sigma = schedule.make_sigmas()[[299, 199, 99]].float()[batch["t"]].view(-1, 1, 1, 1)  # equation 5
+    torch.testing.assert_close(z, blurred + sigma * batch["noise"])
+
+
 def guided(unet: UNet2DConditionModel, z: Tensor, t: int, text: Tensor, w: Tensor, size: int) -> Tensor:
     """Both branches, one after the other, with zeros for the unconditional one's text."""
     given = {"class_labels": labels(size, len(z))}
