@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -345,3 +346,20 @@ def test_tensorboard_gets_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shown = [(event.step, event.value) for event in events.Scalars("loss")]
     # TensorBoard stores float32
     assert shown == [(4, pytest.approx(metrics(tmp_path / "run")[0]["loss"], rel=1e-6))]
+
+
+def test_the_rate_leaves_validation_and_checkpoints_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(time=lambda: now.seconds))
+    log, loss = loop._Log(tmp_path, total=8, enabled=True), {"loss": torch.tensor(1.0)}
+    with log:
+        now.seconds += 2
+        log.add(loss, 0.1, 4)
+        with log.not_counted():
+            now.seconds += 50
+        log.write_figures(4, {"loss": 1.0})
+        now.seconds += 2
+        log.add(loss, 0.1, 8)
+        log.write(8)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["images_per_second"] == 2.0  # 8 images in 2 + 2 seconds

@@ -137,10 +137,12 @@ class _Run:
         if due(train.log_images):
             self.log.write(self.images)
         if due(self.recipe.validate_.every_images):
-            figures = self._validate()
+            with self.log.not_counted():
+                figures = self._validate()
             self.log.write_figures(self.images, figures)
         if due(train.checkpoint_images):
-            self._save()
+            with self.log.not_counted():
+                self._save()
         return figures
 
     def _step(self) -> dict[str, torch.Tensor]:
@@ -327,7 +329,13 @@ class _Log:
 
     def write_figures(self, images: int, figures: dict[str, float]) -> None:
         self._line({"images": images, **{f"validation/{key}": value for key, value in figures.items()}})
-        self.clock = time.time()
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave the time within the block out of `images_per_second`."""
+        start = time.time()
+        yield
+        self.clock += time.time() - start
 
     def _line(self, entries: dict[str, float]) -> None:
         if not self.enabled:
