@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,6 +66,10 @@ class Metric(ABC):
     @abstractmethod
     def result(self) -> dict[str, Any]:
         """Figures of all pictures so far, ready for JSON; None where there is nothing to average."""
+
+    def compare(self, reference: Self) -> dict[str, Any] | None:
+        """Figures of all pictures so far against another run's of the same prompts; None where the metric has none."""
+        return None
 
 
 METRICS: dict[str, type[Metric]] = {}

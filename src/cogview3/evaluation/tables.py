@@ -18,6 +18,7 @@ from torch import Tensor
 from cogview3 import __version__, checkpoints
 from cogview3.config import UserError
 from cogview3.data.latents import decode, to_uint8
+from cogview3.evaluation import frechet  # noqa: F401 # registers its metric
 from cogview3.evaluation.metrics import Drawn, Metric, enlarge_to, make_metrics
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.generation.loading import load_sampling, resolve_model
@@ -67,7 +68,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw every prompt with every model, and score the pictures.
 
-    Picture i starts from noise that depends on `seed` and i alone, in every model and whatever the batch.
+    Picture i starts from noise that depends on `seed` and i alone, in every model and whatever the batch. Metrics that
+    compare take the first model as reference, and draw it twice to tell what difference means nothing.
 
     Args:
         models: bundled names, folders or hub names, each perhaps with a mode: "scenes@4+1".
@@ -102,18 +104,47 @@ def evaluate(
         "seed": seed,
         "models": {},
     }
+    reference: dict[str, Metric] = {}
     for name, (model, mode) in zip(models, chosen, strict=True):
         pipe = CogView3Pipeline.from_pretrained(model, mode=mode, dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
-        batches = draw(pipe, loaded, seed, batch, sampling)
+        own = make_metrics(metrics, loaded, seed)
         with counter(name, len(loaded)) as progress:
-            outcome = _evaluate_one(batches, loaded, make_metrics(metrics, loaded, seed), progress)
+            outcome = _evaluate_one(draw(pipe, loaded, seed, batch, sampling), loaded, own, progress)
+        if reference:
+            for key, metric in own.items():
+                outcome.entry[key] |= metric.compare(reference[key]) or {}
+        else:
+            reference = own
+            for key, floor in _floors(pipe, loaded, seed, batch, sampling, own, counter).items():
+                outcome.entry[key]["floor"] = floor
         results["models"][name] = _how(pipe, sampling) | outcome.entry
         if out is not None:
             outcome.write(out, _file_name(name))
     if out is not None:
         checkpoints.write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
+
+
+def _floors(
+    pipe: CogView3Pipeline,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch: int,
+    sampling: Overrides,
+    metrics: dict[str, Metric],
+    counter: Counter,
+) -> dict[str, dict[str, Any]]:
+    """What metrics that compare models give for the first one against itself, drawn again from other noise."""
+    again = {
+        name: type(metric)(prompts, seed)
+        for name, metric in metrics.items()
+        if type(metric).compare is not Metric.compare
+    }
+    if again:
+        with counter("the same from other noise", len(prompts)) as progress:
+            _evaluate_one(draw(pipe, prompts, seed + 1, batch, sampling), prompts, again, progress)
+    return {name: metrics[name].compare(metric) for name, metric in again.items()}
 
 
 def split_mode(model: str) -> tuple[str, str | None]:
@@ -256,8 +287,16 @@ def grid(tiles: Sequence[np.ndarray]) -> Image.Image:
 
 
 def show(results: dict[str, Any]) -> list[Table]:
-    """The scene metric's figures as tables, one for each model, ready for rich to print."""
-    return [_scene_table(name, entry) for name, entry in results["models"].items() if "scene" in entry]
+    """The figures as tables, ready for rich to print: one of the scene metric for each model, one of distances."""
+    tables = [_scene_table(name, entry) for name, entry in results["models"].items() if "scene" in entry]
+    distances = {name: entry["frechet"] for name, entry in results["models"].items() if "frechet" in entry}
+    if distances:
+        first = next(iter(distances))
+        tables.append(Table("model", f"Fréchet distance to {first}"))
+        for name, figures in distances.items():
+            label = f"{name}, other noise" if name == first else name
+            tables[-1].add_row(label, _cell((figures["floor"] if name == first else figures)["distance"]))
+    return tables
 
 
 def _scene_table(name: str, entry: dict[str, Any]) -> Table:

@@ -1,0 +1,82 @@
+"""Fréchet distance: closed forms, another library's matrix root, and its way through `evaluate`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from cogview3.config import UserError
+from cogview3.evaluation.frechet import FrechetMetric, features, frechet_distance
+from cogview3.evaluation.prompt_sets import load_prompts
+from cogview3.evaluation.tables import evaluate, show
+
+
+def samples(count: int, dimensions: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dimensions, dimensions, generator=generator, dtype=torch.float64)
+    return torch.randn(count, dimensions, generator=generator, dtype=torch.float64) @ mixing + seed
+
+
+def test_it_equals_scipys_matrix_root() -> None:
+    first, second = samples(300, 6, 1), samples(200, 6, 2)
+    means = [x.numpy().mean(0) for x in (first, second)]
+    covariances = [np.cov(x.numpy(), rowvar=False) for x in (first, second)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_scaled_and_shifted_sets_have_a_closed_form() -> None:
+    first = samples(400, 5, 1)
+    second = 3 * first + torch.arange(5, dtype=torch.float64)
+    # covariances C and 9 C: tr(C + 9 C - 6 C) = 4 tr C
+    expected = (second.mean(0) - first.mean(0)).square().sum() + 4 * first.T.cov().trace()
+    assert frechet_distance(first, second) == pytest.approx(expected.item(), rel=1e-9)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9 * first.T.cov().trace().item())
+
+
+def test_sets_without_spread_differ_by_their_means() -> None:
+    ones = torch.ones(3, 4, dtype=torch.float64)
+    assert frechet_distance(ones, 3 * ones) == pytest.approx(16)
+
+
+def test_features_are_cells_colors_and_energies() -> None:
+    pictures = torch.zeros(1, 3, 64, 64)
+    pictures[0, 0, 16:32, 48:] = 0.5  # one cell, red: row 1, column 3
+    pictures[0, :, 48:, :16] = torch.arange(16).remainder(2)[None, None, :] * 2.0 - 1  # stripes: row 3, column 0
+    numbers = features(pictures)[0].view(4, 4, 4)
+    assert numbers.dtype == torch.float64
+    colors = torch.zeros(3, 4, 4, dtype=torch.float64)
+    colors[0, 1, 3] = 0.5
+    torch.testing.assert_close(numbers[:3], colors)  # the stripes' mean is 0
+    # 15 differences of 2 along each row of the stripes, in 3 channels, and one of 1 at their border to the right;
+    # the picture has 63 columns of differences: 16 of them, overlapping, in each cell
+    energy = numbers[3]
+    assert energy.argmax() == 12
+    assert energy[3, 0] > 3
+    assert energy[0, 0] == 0
+
+
+def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) -> None:
+    names = [str(model), f"{model}@2+1-fast"]
+    results = evaluate(names, "scenes-heldout", 3, ["scene", "frechet"], seed=5)
+    first, second = (results["models"][name]["frechet"] for name in names)
+    assert first.keys() == {"pictures", "floor"}
+    assert first["floor"]["distance"] > 0
+    assert second.keys() == {"pictures", "distance"}
+    assert second["distance"] > 0
+    assert first["pictures"] == second["pictures"] == 3
+    swapped = evaluate(names[::-1], "scenes-heldout", 3, ["frechet"], seed=5)["models"][names[0]]["frechet"]
+    assert swapped["distance"] == pytest.approx(second["distance"], rel=1e-6)
+    table = show(results)[-1]
+    assert [list(column.cells) for column in table.columns] == [
+        [f"{names[0]}, other noise", names[1]],
+        [f"{first['floor']['distance']:.3f}", f"{second['distance']:.3f}"],
+    ]
+
+
+def test_a_single_prompt_is_refused() -> None:
+    with pytest.raises(UserError, match="2 prompts or more"):
+        FrechetMetric(load_prompts("scenes-heldout", 1), 0)
