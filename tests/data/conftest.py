@@ -3,7 +3,8 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
+
+from cogview3.data.shards import CaptionedImages
 
 
 def picture(seed: int, width: int = 16, height: int = 16) -> Image.Image:
@@ -61,6 +64,27 @@ def parquet_bytes(columns: Mapping[str, list[Any]]) -> bytes:
     content = io.BytesIO()
     parquet.write_table(pyarrow.table(dict(columns)), content)
     return content.getvalue()
+
+
+def keys(reader: CaptionedImages, count: int | None = None) -> list[str]:
+    return [sample.key for sample in islice(reader, count)]
+
+
+def all_keys(sizes: tuple[int, ...] = (5, 4, 6)) -> list[str]:
+    return [f"{number:04}{index:03}" for number, size in enumerate(sizes) for index in range(size)]
+
+
+def resumed(make: Callable[[], CaptionedImages], before: int, after: int) -> tuple[list[Any], list[Any]]:
+    """What follows after `before` samples: in the same reader, and in another that takes up the position."""
+    reader = make()
+    keys(reader, before)
+    state = json.loads(json.dumps(reader.state_dict()))
+    other = make()
+    other.load_state_dict(state)
+    lists = [[(s.key, s.caption, s.index, s.place) for s in islice(each, after)] for each in (reader, other)]
+    assert reader.report == other.report
+    assert reader.state_dict() == other.state_dict()
+    return lists[0], lists[1]
 
 
 @pytest.fixture
