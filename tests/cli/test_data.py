@@ -1,7 +1,11 @@
-"""`data scenes`: what is written, and what is refused."""
+"""`data scenes`, `data filter`, `data stats`: what is written, and what is refused."""
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +18,7 @@ from typer.testing import Result
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene
 from tests.cli.conftest import error_line
+from tests.data.conftest import encoded, ordinary, picture, tar_bytes, write_tars
 
 Run = Callable[..., Result]
 
@@ -80,3 +85,146 @@ def test_bad_input(run: Run, tmp_path: Path, arguments: list[str], words: list[s
     assert result.exit_code == 2, result.output
     assert all(word in error_line(result) for word in words), result.stderr
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "mine.txt"]
+
+
+STRIKE = """
+import os, signal
+from cogview3.cli import main
+from cogview3.data import keep
+write, left = keep.write_sidecar, [2]
+def strike(*arguments):
+    write(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.{})
+keep.write_sidecar = strike
+if __name__ == "__main__":
+    main()
+"""
+"""The command line, hit by a signal when it has written two sidecars."""
+
+
+def struck(tmp_path: Path, signal_name: str, *arguments: str) -> int:
+    """Exit code of the struck command, in a file, as worker processes import it again."""
+    (tmp_path / "strike.py").write_text(STRIKE.format(signal_name))
+    paths = os.pathsep.join(path for path in sys.path if path)
+    command = [sys.executable, str(tmp_path / "strike.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120).returncode
+
+
+def sidecars(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "code"), [("SIGKILL", "1", -signal.SIGKILL), ("SIGTERM", "2", 143), ("SIGINT", "1", 130)]
+)
+def test_filter_goes_on_after_being_killed(run: Run, tmp_path: Path, name: str, workers: str, code: int) -> None:
+    for folder in ("cut", "whole"):
+        write_tars(tmp_path / folder, (3, 2, 3, 2))
+        (tmp_path / folder / "00003.tar").write_bytes(tar_bytes([*ordinary("a", 0), *ordinary("b", 77)]))  # 0000000's
+    options = ("--duplicates",)
+    assert struck(tmp_path, name, "data", "filter", "cut", *options, "--workers", workers) == code
+    assert sorted(sidecars(tmp_path / "cut")) == ["00000.keep.parquet", "00001.keep.parquet"]
+    assert len(list((tmp_path / "cut").iterdir())) == 4 + 2
+    result = run("data", "filter", "cut", *options, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    expected = {"shards": 4, "finished_before": 2, "kept": 9, "broken": {}, "filtered": {"duplicate": 1}, "mended": {}}
+    assert told == expected
+    assert json.loads(run("data", "filter", "whole", *options, "--json").stdout) == {**expected, "finished_before": 0}
+    assert sidecars(tmp_path / "cut") == sidecars(tmp_path / "whole")
+
+
+def test_filter_takes_its_rules_from_options(run: Run, tmp_path: Path) -> None:
+    rules = [
+        (["--block", "spam"], {"url": "http://spam.org"}),
+        (["--blocklist", "list.txt"], {"url": "http://ads.org"}),
+        (["--min-aesthetic", "5"], {"aesthetic": 4}),
+        (["--max-nsfw", "0.5"], {"punsafe": 0.6}),
+        (["--max-watermark", "0.5"], {"pwatermark": 0.6}),
+    ]
+    (tmp_path / "list.txt").write_text("never\n\n ads.org \n")
+    files = [file for number, (_, metadata) in enumerate(rules) for file in ordinary(f"r{number}", number, **metadata)]
+    files += [("wide.jpg", encoded(picture(8, 64, 16))), ("wide.txt", b"caption")]
+    files += [("small.jpg", encoded(picture(9, 12, 12))), ("small.txt", b"caption")]
+    files += [("long.jpg", encoded(picture(10))), ("long.txt", b"caption " * 20), *ordinary("good", 11)]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    options = [option for options, _ in rules for option in options]
+    options += ["--max-ratio", "2", "--min-side", "16", "--max-caption", "50", "--min-caption", "2"]
+    result = run("data", "filter", "a.tar", *options, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["filtered"] == {
+        "blocked link": 2, "low aesthetic score": 1, "high nsfw score": 1, "high watermark score": 1,
+        "long image": 1, "small image": 1, "long caption": 1,
+    }  # fmt: skip
+    assert json.loads(result.stdout)["kept"] == 1
+    text = run("data", "filter", "a.tar", *options)
+    assert text.exit_code == 0
+    assert "1 shards, 1 of them judged before" in text.stdout
+    assert "blocked link" in text.stdout
+
+
+def test_stats_count_and_draw(run: Run, tmp_path: Path) -> None:
+    sizes = [(16, 16), (32, 16), (16, 32), (64, 48)]
+    files = []
+    for number, (width, height) in enumerate(sizes):
+        kind = "PNG" if number == 3 else "JPEG"
+        suffix = "png" if number == 3 else "jpg"
+        files += [
+            (f"{number}.{suffix}", encoded(picture(number, width, height), kind)),
+            (f"{number}.txt", b"x" * (number + 1)),
+        ]
+    files += [("bad.jpg", b"x"), ("bad.txt", b"x"), ("mute.jpg", encoded(picture(5)))]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    (tmp_path / "b.tar").write_bytes(tar_bytes(files[:6]))
+    result = run("data", "stats", "a.tar", "b.tar", "--json", "-o", "told")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told.pop("out") == "told"
+    assert told == {
+        "shards": 2,
+        "samples": 7,
+        "broken": {"not an image": 1, "missing caption": 1},
+        "filtered": {},
+        "mended": {},
+        "formats": {"JPEG": 6, "PNG": 1},
+        "quantiles": {
+            "smaller side (pixels)": {"least": 16, "5 %": 16, "median": 16, "95 %": 48, "most": 48},
+            "width / height": {"least": 0.5, "5 %": 0.5, "median": 1.0, "95 %": 2.0, "most": 2.0},
+            "old caption (characters)": {"least": 1, "5 %": 1, "median": 2, "95 %": 4, "most": 4},
+        },
+    }
+    assert json.loads((tmp_path / "told" / "statistics.json").read_text()) == told
+    with Image.open(tmp_path / "told" / "statistics.png") as drawn:
+        assert drawn.size == (1280, 3 * 320)  # three histograms, formats, what is left out
+        assert len(drawn.getcolors(2**16)) > 2
+    text = run("data", "stats", "a.tar", "b.tar", "--workers", 2)
+    assert text.exit_code == 0, text.output
+    assert "2 shards: 6 JPEG, 1 PNG" in text.stdout
+    assert "not an image" in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["filter", "none.tar"], ["none.tar", "not found"]),
+        (["filter", "a.tar", "--max-ratio", "0.5"], ["--max-ratio", "0.5"]),
+        (["filter", "a.tar", "--distance", "3"], ["--duplicates"]),
+        (["filter", "a.tar", "--min-caption", "9", "--max-caption", "3"], ["max_caption", "min_caption"]),
+        (["filter", "a.tar", "--blocklist", "gone.txt"], ["gone.txt"]),
+        (["filter", "a.tar", "--min-aesthetic", "nan"], ["min_aesthetic"]),
+        (["filter"], ["SHARDS"]),
+        (["stats", "a.tar", "--workers", "0"], ["--workers", "0"]),
+        (["stats", "a.tar", "-o", "no/where"], ["does not exist"]),
+        (["stats", "empty"], ["empty", "no pictures"]),
+    ],
+)
+def test_bad_input_of_filter_and_stats(run: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "a.tar").write_bytes(tar_bytes(ordinary("a")))
+    (tmp_path / "empty").mkdir()
+    result = run("data", *arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -1,12 +1,20 @@
 """`data`: pictures with captions to train on."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cogview3.cli.options import JsonOption, SeedOption, check_writable, pick_seed, report
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cogview3.data.report import Report
+    from cogview3.data.statistics import Statistics
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -26,9 +34,15 @@ class Layout(StrEnum):
     folder = "folder"
 
 
+ShardsArgument = Annotated[
+    list[str], typer.Argument(metavar="SHARDS...", help="Tars, folders or addresses; *, ? and {00000..00010} work.")
+]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, max=1024, help="Processes, each at a shard.")]
+
+
 @app.callback()
 def group() -> None:
-    """Make data to train on."""
+    """Make data to train on, and look into it."""
 
 
 @app.command()
@@ -65,3 +79,156 @@ def scenes(
         )
     result = {"out": str(out), "count": count, "size": size, "captions": str(captions), "seed": seed}
     report(result, f"{count} scenes written to {out} (seed {seed})", as_json)
+
+
+@app.command("filter")
+def filter_(
+    shards: ShardsArgument,
+    block: Annotated[
+        list[str] | None, typer.Option("--block", help="Part of source links to leave out; may be repeated.")
+    ] = None,
+    blocklist: Annotated[Path | None, typer.Option("--blocklist", help="File with such parts, one a line.")] = None,
+    min_side: Annotated[int, typer.Option("--min-side", min=0, help="Least smaller side, in pixels.")] = 0,
+    max_ratio: Annotated[
+        float | None, typer.Option("--max-ratio", min=1, help="Most of the larger side to the smaller.")
+    ] = None,
+    min_aesthetic: Annotated[float | None, typer.Option("--min-aesthetic", help="Least aesthetic score.")] = None,
+    max_nsfw: Annotated[float | None, typer.Option("--max-nsfw", min=0, max=1, help="Most NSFW score.")] = None,
+    max_watermark: Annotated[
+        float | None, typer.Option("--max-watermark", min=0, max=1, help="Most watermark score.")
+    ] = None,
+    min_caption: Annotated[int, typer.Option("--min-caption", min=0, help="Least characters of a caption.")] = 0,
+    max_caption: Annotated[int | None, typer.Option("--max-caption", min=0, help="Most characters of one.")] = None,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Leave out pictures like an earlier one.")] = False,
+    distance: Annotated[
+        int, typer.Option("--distance", min=0, max=16, help="Bits of 64 in which the hashes of like pictures differ.")
+    ] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sidecars of other options.")] = False,
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge every sample, and write which to keep beside each shard.
+
+    Scores are those of the metadata; a sample without one is kept. Finished shards are skipped, so the same command
+    goes on after an interruption.
+    """
+    if distance and not duplicates:
+        raise UserError(f"--distance {distance} is for --duplicates; give both")
+    from cogview3.cli.progress import counter
+    from cogview3.data.filters import Filters
+    from cogview3.data.formats import find_shards
+    from cogview3.data.keep import write_keep
+
+    filters = Filters(
+        block=tuple((block or []) + _lines(blocklist)),
+        min_side=min_side,
+        max_ratio=max_ratio,
+        min_aesthetic=min_aesthetic,
+        max_nsfw=max_nsfw,
+        max_watermark=max_watermark,
+        min_caption=min_caption,
+        max_caption=max_caption,
+        duplicates=duplicates,
+        distance=distance,
+    )
+    found = find_shards(shards)
+    with counter("shards", len(found)) as progress:
+        counts, before = write_keep(found, filters, workers=workers, overwrite=overwrite, progress=progress)
+    result = {"shards": len(found), "finished_before": before, **_counts(counts, "kept")}
+    _show(result, [f"{len(found)} shards, {before} of them judged before", _reasons(counts, "kept")], as_json)
+
+
+@app.command()
+def stats(
+    shards: ShardsArgument,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for statistics.json and histograms in statistics.png.")
+    ] = None,
+    workers: WorkersOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every sample and count sizes, ratios, caption lengths, formats, and what is wrong with the others."""
+    if out is not None:
+        check_writable(out)
+    from cogview3.cli.progress import counter
+    from cogview3.data.formats import find_shards
+    from cogview3.data.statistics import collect
+
+    found = find_shards(shards)
+    with counter("shards", len(found)) as progress:
+        statistics = collect(found, workers=workers, progress=progress)
+    result = statistics.to_dict()
+    if out is not None:
+        _write_statistics(out, statistics)
+        result["out"] = str(out)
+    formats = ", ".join(f"{count} {name}" for name, count in statistics.formats.most_common())
+    first = f"{statistics.shards} shards: {formats or 'no picture'}"
+    _show(result, [first, _quantiles(statistics), _reasons(statistics.report, "usable")], as_json)
+
+
+def _lines(path: Path | None) -> list[str]:
+    """Lines of a text file that are not blank."""
+    if path is None:
+        return []
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise UserError(f"--blocklist {path}: not UTF-8 text") from None
+
+
+def _counts(counts: "Report", good: str) -> dict[str, Any]:
+    """A report's counts with its samples under a name of the command."""
+    result = counts.to_dict()
+    return {good: result.pop("samples"), **result}
+
+
+def _write_statistics(out: Path, statistics: "Statistics") -> None:
+    from cogview3.checkpoints import whole_file, write_text
+    from cogview3.data.histograms import draw
+
+    counts = statistics.report
+    names = {
+        "formats": statistics.formats,
+        "left out": counts.broken + counts.filtered,
+        "mended": counts.mended,
+    }
+    write_text(out / "statistics.json", json.dumps(statistics.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    with whole_file(out / "statistics.png") as temporary:
+        draw(statistics.values(), names).save(temporary)
+
+
+def _quantiles(statistics: "Statistics") -> "Table":
+    """How sizes, ratios and lengths are spread."""
+    from rich.table import Table
+
+    from cogview3.data.statistics import QUANTILES, quantiles
+
+    table = Table("", *QUANTILES)
+    for name, values in statistics.values().items():
+        table.add_row(name, *(f"{value:g}" for value in quantiles(values).values()))
+    return table
+
+
+def _reasons(counts: "Report", good: str) -> "Table":
+    """What became of the samples."""
+    from rich.table import Table
+
+    table = Table("samples", "reason", "count")
+    table.columns[2].justify = "right"
+    table.add_row(good, "", str(counts.samples))
+    for name in ("broken", "filtered", "mended"):
+        for reason, count in getattr(counts, name).most_common():
+            table.add_row(name, reason, str(count))
+    return table
+
+
+def _show(result: dict[str, Any], parts: list["str | Table"], as_json: bool) -> None:
+    """The object with --json, else text and tables."""
+    if as_json:
+        report(result, "", as_json)
+        return
+    from rich.console import Console
+
+    console = Console()
+    for part in parts:
+        console.print(part)

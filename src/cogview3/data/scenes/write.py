@@ -67,7 +67,7 @@ def write_scenes(
             if shard is None:
                 _write_folder(folder, samples)
             else:
-                _write_tar(folder / f"{number:05}.tar", samples)
+                write_samples(folder / f"{number:05}.tar", samples)
 
 
 def _check(out: Path, count: int, caption: str, seed: int, shard: int | None) -> None:
@@ -111,7 +111,8 @@ def _write_folder(folder: Path, samples: Iterable[Sample]) -> None:
             (folder / f"{key}.{suffix}").write_bytes(content)
 
 
-def _write_tar(path: Path, samples: Iterable[Sample]) -> None:
+def write_samples(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a tar of samples as img2dataset does: the files of each, named key.suffix, one after the other."""
     with tarfile.open(path, "w") as tar:
         for key, files in samples:
             for suffix, content in files:

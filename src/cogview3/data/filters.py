@@ -1,0 +1,170 @@
+"""Which pictures to leave out: rules of metadata, caption, size and likeness. Each gives a reason, or None to keep."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, ValidationInfo, field_validator
+
+from cogview3.config import Share, Table, UserError
+
+AESTHETIC = ("aesthetic", "aesthetic_score")
+NSFW = ("punsafe", "nsfw", "nsfw_score")
+WATERMARK = ("pwatermark", "watermark", "watermark_score")
+LINK = ("url", "source", "link")
+"""Names under which public data sets keep these, compared without regard to case."""
+
+_NSFW_WORDS = {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0}
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Filters(Table):
+    """What to leave out; the defaults leave out nothing. A score that the metadata lacks leaves nothing out.
+
+    Attributes:
+        block: parts of source links, compared without regard to case.
+        min_side: of the picture's smaller side, in pixels.
+        max_ratio: of the larger side to the smaller, 1 or more.
+        min_aesthetic: of the aesthetic score.
+        max_nsfw: of the probability that the picture is unsafe; the words UNLIKELY, UNSURE and NSFW count 0, 0.5, 1.
+        max_watermark: of the probability of a watermark.
+        min_caption, max_caption: of the old caption's length, in characters.
+        duplicates: leave out pictures whose perceptual hash came before, in the order of shards and samples. Only for
+            `cogview3 data filter`, as it takes the whole set.
+        distance: bits, of 64, in which the hashes of two pictures that count as the same may differ.
+    """
+
+    block: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    min_side: Count = 0
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
+    min_aesthetic: float | None = None
+    max_nsfw: Share | None = None
+    max_watermark: Share | None = None
+    min_caption: Count = 0
+    max_caption: Count | None = None
+    duplicates: bool = False
+    distance: Annotated[int, Field(ge=0, le=16)] = 0
+
+    @field_validator("max_caption")
+    @classmethod
+    def _not_below(cls, longest: int | None, info: ValidationInfo) -> int | None:
+        if longest is not None and longest < info.data.get("min_caption", 0):
+            raise ValueError("below min_caption, which leaves nothing; give more")
+        return longest
+
+
+def judge_text(filters: Filters, metadata: Mapping[str, Any], caption: str) -> str | None:
+    """The first reason against a sample in its metadata and its old caption ("" where it has none)."""
+    return (
+        blocked_link(metadata, filters.block)
+        or low_aesthetic(metadata, filters.min_aesthetic)
+        or unsafe(metadata, filters.max_nsfw)
+        or watermarked(metadata, filters.max_watermark)
+        or caption_length(caption, filters.min_caption, filters.max_caption)
+    )
+
+
+def judge_size(filters: Filters, width: int, height: int) -> str | None:
+    """The first reason against a picture of this size in pixels."""
+    return too_small(width, height, filters.min_side) or too_long(width, height, filters.max_ratio)
+
+
+def blocked_link(metadata: Mapping[str, Any], block: tuple[str, ...]) -> str | None:
+    """Against a link that has one of the parts."""
+    link = str(_find(metadata, LINK) or "").lower()
+    return "blocked link" if any(part.lower() in link for part in block) else None
+
+
+def low_aesthetic(metadata: Mapping[str, Any], least: float | None) -> str | None:
+    """Against an aesthetic score below `least`."""
+    score = None if least is None else _score(metadata, AESTHETIC)
+    return "low aesthetic score" if score is not None and score < least else None
+
+
+def unsafe(metadata: Mapping[str, Any], most: float | None) -> str | None:
+    """Against an NSFW score above `most`."""
+    score = None if most is None else _score(metadata, NSFW)
+    return "high nsfw score" if score is not None and score > most else None
+
+
+def watermarked(metadata: Mapping[str, Any], most: float | None) -> str | None:
+    """Against a watermark score above `most`."""
+    score = None if most is None else _score(metadata, WATERMARK)
+    return "high watermark score" if score is not None and score > most else None
+
+
+def caption_length(caption: str, least: int = 0, most: int | None = None) -> str | None:
+    """Against captions of fewer than `least` or more than `most` characters."""
+    if len(caption) < least:
+        return "short caption"
+    return "long caption" if most is not None and len(caption) > most else None
+
+
+def too_small(width: int, height: int, least: int) -> str | None:
+    """Against a smaller side below `least`."""
+    return "small image" if min(width, height) < least else None
+
+
+def too_long(width: int, height: int, most: float | None) -> str | None:
+    """Against sides whose ratio is above `most`."""
+    return "long image" if most is not None and max(width, height) > most * min(width, height) else None
+
+
+def _find(metadata: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The first value under one of the names that is not None."""
+    lower = {str(name).lower(): value for name, value in metadata.items()}
+    return next((lower[name] for name in names if lower.get(name) is not None), None)
+
+
+def _score(metadata: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+    value = _find(metadata, names)
+    if isinstance(value, str) and value.lower() in _NSFW_WORDS:
+        return _NSFW_WORDS[value.lower()]
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if np.isnan(score) else score
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits: in a gray picture of 9 x 8, whether each pixel is darker than the one to its right; row by row.
+
+    Scaling, compression and changes of brightness leave it as it is but for a few bits; mirroring does not. Pictures
+    of one color all have the hash 0.
+    """
+    small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = small[:, :-1] < small[:, 1:]
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+class Seen:
+    """Hashes that came before, to find likenesses of at most `distance` bits among them.
+
+    Two hashes that differ in d bits agree in at least one of any d + 1 parts, so only those that share a part are
+    compared.
+    """
+
+    def __init__(self, distance: int = 0) -> None:
+        if not 0 <= distance <= 16:
+            raise UserError(f"distance {distance}: give 0 to 16 of the 64 bits")
+        self._distance = distance
+        edges = [64 * part // (distance + 1) for part in range(distance + 2)]
+        self._parts = list(pairwise(edges))
+        self._all: set[int] = set()
+        self._sharing: dict[tuple[int, int], list[int]] = {}
+
+    def add(self, value: int) -> bool:
+        """Whether a hash is like one before; if not, it is kept for those to come."""
+        if value in self._all:
+            return True
+        keys = [(low, value >> low & (1 << high - low) - 1) for low, high in self._parts] if self._distance else []
+        if any((value ^ other).bit_count() <= self._distance for key in keys for other in self._sharing.get(key, ())):
+            return True
+        self._all.add(value)
+        for key in keys:
+            self._sharing.setdefault(key, []).append(value)
+        return False

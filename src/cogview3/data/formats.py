@@ -1,0 +1,327 @@
+"""Where samples lie: WebDataset tars and image folders, on a disk or at any address that fsspec knows.
+
+Tars are walked by tarfile's headers instead of webdataset's reader: a position must be saved and found again, files
+that nobody asks for must not be read, and a cut tar or a key that comes twice must be counted. That reader tells no
+offsets, takes an archive with a damaged header for one that ends there, and needs seconds to import.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, BinaryIO, Protocol
+
+from braceexpand import UnbalancedBracesError, braceexpand
+from fsspec.core import url_to_fs
+
+from cogview3.config import UserError
+from cogview3.data import draws, images
+
+TEXTS = ("txt", "json")
+"""Suffixes of the files of a sample beside its picture."""
+
+MAX_FILE = 2**28
+"""Bytes; a larger file in a tar is left alone, as no picture and no caption is that large."""
+
+_BLOCK = 512
+_Listed = tuple[str, dict[str, str], dict[str, bytes], str]
+"""A folder's sample: key, file names by suffix, texts by suffix, fault."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The files of one sample, or something wrong in its place.
+
+    Attributes:
+        number: position in the shard; the first is 0.
+        offset: where `Shard.at` finds it again.
+        key: name without suffix.
+        files: content by suffix, in lower case; only pictures and texts.
+        fault: why there is no sample here; "" where there is one.
+    """
+
+    number: int
+    offset: int
+    key: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    fault: str = ""
+
+
+class Shard(Protocol):
+    """A tar or a folder: an ordered set of groups."""
+
+    address: str
+
+    def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
+        """Groups from number `first` on, of those every `pieces`-th from `piece`; nothing is read of the others.
+
+        `order` is a seed that shuffles a folder; a tar keeps its own order. Faults of the shard as a whole come with
+        piece 0 alone.
+        """
+
+    def at(self, offset: int) -> Group:
+        """The group at an offset that `groups` gave. Raises UserError where it is gone."""
+
+    def sidecar(self, kind: str) -> str:
+        """Address of the parquet file beside the shard that holds "captions" or "keep"."""
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it. Raises UserError for a protocol that is not there."""
+    try:
+        return url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{address}: {error}; give a path, or an address whose fsspec package is installed") from None
+
+
+def open_address(address: str) -> BinaryIO:
+    """A local file or an address, opened to read bytes. Raises OSError where it cannot be."""
+    fs, path = filesystem(address)
+    return fs.open(path, "rb")
+
+
+def find_shards(addresses: Sequence[str]) -> list[Shard]:
+    """Shards behind addresses: tars, image folders, folders of tars; `*`, `?`, `[...]` and `{00000..00010}` work.
+
+    What the tars hold is not looked at, so ten thousand take no longer than ten; of a brace expression's, only the
+    first and the last must be there, the others are counted when their turn comes. Names found are sorted.
+
+    Raises UserError for an address with nothing behind it, a file that is not a tar, or an unknown protocol.
+    """
+    found: dict[str, Shard] = {}
+    for address in addresses:
+        for shard in _expand(str(address)):
+            found.setdefault(shard.address, shard)
+    if not found:
+        raise UserError("no shards; give at least one tar or image folder")
+    return list(found.values())
+
+
+def _expand(address: str) -> list[Shard]:
+    try:
+        names = list(braceexpand(address))
+    except UnbalancedBracesError as error:
+        raise UserError(f"{address}: {error}; write {{00000..00010}}") from None
+    shards: list[Shard] = []
+    for number, name in enumerate(names):
+        unseen = 0 < number < len(names) - 1 and name.endswith(".tar") and not _has_magic(name)
+        shards += [TarShard(name)] if unseen else _look_up(name)
+    return shards
+
+
+def _has_magic(address: str) -> bool:
+    return any(mark in address for mark in "*?[")
+
+
+def _look_up(address: str) -> list[Shard]:
+    fs, path = filesystem(address)
+    whole = fs.unstrip_protocol if "://" in address else str
+    if _has_magic(address):
+        names = [whole(name) for name in sorted(fs.glob(path))]
+        if not names:
+            raise UserError(f"{address}: nothing matches; check the path")
+        return _tars(names) or [shard for name in names for shard in _look_up(name)]
+    if fs.isdir(path):
+        return _tars([whole(name) for name in sorted(fs.ls(path, detail=False))]) or [FolderShard(address.rstrip("/"))]
+    if not fs.exists(path):
+        raise UserError(f"{address}: not found; check the path")
+    if not address.endswith(".tar"):
+        raise UserError(f"{address}: neither a .tar (uncompressed) nor a folder")
+    return [TarShard(address)]
+
+
+def _tars(names: Sequence[str]) -> list[Shard]:
+    return [TarShard(name) for name in names if name.endswith(".tar") and not name.endswith(".latents.tar")]
+
+
+def split_name(path: str) -> tuple[str, str]:
+    """Key and suffix of a file in a shard, at the first dot of its name: "a/b.seg.png" is ("a/b", "seg.png").
+
+    Hidden files and those without a suffix give two empty strings.
+    """
+    folder, slash, name = path.rpartition("/")
+    stem, _, suffix = name.partition(".")
+    return (folder + slash + stem, suffix.lower()) if stem and suffix else ("", "")
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A tar as img2dataset writes it: the files of a sample follow each other and share a key."""
+
+    address: str
+
+    def sidecar(self, kind: str) -> str:
+        """`00000.tar` has `00000.captions.parquet` beside it."""
+        return f"{self.address.removesuffix('.tar')}.{kind}.parquet"
+
+    def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
+        """As `Shard.groups`. Headers before `first` are walked again, to know the keys that came already."""
+        seen: set[str] = set()
+        number = -1
+        try:
+            with open_address(self.address) as file:
+                for number, group in enumerate(_walk(file, 0, lambda n: n >= first and n % pieces == piece)):
+                    repeated = group.key in seen
+                    seen.add(group.key)
+                    if number >= first and number % pieces == piece:
+                        yield Group(number, group.offset, group.key, fault="same key twice") if repeated else group
+            return
+        except _Damaged as error:
+            fault = str(error)
+        except FileNotFoundError:
+            fault = "missing tar"
+        except OSError:
+            fault = "unreadable tar"
+        if piece == 0 and number + 1 >= first:
+            yield Group(number + 1, -1, "", fault=fault)
+
+    def at(self, offset: int) -> Group:
+        """As `Shard.at`."""
+        try:
+            with open_address(self.address) as file:
+                return next(_walk(file, offset, lambda number: True))
+        except (_Damaged, OSError, StopIteration):
+            raise UserError(f"{self.address}: no sample at byte {offset} any more; the tar was changed") from None
+
+
+class _Damaged(Exception):
+    """A tar whose rest cannot be read."""
+
+
+def _walk(file: BinaryIO, start: int, wanted: Callable[[int], bool]) -> Iterator[Group]:
+    """Groups of a tar from byte `start` on, numbered from 0; content is read of those whose number is wanted.
+
+    A group ends where the key changes or a suffix comes again. Raises _Damaged where the tar ends early; the group
+    before that, which may lack files, is not given.
+    """
+    group: Group | None = None
+    suffixes: set[str] = set()
+    for member in _members(file, start):
+        key, suffix = split_name(member.name)
+        if not key or not member.isreg() or member.name.startswith("__"):
+            continue
+        if group is None or key != group.key or suffix in suffixes:
+            if group is not None:
+                yield group
+            group = Group(group.number + 1 if group else 0, member.offset, key)
+            suffixes.clear()
+        suffixes.add(suffix)
+        if (suffix in images.SUFFIXES or suffix in TEXTS) and member.size <= MAX_FILE and wanted(group.number):
+            file.seek(member.offset_data)
+            group.files[suffix] = file.read(member.size)
+            if len(group.files[suffix]) < member.size:
+                raise _Damaged("cut tar")
+    if group is not None:
+        yield group
+
+
+def _members(file: BinaryIO, start: int) -> Iterator[tarfile.TarInfo]:
+    """Headers from byte `start` on. Raises _Damaged unless a block of zeros ends them."""
+    end = start
+    file.seek(start)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # all headers of a tar are never needed at once
+                end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
+                yield member
+    except (tarfile.TarError, EOFError, ValueError):  # ValueError: numbers that a damaged header cannot mean
+        pass
+    file.seek(end)
+    last = file.read(_BLOCK)
+    if len(last) < _BLOCK:
+        raise _Damaged("cut tar")
+    if any(last):
+        raise _Damaged("damaged tar")
+
+
+@dataclass(frozen=True)
+class FolderShard:
+    """A folder of pictures: `a.jpg` beside `a.txt` (and `a.json`), or a `metadata.jsonl` with file_name and text."""
+
+    address: str
+
+    def sidecar(self, kind: str) -> str:
+        """`captions.parquet` and `keep.parquet` lie in the folder."""
+        return f"{self.address}/{kind}.parquet"
+
+    def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
+        """As `Shard.groups`."""
+        places = list(range(len(self._listing)))
+        if order is not None:
+            places.sort(key=lambda place: draws.number("folder", order, place))
+        for number in range(first, len(places)):
+            if number % pieces == piece:
+                yield self._read(number, places[number])
+
+    def at(self, offset: int) -> Group:
+        """As `Shard.at`."""
+        if not 0 <= offset < len(self._listing):
+            raise UserError(f"{self.address}: no sample {offset} any more; the folder was changed")
+        return self._read(0, offset)
+
+    def _read(self, number: int, place: int) -> Group:
+        key, names, texts, fault = self._listing[place]
+        files = dict(texts)
+        for suffix, name in names.items():
+            try:
+                with open_address(f"{self.address}/{name}") as file:
+                    files[suffix] = file.read()
+            except OSError:
+                fault = fault or "unreadable file"
+        return Group(number, place, key, {} if fault else files, fault)
+
+    @cached_property
+    def _listing(self) -> list[_Listed]:
+        """The samples. Raises UserError for a folder without any."""
+        fs, path = filesystem(self.address)
+        names = sorted(name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False))
+        listing = self._from_metadata() if "metadata.jsonl" in names else _by_key(names)
+        if not listing:
+            raise UserError(f"{self.address}: no pictures; give a folder with .jpg, .png or .webp files or with tars")
+        return listing
+
+    def _from_metadata(self) -> list[_Listed]:
+        with open_address(f"{self.address}/metadata.jsonl") as file:
+            lines = [line for line in file.read().splitlines() if line.strip()]
+        return _repeats_marked([_from_line(number, line) for number, line in enumerate(lines)])
+
+
+def _from_line(number: int, line: bytes) -> _Listed:
+    try:
+        record = json.loads(line)
+        name, text = record.pop("file_name"), record.pop("text", None)
+        key, suffix = split_name(name)
+        texts = {"json": json.dumps(record).encode()} | ({} if text is None else {"txt": text.encode()})
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return f"line {number + 1}", {}, {}, "unreadable line of metadata.jsonl"
+    if ".." in name.split("/") or name.startswith("/"):
+        return key, {}, {}, "file outside of the folder"
+    return key, {suffix: name}, texts, ""
+
+
+def _by_key(names: Sequence[str]) -> list[_Listed]:
+    groups: dict[str, dict[str, str]] = {}
+    for name in names:
+        key, suffix = split_name(name)
+        if key and (suffix in images.SUFFIXES or suffix in TEXTS):
+            groups.setdefault(key, {})[suffix] = name
+    return [(key, files, {}, "") for key, files in groups.items()]
+
+
+def _repeats_marked(
+    listing: list[_Listed],
+) -> list[_Listed]:
+    seen: set[str] = set()
+    marked = []
+    for key, names, texts, fault in listing:
+        marked.append((key, {}, {}, "same key twice") if key in seen else (key, names, texts, fault))
+        seen.add(key)
+    return marked
+
+
+def exists(address: str) -> bool:
+    """Whether a file is there."""
+    fs, path = filesystem(address)
+    return fs.exists(path)

@@ -1,0 +1,130 @@
+"""Keep sidecars: which samples of each shard are worth training on, judged once and written beside it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow
+
+from cogview3.config import UserError
+from cogview3.data.entries import admit, develop
+from cogview3.data.filters import Filters, Seen, difference_hash
+from cogview3.data.formats import Shard
+from cogview3.data.parallel import over_shards
+from cogview3.data.report import Filtered, Report, Skipped
+from cogview3.data.sidecars import read_captions, read_column, read_notes, write_sidecar
+
+
+@dataclass
+class Judged:
+    """The samples of a shard: keys, reasons to leave them out ("" to keep), hashes of pictures (None: unknown)."""
+
+    keys: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    hashes: list[int | None] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+
+
+def write_keep(
+    shards: Sequence[Shard],
+    filters: Filters,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Report, int]:
+    """Judge every sample and write a keep sidecar (key, keep, reason, hash) beside each shard.
+
+    Sidecars appear whole, in the order of the shards; those made with the same filters are kept, so that an
+    interrupted call goes on where it stopped. Of pictures that are alike, the first one in that order is kept.
+
+    Args:
+        shards: from `formats.find_shards`.
+        filters: what to leave out.
+        workers: processes.
+        overwrite: replace sidecars that were made with other filters.
+        progress: called with the number of finished shards.
+
+    Returns:
+        The counts over all shards, and the number of those that were finished before.
+
+    Raises:
+        UserError: a sidecar made with other filters, named with what differs; a damaged one.
+    """
+    settings = filters.model_dump(mode="json")
+    finished = {}
+    for shard in shards:
+        if (notes := _notes(shard.sidecar("keep"), settings, overwrite)) is not None:
+            finished[shard.address] = notes
+    report, seen = Report(), Seen(filters.distance)
+    results = over_shards(partial(judge, filters=filters), [s for s in shards if s.address not in finished], workers)
+    for number, shard in enumerate(shards):
+        address = shard.sidecar("keep")
+        if shard.address in finished:
+            report.add(Report.from_dict(finished[shard.address]["report"]))
+            for value in read_column(address, "hash") if filters.duplicates else ():
+                if value is not None:
+                    seen.add(value)
+        else:
+            judged = next(results)
+            if filters.duplicates:
+                _leave_out_likenesses(judged, seen)
+            write_sidecar(address, _table(judged), {"settings": settings, "report": judged.report.to_dict()})
+            report.add(judged.report)
+        progress(number + 1)
+    return report, len(finished)
+
+
+def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """What a finished sidecar notes of itself; None where it is still to be made."""
+    notes = read_notes(address)
+    if notes is None or notes.get("settings") == settings:
+        return notes
+    if overwrite:
+        return None
+    theirs = notes.get("settings", {})
+    different = [name for name in sorted(settings.keys() | theirs.keys()) if theirs.get(name) != settings.get(name)]
+    shown = ", ".join(f"{name} ({theirs.get(name)} there, {settings.get(name)} here)" for name in different)
+    raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
+
+
+def judge(shard: Shard, filters: Filters) -> Judged:
+    """Every sample of a shard, likenesses aside. An earlier keep sidecar is not looked at."""
+    judged = Judged()
+    captions = read_captions(shard)
+    for group in shard.groups():
+        value = None
+        try:
+            picture = develop(entry := admit(group, captions, None, filters), filters)
+            value = difference_hash(picture.image) if filters.duplicates else None
+            reason = ""
+            judged.report.samples += 1
+            judged.report.mended.update(entry.mended + picture.mended)
+        except Skipped as skipped:
+            judged.report.skip(skipped)
+            reason = str(skipped)
+        if group.key:  # a cut tar has no key
+            judged.keys.append(group.key)
+            judged.reasons.append(reason)
+            judged.hashes.append(value)
+    return judged
+
+
+def _leave_out_likenesses(judged: Judged, seen: Seen) -> None:
+    for number, value in enumerate(judged.hashes):
+        if value is not None and seen.add(value):
+            judged.reasons[number] = "duplicate"
+            judged.report.samples -= 1
+            judged.report.skip(Filtered("duplicate"))
+
+
+def _table(judged: Judged) -> pyarrow.Table:
+    return pyarrow.table(
+        {
+            "key": pyarrow.array(judged.keys, pyarrow.string()),
+            "keep": pyarrow.array([not reason for reason in judged.reasons], pyarrow.bool_()),
+            "reason": pyarrow.array(judged.reasons, pyarrow.string()),
+            "hash": pyarrow.array(judged.hashes, pyarrow.uint64()),
+        }
+    )

@@ -1,0 +1,40 @@
+"""The same job for each of many shards, in processes of their own, results in order."""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from cogview3.config import UserError
+from cogview3.data.formats import Shard
+
+Result = TypeVar("Result")
+
+
+def over_shards(job: Callable[[Shard], Result], shards: Sequence[Shard], workers: int = 1) -> Iterator[Result]:
+    """`job(shard)` of every shard, in their order; with more than one worker, in fresh processes.
+
+    The job is then pickled, and must not leave anything half done behind: whoever stops early ends the workers.
+    Raises UserError for workers below 1, and what a job raises.
+    """
+    if workers < 1:
+        raise UserError(f"workers {workers}: give 1 or more")
+    if workers == 1 or len(shards) == 1:
+        yield from map(job, shards)
+        return
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), _leave_interrupts)
+    try:
+        yield from pool.map(job, shards)
+    except BaseException:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    """Let the first process alone answer Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

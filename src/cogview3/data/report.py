@@ -1,0 +1,102 @@
+"""What became of the samples that were read: counts by reason, and when there are too many broken ones to go on."""
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cogview3.config import UserError
+
+
+class Skipped(ValueError):
+    """A sample that is not given out; the message is the reason that it is counted under."""
+
+
+class Broken(Skipped):
+    """A sample that something is wrong with."""
+
+
+class Filtered(Skipped):
+    """A sample that is left out on purpose."""
+
+
+@dataclass
+class Report:
+    """Counts of samples.
+
+    Attributes:
+        samples: given out.
+        broken: skipped because something is wrong with them, by reason. A tar that is cut or missing counts once.
+        filtered: skipped on purpose, by a filter's or a keep sidecar's reason.
+        mended: given out, but changed or lacking something, by what was done.
+    """
+
+    samples: int = 0
+    broken: Counter[str] = field(default_factory=Counter)
+    filtered: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
+
+    def skip(self, reason: Skipped) -> None:
+        """Count a sample that is not given out."""
+        counts = self.broken if isinstance(reason, Broken) else self.filtered
+        counts[str(reason)] += 1
+
+    def add(self, other: "Report") -> None:
+        """Add another report's counts to these."""
+        self.samples += other.samples
+        self.broken.update(other.broken)
+        self.filtered.update(other.filtered)
+        self.mended.update(other.mended)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, reasons by falling count."""
+        counts = {name: dict(getattr(self, name).most_common()) for name in ("broken", "filtered", "mended")}
+        return {"samples": self.samples, **counts}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Report":
+        """The inverse of `to_dict`."""
+        return cls(data["samples"], *(Counter(data[name]) for name in ("broken", "filtered", "mended")))
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Reasons and counts in one line, the most frequent first."""
+    return ", ".join(f"{reason} {count}" for reason, count in Counter(counts).most_common()) or "none"
+
+
+class Tolerance:
+    """How much may be broken: a share of the last `window` samples, filtered ones left out.
+
+    Judged once `window` samples were seen. Raises UserError for a share outside [0, 1] or a window below 1.
+    """
+
+    def __init__(self, share: float = 0.1, window: int = 1000) -> None:
+        if not 0 <= share <= 1:
+            raise UserError(f"broken share {share}: give 0 (none may be broken) to 1 (all may)")
+        if window < 1:
+            raise UserError(f"broken window {window}: give 1 sample or more")
+        self.share = share
+        self.window = window
+        self._last: deque[bool] = deque(maxlen=window)
+        self._broken = 0
+
+    def see(self, broken: bool, report: Report) -> None:
+        """Count one sample. Raises UserError with the report's reasons where too many of the last are broken."""
+        if len(self._last) == self.window:
+            self._broken -= self._last[0]
+        self._last.append(broken)
+        self._broken += broken
+        if len(self._last) == self.window and self._broken > self.share * self.window:
+            raise UserError(
+                f"{self._broken} of the last {self.window} samples are broken, more than {self.share:.0%}: "
+                f"{listed(report.broken)}; mend the data, or allow a larger share"
+            )
+
+    def state_dict(self) -> str:
+        """The window as text, oldest first: 1 for a broken sample."""
+        return "".join("01"[broken] for broken in self._last)
+
+    def load_state_dict(self, state: str) -> None:
+        """Go on from a window that `state_dict` gave."""
+        self._last = deque((flag == "1" for flag in state), maxlen=self.window)
+        self._broken = sum(self._last)

@@ -1,0 +1,292 @@
+"""Pictures with captions out of shards, in an order that depends on the seed alone and can be taken up again anywhere.
+
+`for sample in CaptionedImages(["data/{00000..00099}.tar", "s3://more/pictures/*.tar"], seed=1)` gives `sample.image`
+and `sample.caption`; the reader's `report` counts what was skipped, by reason.
+"""
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+from PIL import Image
+
+from cogview3.config import UserError
+from cogview3.data import draws, images
+from cogview3.data.entries import Entry, admit, develop, take_apart
+from cogview3.data.filters import Filters
+from cogview3.data.formats import Group, find_shards
+from cogview3.data.order import Place, Stream
+from cogview3.data.report import Broken, Report, Skipped, Tolerance, listed
+from cogview3.data.sidecars import read_captions, read_keep
+
+BARREN_EPOCHS = 3
+"""Epochs in a row without one usable sample, after which reading stops."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture with its captions.
+
+    Attributes:
+        key: name in its shard.
+        shard: the shard's address.
+        image: RGB.
+        caption: the one chosen of old and new.
+        old: the caption that came with the picture; "" where there is only a new one.
+        new: from the captions sidecar; None where it has none.
+        metadata: from the .json file; {} without one.
+        index: 0 to 2^63 - 1; of this sample in this epoch, the same however the work is split. What is random about a
+            sample is drawn from (seed, index).
+        place: where to read it again.
+    """
+
+    key: str
+    shard: str
+    image: Image.Image
+    caption: str
+    old: str
+    new: str | None
+    metadata: dict[str, Any]
+    index: int
+    place: Place
+
+
+class CaptionedImages:
+    """Iterator over the samples of shards; one reader's part of them.
+
+    Broken samples are skipped and counted in `report`; filtered ones likewise. Where a `.keep.parquet` lies beside a
+    shard, it is obeyed; where a `.captions.parquet` does, `new_share` of the samples that have a new caption get it.
+
+    Args:
+        addresses: shards as `formats.find_shards` takes them, read in their natural proportion; or a mapping from
+            address to weight, to draw each sample from a source with that probability, forever.
+        seed: of the order and of the choice of captions.
+        buffer: samples, still encoded, among which the next is drawn; 0 keeps the order of the shards.
+        epochs: times that everything is read; None for ever.
+        new_share: probability of the new caption, 0 to 1.
+        filters: which samples to leave out.
+        part: this reader's number, 0 to parts - 1.
+        parts: number of readers (processes times workers of each) among which the samples are split.
+        broken_share: the largest share of broken samples among the last `broken_window`.
+        broken_window: see there; nothing is judged before that many samples.
+
+    Raises:
+        UserError: a value out of range, an address with nothing behind it, filters that need the whole set. While
+            reading: too many broken samples, or no usable one in `BARREN_EPOCHS` epochs.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str] | Mapping[str, float],
+        *,
+        seed: int = 0,
+        buffer: int = 1000,
+        epochs: int | None = None,
+        new_share: float = 0.95,
+        filters: Filters | None = None,
+        part: int = 0,
+        parts: int = 1,
+        broken_share: float = 0.1,
+        broken_window: int = 1000,
+    ) -> None:
+        filters = filters or Filters()
+        _check(seed, buffer, epochs, new_share, filters, part, parts)
+        weights = _weights(addresses, epochs)
+        self.report = Report()
+        self._seed, self._epochs, self._new_share, self._filters = seed, epochs, new_share, filters
+        self._part = part
+        self._tolerance = Tolerance(broken_share, broken_window)
+        sources = [[address] for address in addresses] if weights else [list(addresses)]
+        self._shards = [find_shards(source) for source in sources]
+        self._bounds = list(accumulate(weights or [1.0]))
+        self._streams = [
+            Stream(source, shards, self._admitter(source), seed=seed, buffer=buffer, part=part, parts=parts)
+            for source, shards in enumerate(self._shards)
+        ]
+        self._fruitful = [0] * len(sources)  # the last epoch of each source that gave a sample
+        self._taken = 0
+        self._sidecars = lru_cache(maxsize=4)(self._read_sidecars)
+        self._identity = {
+            "seed": seed,
+            "buffer": buffer,
+            "new_share": new_share,
+            "filters": filters.model_dump(mode="json"),
+            "part": part,
+            "parts": parts,
+            "weights": weights,
+            "shards": str(draws.number(*(_name(shard.address) for shards in self._shards for shard in shards))),
+        }
+
+    @property
+    def epoch(self) -> int:
+        """Times that everything was read, of the source that was read least."""
+        return min(stream.epoch for stream in self._streams)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        while True:
+            stream = self._streams[self._choose()]
+            if self._epochs is not None and stream.epoch >= self._epochs:
+                raise StopIteration
+            taken = stream.take()
+            if taken is None:
+                self._check_barren(stream)
+                continue
+            self._taken += 1
+            if (sample := self._finish(*taken)) is not None:
+                self._fruitful[stream.source] = stream.epoch
+                return sample
+
+    def read(self, place: Place) -> Sample:
+        """The sample at a place that an earlier one gave; nothing is counted.
+
+        Raises UserError where it is not there any more, or cannot be used.
+        """
+        place = Place(*place)
+        entry = self._read_entry(place)
+        try:
+            return self._sample(place, entry, images.decode(entry.picture, entry.suffix).image)
+        except Broken as error:
+            raise UserError(f"{self._address(place)}: {entry.key}: {error}; the shard was changed") from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last sample, and the counts, in plain types that JSON can hold."""
+        return {
+            "identity": self._identity,
+            "streams": [stream.state_dict() for stream in self._streams],
+            "fruitful": list(self._fruitful),
+            "taken": self._taken,
+            "report": self.report.to_dict(),
+            "window": self._tolerance.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position: the same samples follow as would have then.
+
+        Raises UserError for the position of a reader with other settings or shards, naming what differs.
+        """
+        theirs = state["identity"]
+        different = [name for name, value in self._identity.items() if theirs.get(name) != value]
+        if different:
+            shown = ", ".join(f"{name} ({theirs.get(name)} there, {self._identity[name]} here)" for name in different)
+            raise UserError(f"the saved position in the data is of another reader: {shown}; use the same settings")
+        for stream, position in zip(self._streams, state["streams"], strict=True):
+            stream.load_state_dict(position, self._read_entry)
+        self._fruitful, self._taken = list(state["fruitful"]), state["taken"]
+        self.report = Report.from_dict(state["report"])
+        self._tolerance.load_state_dict(state["window"])
+
+    def _choose(self) -> int:
+        """The source of the next sample."""
+        if len(self._bounds) == 1:
+            return 0
+        chance = draws.chance("source", self._seed, self._part, self._taken) * self._bounds[-1]
+        return min(bisect.bisect_right(self._bounds, chance), len(self._bounds) - 1)
+
+    def _admitter(self, source: int) -> Any:
+        return lambda shard, group: self._admit(source, shard, group)
+
+    def _admit(self, source: int, shard: int, group: Group) -> Entry | None:
+        """The entry of a group, unless it is broken or left out, which is counted."""
+        try:
+            return admit(group, *self._sidecars(source, shard), self._filters)
+        except Skipped as reason:
+            self._skip(reason)
+            return None
+
+    def _finish(self, place: Place, entry: Entry) -> Sample | None:
+        """The sample of an entry, unless its picture is broken or left out; all three are counted."""
+        try:
+            picture = develop(entry, self._filters)
+        except Skipped as reason:
+            self._skip(reason)
+            return None
+        self.report.samples += 1
+        self.report.mended.update(entry.mended + picture.mended)
+        self._tolerance.see(False, self.report)
+        return self._sample(place, entry, picture.image)
+
+    def _sample(self, place: Place, entry: Entry, image: Image.Image) -> Sample:
+        index = draws.number("sample", place.source, place.shard, entry.key, place.epoch)
+        use_new = entry.new is not None and (
+            not entry.old or draws.chance("caption", self._seed, index) < self._new_share
+        )
+        caption = entry.new if use_new and entry.new is not None else entry.old
+        return Sample(
+            key=entry.key,
+            shard=self._address(place),
+            image=image,
+            caption=caption,
+            old=entry.old,
+            new=entry.new,
+            metadata=entry.metadata,
+            index=index,
+            place=place,
+        )
+
+    def _skip(self, reason: Skipped) -> None:
+        self.report.skip(reason)
+        if isinstance(reason, Broken):
+            self._tolerance.see(True, self.report)
+
+    def _check_barren(self, stream: Stream) -> None:
+        if stream.epoch - self._fruitful[stream.source] >= BARREN_EPOCHS and self._epochs is None:
+            raise UserError(
+                f"no usable sample in {BARREN_EPOCHS} epochs of {len(self._shards[stream.source])} shards from "
+                f"{self._shards[stream.source][0].address} on; broken: {listed(self.report.broken)}; filtered: "
+                f"{listed(self.report.filtered)}; mend the data, filter less, or use fewer readers"
+            )
+
+    def _address(self, place: Place) -> str:
+        return self._shards[place.source][place.shard].address
+
+    def _read_entry(self, place: Place) -> Entry:
+        group = self._shards[place.source][place.shard].at(place.offset)
+        try:
+            return take_apart(group, self._sidecars(place.source, place.shard)[0])
+        except Broken as error:
+            raise UserError(f"{self._address(place)}: {group.key}: {error}; the shard was changed") from None
+
+    def _read_sidecars(self, source: int, shard: int) -> tuple[dict[str, str] | None, dict[str, str] | None]:
+        """New captions and reasons against samples, by key."""
+        found = self._shards[source][shard]
+        return read_captions(found), read_keep(found)
+
+
+def _name(address: str) -> str:
+    return address.rstrip("/").rpartition("/")[2]
+
+
+def _weights(addresses: Sequence[str] | Mapping[str, float], epochs: int | None) -> list[float] | None:
+    if isinstance(addresses, str):
+        raise UserError(f"addresses {addresses!r}: give a list of addresses, or a mapping from address to weight")
+    if not isinstance(addresses, Mapping):
+        return None
+    for address, weight in addresses.items():
+        if not 0 < weight < float("inf"):
+            raise UserError(f"{address}: weight {weight}; give a number above 0")
+    if epochs is not None:
+        raise UserError(f"epochs {epochs}: sources mixed by weight have no common epoch; leave it out")
+    return [float(weight) for weight in addresses.values()]
+
+
+def _check(
+    seed: int, buffer: int, epochs: int | None, new_share: float, filters: Filters, part: int, parts: int
+) -> None:
+    for name, value, least in (("seed", seed, 0), ("buffer", buffer, 0), ("epochs", epochs, 1), ("parts", parts, 1)):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value}: give {least} or more")
+    if not 0 <= new_share <= 1:
+        raise UserError(f"new_share {new_share}: give 0 to 1")
+    if not 0 <= part < parts:
+        raise UserError(f"part {part}: give 0 to {parts - 1}, as there are {parts} parts")
+    if filters.duplicates:
+        raise UserError(
+            "filters.duplicates: likenesses are found in the whole set; run `cogview3 data filter --duplicates` first, "
+            "whose sidecars are obeyed"
+        )

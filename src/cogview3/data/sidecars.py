@@ -1,0 +1,94 @@
+"""Parquet files beside a shard, joined by key: `00000.captions.parquet` and `00000.keep.parquet`."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from cogview3.checkpoints import whole_file
+from cogview3.config import UserError
+from cogview3.data.formats import Shard, filesystem, open_address
+
+_NOTES = b"cogview3"
+
+
+def read_captions(shard: Shard) -> dict[str, str] | None:
+    """New captions by key, of rows with status "ok" and a caption that is not blank; None without a sidecar.
+
+    Raises UserError for a damaged file or one that lacks a column.
+    """
+    columns = _read(shard.sidecar("captions"), ("key", "new", "status"))
+    if columns is None:
+        return None
+    rows = zip(columns["key"], columns["new"], columns["status"], strict=True)
+    return {key: new.strip() for key, new, status in rows if status == "ok" and new and new.strip()}
+
+
+def read_keep(shard: Shard) -> dict[str, str] | None:
+    """Of each key the reason to leave it out, "" to keep it; None without a sidecar.
+
+    A key that came twice is kept if any of its rows says so: the repetition is left out by the reader in any case.
+    Raises UserError as `read_captions` does.
+    """
+    columns = _read(shard.sidecar("keep"), ("key", "keep", "reason"))
+    if columns is None:
+        return None
+    reasons: dict[str, str] = {}
+    for key, keep, reason in zip(columns["key"], columns["keep"], columns["reason"], strict=True):
+        if keep or key not in reasons:
+            reasons[key] = "" if keep else reason or "left out"
+    return reasons
+
+
+def read_column(address: str, column: str) -> list[Any]:
+    """One column of a sidecar that is there. Raises UserError as `read_captions` does."""
+    columns = _read(address, (column,))
+    if columns is None:
+        raise UserError(f"{address}: not found")
+    return columns[column]
+
+
+def _read(address: str, columns: Sequence[str]) -> dict[str, list[Any]] | None:
+    try:
+        with open_address(address) as file:
+            return parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns).to_pydict()
+    except FileNotFoundError:
+        return None
+    except (pyarrow.ArrowException, KeyError) as error:
+        raise UserError(
+            f"{address}: damaged, or without the columns {', '.join(columns)} ({error}); delete it and make it again"
+        ) from None
+
+
+def read_notes(address: str) -> dict[str, Any] | None:
+    """What `write_sidecar` noted of how a sidecar was made; None where there is no sidecar, {} where it does not say.
+
+    Raises UserError for a damaged file.
+    """
+    try:
+        with open_address(address) as file:
+            return json.loads((parquet.read_schema(file).metadata or {}).get(_NOTES, b"{}"))
+    except FileNotFoundError:
+        return None
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise UserError(f"{address}: damaged ({error}); delete it and make it again") from None
+
+
+def write_sidecar(address: str, table: pyarrow.Table, notes: Mapping[str, Any]) -> None:
+    """Write a parquet file whole or not at all, with notes (plain types) on how it was made in its metadata.
+
+    At a remote address it is sent in one piece, which object stores show only when it is there.
+    """
+    table = table.replace_schema_metadata({_NOTES: json.dumps(notes, sort_keys=True).encode()})
+    fs, path = filesystem(address)
+    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        with whole_file(Path(path)) as temporary:
+            parquet.write_table(table, temporary)
+        return
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    fs.pipe_file(path, content.getvalue())

@@ -1,0 +1,119 @@
+"""What is in a data set: sizes, ratios, caption lengths, formats, and what is wrong with the rest."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cogview3.data.entries import admit, develop
+from cogview3.data.filters import Filters
+from cogview3.data.formats import Shard
+from cogview3.data.parallel import over_shards
+from cogview3.data.report import Report, Skipped
+from cogview3.data.sidecars import read_captions, read_keep
+
+QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
+
+Values = Counter[float]
+"""How often each value occurs."""
+
+
+@dataclass
+class Statistics:
+    """Counts over the samples that a reader would give out, and the report of the others.
+
+    Attributes:
+        shards: tars and folders.
+        sides: smaller side, pixels.
+        ratios: width / height, rounded to 0.01.
+        old, new: length of old and new captions, characters.
+        formats: what the files really hold, such as "JPEG".
+        report: samples given out, broken, filtered, mended.
+    """
+
+    shards: int = 0
+    sides: Values = field(default_factory=Counter)
+    ratios: Values = field(default_factory=Counter)
+    old: Values = field(default_factory=Counter)
+    new: Values = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    report: Report = field(default_factory=Report)
+
+    def add(self, other: "Statistics") -> None:
+        """Add another's counts to these."""
+        self.shards += other.shards
+        self.report.add(other.report)
+        for name in ("sides", "ratios", "old", "new", "formats"):
+            getattr(self, name).update(getattr(other, name))
+
+    def values(self) -> dict[str, Values]:
+        """The counted numbers by what they are; those that no sample has are left out."""
+        named = {
+            "smaller side (pixels)": self.sides,
+            "width / height": self.ratios,
+            "old caption (characters)": self.old,
+            "new caption (characters)": self.new,
+        }
+        return {name: values for name, values in named.items() if values}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types: counts, and the quantiles of what was counted."""
+        numbers = {name: quantiles(values) for name, values in self.values().items()}
+        return {
+            "shards": self.shards,
+            **self.report.to_dict(),
+            "formats": dict(self.formats.most_common()),
+            "quantiles": numbers,
+        }
+
+
+def quantiles(values: Mapping[float, int]) -> dict[str, float]:
+    """Of values with their counts (at least one): the smallest value that the share q of all does not exceed."""
+    total, ordered = sum(values.values()), sorted(values)
+    result, below, place = {}, values[ordered[0]], 0
+    for name, share in QUANTILES.items():
+        while below < share * total:
+            place += 1
+            below += values[ordered[place]]
+        result[name] = ordered[place]
+    return result
+
+
+def collect(
+    shards: Sequence[Shard], *, workers: int = 1, progress: Callable[[int], None] = lambda done: None
+) -> Statistics:
+    """Read every sample, pictures included, and count. Keep sidecars are obeyed.
+
+    Args:
+        shards: from `formats.find_shards`.
+        workers: processes.
+        progress: called with the number of finished shards.
+
+    Raises:
+        UserError: a damaged sidecar, workers below 1.
+    """
+    statistics = Statistics()
+    for number, part in enumerate(over_shards(_count, shards, workers)):
+        statistics.add(part)
+        progress(number + 1)
+    return statistics
+
+
+def _count(shard: Shard) -> Statistics:
+    counts = Statistics(shards=1)
+    captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
+    for group in shard.groups():
+        try:
+            picture = develop(entry := admit(group, captions, keep, filters), filters)
+        except Skipped as reason:
+            counts.report.skip(reason)
+            continue
+        width, height = picture.image.size
+        counts.report.samples += 1
+        counts.report.mended.update(entry.mended + picture.mended)
+        counts.sides[min(width, height)] += 1
+        counts.ratios[round(width / height, 2)] += 1
+        counts.formats[picture.format] += 1
+        counts.old.update([len(entry.old)] if entry.old else [])
+        counts.new.update([len(entry.new)] if entry.new else [])
+    return counts

@@ -1,0 +1,221 @@
+"""Filters one by one, likenesses, and keep sidecars."""
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from cogview3.config import UserError
+from cogview3.data import keep
+from cogview3.data.filters import Filters, Seen, difference_hash, judge_size, judge_text
+from cogview3.data.formats import find_shards
+from cogview3.data.keep import write_keep
+from cogview3.data.shards import CaptionedImages
+from tests.data.conftest import encoded, ordinary, picture, tar_bytes, write_tars
+
+
+@pytest.mark.parametrize(
+    ("settings", "metadata", "caption", "reason"),
+    [
+        ({"block": ("spam", "ads.")}, {"url": "https://x.org/SPAM/1.jpg"}, "", "blocked link"),
+        ({"block": ("SPAM",)}, {"URL": "https://spam.org"}, "", "blocked link"),
+        ({"block": ("spam",)}, {"url": "https://x.org/ham"}, "spam", None),
+        ({"block": ("spam",)}, {}, "", None),
+        ({"min_aesthetic": 5.0}, {"AESTHETIC_SCORE": 4.99}, "", "low aesthetic score"),
+        ({"min_aesthetic": 5.0}, {"aesthetic": "5.0"}, "", None),
+        ({"min_aesthetic": 5.0}, {"aesthetic": None, "aesthetic_score": 1}, "", "low aesthetic score"),
+        ({"min_aesthetic": 5.0}, {"aesthetic": float("nan")}, "", None),
+        ({"min_aesthetic": 5.0}, {"other": 1}, "", None),
+        ({"max_nsfw": 0.3}, {"punsafe": 0.31}, "", "high nsfw score"),
+        ({"max_nsfw": 0.3}, {"punsafe": 0.3}, "", None),
+        ({"max_nsfw": 0.3}, {"NSFW": "UNSURE"}, "", "high nsfw score"),
+        ({"max_nsfw": 0.3}, {"NSFW": "UNLIKELY"}, "", None),
+        ({"max_watermark": 0.5}, {"pwatermark": 0.9}, "", "high watermark score"),
+        ({"max_watermark": 0.5}, {"pwatermark": 0.1}, "", None),
+        ({"min_caption": 3}, {}, "ab", "short caption"),
+        ({"min_caption": 3}, {}, "abc", None),
+        ({"max_caption": 3}, {}, "abcd", "long caption"),
+        ({"max_caption": 3}, {}, "abc", None),
+        ({}, {"url": "x", "punsafe": 1, "pwatermark": 1, "aesthetic": 0}, "", None),
+    ],
+)
+def test_metadata_and_captions(
+    settings: dict[str, Any], metadata: dict[str, Any], caption: str, reason: str | None
+) -> None:
+    assert judge_text(Filters(**settings), metadata, caption) == reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "reason"),
+    [
+        ({"min_side": 256}, (255, 900), "small image"),
+        ({"min_side": 256}, (900, 255), "small image"),
+        ({"min_side": 256}, (256, 256), None),
+        ({"max_ratio": 2.0}, (401, 200), "long image"),
+        ({"max_ratio": 2.0}, (200, 401), "long image"),
+        ({"max_ratio": 2.0}, (400, 200), None),
+        ({}, (8, 8000), None),
+    ],
+)
+def test_sizes(settings: dict[str, Any], size: tuple[int, int], reason: str | None) -> None:
+    assert judge_size(Filters(**settings), *size) == reason
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_ratio": 0.5}, {"max_nsfw": 2.0}, {"min_side": -1}, {"block": ("",)}, {"min_caption": 5, "max_caption": 4},
+     {"distance": 17}, {"unknown": 1}],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Filters(**settings)
+
+
+def test_the_hash_is_what_its_name_says() -> None:
+    small = np.random.default_rng(0).integers(0, 256, (8, 9), np.uint8)
+    bits = "".join(str(int(small[row, column] < small[row, column + 1])) for row in range(8) for column in range(8))
+    assert f"{difference_hash(Image.fromarray(small)):064b}" == bits
+    assert difference_hash(Image.new("RGB", (100, 30), "red")) == 0
+
+
+def test_the_hash_survives_scaling_and_compression_and_tells_pictures_apart() -> None:
+    hashes = []
+    for seed in range(40):
+        image = picture(seed, 200, 160)
+        hashes.append(difference_hash(image))
+        smaller = image.resize((120, 96), Image.Resampling.LANCZOS)
+        darker = image.point(lambda value: int(value * 0.8))
+        for other in (smaller, darker):
+            assert (hashes[-1] ^ difference_hash(other)).bit_count() <= 4
+    apart = [(a ^ b).bit_count() for a in hashes for b in hashes if a != b]
+    assert len(set(hashes)) == 40
+    assert min(apart) > 4
+
+
+@pytest.mark.parametrize("distance", [0, 1, 3, 5])
+def test_likenesses_are_those_of_a_comparison_with_every_earlier_one(distance: int) -> None:
+    rng = np.random.default_rng(distance)
+    centers = [int(value) for value in rng.integers(0, 2**63, 20)]
+    values = []
+    for _ in range(600):
+        value = centers[rng.integers(20)]
+        for bit in rng.choice(64, rng.integers(0, 7), replace=False):
+            value ^= 1 << int(bit)
+        values.append(value)
+    kept: list[int] = []
+    seen = Seen(distance)
+    answers = [seen.add(value) for value in values]
+    for value, answer in zip(values, answers, strict=True):
+        like = any((value ^ other).bit_count() <= distance for other in kept)
+        assert answer == like
+        kept += [] if like else [value]
+    assert 20 < answers.count(True) < 600
+
+
+def rows(path: str) -> dict[str, list[Any]]:
+    return pyarrow.parquet.read_table(path.replace(".tar", ".keep.parquet")).to_pydict()
+
+
+def make_set(folder: Path) -> list[str]:
+    """Three tars; pictures 0001001 and 0002000 are like 0000002, 0001000 is broken, 0000000 has a bad link."""
+    paths = write_tars(folder, (3, 0, 0))
+    first = [*ordinary("0000000", 0, url="spam"), *ordinary("0000001", 1), *ordinary("0000002", 2)]
+    second = [("0001000.jpg", b"x"), ("0001000.txt", b"x"), *ordinary("0001001", 2), *ordinary("0001002", 3)]
+    decoded = Image.open(io.BytesIO(first[6][1]))  # the same pixels in another file
+    third = [("0002000.png", encoded(decoded, "PNG")), ("0002000.txt", b"x"), *ordinary("0002001", 4)]
+    for path, files in zip(paths, (first, second, third), strict=True):
+        Path(path).write_bytes(tar_bytes(files))
+    return paths
+
+
+FILTERS = Filters(block=("spam",), duplicates=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_keep_sidecars_say_what_to_keep(tmp_path: Path, workers: int) -> None:
+    paths = make_set(tmp_path)
+    done: list[int] = []
+    report, before = write_keep(find_shards(paths), FILTERS, workers=workers, progress=done.append)
+    assert (before, done) == (0, [1, 2, 3])
+    assert report.samples == 4
+    assert report.broken == {"not an image": 1}
+    assert report.filtered == {"blocked link": 1, "duplicate": 2}
+    assert [rows(path)["reason"] for path in paths] == [
+        ["blocked link", "", ""],
+        ["not an image", "duplicate", ""],
+        ["duplicate", ""],
+    ]
+    for path in paths:
+        assert rows(path)["keep"] == [not reason for reason in rows(path)["reason"]]
+    reader = CaptionedImages(paths, epochs=1)
+    assert sorted(sample.key for sample in reader) == ["0000001", "0000002", "0001002", "0002001"]
+    assert reader.report.broken == {}
+    assert sum(reader.report.filtered.values()) == 4
+
+
+def test_finished_shards_are_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make_set(tmp_path)
+    shards = find_shards(paths)
+    whole, _ = write_keep(shards, FILTERS)
+    expected = [rows(path) for path in paths]
+    Path(paths[1].replace(".tar", ".keep.parquet")).unlink()
+    judged = []
+    real = keep.judge
+    monkeypatch.setattr(keep, "judge", lambda shard, filters: judged.append(shard.address) or real(shard, filters))
+    again, before = write_keep(shards, FILTERS)
+    assert (judged, before) == ([paths[1]], 2)
+    assert again == whole
+    assert [rows(path) for path in paths] == expected
+
+
+def test_sidecars_of_other_filters_are_refused_or_replaced(tmp_path: Path) -> None:
+    paths = make_set(tmp_path)
+    shards = find_shards(paths)
+    write_keep(shards[:1], FILTERS)
+    with pytest.raises(
+        UserError, match=r"00000\.keep\.parquet was made with other filters: min_side \(0 there, 9 here"
+    ):
+        write_keep(shards, Filters(block=("spam",), duplicates=True, min_side=9))
+    assert not Path(paths[1].replace(".tar", ".keep.parquet")).exists()
+    _, before = write_keep(shards, Filters(), overwrite=True)
+    assert before == 0
+    assert rows(paths[0])["reason"] == ["", "", ""]
+
+
+def test_an_interruption_leaves_whole_sidecars_alone(tmp_path: Path) -> None:
+    paths = make_set(tmp_path)
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_keep(find_shards(paths), FILTERS, progress=stop)
+    names = sorted(path.name for path in tmp_path.glob("*.parquet"))
+    assert names == ["00000.keep.parquet", "00001.keep.parquet"]
+    report, before = write_keep(find_shards(paths), FILTERS)
+    assert before == 2
+    assert report.filtered == Counter({"blocked link": 1, "duplicate": 2})
+
+
+def test_sidecars_are_written_at_addresses_and_in_folders(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/kept/00000.tar", tar_bytes([*ordinary("a"), *ordinary("b", 1, url="spam")]))
+    for name, content in [*ordinary("a"), *ordinary("b", 1, url="spam")]:
+        (tmp_path / name).write_bytes(content)
+    try:
+        for address in ("memory://kept/00000.tar", str(tmp_path)):
+            write_keep(find_shards([address]), FILTERS)
+            reader = CaptionedImages([address], epochs=1)
+            assert [sample.key for sample in reader] == ["a"]
+            assert reader.report.filtered == {"blocked link": 1}
+        assert (tmp_path / "keep.parquet").is_file()
+    finally:
+        memory.rm("/kept", recursive=True)

@@ -1,0 +1,171 @@
+"""Where shards lie and how they are walked: tars cut and damaged, folders, addresses."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogview3.config import UserError
+from cogview3.data import formats
+from cogview3.data.formats import find_shards
+from cogview3.data.shards import CaptionedImages
+from tests.data.conftest import (
+    all_keys,
+    encoded,
+    keys,
+    ordinary,
+    parquet_bytes,
+    picture,
+    resumed,
+    tar_bytes,
+    write_tars,
+)
+
+
+def test_what_is_sound_agrees_with_webdataset(tars: list[str]) -> None:
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+    theirs = []
+    for path in tars:
+        with open(path, "rb") as file:
+            theirs += group_by_keys({**entry, "__url__": path} for entry in tar_file_iterator(file))
+    ours = list(CaptionedImages(tars, epochs=1, buffer=0))
+    assert len(ours) == 15
+    for sample, other in zip(ours, theirs, strict=True):
+        assert (sample.shard, sample.key) == (other["__url__"], other["__key__"])
+        assert sample.caption == other["txt"].decode()
+        assert sample.metadata == json.loads(other["json"])
+        assert np.array_equal(np.asarray(sample.image), np.asarray(Image.open(io.BytesIO(other["jpg"]))))
+
+
+def test_a_cut_tar_gives_what_is_before_the_cut(tmp_path: Path) -> None:
+    whole = tar_bytes([file for key in "abcd" for file in ordinary(key)])
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        start = tar.getmember("d.jpg").offset
+        end = tar.getmember("d.json").offset_data + 512
+    # without the next header, nobody knows whether a sample was complete
+    cuts = {start + 700: "abc", start + 100: "ab", start: "ab", 0: "", end: "abc", end + 512: "abcd"}
+    for cut, left in cuts.items():
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        for order in (0, 7):
+            reader = CaptionedImages([str(tmp_path / "a.tar")], epochs=1, buffer=order)
+            assert sorted(keys(reader)) == list(left), cut
+            assert reader.report.broken == Counter({} if left == "abcd" else {"cut tar": 1}), cut
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    content = bytearray(tar_bytes([file for key in "abcd" for file in ordinary(key)]))
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        content[tar.getmember("d.jpg").offset + 150] ^= 255  # in the checksum
+    (tmp_path / "a.tar").write_bytes(content)
+    reader = CaptionedImages([str(tmp_path / "a.tar")], epochs=1, buffer=0)
+    assert keys(reader) == ["a", "b"]
+    assert reader.report.broken == {"damaged tar": 1}
+
+
+def test_a_tar_that_is_gone_counts_once(tars: list[str]) -> None:
+    Path(tars[1]).unlink()
+    address = tars[0].replace("00000", "{00000..00002}")
+    readers = [CaptionedImages([address], epochs=1, parts=5, part=part) for part in range(5)]
+    got = sorted(key for reader in readers for key in keys(reader))
+    assert got == [key for key in all_keys() if not key.startswith("0001")]
+    assert sum((reader.report.broken for reader in readers), Counter()) == {"missing tar": 1}
+
+
+def test_folders_are_read_like_tars(tmp_path: Path) -> None:
+    for name, content in [*ordinary("a"), *ordinary("b", 2), ("c.png", b"x"), ("c.txt", b"x"), ("notes.md", b"x")]:
+        (tmp_path / name).write_bytes(content)
+    reader = CaptionedImages([str(tmp_path)], epochs=1, buffer=0)
+    assert [(sample.key, sample.caption) for sample in reader] == [("a", "old a"), ("b", "old b")]
+    assert reader.report.broken == {"not an image": 1}
+    shares = [sorted(keys(CaptionedImages([str(tmp_path)], epochs=1, part=part, parts=2))) for part in range(2)]
+    assert sorted(shares[0] + shares[1]) == ["a", "b"]
+    went_on, took_up = resumed(lambda: CaptionedImages([str(tmp_path)], buffer=2), 5, 9)
+    assert went_on == took_up
+
+
+def test_folders_with_metadata(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.jpg").write_bytes(encoded(picture(0)))
+    (tmp_path / "b.jpg").write_bytes(encoded(picture(1)))
+    lines = [
+        {"file_name": "sub/a.jpg", "text": "first", "url": "u"},
+        {"file_name": "b.jpg", "text": "second"},
+        {"file_name": "gone.jpg", "text": "third"},
+        {"file_name": "../out.jpg", "text": "fourth"},
+        {"file_name": "b.jpg", "text": "again"},
+        {"text": "fifth"},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + "\n{broken\n"
+    (tmp_path / "metadata.jsonl").write_text(text)
+    reader = CaptionedImages([str(tmp_path)], epochs=1, buffer=0)
+    got = [(sample.key, sample.caption, sample.metadata) for sample in reader]
+    assert got == [("sub/a", "first", {"url": "u"}), ("b", "second", {})]
+    assert reader.report.broken == {
+        "unreadable file": 1,
+        "file outside of the folder": 1,
+        "same key twice": 1,
+        "unreadable line of metadata.jsonl": 2,
+    }
+
+
+def test_addresses_of_fsspec_work(tars: list[str]) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in tars:
+        memory.pipe_file(f"/shards/{Path(path).name}", Path(path).read_bytes())
+    keep = parquet_bytes({"key": all_keys()[:5], "keep": [False] * 5, "reason": ["ugly"] * 5})
+    memory.pipe_file("/shards/00000.keep.parquet", keep)
+    try:
+        for address in ("memory://shards/*.tar", "memory://shards/{00000..00002}.tar", "memory://shards"):
+            went_on, took_up = resumed(lambda address=address: CaptionedImages([address], epochs=2, buffer=3), 4, 50)
+            assert went_on == took_up
+            assert len(went_on) == 16
+        went_on, _ = resumed(lambda: CaptionedImages([f"file://{tars[1]}"], epochs=1), 0, 50)
+        assert len(went_on) == 4
+    finally:
+        memory.rm("/shards", recursive=True)
+
+
+def test_ten_thousand_shards_are_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tars(tmp_path, (4,))
+    (tmp_path / "00000.tar").rename(tmp_path / "09999.tar")
+    write_tars(tmp_path, (4,))
+    opened = []
+    real = formats.open_address
+    monkeypatch.setattr(formats, "open_address", lambda address: opened.append(address) or real(address))
+    reader = CaptionedImages([str(tmp_path / "{00000..09999}.tar")], buffer=0)
+    assert opened == []
+    assert keys(reader, 3) == all_keys((3,))
+    assert len(opened) == 1
+
+
+def test_names_are_expanded(tars: list[str], tmp_path: Path) -> None:
+    folder = Path(tars[0]).parent
+    (folder / "00001.latents.tar").write_bytes(b"")
+    for address in ("*.tar", "0000[0-2].tar", "{00000,00001,00002}.tar", "0000?.tar", ""):
+        assert [shard.address for shard in find_shards([str(folder / address)])] == tars, address
+    assert len(find_shards([*tars, str(folder / "*.tar")])) == 3  # each but once
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("none.tar", "not found"),
+        ("none*.tar", "nothing matches"),
+        ("{00000..00009}.tar", "not found"),
+        ("file.zip", "neither"),
+        ("nothing://a/b.tar", "nothing"),
+        ("00000}.tar", "00000}"),
+    ],
+)
+def test_addresses_with_nothing_behind_them_are_refused(tars: list[str], address: str, words: str) -> None:
+    folder = Path(tars[0]).parent
+    (folder / "file.zip").touch()
+    with pytest.raises(UserError, match=words):
+        find_shards([address if "://" in address else str(folder / address)])
