@@ -50,7 +50,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        for item in (temporary, *temporary.rglob("*")):
+            item.chmod(0o755 if item.is_dir() else 0o644)  # safetensors writes for the owner alone
         _replace_folder(temporary, path)
     except Exception as error:
         _raise_if_full(error, path)

@@ -84,8 +84,8 @@ def count_by_hand(pipe: CogView3Pipeline, draw: Callable[[int], Any]) -> int:
     def attention(layer: Attention, args: tuple, options: dict, output: Tensor) -> None:
         hidden = args[0].flatten(2).mT if args[0].ndim == 4 else args[0]
         context = options.get("encoder_hidden_states")
-        tokens = hidden.shape[1] if context is None else context.shape[1]
-        counts.append(2 * 2 * len(hidden) * hidden.shape[1] * tokens * layer.inner_dim)
+        context = hidden if context is None else context  # a branch without text has no cross attention
+        counts.append(2 * 2 * len(context) * hidden.shape[1] * context.shape[1] * layer.inner_dim)
 
     def text_attention(layer: T5Attention, args: tuple, output: Any) -> None:
         batch, tokens = args[0].shape[:2]

@@ -8,7 +8,8 @@ import scipy.linalg
 import torch
 
 from cogview3.config import UserError
-from cogview3.evaluation.frechet import FrechetMetric, features, frechet_distance
+from cogview3.evaluation.frechet import features, frechet_distance
+from cogview3.evaluation.metrics import FrechetMetric
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.tables import evaluate, show
 

@@ -82,6 +82,12 @@ def test_weights_are_the_averages_in_float16(runs: Path, exported: Path) -> None
         assert torch.equal(unet[name], value.half().float())
 
 
+def test_nothing_tells_where_the_weights_came_from(runs: Path, exported: Path) -> None:
+    texts = [path.read_text("utf-8") for path in exported.rglob("*.json")]
+    assert len(texts) >= 10
+    assert not any(str(runs) in text or "_name_or_path" in text for text in texts)
+
+
 def test_the_report_adds_up(runs: Path, tmp_path: Path) -> None:
     result = export_runs(runs, tmp_path / "model", relay=None)
     assert result["modes"] == ["50+10"]

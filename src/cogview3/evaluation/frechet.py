@@ -5,14 +5,9 @@ where which colors are and how much fine detail there is, and that is what the f
 for some hundred pictures. Distances in this space compare models with each other, not with published figures.
 """
 
-from typing import Any, Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from cogview3.config import UserError
-from cogview3.evaluation.metrics import Drawn, Metric, register
 
 CELLS = 4
 """Cells of a picture along each side."""
@@ -42,27 +37,3 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt()
     traces = sum(covariance.trace() for covariance in covariances)
     return float(difference.square().sum() + traces - 2 * roots.sum())
-
-
-@register("frechet")
-class FrechetMetric(Metric):
-    """Distance of a model's pictures to the first model's, of the same prompts and equally many."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if len(self.prompts) < 2:
-            raise UserError("metric frechet needs 2 prompts or more, and says little of fewer than some hundred")
-        self._features: list[Tensor] = []
-
-    def update(self, drawn: Drawn) -> list[dict[str, Any]]:
-        """Take in a batch; nothing is to be noted of single pictures."""
-        self._features.append(features(drawn.pictures).cpu())
-        return [{} for _ in drawn.indices]
-
-    def result(self) -> dict[str, Any]:
-        """Number of pictures; the figures come from comparing."""
-        return {"pictures": sum(map(len, self._features))}
-
-    def compare(self, reference: Self) -> dict[str, Any]:
-        """{"distance"} to the reference's pictures."""
-        return {"distance": frechet_distance(torch.cat(self._features), torch.cat(reference._features))}

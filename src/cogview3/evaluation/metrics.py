@@ -17,6 +17,7 @@ from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene
 from cogview3.data.scenes.score import Score, score, summarize
 from cogview3.diffusion.relay import enlarge
+from cogview3.evaluation.frechet import features, frechet_distance
 from cogview3.evaluation.prompt_sets import Prompt
 
 FINE_KINDS = ("fill", "outline")
@@ -166,6 +167,30 @@ class SceneMetric(Metric):
         if not energies or len(reference) < len(energies):  # some prompts had no scene
             return None
         return float(torch.cat(energies).mean() / torch.cat(reference).mean())
+
+
+@register("frechet")
+class FrechetMetric(Metric):
+    """Distance of a model's pictures to the first model's, of the same prompts and equally many."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if len(self.prompts) < 2:
+            raise UserError("metric frechet needs 2 prompts or more, and says little of fewer than some hundred")
+        self._features: list[Tensor] = []
+
+    def update(self, drawn: Drawn) -> list[dict[str, Any]]:
+        """Take in a batch; nothing is to be noted of single pictures."""
+        self._features.append(features(drawn.pictures).cpu())
+        return [{} for _ in drawn.indices]
+
+    def result(self) -> dict[str, Any]:
+        """Number of pictures; the figures come from comparing."""
+        return {"pictures": sum(map(len, self._features))}
+
+    def compare(self, reference: Self) -> dict[str, Any]:
+        """{"distance"} to the reference's pictures."""
+        return {"distance": frechet_distance(torch.cat(self._features), torch.cat(reference._features))}
 
 
 def _note(item: Score) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from cogview3 import __version__, checkpoints
 from cogview3.config import UserError
 from cogview3.data.latents import decode, to_uint8
-from cogview3.evaluation import frechet  # noqa: F401 # registers its metric
 from cogview3.evaluation.metrics import Drawn, Metric, enlarge_to, make_metrics
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.generation.loading import load_sampling, resolve_model

@@ -1,5 +1,6 @@
 """Runs to a model folder: averaged weights, float16, with `sampling.json`."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,18 @@ def export(
         pipe.save_pretrained(folder)
         for place, network in further.items():
             network.save_pretrained(folder / place)
+        _forget_origins(folder)
         write_sampling(table, folder)
     sizes = folder_sizes(out)
     return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
+
+
+def _forget_origins(folder: Path) -> None:
+    """Take out of the configurations where on this machine their weights came from."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text("utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3Pipeline:
