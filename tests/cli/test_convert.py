@@ -1,11 +1,13 @@
 """`convert`: published files to a model that draws, and back."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler
 from PIL import Image
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from cogview3 import CogView3Pipeline
+from cogview3.generation import conversion
 from cogview3.models.release import load_unet, load_vae, save_vae
 from tests.cli.conftest import error_line
 from tests.models.published import tiny_tensors, write_release
@@ -248,6 +251,10 @@ def test_text_encoders_that_do_not_fit_are_refused(
     refused("takes text 16 wide, but --text-encoder gives 24")
     (text / "config.json").write_text(json.dumps({"model_type": "bert"}))
     refused("holds a bert model: give T5's encoder")
+    (text / "config.json").write_text("{")
+    refused("holds no T5 encoder that can be loaded")
+    (text / "config.json").unlink()
+    refused("holds no T5 encoder that can be loaded")
     (text / "config.json").write_text(json.dumps(config))
     weights = text / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
@@ -256,8 +263,45 @@ def test_text_encoders_that_do_not_fit_are_refused(
     torch.save({}, text / "pytorch_model.bin")  # not even with weights_only: safetensors alone
     refused("holds no T5 encoder that can be loaded", "as safetensors")
     (text / "tokenizer.json").rename(text / "spiece.model")
-    monkeypatch.setattr("cogview3.generation.conversion._installed", lambda module: module != "sentencepiece")
+    refused("holds no T5 encoder that can be loaded")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     refused("spiece.model cannot be read: install sentencepiece and protobuf")
+
+
+def test_the_published_tokenizer_is_read(run: Run, tmp_path: Path, release: Path) -> None:
+    """T5's own format: a SentencePiece model instead of tokenizer.json."""
+    text = tmp_path / "t5"
+    text.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (text / name).write_bytes((release / "t5" / name).read_bytes())
+    (text / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 0}))
+    sentences = ["a red star", "a blue circle left of a star", "the green ring above a red heart"] * 20
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    with (text / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=file, vocab_size=28, minloglevel=2, **special
+        )
+    result = run("convert", *options(release, **{"text-encoder": text}), "-o", "model")
+    assert result.exit_code == 0, result.output
+    tokenizer = CogView3Pipeline.from_pretrained("./model").tokenizer
+    assert tokenizer.model_max_length == 225
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(text / "spiece.model")).encode("a red heart")
+    assert tokenizer("a red heart").input_ids == [*expected, 1]
+
+
+def test_a_package_is_told_from_none() -> None:
+    assert conversion._installed("torch.nn")
+    assert not conversion._installed("torch.no_such_module")
+    assert not conversion._installed("no_such_package.module")
+
+
+def test_an_autoencoder_of_other_channels_is_refused(run: Run, tmp_path: Path, release: Path) -> None:
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    structure = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "latent_channels": 8}
+    save_vae(AutoencoderKL(**structure, **kinds, scaling_factor=0.13025), tmp_path / "vae.safetensors")
+    result = run("convert", *options(release, vae=tmp_path / "vae.safetensors"), "-o", "model")
+    assert result.exit_code == 2, result.output
+    assert "takes 4 and gives 4 channels, but --vae has 8" in error_line(result)
 
 
 @pytest.mark.parametrize(
