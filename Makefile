@@ -17,7 +17,7 @@ generate: .venv/.installed  ## Draw PROMPT="..." (SEED, OUT) with the bundled mo
 	@$(BIN)/cogview3 generate "$$PROMPT" --seed $(SEED) --out "$(OUT)"
 
 test: .venv/.installed-dev  ## Run the unit tests with branch coverage
-	$(BIN)/python -m pytest --quiet --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --cov --cov-report=term
 
 test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for a GPU included
 	$(BIN)/python -m pytest --quiet -m ""
