@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make. The first target that runs sets up .venv from constraints.txt.
 PROMPT ?= a large striped red circle left of a small blue star, on a yellow background
-SEED ?= 0
+SEED ?= 1
 OUT ?= out
 export PROMPT
 
