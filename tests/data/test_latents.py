@@ -129,7 +129,10 @@ def test_faults_are_a_blur_and_noise_on_the_latents(
     monkeypatch.setattr(latents, "MAX_LATENT_NOISE", 0.0)
     blurred = degraded(0)
     assert not torch.equal(blurred, noisy)
-    deviations = [rng.uniform(0, latents.MAX_BLUR) for rng in rngs(2) if rng.random() is not None]
+    deviations = []
+    for rng in rngs(2):
+        rng.random()  # the kind
+        deviations.append(rng.uniform(0, latents.MAX_BLUR))
     expected = latents.reconstruct(vae, latents.gaussian_blur(pictures, torch.tensor(deviations)))
     torch.testing.assert_close(blurred, expected, atol=1e-5, rtol=0)  # float32
 

@@ -191,7 +191,7 @@ def _sample_layout(rng: np.random.Generator, number: int) -> list[tuple[str, flo
     """(size, x, y) of `number` objects that neither overlap nor leave the picture."""
     names = list(SIZES)
     cells = [(COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS)]  # in the order of POSITIONS
-    while True:  # plain numbers: most layouts of four are refused, and arrays of two would cost ten times as much
+    while True:  # plain numbers: most layouts of four are refused, and arrays of two are slow
         sizes = [names[rng.integers(len(names))] for _ in range(number)]
         chosen = rng.permutation(len(cells))[:number]
         placed = []
