@@ -34,13 +34,13 @@ def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_
     part = recipe.round(2, "runs/x/round-4")
     assert isinstance(part, DistillRelayRound)
     assert (part.name, part.kind) == ("scenes-distill_relay-round-2", "distill_relay")
-    assert (part.distill.teacher, part.distill.steps, part.train.images) == ("runs/x/round-4", (4, 2), 3000)
+    assert (part.distill.teacher, part.distill.steps, part.train.images) == ("runs/x/round-4", (4, 2), 4000)
     assert part.distill.blur_estimate == "carry"
     assert (part.data, part.optimizer, part.validate_) == (recipe.data, recipe.optimizer, recipe.validate_)
     stored = tmp_path / "recipe.toml"  # as the run folder keeps it: a distillation of one round
     stored.write_text(tomli_w.dumps(part.to_dict()))
     again = load_recipe(str(stored))
-    assert (again.rounds, again.distill, again.train.images) == (1, part.distill, (3000,))
+    assert (again.rounds, again.distill, again.train.images) == (1, part.distill, (4000,))
 
 
 @pytest.mark.parametrize(
