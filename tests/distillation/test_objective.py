@@ -1,5 +1,6 @@
 """One round's objective: how the student begins, what it is asked for, and how teacher and student are sampled."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,13 +107,14 @@ def test_samples_have_a_step_of_the_student_and_a_guidance(runs: Path) -> None:
     batch = objective.batch(0, list(range(600)))
     counts = torch.bincount(batch["t"])
     assert len(counts) == 3
-    # four standard deviations: of 600 draws of a third, and of the mean of 600 uniform numbers
+    # four standard deviations: of 600 draws of a third, and of the mean of 600 uniform numbers over a length of log 3
     assert (counts - 200).abs().max() < 4 * (600 * 2 / 9) ** 0.5
     guidance = batch["guidance"]
     assert guidance.shape == (600,)
     assert 2 <= guidance.min() < 2.1
     assert 5.9 < guidance.max() <= 6
-    assert guidance.mean().item() == pytest.approx(4, abs=4 * 4 / 12**0.5 / 600**0.5)
+    middle = math.log(12**0.5)
+    assert guidance.log().mean().item() == pytest.approx(middle, abs=4 * math.log(3) / 12**0.5 / 600**0.5)
 
 
 def test_a_sample_is_the_same_in_every_batch(runs: Path) -> None:

@@ -24,10 +24,14 @@ from cogview3.cli.options import (
     pick_dtype,
     report,
 )
+from cogview3.config import UserError
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL[@MODE]...", help="What to compare.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL[@MODE][:STEPS]...", help="What to compare: scenes, scenes@4+1, scenes:4+1."),
+    ],
     prompts: Annotated[
         str, typer.Option("--prompts", help="Built-in set, or a file with a prompt a line.")
     ] = "scenes-heldout",
@@ -40,6 +44,10 @@ def evaluate(
     relays: RelaysOption = None,
     guidance: GuidanceOption = None,
     relay_guidance: RelayGuidanceOption = None,
+    response: Annotated[
+        list[str] | None,
+        typer.Option("--guidance-response", metavar="LOW,HIGH", help="Compare the change between two guidance scales."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
     batch: BatchOption = 8,
     out: Annotated[
@@ -55,6 +63,7 @@ def evaluate(
     """
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
+    responses = [_pair(text) for text in response or []]
     if out is not None:
         check_writable(out)
     with clean_stdout(as_json):
@@ -76,6 +85,7 @@ def evaluate(
             seed=seed,
             out=out,
             batch=batch,
+            responses=responses,
             device=place,
             dtype=pick_dtype(dtype, place),
             counter=counter,
@@ -90,3 +100,14 @@ def evaluate(
             console.print(table)
     if as_json:
         report(result, "", as_json)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """Two numbers, "1,7.5"."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--guidance-response {text!r}: write two scales, as in 1,7.5") from None
+    check_finite("--guidance-response", low)
+    check_finite("--guidance-response", high)
+    return low, high

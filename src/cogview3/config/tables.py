@@ -22,6 +22,7 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -202,7 +203,7 @@ class Distill(Table):
     Attributes:
         teacher: a run, a model folder or a bundled model.
         steps: the teacher's, then the student's after each round; each divides the one before it.
-        guidance_range: from where the guidance w of each sample is drawn.
+        guidance_range: from where the guidance w of each sample is drawn, uniformly in log w.
         guidance: w of the pictures and figures of the validation.
         guidance_width: width of w's embedding, `time_cond_proj_dim`, where the teacher does not take w yet.
         offset_noise: strength of one more normal number a sample, added to all its noise; samplers add none.
@@ -210,7 +211,7 @@ class Distill(Table):
 
     teacher: str
     steps: Annotated[tuple[Positive, ...], Field(min_length=2)]
-    guidance_range: tuple[NotNegative, NotNegative] = (1.0, 12.0)
+    guidance_range: tuple[AboveZero, AboveZero] = (1.0, 12.0)
     guidance: Annotated[NotNegative, Checked] = 4.0
     guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
     offset_noise: NotNegative = 0.0

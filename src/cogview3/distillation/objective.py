@@ -75,9 +75,10 @@ class Distillation(LatentTraining):
         return self.scheduler.config.prediction_type
 
     def _further(self, rngs: list[np.random.Generator]) -> Batch:
-        """Guidance w of each sample, (B,), uniform in the recipe's range."""
-        guidance = [rng.uniform(*self.recipe.distill.guidance_range) for rng in rngs]
-        return {"guidance": torch.tensor(guidance, dtype=torch.float32)}
+        """Guidance w of each sample, (B,), log-uniform in the recipe's range."""
+        low, high = np.log(self.recipe.distill.guidance_range)
+        guidance = np.exp([rng.uniform(low, high) for rng in rngs])
+        return {"guidance": torch.from_numpy(guidance.astype(np.float32))}
 
     def prepare(self, device: str) -> None:
         """As for base and relay; and what the teacher draws of the validation's captions is begun with."""
