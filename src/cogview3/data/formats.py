@@ -21,10 +21,14 @@ from cogview3.data import draws, images
 TEXTS = ("txt", "json")
 """Suffixes of the files of a sample beside its picture."""
 
+LATENTS = "safetensors"
+"""Suffix of what stands for the picture where it was encoded ahead."""
+
 MAX_FILE = 2**28
 """Bytes; a larger file in a tar is left alone, as no picture and no caption is that large."""
 
 _BLOCK = 512
+_CONTENTS = {*images.SUFFIXES, *TEXTS, LATENTS}
 _Listed = tuple[str, dict[str, str], dict[str, bytes], str]
 """A folder's sample: key, file names by suffix, texts by suffix, fault."""
 
@@ -73,6 +77,11 @@ def filesystem(address: str) -> tuple[Any, str]:
         return url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise UserError(f"{address}: {error}; give a path, or an address whose fsspec package is installed") from None
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a file system is this machine's."""
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def open_address(address: str) -> BinaryIO:
@@ -132,7 +141,11 @@ def _look_up(address: str) -> list[Shard]:
 
 
 def _tars(names: Sequence[str]) -> list[Shard]:
-    return [TarShard(name) for name in names if name.endswith(".tar") and not name.endswith(".latents.tar")]
+    return [TarShard(name) for name in names if name.endswith(".tar") and not _is_latents(name)]
+
+
+def _is_latents(name: str) -> bool:
+    return name.endswith((".latents.tar", "/latents.tar"))
 
 
 def split_name(path: str) -> tuple[str, str]:
@@ -185,6 +198,35 @@ class TarShard:
             raise UserError(f"{self.address}: no sample at byte {offset} any more; the tar was changed") from None
 
 
+@dataclass(frozen=True)
+class LatentShard(TarShard):
+    """The tar of latents that was made of a shard and is read in its place: `00000.latents.tar`, `latents.tar`."""
+
+    def sidecar(self, kind: str) -> str:
+        """As the shard's own."""
+        return f"{self.address.removesuffix('latents.tar')}{kind}.parquet"
+
+
+def latents_of(shard: Shard) -> LatentShard:
+    """Where the latents of a shard lie, whether they are there or not."""
+    return LatentShard(shard.sidecar("latents").removesuffix(".parquet") + ".tar")
+
+
+def have_latents(shards: Sequence[Shard]) -> list[bool]:
+    """Whether each shard has latents beside it; the folders are listed once each."""
+    addresses = [latents_of(shard).address for shard in shards]
+    there: dict[str, set[str]] = {}
+    for folder in {_parent(address) for address in addresses}:
+        fs, path = filesystem(folder)
+        names = fs.ls(path, detail=False) if fs.isdir(path) else []
+        there[folder] = {name.rstrip("/").rpartition("/")[2] for name in names}
+    return [address.rpartition("/")[2] in there[_parent(address)] for address in addresses]
+
+
+def _parent(address: str) -> str:
+    return address.rpartition("/")[0] or ("/" if address.startswith("/") else ".")
+
+
 class _Damaged(Exception):
     """A tar whose rest cannot be read."""
 
@@ -207,7 +249,7 @@ def _walk(file: BinaryIO, start: int, wanted: Callable[[int], bool]) -> Iterator
             group = Group(group.number + 1 if group else 0, member.offset, key)
             suffixes.clear()
         suffixes.add(suffix)
-        if (suffix in images.SUFFIXES or suffix in TEXTS) and member.size <= MAX_FILE and wanted(group.number):
+        if suffix in _CONTENTS and member.size <= MAX_FILE and wanted(group.number):
             file.seek(member.offset_data)
             group.files[suffix] = file.read(member.size)
             if len(group.files[suffix]) < member.size:

@@ -195,6 +195,7 @@ class _Run:
 
     def _save(self) -> None:
         self.saved = self.images
+        self.objective_state = self.objective.state()  # of all processes together
         if self.accelerator.is_main_process:
             checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, self._write)
             self._save_weights()
@@ -213,6 +214,7 @@ class _Run:
         pending = {"count": self.log.count, "sums": self.log.sums}
         state = {"images": self.images, "ema_steps": self.ema.optimization_step, "log": pending}
         state["fingerprint"] = self.objective.fingerprint()
+        state["objective"] = self.objective_state
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _load(self, folder: Path) -> None:
@@ -236,6 +238,7 @@ class _Run:
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error
         self.ema.shadow_params = [value.to(self.accelerator.device) for value in shadow]
+        self.objective.load_state(state.get("objective", {}))
         if "log" in state:
             self.log.count, self.log.sums = state["log"]["count"], state["log"]["sums"]
 

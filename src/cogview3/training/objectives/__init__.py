@@ -5,6 +5,7 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from diffusers import ModelMixin
 from PIL import Image
@@ -28,6 +29,16 @@ class Objective(nn.Module, ABC):
     def fingerprint(self) -> str:
         """What the weights depend on beside the recipe; a run is not resumed where it has changed."""
         return ""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights and the number of images; plain types, kept in the checkpoint.
+
+        Called on all processes at once.
+        """
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, {} of a checkpoint that has none; after `prepare`, before the first batch."""
 
     @abstractmethod
     def batch(self, first: int, indices: list[int]) -> Batch:
