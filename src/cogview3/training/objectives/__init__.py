@@ -31,14 +31,18 @@ class Objective(nn.Module, ABC):
         return ""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs beside weights and the number of images; plain types, kept in the checkpoint.
-
-        Called on all processes at once.
-        """
+        """Where this process stands in its data, as JSON: what `batch` depends on beside its arguments."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave, {} of a checkpoint that has none; after `prepare`, before the first batch."""
+        """Go on from where `state()` was taken, before the first `batch`.
+
+        After a run of another number of processes, `state` is the union of the states of all of them.
+        """
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """What the samples `indices` of the last batches are called where they come from; by default, their numbers."""
+        return [str(index) for index in indices]
 
     @abstractmethod
     def batch(self, first: int, indices: list[int]) -> Batch:

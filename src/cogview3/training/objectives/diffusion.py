@@ -34,8 +34,8 @@ class DiffusionTraining(LatentTraining):
         torch.manual_seed(recipe.train.seed)
         self.trained = build_unet(recipe.model, self._frozen["text"].config.d_model, recipe.data.size // 8)
         if recipe.recipe.start_from:
-            own, other = ("relay_unet", "unet") if self.is_relay else ("unet", "relay_unet")
-            start_from(self.trained, recipe.recipe.start_from, own, other)
+            order = ("relay_unet", "unet") if self.is_relay else ("unet", "relay_unet")
+            start_from(self.trained, recipe.recipe.start_from, *order)
         self.sigmas = schedule.make_sigmas(STEPS)
 
     @property

@@ -35,8 +35,8 @@ class LatentTraining(Objective):
         }
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
         self.source = make_source(recipe, self._frozen["vae"], folder)
-        self.keys: list[str] = []
-        """Names of the last batch's samples."""
+        self._names: dict[int, str] = {}  # of the last batch's samples
+        self._first = -1  # its first sample
 
     def prepare(self, device: str) -> None:
         """Move the frozen networks to the device, and encode what the source encodes ahead."""
@@ -57,8 +57,13 @@ class LatentTraining(Objective):
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents, noise and times (B, ...), sizes (B, 3, 2), and text embeddings (B, L, C), zero for the dropped."""
         samples = self.source.take(first, indices)
-        self.keys = samples.keys
+        self._names = (self._names if first == self._first else {}) | dict(zip(indices, samples.keys, strict=True))
+        self._first = first
         return self._noisy(samples)
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """Names of samples of the last batch: shard and key of pictures."""
+        return [self._names.get(index, str(index)) for index in indices]
 
     def _fixed_batch(self) -> Batch:
         """The whole validation set as one batch, on the network's device."""

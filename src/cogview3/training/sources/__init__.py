@@ -63,14 +63,11 @@ class Source(ABC):
         return {}
 
     def state(self) -> dict[str, Any]:
-        """Position in the data, in plain types, where it does not follow from the number of images seen.
-
-        To be called on all processes at once; the result holds the positions of all.
-        """
+        """This process' position in the data, as JSON, where it does not follow from the number of images seen."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a position, on as many processes or others."""
+        """Go on from a position; of a run of another number of processes, from the union of those of all."""
         return
 
 

@@ -161,37 +161,34 @@ class ShardSource(Source):
     # Position
 
     def state(self) -> dict[str, Any]:
-        """The positions of all processes, by rank."""
-        mine = self._batches.state_dict()
-        states: list[Any] = [mine]
-        if self.world > 1:
-            states = [None] * self.world
-            torch.distributed.all_gather_object(states, mine)
-        return {"processes": states}
+        """As `Source.state`."""
+        return {"world": self.world, "processes": {str(self.rank): self._batches.state_dict()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from the positions of as many processes exactly, or from those of others.
+        """Go on exactly, after a run of as many processes.
 
-        Of others, every reader goes on where it was, and the pictures that waited for a full batch are shared out anew:
-        none is lost or comes twice, but batches are put together otherwise.
+        After one of others, every reader goes on where it was, and the pictures that waited for a full batch are shared
+        out anew: none is lost or comes twice, but batches are put together otherwise.
+
+        Raises UserError where positions of some of those processes are missing, or they are of other settings.
         """
-        states = state.get("processes")
-        if not states:
+        if not state:
             print("the checkpoint has no position in the data: it is read from the beginning", file=sys.stderr)
             return
-        if len(states) == self.world:
-            self._batches.load_state_dict(states[self.rank])
+        processes = state["processes"]
+        if state["world"] == self.world:
+            self._batches.load_state_dict(processes[str(self.rank)])
             return
         if self.rank == 0:
             print(
-                f"the checkpoint is of {len(states)} processes, here are {self.world}: every picture's turn, crop and "
-                "noise stay the same, but batches are put together otherwise, and so losses differ from one run's",
+                f"the checkpoint is of {state['world']} processes, here are {self.world}: every picture's turn, crop "
+                "and noise stay the same, but batches are put together otherwise",
                 file=sys.stderr,
             )
-        readers = {part: at for item in states for part, at in item["source"]["readers"].items()}
-        waiting = [place for item in states for place in item["waiting"]]
+        readers = {part: at for item in processes.values() for part, at in item["source"]["readers"].items()}
+        waiting = [place for _, item in sorted(processes.items()) for place in item["waiting"]]
         merged = {"source": {"readers": readers, "turn": 0}, "waiting": waiting[self.rank :: self.world]}
-        self._batches.load_state_dict({**states[0], **merged})
+        self._batches.load_state_dict({**processes["0"], **merged})
 
 
 def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
