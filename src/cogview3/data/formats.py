@@ -1,4 +1,4 @@
-"""Where samples lie: WebDataset tars and image folders, on a disk or at any address that fsspec knows.
+"""Where samples lie: WebDataset tars, image folders and tables, on a disk or at any address that fsspec knows.
 
 Tars are walked by tarfile's headers instead of webdataset's reader: a position must be saved and found again, files
 that nobody asks for must not be read, and a cut tar or a key that comes twice must be counted. That reader tells no
@@ -23,6 +23,12 @@ TEXTS = ("txt", "json")
 
 LATENTS = "safetensors"
 """Suffix of what stands for the picture where it was encoded ahead."""
+
+TABLES = (".parquet", ".arrow")
+"""Ends of the names of tables."""
+
+SIDECARS = ("captions.parquet", "keep.parquet")
+"""Tables that lie beside shards."""
 
 MAX_FILE = 2**28
 """Bytes; a larger file in a tar is left alone, as no picture and no caption is that large."""
@@ -91,12 +97,13 @@ def open_address(address: str) -> BinaryIO:
 
 
 def find_shards(addresses: Sequence[str]) -> list[Shard]:
-    """Shards behind addresses: tars, image folders, folders of tars; `*`, `?`, `[...]` and `{00000..00010}` work.
+    """Shards behind addresses: tars, tables, image folders, and folders of tars or of tables.
 
-    What the tars hold is not looked at, so ten thousand take no longer than ten; of a brace expression's, only the
-    first and the last must be there, the others are counted when their turn comes. Names found are sorted.
+    `*`, `?`, `[...]` and `{00000..00010}` work. What the tars hold is not looked at, so ten thousand take no longer
+    than ten; of a brace expression's, only the first and the last must be there, the others are counted when their
+    turn comes. Names found are sorted.
 
-    Raises UserError for an address with nothing behind it, a file that is not a tar, or an unknown protocol.
+    Raises UserError for an address with nothing behind it, a file that is none of these, or an unknown protocol.
     """
     found: dict[str, Shard] = {}
     for address in addresses:
@@ -130,14 +137,29 @@ def _look_up(address: str) -> list[Shard]:
         names = [whole(name) for name in sorted(fs.glob(path))]
         if not names:
             raise UserError(f"{address}: nothing matches; check the path")
-        return _tars(names) or [shard for name in names for shard in _look_up(name)]
+        return _tars(names) or [shard for name in names if not _is_sidecar(name) for shard in _look_up(name)]
     if fs.isdir(path):
-        return _tars([whole(name) for name in sorted(fs.ls(path, detail=False))]) or [FolderShard(address.rstrip("/"))]
+        names = [whole(name) for name in sorted(fs.ls(path, detail=False))]
+        return _tars(names) or _tables(names) or [FolderShard(address.rstrip("/"))]
     if not fs.exists(path):
         raise UserError(f"{address}: not found; check the path")
-    if not address.endswith(".tar"):
-        raise UserError(f"{address}: neither a .tar (uncompressed) nor a folder")
-    return [TarShard(address)]
+    if not address.endswith((".tar", *TABLES)):
+        raise UserError(f"{address}: neither a .tar (uncompressed), a table ({', '.join(TABLES)}) nor a folder")
+    return [TarShard(address)] if address.endswith(".tar") else _tables([address])
+
+
+def _tables(names: Sequence[str]) -> list[Shard]:
+    """The tables among files, unless there are pictures, which tables may then tell of."""
+    from cogview3.data.tables import TableShard  # which builds on this module
+
+    if any(name.rpartition(".")[2].lower() in images.SUFFIXES for name in names):
+        return []
+    return [TableShard(name) for name in names if name.endswith(TABLES) and not _is_sidecar(name)]
+
+
+def _is_sidecar(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file in SIDECARS or file.endswith(tuple(f".{sidecar}" for sidecar in SIDECARS))
 
 
 def _tars(names: Sequence[str]) -> list[Shard]:
