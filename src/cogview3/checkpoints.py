@@ -21,6 +21,7 @@ from typing import Any
 from cogview3.config import UserError
 
 _CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
+_MAY_CHANGE = {"data.workers"}  # entries of a recipe that a run does not depend on
 _CHECKPOINT = re.compile(r"images-(\d+)")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -161,7 +162,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> None:
     old, new = _flatten(stored), _flatten(recipe)
-    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    keys = (old.keys() | new.keys()) - _MAY_CHANGE
+    different = sorted(key for key in keys if old.get(key) != new.get(key))
     if different:
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in different[:5])
         raise UserError(f"{run} holds a run of another recipe: {shown}; use --out, or --restart to move it aside")

@@ -84,6 +84,14 @@ def pick_device(device: Device) -> str:
     return str(device)
 
 
+def pick_devices(device: Device) -> tuple[str, ...]:
+    """All torch devices of the kind behind the option."""
+    import torch
+
+    kind = pick_device(device)
+    return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) if kind == "cuda" else (kind,)
+
+
 def pick_dtype(dtype: Dtype, device: str) -> "torch.dtype":
     """The torch dtype behind the option, for a device from `pick_device`."""
     import torch

@@ -3,16 +3,17 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from cogview3.config.tables import (
     BaseObjective,
     Distill,
     DistillRelay,
     DistillTrain,
-    LatentData,
     Optimizer,
     RelayObjective,
+    SceneData,
+    ShardData,
     Table,
     TextData,
     TextModel,
@@ -93,14 +94,27 @@ class TextRecipe(_Recipe):
     data: TextData = TextData()
 
 
-def _no_low_resolution(data: LatentData) -> LatentData:
+DATA_TABLES = {"<scenes>": SceneData, "<shards>": ShardData}
+"""The kinds of [data] that base and relay stages have, by the tags that stand for them in pydantic's errors."""
+
+
+def _data_tag(data: Any) -> str:
+    """Scenes have `pictures`, a number of them."""
+    scenes = isinstance(data, SceneData) or (isinstance(data, dict) and "pictures" in data)
+    return "<scenes>" if scenes else "<shards>"
+
+
+def _no_low_resolution(data: SceneData | ShardData) -> SceneData | ShardData:
     for name in ("reconstructed_share", "degraded_share"):
         if getattr(data, name):
             raise ValueError(f"{name} is for relay recipes; leave it out")
     return data
 
 
-BaseData = Annotated[LatentData, AfterValidator(_no_low_resolution)]
+RelayData = Annotated[
+    Annotated[SceneData, Tag("<scenes>")] | Annotated[ShardData, Tag("<shards>")], Discriminator(_data_tag)
+]
+BaseData = Annotated[RelayData, AfterValidator(_no_low_resolution)]
 
 
 class BaseRecipe(_Recipe):
@@ -117,7 +131,7 @@ class RelayRecipe(_Recipe):
 
     recipe: RelayHeader
     model: UNetModel
-    data: LatentData
+    data: RelayData
     objective: RelayObjective = RelayObjective()
 
 
@@ -145,7 +159,7 @@ class DistillRelayRound(_Recipe):
     """One round of a relay stage's distillation, made by `DistillRelayRecipe.round`: `distill.steps` are two."""
 
     recipe: DistillRelayHeader
-    data: LatentData
+    data: RelayData
     distill: DistillRelay
 
 
@@ -191,7 +205,7 @@ class DistillRelayRecipe(_Rounds):
     """How to distill a relay stage."""
 
     recipe: DistillRelayHeader
-    data: LatentData
+    data: RelayData
     distill: Annotated[DistillRelay, AfterValidator(_check_images)]
 
 

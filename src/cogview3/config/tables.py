@@ -26,6 +26,7 @@ AboveZero = Annotated[float, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
 Checked = Field(validate_default=True)
 
 
@@ -144,22 +145,24 @@ class UNetModel(Table):
         return _divisor(number, info.data.get("block_out_channels", ()))
 
 
-class LatentData(Table):
-    """Latents of `pictures` scenes of side `size`, encoded once with the VAE and cached in `cache`.
+class _Latents(Table):
+    """What all data of base and relay stages have.
 
-    A relay's z_L is made of a small picture that went through the VAE in `reconstructed_share` of the pictures, of one
-    that was blurred and disturbed as well in `degraded_share`, of a clean one in the others.
+    Attributes:
+        vae: a run, a model folder or a bundled model: where the autoencoder lies.
+        text: likewise the text encoder and its tokenizer.
+        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        text_dropout: share of the samples whose text is replaced by zeros.
+        reconstructed_share: share of a relay's pictures whose z_L is made of a small picture that went through the VAE.
+        degraded_share: of those whose small picture was blurred and disturbed as well; that of the others is clean.
     """
 
     vae: str
     text: str
     size: Annotated[int, Field(ge=64, multiple_of=16)]
-    pictures: Positive
-    comprehensive_share: Share = 0.55
     text_dropout: Share = 0.1
     reconstructed_share: Share = 0.0
     degraded_share: Annotated[Share, Checked] = 0.0
-    cache: str = "runs/cache"
 
     @field_validator("degraded_share")
     @classmethod
@@ -168,6 +171,97 @@ class LatentData(Table):
         if share > rest + 1e-9:
             raise ValueError(f"more than reconstructed_share leaves; give at most {rest:g}")
         return share
+
+
+class SceneData(_Latents):
+    """Latents of `pictures` scenes of the built-in world, encoded once with the VAE and cached in `cache`."""
+
+    pictures: Positive
+    comprehensive_share: Share = 0.55
+    cache: str = "runs/cache"
+
+
+class PictureFilters(Table):
+    """Which pictures to leave out; the defaults leave out nothing. A score that the metadata lacks leaves nothing out.
+
+    Attributes:
+        block: parts of source links, compared without regard to case.
+        min_side: of the picture's smaller side, in pixels.
+        max_ratio: of the larger side to the smaller, 1 or more.
+        min_aesthetic: of the aesthetic score.
+        max_nsfw: of the probability that the picture is unsafe; the words UNLIKELY, UNSURE and NSFW count 0, 0.5, 1.
+        max_watermark: of the probability of a watermark.
+        min_caption, max_caption: of the old caption's length, in characters.
+    """
+
+    block: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    min_side: Count = 0
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
+    min_aesthetic: float | None = None
+    max_nsfw: Share | None = None
+    max_watermark: Share | None = None
+    min_caption: Count = 0
+    max_caption: Count | None = None
+
+    @field_validator("max_caption")
+    @classmethod
+    def _not_below(cls, longest: int | None, info: ValidationInfo) -> int | None:
+        if longest is not None and longest < info.data.get("min_caption", 0):
+            raise ValueError("below min_caption, which leaves nothing; give more")
+        return longest
+
+
+class ShardData(_Latents, PictureFilters):
+    """Pictures with captions in shards: tars, folders, tables (`data.formats.find_shards`).
+
+    Attributes:
+        shards: addresses.
+        weights: of each address, to draw every sample from a source with that probability; by default all shards are
+            read in their natural proportion.
+        validation: addresses of the pictures that the validation is of; the shards themselves by default.
+        buckets: train on sizes of many ratios and nearly the square's area; without, on squares alone.
+        bucket_step: what heights and widths of the buckets are multiples of, in pixels.
+        bucket_ratio: of a bucket's larger side to the smaller, at most.
+        crop: where what is over is cut off: at random, or on both sides alike.
+        new_share: probability of the new caption, where a picture has one.
+        latents: whether to train from latents encoded ahead: "auto" if all shards have them, "require", "never".
+        readers: the parts into which reading is split; the order of the samples depends on it. A multiple of the
+            number of processes that train.
+        workers: processes that read for each of these; 0 reads in the trainer itself. May be changed at any time.
+        buffer: samples among which the next is drawn, all readers together; 0 keeps the order of the shards.
+        broken_share: the largest share of broken samples among the last `broken_window`, all readers together.
+        broken_window: see there.
+    """
+
+    shards: Annotated[tuple[str, ...], Field(min_length=1)]
+    weights: Annotated[tuple[PositiveFloat, ...], Checked] = ()
+    validation: tuple[str, ...] = ()
+    buckets: bool = True
+    bucket_step: Annotated[int, Field(ge=32, multiple_of=32), Checked] = 64
+    bucket_ratio: Annotated[float, Field(ge=1)] = 2.0
+    crop: Literal["random", "center"] = "random"
+    new_share: Share = 0.95
+    latents: Literal["auto", "require", "never"] = "auto"
+    readers: Positive = 8
+    workers: Count = 2
+    buffer: Count = 1000
+    broken_share: Share = 0.1
+    broken_window: Positive = 1000
+
+    @field_validator("weights")
+    @classmethod
+    def _one_each(cls, weights: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        shards = info.data.get("shards", ())
+        if weights and (len(weights) != len(shards) or len(set(shards)) < len(shards)):
+            raise ValueError(f"give one for each of the {len(set(shards))} different entries of shards, or none")
+        return weights
+
+    @field_validator("bucket_step")
+    @classmethod
+    def _divides(cls, step: int, info: ValidationInfo) -> int:
+        if info.data.get("size", step) % step:
+            raise ValueError(f"does not divide size {info.data['size']}; give a common divisor, a multiple of 32")
+        return step
 
 
 class BaseObjective(Table):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
@@ -195,6 +196,7 @@ class _Run:
 
     def _save(self) -> None:
         self.saved = self.images
+        self.states = gather_object([self.objective.state()])
         if self.accelerator.is_main_process:
             checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, self._write)
             self._save_weights()
@@ -213,6 +215,7 @@ class _Run:
         pending = {"count": self.log.count, "sums": self.log.sums}
         state = {"images": self.images, "ema_steps": self.ema.optimization_step, "log": pending}
         state["fingerprint"] = self.objective.fingerprint()
+        state["objective"] = self.states
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def _load(self, folder: Path) -> None:
@@ -236,6 +239,8 @@ class _Run:
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error
         self.ema.shadow_params = [value.to(self.accelerator.device) for value in shadow]
+        states = state.get("objective", [{}])
+        self.objective.load_state(states[self.accelerator.process_index % len(states)])
         if "log" in state:
             self.log.count, self.log.sums = state["log"]["count"], state["log"]["sums"]
 
