@@ -1,8 +1,8 @@
 """Recipes: one frozen, validated TOML file a run.
 
-A recipe holds the tables recipe, model, data, objective, distill, optimizer, train and validate. Which tables there
-are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong types and missing values are refused
-before any work starts. Lengths count images, so that the batch size may change without moving schedules.
+A recipe holds the tables recipe, model, data, objective, lora, distill, optimizer, train and validate. Which tables
+there are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong types and missing values are
+refused before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
 from cogview3.config.load import UserError, load_recipe, parse_recipe, recipe_names
@@ -24,6 +24,7 @@ from cogview3.config.tables import (
     Distill,
     DistillRelay,
     LatentData,
+    Lora,
     Optimizer,
     RelayObjective,
     Share,
@@ -50,6 +51,7 @@ __all__ = [
     "DistillRelayRound",
     "DistillRound",
     "LatentData",
+    "Lora",
     "Optimizer",
     "Recipe",
     "RelayObjective",

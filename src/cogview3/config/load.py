@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -61,6 +61,7 @@ def _message(kind: str, error: Mapping[str, Any]) -> str:
         table: Any = KINDS[kind]
         for part in error["loc"][:-1]:
             table = next(f.annotation for name, f in table.model_fields.items() if part in (name, f.alias))
+            table = next((kind for kind in get_args(table) if hasattr(kind, "model_fields")), table)  # of "Lora | None"
         return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
     return error["msg"]
 

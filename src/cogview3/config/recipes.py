@@ -11,6 +11,7 @@ from cogview3.config.tables import (
     DistillRelay,
     DistillTrain,
     LatentData,
+    Lora,
     Optimizer,
     RelayObjective,
     Table,
@@ -100,6 +101,16 @@ def _no_low_resolution(data: LatentData) -> LatentData:
     return data
 
 
+def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
+    header, train = info.data.get("recipe"), info.data.get("train")
+    if lora is not None and header is not None and header.start_from is None:
+        raise ValueError("adapters need a network to adapt; give recipe.start_from")
+    if lora is not None and train is not None and train.shard:
+        raise ValueError("adapters are small enough for every process; leave train.shard out")
+    return lora
+
+
+AdapterTable = Annotated[Lora | None, AfterValidator(_check_lora)]
 BaseData = Annotated[LatentData, AfterValidator(_no_low_resolution)]
 
 
@@ -110,6 +121,7 @@ class BaseRecipe(_Recipe):
     model: UNetModel
     data: BaseData
     objective: BaseObjective = BaseObjective()
+    lora: AdapterTable = None
 
 
 class RelayRecipe(_Recipe):
@@ -119,6 +131,7 @@ class RelayRecipe(_Recipe):
     model: UNetModel
     data: LatentData
     objective: RelayObjective = RelayObjective()
+    lora: AdapterTable = None
 
 
 class DistillBaseHeader(_Header):
