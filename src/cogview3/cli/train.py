@@ -45,7 +45,19 @@ def train(
         from cogview3.training.loop import train as run
 
         result = run(loaded, out=out, restart=restart, device=pick_device(device))
-    report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+    if leave_processes():
+        report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+
+
+def leave_processes() -> bool:
+    """End what `torchrun` and the like began; whether this process is the one that reports."""
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return True
+    main = distributed.get_rank() == 0
+    distributed.destroy_process_group()
+    return main
 
 
 def export(

@@ -1,8 +1,8 @@
 """Recipes: one frozen, validated TOML file a run.
 
-A recipe holds the tables recipe, model, data, objective, distill, optimizer, train and validate. Which tables there
-are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong types and missing values are refused
-before any work starts. Lengths count images, so that the batch size may change without moving schedules.
+A recipe holds the tables recipe, model, data, objective, lora, distill, optimizer, train and validate. Which tables
+there are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong types and missing values are
+refused before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
 from cogview3.config.load import UserError, load_recipe, parse_recipe, recipe_names
@@ -23,6 +23,7 @@ from cogview3.config.tables import (
     BaseObjective,
     Distill,
     DistillRelay,
+    Lora,
     Optimizer,
     PictureFilters,
     RelayObjective,
@@ -51,6 +52,7 @@ __all__ = [
     "DistillRelayRecipe",
     "DistillRelayRound",
     "DistillRound",
+    "Lora",
     "Optimizer",
     "PictureFilters",
     "Recipe",

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -64,6 +64,7 @@ def _message(kind: str, error: Mapping[str, Any]) -> str:
         for part in error["loc"][:-1]:
             fields = table.model_fields.items() if part not in DATA_TABLES else ()
             table = DATA_TABLES.get(part) or next(f.annotation for name, f in fields if part in (name, f.alias))
+            table = next((kind for kind in get_args(table) if hasattr(kind, "model_fields")), table)  # of "Lora | None"
         return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
     return error["msg"]
 

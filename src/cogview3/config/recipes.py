@@ -10,6 +10,7 @@ from cogview3.config.tables import (
     Distill,
     DistillRelay,
     DistillTrain,
+    Lora,
     Optimizer,
     RelayObjective,
     SceneData,
@@ -117,6 +118,18 @@ RelayData = Annotated[
 BaseData = Annotated[RelayData, AfterValidator(_no_low_resolution)]
 
 
+def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
+    header, train = info.data.get("recipe"), info.data.get("train")
+    if lora is not None and header is not None and header.start_from is None:
+        raise ValueError("adapters need a network to adapt; give recipe.start_from")
+    if lora is not None and train is not None and train.shard:
+        raise ValueError("adapters are small enough for every process; leave train.shard out")
+    return lora
+
+
+AdapterTable = Annotated[Lora | None, AfterValidator(_check_lora)]
+
+
 class BaseRecipe(_Recipe):
     """How to train a base UNet."""
 
@@ -124,6 +137,7 @@ class BaseRecipe(_Recipe):
     model: UNetModel
     data: BaseData
     objective: BaseObjective = BaseObjective()
+    lora: AdapterTable = None
 
 
 class RelayRecipe(_Recipe):
@@ -133,6 +147,7 @@ class RelayRecipe(_Recipe):
     model: UNetModel
     data: RelayData
     objective: RelayObjective = RelayObjective()
+    lora: AdapterTable = None
 
 
 class DistillBaseHeader(_Header):

@@ -43,12 +43,31 @@ class Optimizer(Table):
 
 
 class Train(Table):
-    """Length and bookkeeping of a run; all lengths in images."""
+    """Length and bookkeeping of a run; all lengths in images.
+
+    Attributes:
+        batch: samples of one step of the optimizer, of all processes together.
+        accumulation: parts, one after the other, that each process cuts its share of a batch into.
+        checkpoint_activations: compute activations anew in the backward pass instead of keeping them.
+        compile: torch.compile the network.
+        shard: spread weights, gradients, optimizer and averages over the processes (FSDP2) instead of copying them.
+        on_spike: what a loss or gradient that is no finite number, or a spike of the loss, does: "stop" the run, or
+            "skip" the batch. Either is written to skipped.jsonl.
+        spike_factor: a loss of more than this many times the median of the last 100 steps is a spike; none without.
+        max_skips: batches skipped in a row that stop the run.
+    """
 
     images: Positive
     batch: Positive
+    accumulation: Positive = 1
     seed: Seed = 0
     precision: Literal["no", "bf16"] = "bf16"
+    checkpoint_activations: bool = False
+    compile: bool = False
+    shard: bool = False
+    on_spike: Literal["stop", "skip"] = "stop"
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    max_skips: Positive = 10
     log_images: Positive = 2_000
     checkpoint_images: Positive = 20_000
     keep_checkpoints: Positive = 2
@@ -265,19 +284,37 @@ class ShardData(_Latents, PictureFilters):
 
 
 class BaseObjective(Table):
-    """Plain diffusion on all 1000 steps."""
+    """Plain diffusion on all 1000 steps; with `min_snr`, weighted by Min-SNR with that gamma (5 in its paper)."""
 
     prediction: Prediction = "v_prediction"
     offset_noise: NotNegative = 0.05
+    min_snr: PositiveFloat | None = None
 
 
 class RelayObjective(Table):
-    """Latent relay diffusion (equations 4 to 7), t uniform in 0..relay_start - 1."""
+    """Latent relay diffusion (equations 4 to 7), t uniform in 0..relay_start - 1; `min_snr` as for a base stage."""
 
     prediction: Prediction = "v_prediction"
     relay_start: Annotated[int, Field(ge=1, le=1000)] = 500
     blur: Literal["linear", "sigma", "sin4"] = "linear"
     offset_noise: NotNegative = 0.05
+    min_snr: PositiveFloat | None = None
+
+
+class Lora(Table):
+    """Adapters of low rank, trained on the frozen network of `recipe.start_from`.
+
+    Attributes:
+        rank: of the adapters.
+        alpha: the adapters' output is multiplied by alpha / rank; alpha is the rank by default.
+        targets: ends of the names of the layers that get an adapter.
+        dropout: share of an adapter's inputs that is left out in training.
+    """
+
+    rank: Positive = 16
+    alpha: PositiveFloat | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class DistillTrain(Train):

@@ -19,9 +19,15 @@ Batch = dict[str, Tensor]
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives. `trained` holds the parameters that the optimizer moves and the EMA follows."""
+    """Base of all objectives. `trained` holds the parameters that the optimizer moves and the EMA follows.
+
+    Attributes:
+        trained: the network. Its parameters without gradient are neither moved, averaged nor in checkpoints.
+        depends_on: what `fingerprint` tells the state of, in a few words.
+    """
 
     trained: nn.Module
+    depends_on = "vocabulary of captions"
 
     def prepare(self, device: str) -> None:
         """Work before the first step that may take long, as caching latents. Runs on the main process first."""

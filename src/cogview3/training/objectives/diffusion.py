@@ -18,7 +18,7 @@ from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.generation.upscale import CogView3UpscalePipeline
 from cogview3.models.unet import size_conditions, unet_config
-from cogview3.training.objectives import Batch, start_from
+from cogview3.training.objectives import Batch, lora, start_from
 from cogview3.training.objectives.latents import LatentTraining
 
 STEPS = 1000  # noise levels of the schedule
@@ -36,6 +36,9 @@ class DiffusionTraining(LatentTraining):
         if recipe.recipe.start_from:
             order = ("relay_unet", "unet") if self.is_relay else ("unet", "relay_unet")
             start_from(self.trained, recipe.recipe.start_from, *order)
+        if recipe.lora is not None:
+            lora.add_adapter(self.trained, recipe.lora, recipe.train.precision == "bf16")
+            self.depends_on = "network of recipe.start_from"
         self.sigmas = schedule.make_sigmas(STEPS)
 
     @property
@@ -48,9 +51,17 @@ class DiffusionTraining(LatentTraining):
         """Of the recipe."""
         return self.recipe.objective.offset_noise
 
+    def fingerprint(self) -> str:
+        """Of the frozen network under an adapter."""
+        return lora.frozen_fingerprint(self.trained) if self.recipe.lora is not None else ""
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean square error of the network's output."""
-        return {"loss": self._errors(batch).mean()}
+        """Mean square error of the network's output, weighted by Min-SNR where the recipe says so."""
+        errors, gamma = self._errors(batch), self.recipe.objective.min_snr
+        if gamma is not None:
+            sigma = self.sigmas.to(errors.device)[batch["t"]].float()
+            errors = schedule.min_snr_weight(sigma, gamma, self.recipe.objective.prediction) * errors
+        return {"loss": errors.mean()}
 
     def _errors(self, batch: Batch) -> Tensor:
         """Mean square error of each sample's network output, (B,)."""
@@ -118,8 +129,11 @@ class DiffusionTraining(LatentTraining):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`."""
+        """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`; or the adapter."""
         prefix = "relay_" if self.is_relay else ""
+        if self.recipe.lora is not None:
+            lora.save_adapter(self.trained, f"{prefix}unet", folder)
+            return
         self.trained.save_pretrained(folder / f"{prefix}unet")
         scheduler = self.relay_scheduler() if self.is_relay else base_scheduler(self.recipe.objective.prediction)
         scheduler.save_pretrained(folder / f"{prefix}scheduler")
