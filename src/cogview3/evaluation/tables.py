@@ -39,6 +39,8 @@ class Overrides:
     guidance: float | None = None
     relay_guidance: float | None = None
     relays: int | None = None
+    sampler: str | None = None
+    light: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's arguments."""
@@ -48,6 +50,8 @@ class Overrides:
             "guidance_scale": self.guidance,
             "relay_guidance_scale": self.relay_guidance,
             "num_relays": self.relays,
+            "sampler": self.sampler,
+            "light": self.light,
         }
 
 
@@ -63,7 +67,7 @@ def evaluate(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     counter: Counter = lambda name, total: nullcontext(lambda done: None),
-    **overrides: int | float | None,
+    **overrides: int | float | str | None,
 ) -> dict[str, Any]:
     """Draw every prompt with every model, and score the pictures.
 
@@ -270,6 +274,8 @@ def _how(pipe: CogView3Pipeline, sampling: Overrides) -> dict[str, Any]:
         "guidance": pipe.mode.guidance,
         "relay_guidance": pipe.mode.relay_guidance_scale,
         "relays": int(pipe.relay_unet is not None),
+        "sampler": pipe.mode.sampler,
+        "light": pipe.mode.light,
     }
     given = {key: value for key, value in asdict(sampling).items() if value is not None}
     return {"mode": pipe.mode_name} | own | given
