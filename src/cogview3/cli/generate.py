@@ -112,7 +112,7 @@ def generate(
             "steps": steps or pipe.mode.steps,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
             "sampler": (sampler and str(sampler)) or pipe.mode.sampler,
-            "light": light or pipe.mode.light,
+            "light": light or pipe.mode.light or None,
             "negative_prompt": negative,
             "image": image and image.name,
             "strength": _strength(strength) if image else None,
@@ -181,7 +181,7 @@ def upscale(
             "model": model_name(model),
             "mode": pipe.mode_name,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
-            "light": light or pipe.mode.light,
+            "light": light or pipe.mode.light or None,
             "prompt": prompt,
             "negative_prompt": negative,
         }

@@ -274,10 +274,9 @@ def _how(pipe: CogView3Pipeline, sampling: Overrides) -> dict[str, Any]:
         "guidance": pipe.mode.guidance,
         "relay_guidance": pipe.mode.relay_guidance_scale,
         "relays": int(pipe.relay_unet is not None),
-        "sampler": pipe.mode.sampler,
-        "light": pipe.mode.light,
     }
     given = {key: value for key, value in asdict(sampling).items() if value is not None}
+    own |= {key: value for key in ("sampler", "light") if (value := getattr(pipe.mode, key)) is not None}
     return {"mode": pipe.mode_name} | own | given
 
 

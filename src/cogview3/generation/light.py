@@ -18,7 +18,7 @@ class LightMixin:
 
     def _settle_light(self, light: bool | None) -> bool:
         """Whether this call uses the light parts, the mode's choice by default; refuses where there are none."""
-        light = self.mode.light if light is None else light
+        light = bool(self.mode.light if light is None else light)
         if light and self.latent_enlarger is None and self.light_decoder is None:
             raise UserError(
                 "this model has no light parts: leave light out, or export it with --enlarger and --light-decoder"

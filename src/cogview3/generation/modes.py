@@ -57,7 +57,7 @@ class Mode(BaseModel):
     relay_power: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     relay_order: Literal[1, 2] | None = None
     sampler: Literal["euler", "dpm++"] | None = None
-    light: bool = False
+    light: bool | None = None
     unet: Subfolder | None = None
     relay_unet: Subfolder | None = None
     distilled: bool = False
