@@ -13,6 +13,7 @@ from typer.testing import Result
 import cogview3
 from cogview3.cli.generate import gather_prompts
 from cogview3.config import UserError
+from cogview3.models.light import LightDecoder
 from tests.cli.conftest import error_line
 
 Run = Callable[..., Result]
@@ -261,3 +262,24 @@ def test_bad_pictures_are_refused_before_the_model_is_loaded(
     result = run("upscale", *arguments, "--model", "none")
     assert result.exit_code == 2, result.output
     assert all(word in error_line(result) for word in words), result.stderr
+
+
+def test_light_parts_and_sampler(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    refused = run("generate", "blue", "--model", tiny_model, "--light")
+    assert refused.exit_code == 2
+    assert "no light parts" in error_line(refused)
+    pipe = cogview3.CogView3Pipeline.from_pretrained(tiny_model)
+    pipe.register_modules(light_decoder=LightDecoder(width=8, num_blocks=1))
+    pipe.save_pretrained(tmp_path / "light")
+    plain = run("generate", "blue", "--model", "light", "--seed", 1, "--json")
+    light = run("generate", "blue", "--model", "light", "--seed", 1, "--light", "--sampler", "dpm++", "--json")
+    assert light.exit_code == 0, light.output
+    facts, others = json.loads(light.stdout), json.loads(plain.stdout)
+    assert (facts["light"], facts["sampler"]) == (True, "dpm++")
+    assert (others["light"], others["sampler"]) == (None, None)
+    with Image.open(facts["files"][0]) as image:
+        assert (image.text["light"], image.text["sampler"]) == ("True", "dpm++")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    enlarged = run("upscale", "a.png", "--model", "light", "--light", "--json")
+    assert json.loads(enlarged.stdout)["light"] is True
+    assert run("generate", "blue", "--model", "light", "--sampler", "heun").exit_code == 2

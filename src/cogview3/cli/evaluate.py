@@ -13,9 +13,11 @@ from cogview3.cli.options import (
     DtypeOption,
     GuidanceOption,
     JsonOption,
+    LightOption,
     RelayGuidanceOption,
     RelaysOption,
     RelayStepsOption,
+    SamplerOption,
     StepsOption,
     check_finite,
     check_writable,
@@ -48,6 +50,8 @@ def evaluate(
         list[str] | None,
         typer.Option("--guidance-response", metavar="LOW,HIGH", help="Compare the change between two guidance scales."),
     ] = None,
+    sampler: SamplerOption = None,
+    light: LightOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
     batch: BatchOption = 8,
     out: Annotated[
@@ -94,6 +98,8 @@ def evaluate(
             relays=relays,
             guidance=guidance,
             relay_guidance=relay_guidance,
+            sampler=sampler and str(sampler),
+            light=light or None,
         )
         console = Console(stderr=as_json)
         for table in tables.show(result):

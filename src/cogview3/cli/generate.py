@@ -17,12 +17,14 @@ from cogview3.cli.options import (
     FastOption,
     GuidanceOption,
     JsonOption,
+    LightOption,
     ModelOption,
     ModeOption,
     PromptCacheOption,
     RelayGuidanceOption,
     RelaysOption,
     RelayStepsOption,
+    SamplerOption,
     SeedOption,
     StepsOption,
     TileSizeOption,
@@ -74,9 +76,11 @@ def generate(
         float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
     ] = None,
     tile_size: TileSizeOption = None,
+    sampler: SamplerOption = None,
     prompt_cache: PromptCacheOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
+    light: LightOption = False,
     grid: GridOption = False,
     batch: BatchOption = 4,
     seed: SeedOption = None,
@@ -107,6 +111,8 @@ def generate(
             "mode": pipe.mode_name,
             "steps": steps or pipe.mode.steps,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "sampler": (sampler and str(sampler)) or pipe.mode.sampler,
+            "light": light or pipe.mode.light or None,
             "negative_prompt": negative,
             "image": image and image.name,
             "strength": _strength(strength) if image else None,
@@ -127,6 +133,8 @@ def generate(
                 image=begin_with,
                 strength=strength,
                 tile_size=tile_size,
+                sampler=sampler and str(sampler),
+                light=light or None,
                 generator=generators(seeds[part]),
             ).images
             for index in range(first, len(images)):
@@ -151,6 +159,7 @@ def upscale(
     prompt_cache: PromptCacheOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
+    light: LightOption = False,
     seed: SeedOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
@@ -172,6 +181,7 @@ def upscale(
             "model": model_name(model),
             "mode": pipe.mode_name,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "light": light or pipe.mode.light or None,
             "prompt": prompt,
             "negative_prompt": negative,
         }
@@ -185,6 +195,7 @@ def upscale(
                 num_relays=relays,
                 guidance_scale=guidance,
                 tile_size=tile_size,
+                light=light or None,
                 generator=generators([number]),
             ).images[0]
             save_png(drawn, path, facts | {"seed": number})

@@ -114,7 +114,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")
     for name, mode in facts["modes"].items():
-        kind = "distilled, " if mode["distilled"] else ""
+        kind = "distilled, " * mode["distilled"] + "light, " * mode.get("light", False)
         held = mode["memory"]["float32"] / 1e6
         lines.append(
             f"    {name:8} {kind}base steps {mode['steps']}, relay steps {mode['relay_steps']}, "

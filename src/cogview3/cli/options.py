@@ -39,6 +39,13 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Sampler(StrEnum):
+    """The base's samplers."""
+
+    euler = "euler"
+    dpm = "dpm++"
+
+
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model's modes, such as 4+1.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
@@ -57,6 +64,12 @@ PromptCacheOption = Annotated[
 RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
 RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
+SamplerOption = Annotated[
+    Sampler | None, typer.Option("--sampler", help="Of the base; dpm++ needs fewer steps than euler.")
+]
+LightOption = Annotated[
+    bool, typer.Option("--light", help="Use the model's small networks in place of its VAE: faster, a little coarser.")
+]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Random if left out; printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]

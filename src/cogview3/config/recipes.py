@@ -10,6 +10,10 @@ from cogview3.config.tables import (
     Distill,
     DistillRelay,
     DistillTrain,
+    EnlargerModel,
+    LightData,
+    LightDecoderModel,
+    LightDecoderObjective,
     Lora,
     Optimizer,
     RelayObjective,
@@ -150,6 +154,37 @@ class RelayRecipe(_Recipe):
     lora: AdapterTable = None
 
 
+class EnlargerHeader(_Header):
+    """Table [recipe] of a latent enlarger; `start_from` is a run or model folder that has one."""
+
+    kind: Literal["enlarger"]
+    start_from: str | None = None
+
+
+class LightDecoderHeader(_Header):
+    """Table [recipe] of a light decoder; `start_from` as for an enlarger."""
+
+    kind: Literal["light_decoder"]
+    start_from: str | None = None
+
+
+class EnlargerRecipe(_Recipe):
+    """How to train a latent enlarger."""
+
+    recipe: EnlargerHeader
+    model: EnlargerModel = EnlargerModel()
+    data: LightData
+
+
+class LightDecoderRecipe(_Recipe):
+    """How to train a light decoder."""
+
+    recipe: LightDecoderHeader
+    model: LightDecoderModel = LightDecoderModel()
+    data: LightData
+    objective: LightDecoderObjective = LightDecoderObjective()
+
+
 class DistillBaseHeader(_Header):
     """Table [recipe] of a base stage's distillation."""
 
@@ -226,12 +261,15 @@ class DistillRelayRecipe(_Rounds):
 
 DistillRound = DistillBaseRound | DistillRelayRound
 DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
-Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | DistillRecipe
+LightRecipe = EnlargerRecipe | LightDecoderRecipe
+Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | LightRecipe | DistillRound | DistillRecipe
 KINDS: dict[str, type[_Recipe]] = {
     "vae": VaeRecipe,
     "text": TextRecipe,
     "base": BaseRecipe,
     "relay": RelayRecipe,
+    "enlarger": EnlargerRecipe,
+    "light_decoder": LightDecoderRecipe,
     "distill_base": DistillBaseRecipe,
     "distill_relay": DistillRelayRecipe,
 }

@@ -317,6 +317,41 @@ class Lora(Table):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class EnlargerModel(Table):
+    """`LatentEnlarger`: channels and residual blocks at the resolution of the latents that it is given."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=2)] = 64
+    blocks: Positive = 3
+
+
+class LightDecoderModel(Table):
+    """`LightDecoder`: channels and residual blocks at the latents' resolution."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=4)] = 64
+    blocks: Positive = 4
+
+
+class LightData(Table):
+    """Scenes of side `size`, `large_share` of them cut from renders of twice the side.
+
+    Their latents come from the VAE; those of `degraded_share` have a base stage's faults, as in `SceneData`.
+    """
+
+    vae: str
+    size: Annotated[int, Field(ge=64, multiple_of=16)] = 128
+    pictures: Positive
+    large_share: Share = 0.25
+    degraded_share: Share = 0.4
+
+
+class LightDecoderObjective(Table):
+    """Weights of L1, squared error and edge (finite differences) terms, against the VAE's decoding."""
+
+    l1: NotNegative = 1.0
+    mse: NotNegative = 2.0
+    edge: NotNegative = 0.5
+
+
 class DistillTrain(Train):
     """Length and bookkeeping of a distillation's rounds; `images` of each round, or one number for all."""
 

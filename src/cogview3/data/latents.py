@@ -139,14 +139,29 @@ def hand_over(
     if not reconstructed and not degraded:
         return pictures.float()
     chances = torch.tensor([rng.random() for rng in rngs])
+    decoded = decode(vae, handed_over_latents(vae, pictures, chances < degraded, rngs))
+    clean = (chances >= degraded + reconstructed).view(-1, 1, 1, 1).to(pictures.device)
+    return torch.where(clean, pictures, decoded.float())
+
+
+@torch.no_grad()
+def handed_over_latents(
+    vae: AutoencoderKL, pictures: Tensor, degraded: Tensor, rngs: Sequence[np.random.Generator]
+) -> Tensor:
+    """Scaled latents (B, C, H/8, W/8) of pictures as a base stage might draw them; see `hand_over`.
+
+    Args:
+        vae: the autoencoder.
+        pictures: clean ones, (B, 3, H, W) in [-1, 1].
+        degraded: whether each gets faults, (B,), bool.
+        rngs: one for each picture; draws its faults.
+    """
     faults = torch.tensor(np.stack([rng.uniform(0, 1, 2) for rng in rngs]), dtype=torch.float32)
-    faults[chances >= degraded] = 0
+    faults[~degraded] = 0
     blurs, levels = (faults * torch.tensor([MAX_BLUR, MAX_LATENT_NOISE])).to(pictures.device).unbind(1)
     latents = encode(vae, gaussian_blur(pictures, blurs))
     noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
-    decoded = decode(vae, latents + (levels.view(-1, 1, 1, 1) * noise.to(levels.device)).to(latents))
-    clean = (chances >= degraded + reconstructed).view(-1, 1, 1, 1).to(pictures.device)
-    return torch.where(clean, pictures, decoded.float())
+    return latents + (levels.view(-1, 1, 1, 1) * noise.to(levels.device)).to(latents)
 
 
 def gaussian_blur(pictures: Tensor, deviations: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class Overrides:
     guidance: float | None = None
     relay_guidance: float | None = None
     relays: int | None = None
+    sampler: str | None = None
+    light: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's arguments."""
@@ -49,6 +51,8 @@ class Overrides:
             "guidance_scale": self.guidance,
             "relay_guidance_scale": self.relay_guidance,
             "num_relays": self.relays,
+            "sampler": self.sampler,
+            "light": self.light,
         }
 
 
@@ -65,7 +69,7 @@ def evaluate(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     counter: Counter = lambda name, total: nullcontext(lambda done: None),
-    **overrides: int | float | None,
+    **overrides: int | float | str | None,
 ) -> dict[str, Any]:
     """Draw every prompt with every model, and score the pictures.
 
@@ -334,6 +338,7 @@ def _how(pipe: CogView3Pipeline, sampling: Overrides) -> dict[str, Any]:
         "relays": int(pipe.relay_unet is not None),
     }
     given = {key: value for key, value in asdict(sampling).items() if value is not None}
+    own |= {key: value for key in ("sampler", "light") if (value := getattr(pipe.mode, key)) is not None}
     return {"mode": pipe.mode_name} | own | given
 
 

@@ -110,6 +110,7 @@ class ModePipeline(DiffusionPipeline):
             "relay_start": mode.relay_start,
             "blur_estimate": mode.blur_estimate,
             "power": mode.relay_power,
+            "solver_order": mode.relay_order,
         }
         changes = {key: value for key, value in changes.items() if value is not None}
         if self.relay_scheduler is not None and changes:

@@ -86,6 +86,10 @@ def build(recipe: Recipe) -> Objective:
         from cogview3.training.objectives.text import TextTraining
 
         return TextTraining(recipe)
+    if recipe.kind in ("enlarger", "light_decoder"):
+        from cogview3.training.objectives import light
+
+        return light.EnlargerTraining(recipe) if recipe.kind == "enlarger" else light.LightDecoderTraining(recipe)
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)
