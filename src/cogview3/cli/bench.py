@@ -52,3 +52,44 @@ def data(
 
         result = run(pictures=pictures, size=size, shards=shards, repeats=repeats, counter=counter)
     report(result, describe(result), as_json)
+
+
+class TrainingScale(StrEnum):
+    """Which network is trained."""
+
+    small = "small"
+    full = "full"
+
+
+@app.command()
+def training(
+    scale: Annotated[TrainingScale, typer.Option("--scale", help="Size of the network.")] = TrainingScale.small,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples of a step; 32, or 16 at full.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each run.")] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
+    checkpoint_activations: Annotated[
+        bool | None,
+        typer.Option("--checkpoint-activations/--keep-activations", help="Compute activations twice; default at full."),
+    ] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--eager", help="Compile the loop's network; default on a GPU.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """The loop's step against a plain diffusers step, on the same UNet."""
+    with clean_stdout(as_json):
+        from cogview3.bench.training import describe, run
+        from cogview3.cli.progress import counter
+
+        result = run(
+            str(scale),
+            batch=batch,
+            steps=steps,
+            repeats=repeats,
+            checkpoint_activations=checkpoint_activations,
+            compiled=compiled,
+            device=pick_device(device),
+            counter=counter,
+        )
+    report(result, describe(result), as_json)

@@ -50,10 +50,17 @@ NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to 
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
 ]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="PATH[:SCALE]", help="Run or file of an adapter; repeatable; scale 1 by default."),
+]
 GridOption = Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")]
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
 ]
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls an adapter's file."""
 
 MAX_WARNINGS = 10
 """Unknown words that are named; a prompt in another language has no others."""
@@ -75,6 +82,7 @@ def generate(
     strength: Annotated[
         float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
     ] = None,
+    lora: LoraOption = None,
     tile_size: TileSizeOption = None,
     sampler: SamplerOption = None,
     prompt_cache: PromptCacheOption = None,
@@ -98,6 +106,7 @@ def generate(
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
     check_finite("--strength", strength)
+    adapters = [parse_lora(entry) for entry in lora or []]
     begin_with = None if image is None else open_picture(image)
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     seeds = list(range(seed, seed + len(texts)))
@@ -106,6 +115,7 @@ def generate(
     warn_of_unknown_words(model, texts)
     with clean_stdout(as_json):
         pipe = load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*texts, negative])
+        load_loras(pipe, adapters)
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
@@ -116,6 +126,7 @@ def generate(
             "negative_prompt": negative,
             "image": image and image.name,
             "strength": _strength(strength) if image else None,
+            "lora": ", ".join(f"{path.name}:{scale:g}" for path, scale in adapters) or None,
         }
         start, images = time.perf_counter(), []
         for first in range(0, len(texts), batch):
@@ -281,6 +292,39 @@ def load(
     pipe.prompt_cache = cache
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
     return pipe.to(place)
+
+
+def parse_lora(entry: str) -> tuple[Path, float]:
+    """An adapter's file and scale, from `PATH[:SCALE]`; the path of a run or a folder that holds one will do."""
+    text, colon, number = entry.rpartition(":")
+    path, scale = Path(entry), 1.0
+    if colon and not path.exists():
+        try:
+            path, scale = Path(text), float(number)
+        except ValueError:
+            raise UserError(f"--lora {entry}: no such file; write PATH or PATH:SCALE, such as run:0.8") from None
+    check_finite("--lora", scale)
+    for place in (path, path / LORA_FILE, path / "weights" / LORA_FILE):
+        if place.is_file():
+            return place, scale
+    reason = f"holds no {LORA_FILE}" if path.is_dir() else "no such file"
+    raise UserError(f"--lora {entry}: {reason}; give an adapter's file, or the run that trained it")
+
+
+def load_loras(pipe: Any, adapters: Sequence[tuple[Path, float]]) -> None:
+    """Put adapters, (file, scale) each, on a pipeline, together. Raises UserError where one does not fit."""
+    if not adapters:
+        return
+    names = [f"lora-{number}" for number in range(1, len(adapters) + 1)]
+    for name, (path, _) in zip(names, adapters, strict=True):
+        try:
+            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+        except ImportError:
+            raise UserError("--lora needs peft: pip install 'cogview3[train]'") from None
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(":")
+            raise UserError(f"--lora {path}: does not fit this model ({reason})") from error
+    pipe.set_adapters(names, [scale for _, scale in adapters])
 
 
 def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "PromptCache":

@@ -58,7 +58,8 @@ def shard(module: nn.Module, device: torch.device, bf16: bool) -> None:
     if bf16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for part in units(module):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+        # The outermost part, too: it would keep what it gathered for a validation, and train on with the averages.
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def local(tensor: Tensor) -> Tensor:
