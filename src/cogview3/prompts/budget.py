@@ -25,8 +25,8 @@ class Usage:
         return Usage(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types; money to a millionth."""
-        return asdict(self) | {"money": round(self.money, 6)}
+        """Plain types; money to a billionth."""
+        return asdict(self) | {"money": round(self.money, 9)}
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,8 @@ class Expander:
     def _path(self, prompt: str) -> Path | None:
         if self._cache is None:
             return None
-        return self._cache / f"{hashlib.sha256(f'{self._writer.identity}\0{prompt}'.encode()).hexdigest()[:40]}.json"
+        key = hashlib.sha256("\0".join((self._writer.identity, prompt)).encode()).hexdigest()
+        return self._cache / f"{key[:40]}.json"
 
     def _read(self, prompt: str) -> Expansion | None:
         path = self._path(prompt)

@@ -142,7 +142,8 @@ FILLER = _set(
     off out about if not no without never none lonely wearing wears wear holding holds hold sitting sits sit
     standing stands stand looking looks look having featuring showing shows containing contains made together set
     lies lying lie placed located colored coloured color colour more less much many lot lots few several free nice
-    good beautiful lovely great sides higher same both everything nothing everyone nobody else me size simple thin add scene sized kind
+    good beautiful lovely great sides higher same both everything nothing everyone nobody else
+    me size simple thin add scene sized kind
     type
     """
 )
