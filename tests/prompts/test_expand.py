@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cogview3 import CogView3Pipeline
 from cogview3.cli.app import app
 from cogview3.config import UserError
 from cogview3.prompts import expand as module
+from cogview3.prompts.cache import PromptCache
 from cogview3.prompts.endpoint import Endpoint, EndpointError, Retry
 from cogview3.prompts.expand import EndpointWriter, Expander, LocalWriter, tidy
 from tests.endpoints import KEY, Reply, serving
@@ -186,8 +188,8 @@ def tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
     return made
 
 
-@pytest.fixture
-def seq2seq(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 that was trained on one pair, with a good second best."""
     torch.manual_seed(0)
     config = T5Config(vocab_size=16, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, dropout_rate=0.0,
@@ -202,9 +204,16 @@ def seq2seq(tmp_path: Path) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.save_pretrained(tmp_path / "t5")
-    words.save_pretrained(tmp_path / "t5")
-    return tmp_path / "t5"
+    folder = tmp_path_factory.mktemp("models") / "t5"
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def seq2seq(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that may be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "t5"))
 
 
 def test_a_t5_writes_and_its_beams_are_a_second_try(seq2seq: Path) -> None:
@@ -255,9 +264,11 @@ def test_folders_that_hold_no_language_model(tmp_path: Path, make_unet: Callable
 # In pipelines
 
 
-def draw(components: dict[str, Any], expander: Any, **changes: Any) -> tuple[torch.Tensor, CogView3Pipeline]:
+def draw(
+    components: dict[str, Any], expander: Any, cache: PromptCache | None = None, **changes: Any
+) -> tuple[torch.Tensor, CogView3Pipeline]:
     pipe = CogView3Pipeline(**components)
-    pipe.prompt_expander = expander
+    pipe.prompt_expander, pipe.prompt_cache = expander, cache
     pipe.set_progress_bar_config(disable=True)
     call = {"prompt": "a star", "num_inference_steps": 2, "relay_steps": 1, "num_relays": 0, "output_type": "pt"}
     return pipe(**{**call, "generator": torch.Generator().manual_seed(0), **changes}).images, pipe
@@ -274,6 +285,19 @@ def test_a_pipeline_draws_what_its_expander_gives(components: dict[str, Any]) ->
     assert not torch.equal(plain, draw(components, None, negative_prompt="blue")[0])
     with pytest.raises(UserError, match="2 texts for 1 prompts"):
         draw(components, lambda prompts: ["a", "b"])
+
+
+def test_expanded_prompts_that_are_known_need_no_text_encoder(components: dict[str, Any], tmp_path: Path) -> None:
+    cache = PromptCache(tmp_path, "e", torch.float32)
+
+    def expander(prompts: list[str]) -> list[str]:
+        return ["a red star"] * len(prompts)
+
+    first, _ = draw(components, expander, cache=cache)
+    second, _ = draw(components | {"text_encoder": None}, expander, cache=cache)
+    assert torch.equal(first, second)
+    with pytest.raises(UserError, match="lacks a prompt"):
+        draw(components | {"text_encoder": None}, lambda prompts: ["blue"], cache=cache)
 
 
 # Commands

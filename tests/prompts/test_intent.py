@@ -20,7 +20,7 @@ from cogview3.prompts.words import is_english, meaning, stem
         ("a dozen eggs", "12 brown eggs in a carton."),
         ("one cat", "A cat sleeps."),
         ("a red house and a blue car", "The house is painted red; beside it stands a car, glossy and blue."),
-        ("a red and white flag", "A flag with red and white stripes."),
+        ("a red and white flag", "A red and white striped flag."),
         ("a rainy street", "A street in the rain at night."),
         ("a man without a hat", "A man with no hat stands there."),
         ("a street with no cars or people", "An empty street without people, bicycles or cars."),
