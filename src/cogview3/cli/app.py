@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli import bench, convert, data, distill, evaluate, generate, info, train
+from cogview3.cli import bench, captions, convert, data, distill, evaluate, expand, generate, info, train
 from cogview3.cli.errors import ReportingGroup
 
 
@@ -39,6 +39,7 @@ def root(
 
 app.command()(generate.generate)
 app.command()(generate.upscale)
+app.command()(expand.expand)
 app.command()(info.info)
 app.command()(train.train)
 app.command()(distill.distill)
@@ -46,4 +47,5 @@ app.command()(train.export)
 app.command()(convert.convert)
 app.command()(evaluate.evaluate)
 app.add_typer(data.app, name="data")
+app.add_typer(captions.app, name="captions")
 app.add_typer(bench.app, name="bench")

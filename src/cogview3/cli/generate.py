@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cogview3.cli.endpoints import KeyOption
+from cogview3.cli.expand import (
+    ExpanderCacheOption,
+    ExpanderModelOption,
+    ExpanderOption,
+    expand_all,
+    open_expander,
+)
 from cogview3.cli.options import (
     BatchOption,
     Device,
@@ -85,6 +93,11 @@ def generate(
     lora: LoraOption = None,
     tile_size: TileSizeOption = None,
     sampler: SamplerOption = None,
+    expand: Annotated[bool, typer.Option("--expand", help="Draw descriptions that a language model writes.")] = False,
+    expander: ExpanderOption = None,
+    expander_model: ExpanderModelOption = None,
+    expander_cache: ExpanderCacheOption = None,
+    key_env: KeyOption = None,
     prompt_cache: PromptCacheOption = None,
     mode: ModeOption = None,
     fast: FastOption = False,
@@ -112,9 +125,17 @@ def generate(
     seeds = list(range(seed, seed + len(texts)))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(out, seed) if grid else None
-    warn_of_unknown_words(model, texts)
+    if not expand and (expander or expander_model or expander_cache or key_env):
+        raise UserError("--expander, --expander-model, --expander-cache and --key-env are for --expand; add it")
     with clean_stdout(as_json):
-        pipe = load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*texts, negative])
+        drawn, written = texts, None
+        if expand:
+            made = open_expander(model, expander, expander_model, expander_cache, device, key_env=key_env)
+            written = expand_all(made, texts)
+            del made  # a local one need not stay beside the model
+            drawn = [each.text for each in written]
+        warn_of_unknown_words(model, drawn)
+        pipe = load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*drawn, negative])
         load_loras(pipe, adapters)
         facts = {
             "model": model_name(model),
@@ -132,7 +153,7 @@ def generate(
         for first in range(0, len(texts), batch):
             part = slice(first, first + batch)
             images += pipe(
-                texts[part],
+                drawn[part],
                 negative_prompt=negative,
                 width=width,
                 height=height,
@@ -149,12 +170,21 @@ def generate(
                 generator=generators(seeds[part]),
             ).images
             for index in range(first, len(images)):
-                save_png(images[index], files[index], facts | {"prompt": texts[index], "seed": seeds[index]})
+                own = {"prompt": texts[index], "expanded_prompt": None, "seed": seeds[index]}
+                if written is not None and not written[index].reason:
+                    own |= {"expanded_prompt": drawn[index], "expander": written[index].model}
+                save_png(images[index], files[index], facts | own)
         seconds = time.perf_counter() - start
         if sheet is not None:
             columns = count if 1 < count < len(texts) else None
             save_png(contact_sheet(images, columns), sheet, facts | {"seed": seed})
     result = facts | {"prompts": texts, "seeds": seeds, "grid": sheet and str(sheet)}
+    if written is not None:
+        result |= {
+            "expander": written[0].model,
+            "expanded_prompts": drawn,
+            "not_expanded": {each.prompt: each.reason for each in written if each.reason},
+        }
     tell(result, files if sheet is None else [*files, sheet], seconds, as_json)
 
 

@@ -1,7 +1,8 @@
 """Progress on stderr: count, rate and time left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,11 +22,23 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed or 0:.1f}/s")
 
 
+class Tell(Protocol):
+    """Takes how many are done, and perhaps a word on how it goes."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Show both."""
+
+
 @contextmanager
-def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar that is told how many of `total` are done; silent where stderr is not a terminal."""
+def counter(what: str, total: int | None) -> Iterator[Tell]:
+    """A bar that is told how many of `total` (None: nobody knows) are done; silent where stderr is not a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), note)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=total)
-        yield lambda done: bars.update(task, completed=done)
+        task = bars.add_task(what, total=total, note="")
+
+        def tell(done: int, note: str = "") -> None:
+            bars.update(task, completed=done, note=note)
+
+        yield tell

@@ -102,9 +102,15 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
 
     Attributes:
         prompt_cache: where embeddings of prompts are kept and looked up; None encodes every prompt anew.
+        prompt_expander: maps prompts to the texts that are encoded in their place, as
+            `cogview3.prompts.expand.Expander` does; negative prompts and embeddings are left alone. None draws prompts
+            as they are.
+        expanded_prompts: what the newest prompts became; None where nothing expanded them.
     """
 
     prompt_cache: PromptCache | None = None
+    prompt_expander: Callable[[list[str]], Sequence[str]] | None = None
+    expanded_prompts: list[str] | None = None
     model_cpu_offload_seq = "text_encoder->unet->latent_enlarger->relay_unet->light_decoder->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _relay_guidance = "_relay_guidance_scale"
@@ -188,6 +194,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
 
     def _encode(self, name: str, text: Any, device: torch.device) -> torch.Tensor:
         prompts = check_prompt(name, text)
+        if name == "prompt":
+            prompts = self._expand(prompts)
         self._require_text_encoder(name, prompts)
         if self.prompt_cache is None:
             return encode_text(self.tokenizer, self.text_encoder, prompts, device)
@@ -196,6 +204,19 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
         return self.prompt_cache.encode(
             prompts, lambda missing: embed_text(self.tokenizer, self.text_encoder, missing, device)
         )
+
+    def _expand(self, prompts: list[str]) -> list[str]:
+        """What is encoded in the place of prompts."""
+        self.expanded_prompts = None
+        if self.prompt_expander is None:
+            return prompts
+        texts = check_prompt("the prompt expander's answer", list(self.prompt_expander(prompts)))
+        if len(texts) != len(prompts):
+            raise UserError(
+                f"the prompt expander gave {len(texts)} texts for {len(prompts)} prompts: give one for each"
+            )
+        self.expanded_prompts = texts
+        return texts
 
     def _require_text_encoder(self, name: str, prompts: Sequence[str]) -> None:
         if self.text_encoder is not None and self.tokenizer is not None:
@@ -234,7 +255,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
         if text is None:
             return 0
         texts = check_prompt(name, text)
-        self._require_text_encoder(name, texts)
+        expands = name == "prompt" and self.prompt_expander is not None  # into texts that nobody knows yet
+        self._require_text_encoder(name, [] if expands else texts)
         return len(texts)
 
     # Settings of a call

@@ -1,0 +1,281 @@
+"""What an endpoint was asked and answered, kept so that a killed run pays for nothing twice.
+
+    out/journal.jsonl     one event a line, on the disk before anything follows from it
+    out/part-N.parquet    finished triplets, written whole; their lines then leave the journal
+    out/.lock             held while a run writes
+
+An image whose last event is "asked" was under way when the run was killed: nobody knows whether it was paid for.
+"""
+
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from filelock import FileLock, Timeout
+from pyarrow import parquet
+
+from cogview3.checkpoints import whole_file
+from cogview3.config import UserError
+from cogview3.prompts.budget import Usage
+
+JOURNAL = "journal.jsonl"
+FORMAT = 1
+
+SCHEMA = pyarrow.schema(
+    [
+        ("shard", pyarrow.string()),
+        ("key", pyarrow.string()),
+        ("old", pyarrow.string()),
+        ("queries", pyarrow.list_(pyarrow.struct([("question", pyarrow.string()), ("answer", pyarrow.string())]))),
+        ("new", pyarrow.string()),
+        ("model", pyarrow.string()),
+        (
+            "usage",
+            pyarrow.struct(
+                [
+                    ("requests", pyarrow.int64()),
+                    ("prompt_tokens", pyarrow.int64()),
+                    ("completion_tokens", pyarrow.int64()),
+                    ("money", pyarrow.float64()),
+                ]
+            ),
+        ),
+    ]
+)
+"""Columns of a part."""
+
+Name = tuple[str, str]
+"""Shard and key of an image."""
+
+
+class Journal:
+    """The state of a collection in a folder. Threads may share it; use it as a context.
+
+    Attributes:
+        spent: by all runs into this folder, as far as answers told.
+        done: images with a triplet.
+        aside: images that were given up, with the reason.
+        doubtful: images that were asked about without an outcome.
+
+    Args:
+        folder: made if need be.
+        settings: what the answers depend on; other ones are refused.
+        part_rows: triplets of a part.
+
+    Raises:
+        UserError: another run writes there, other settings, a damaged file, a folder with other things.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], part_rows: int = 1000) -> None:
+        if part_rows < 1:
+            raise UserError(f"part_rows {part_rows}: give 1 or more")
+        self._folder, self._settings, self._part_rows = folder, dict(settings), part_rows
+        self._lock = threading.RLock()
+        self.spent = Usage()
+        self.done: set[Name] = set()
+        self.aside: dict[Name, str] = {}
+        self.doubtful: set[Name] = set()
+        self._rows: dict[Name, dict[str, Any]] = {}
+
+    def __enter__(self) -> "Journal":
+        path = self._folder / JOURNAL
+        if self._folder.is_dir() and not path.exists() and any(self._folder.iterdir()):
+            others = [each.name for each in self._folder.iterdir() if each.name != ".lock"]
+            if others:
+                raise UserError(f"{self._folder} holds {others[0]} and no {JOURNAL}; give a new folder")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file_lock = FileLock(self._folder / ".lock", timeout=0)
+        try:
+            self._file_lock.acquire()
+        except Timeout:
+            raise UserError(f"{self._folder}: another run writes there; wait for it, or give another folder") from None
+        try:
+            for part in self.parts():
+                self.done.update(_names(part))
+            if path.exists():
+                self._replay(path)
+            self._compact()
+        except BaseException:
+            self._file_lock.release()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._file_lock.release()
+
+    def parts(self) -> list[Path]:
+        """Finished parts, in their order."""
+        numbered = [(_number(path), path) for path in self._folder.glob("part-*.parquet")]
+        return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
+
+    @property
+    def waiting(self) -> int:
+        """Triplets that are in no part yet."""
+        return len(self._rows)
+
+    def asking(self, name: Name) -> None:
+        """Note that an image is about to be asked about."""
+        self._write({"event": "asked", "shard": name[0], "key": name[1]})
+
+    def paid(self, name: Name, usage: Usage) -> None:
+        """Note an answer that was of no use, or a failure, before the image is asked about again."""
+        self._write({"event": "paid", "shard": name[0], "key": name[1], "usage": usage.to_dict()})
+
+    def finish(self, name: Name, row: Mapping[str, Any], usage: Usage) -> None:
+        """Note a triplet, whose last answer cost `usage`; writes a part where it is full."""
+        with self._lock:
+            self._write({"event": "done", **row, "last": usage.to_dict()})
+            if len(self._rows) >= self._part_rows:
+                self.write_part()
+
+    def put_aside(self, name: Name, reason: str, usage: Usage) -> None:
+        """Note that an image is given up."""
+        self._write({"event": "aside", "shard": name[0], "key": name[1], "reason": reason, "usage": usage.to_dict()})
+
+    def leave(self, name: Name, usage: Usage) -> None:
+        """Note that nothing is under way for an image that is neither done nor given up: a later run asks about it."""
+        self._write({"event": "left", "shard": name[0], "key": name[1], "usage": usage.to_dict()})
+
+    def write_part(self) -> None:
+        """Write the triplets that are in no part yet as one, if there are any, and shorten the journal."""
+        with self._lock:
+            if not self._rows:
+                return
+            parts = self.parts()
+            number = _number(parts[-1]) + 1 if parts else 0
+            table = pyarrow.Table.from_pylist(list(self._rows.values()), SCHEMA)
+            with whole_file(self._folder / f"part-{number:05}.parquet") as temporary:
+                parquet.write_table(table, temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            _sync_folder(self._folder)
+            self._rows.clear()
+            self._compact()
+
+    def _write(self, event: Mapping[str, Any]) -> None:
+        line = json.dumps(event, ensure_ascii=False) + "\n"
+        with self._lock:
+            self._file.write(line.encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._apply(dict(event))
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        """Take an event into the state."""
+        kind = event.pop("event")
+        if kind == "spent":
+            self.spent += Usage(**event["usage"])
+            return
+        name = (event["shard"], event["key"])
+        usage = Usage(**(event.pop("last", None) or event.get("usage") or {}))
+        self.spent += usage
+        self.doubtful.discard(name)
+        if kind == "asked":
+            self.aside.pop(name, None)
+            self.doubtful.add(name)
+        elif kind == "aside":
+            self.aside[name] = event["reason"]
+        elif kind == "done" and name not in self.done:
+            self.done.add(name)
+            self.aside.pop(name, None)
+            self._rows[name] = event
+
+    def _replay(self, path: Path) -> None:
+        """Read the events of earlier runs; a last line that was cut by a crash is left out.
+
+        Raises UserError for any other damage, or other settings.
+        """
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                event = json.loads(line)
+                if number == 1:
+                    self._check(path, event)
+                    continue
+                self._apply(event)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"{path}: line {number} is damaged; restore it, or give a new folder") from None
+
+    def _check(self, path: Path, header: Mapping[str, Any]) -> None:
+        if header.get("format") != FORMAT:
+            raise UserError(f"{path}: format {header.get('format')} is not {FORMAT}; give a new folder")
+        for name, value in self._settings.items():
+            if header["settings"].get(name) != value:
+                before = header["settings"].get(name)
+                raise UserError(
+                    f"{self._folder} was begun with {name} {before}, here it is {value}; use that, or a new folder"
+                )
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """The state as a header and events."""
+        yield {"format": FORMAT, "settings": self._settings}
+        yield {"event": "spent", "usage": self.spent.to_dict()}
+        for (shard, key), reason in self.aside.items():
+            yield {"event": "aside", "shard": shard, "key": key, "reason": reason}
+        for shard, key in sorted(self.doubtful):
+            yield {"event": "asked", "shard": shard, "key": key}
+        for row in self._rows.values():
+            yield {"event": "done", **row, "last": Usage().to_dict()}
+
+    def _compact(self) -> None:
+        """Write the journal anew, without what parts hold, and go on at its end."""
+        if hasattr(self, "_file"):
+            self._file.close()
+        path = self._folder / JOURNAL
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            for event in self._events():
+                file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(self._folder)
+        self._file = path.open("ab")
+
+
+def count_reasons(aside: Mapping[Name, str]) -> dict[str, int]:
+    """How many images were given up for each reason, the most frequent first."""
+    return dict(Counter(aside.values()).most_common())
+
+
+def read_triplets(folder: str | Path) -> pyarrow.Table:
+    """All triplets of a folder. Raises UserError where there are none, or a part is damaged."""
+    parts = sorted(Path(folder).glob("part-*.parquet"))
+    if not parts:
+        raise UserError(f"{folder}: no triplets (part-N.parquet); collect some first")
+    try:
+        return pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in parts])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{folder}: a part is damaged ({error}); delete it and collect again") from None
+
+
+def _names(part: Path) -> list[Name]:
+    try:
+        columns = parquet.read_table(part, columns=["shard", "key"]).to_pydict()
+    except (pyarrow.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{part}: damaged ({error}); restore it, or delete it to pay for its images again") from None
+    return list(zip(columns["shard"], columns["key"], strict=True))
+
+
+def _number(path: Path) -> int | None:
+    found = re.fullmatch(r"part-(\d+)\.parquet", path.name)
+    return int(found[1]) if found else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's new names to the disk, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,323 @@
+"""Triplets of image, old caption and new caption, collected from a strong vision-language model.
+
+One request an image asks for questions, answers and the merged caption. What comes back is on the disk before anything
+else happens (`journal`), so that the same command goes on where it was stopped, however it was stopped.
+"""
+
+import json
+import logging
+import queue
+import statistics
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cogview3.captions import instruction
+from cogview3.captions.journal import Journal, Name, count_reasons, read_triplets
+from cogview3.captions.rules import violations
+from cogview3.checkpoints import write_text
+from cogview3.config import UserError
+from cogview3.data.entries import Entry, admit, develop
+from cogview3.data.filters import Filters
+from cogview3.data.formats import Shard, filesystem
+from cogview3.data.report import Report, Skipped
+from cogview3.data.sidecars import read_keep
+from cogview3.prompts.budget import Usage
+from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Spent, Stopped
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""Times that an image is asked about until there is an answer that can be used."""
+
+MOST_IN_A_ROW = 10
+"""Images in a row that the endpoint may give no answer for, before the run ends."""
+
+Progress = Callable[[int, str], None]
+"""Takes the images that are dealt with, and what was spent, in words."""
+
+
+@dataclass
+class _Run:
+    """What threads share of one run."""
+
+    journal: Journal
+    endpoint: Endpoint
+    side: int
+    progress: Progress
+    work: "queue.Queue[tuple[Name, Entry] | None]"
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    report: Report = field(default_factory=Report)
+    counts: Counter[str] = field(default_factory=Counter)
+    unanswered: Counter[str] = field(default_factory=Counter)
+    in_a_row: int = 0
+    stopped: str = ""
+    error: BaseException | None = None
+
+    def halt(self, error: BaseException | None = None, stopped: str = "") -> None:
+        """Let nothing new begin; what is under way is waited for."""
+        with self.lock:
+            self.error = self.error or error
+            self.stopped = self.stopped or stopped
+        self.endpoint.stop.set()
+
+    def tell(self, what: str) -> None:
+        """Count an image that was dealt with."""
+        with self.lock:
+            self.counts[what] += 1
+            done = self.counts["done"] + self.counts["aside"] + self.counts["skipped"] + self.counts["unanswered"]
+            self.progress(done, cost(self.endpoint.budget.spent))
+
+
+def collect(
+    shards: Sequence[Shard],
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    count: int | None = None,
+    every: int = 1,
+    side: int = 768,
+    concurrency: int = 8,
+    again: bool = False,
+    part_rows: int = 1000,
+    progress: Progress = lambda done, note: None,
+) -> dict[str, Any]:
+    """Ask about the images of shards, in their order, and write the triplets.
+
+    Images that have a triplet in `out` are left alone. So are those put aside, and those that were under way when a run
+    was killed, since they may have been paid for; unless `again`. Keep sidecars are obeyed. A budget of the endpoint
+    counts for all runs into `out` together.
+
+    Args:
+        shards: tars and image folders.
+        endpoint: whom to ask; its `stop` is set where the run ends early.
+        out: folder of the triplets, with nothing else in it.
+        count: most images to consider, from the first on; None for all.
+        every: consider every so manieth image alone, to spread a few over many shards.
+        side: pixels that the larger side of a picture is brought down to.
+        concurrency: requests at the same time.
+        again: ask again about what was put aside or is in doubt.
+        part_rows: triplets of a part.
+        progress: told of each image.
+
+    Returns:
+        The report, in plain types.
+
+    Raises:
+        UserError: a value out of range, or `out` belongs to other settings.
+        EndpointError: the endpoint cannot be used; what was answered is kept.
+    """
+    for name, value, least in (
+        ("count", count, 1),
+        ("every", every, 1),
+        ("side", side, 64),
+        ("concurrency", concurrency, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value}: give {least} or more")
+    settings = {"model": endpoint.model, "instruction": instruction.VERSION, "side": side}
+    with Journal(out, settings, part_rows) as journal:
+        before = len(journal.done)
+        endpoint.budget.add(journal.spent)
+        run = _Run(journal, endpoint, side, progress, queue.Queue(maxsize=concurrency))
+        threads = [threading.Thread(target=_work, args=(run,), daemon=True) for _ in range(concurrency)]
+        for thread in threads:
+            thread.start()
+        try:
+            _feed(run, _candidates(shards, every, count, run), again)
+            _finish(run, threads)
+        except BaseException:
+            logger.warning("Waiting for the answers under way, which are paid for; interrupt again to leave them.")
+            run.halt()
+            _finish(run, threads)
+            raise
+        finally:
+            journal.write_part()
+            _write_aside(out, journal)
+        if run.error is not None:
+            raise run.error
+        if run.unanswered and not run.counts["done"]:
+            raise GaveUp(next(iter(run.unanswered)))
+        return _report(run, out, before)
+
+
+def cost(spent: Usage) -> str:
+    """What was spent, in words."""
+    money = f", {spent.money:.4f} in money" if spent.money else ""
+    return f"{spent.requests} requests, {spent.tokens} tokens{money}"
+
+
+def _candidates(shards: Sequence[Shard], every: int, count: int | None, run: _Run) -> Iterator[tuple[Name, Entry]]:
+    """Images with an old caption, in order."""
+    given = 0
+    for shard in shards:
+        address, keep = whole_address(shard.address), read_keep(shard)
+        for group in shard.groups(piece=0, pieces=every):
+            if count is not None and given >= count:
+                return
+            try:
+                entry = admit(group, None, keep, Filters())
+            except Skipped as reason:
+                with run.lock:
+                    run.report.skip(reason)
+                continue
+            given += 1
+            yield (address, entry.key), entry
+
+
+def whole_address(address: str) -> str:
+    """A shard's address as triplets hold it: absolute where it is local, so that it means the same from anywhere."""
+    fs, path = filesystem(address)
+    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    return path if local else fs.unstrip_protocol(path)
+
+
+def _feed(run: _Run, candidates: Iterator[tuple[Name, Entry]], again: bool) -> None:
+    """Give the threads what is still to be asked, until it ends or they halt."""
+    journal = run.journal
+    for name, entry in candidates:
+        if run.endpoint.stop.is_set():
+            return
+        if name in journal.done or (not again and (name in journal.aside or name in journal.doubtful)):
+            run.tell("skipped")
+            continue
+        while not run.endpoint.stop.is_set():
+            try:
+                run.work.put((name, entry), timeout=0.5)
+                break
+            except queue.Full:
+                continue
+
+
+def _finish(run: _Run, threads: Sequence[threading.Thread]) -> None:
+    """Wait for the threads to end."""
+    for thread in threads:
+        while thread.is_alive():
+            with suppress(queue.Full):
+                run.work.put_nowait(None)
+            thread.join(0.05)
+
+
+def _work(run: _Run) -> None:
+    while (item := run.work.get()) is not None:
+        if run.endpoint.stop.is_set():
+            continue
+        try:
+            _one(run, *item)
+        except BaseException as error:  # the main thread raises it
+            run.halt(error)
+
+
+def _one(run: _Run, name: Name, entry: Entry) -> None:
+    """Ask about one image, and note what comes of it."""
+    try:
+        picture = develop(entry, Filters())
+    except Skipped as reason:
+        with run.lock:
+            run.report.skip(reason)
+        run.tell("skipped")
+        return
+    messages = instruction.conversation(picture.image, entry.old, run.side)
+    total, fault, usage = Usage(), "", Usage()
+    for number in range(TRIES):
+        if number:
+            run.journal.paid(name, usage)
+            with run.lock:
+                run.counts["asked_again"] += 1
+        run.journal.asking(name)
+        try:
+            answer = run.endpoint.chat(messages, instruction.SCHEMA)
+        except EndpointError as error:
+            _no_answer(run, name, error)
+            return
+        with run.lock:
+            run.in_a_row = 0
+        usage, total = answer.usage, total + answer.usage
+        if answer.refusal or answer.finish == "content_filter":
+            run.journal.put_aside(name, "the model refused", usage)
+            run.tell("aside")
+            return
+        try:
+            told, repaired = instruction.read_answer(answer.text)
+        except instruction.Invalid as error:
+            fault = "cut off at the token limit" if answer.finish == "length" else str(error)
+            messages = instruction.asked_again(messages, answer.text, fault)
+            continue
+        row = {
+            "shard": name[0],
+            "key": name[1],
+            "old": entry.old,
+            "queries": [query.model_dump() for query in told.queries],
+            "new": told.result,
+            "model": run.endpoint.model,
+            "usage": total.to_dict(),
+        }
+        run.journal.finish(name, row, usage)
+        with run.lock:
+            run.counts["repaired"] += repaired
+        run.tell("done")
+        return
+    run.journal.put_aside(name, f"unusable answer: {fault}", usage)
+    run.tell("aside")
+
+
+def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
+    """Put an image aside that the endpoint refuses; leave it to a later run where the endpoint itself fails."""
+    if isinstance(error, Refused):
+        run.journal.put_aside(name, f"refused: {error}", error.usage)
+        run.tell("aside")
+        return
+    run.journal.leave(name, error.usage)
+    if isinstance(error, Stopped):
+        return
+    if isinstance(error, Spent):
+        run.halt(stopped=str(error))
+        return
+    if not isinstance(error, GaveUp):
+        raise error
+    with run.lock:
+        run.unanswered[str(error)] += 1
+        run.in_a_row += 1
+        hopeless = run.in_a_row >= MOST_IN_A_ROW
+    run.tell("unanswered")
+    if hopeless:
+        raise error
+
+
+def _write_aside(out: Path, journal: Journal) -> None:
+    """`aside.jsonl`: what was put aside or is in doubt, with reasons."""
+    rows = [{"shard": shard, "key": key, "reason": reason} for (shard, key), reason in sorted(journal.aside.items())]
+    rows += [
+        {"shard": shard, "key": key, "reason": "in doubt: under way when the run was killed"}
+        for shard, key in sorted(journal.doubtful)
+    ]
+    write_text(out / "aside.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _report(run: _Run, out: Path, before: int) -> dict[str, Any]:
+    journal, counts = run.journal, run.report.to_dict()
+    told = read_triplets(out).select(["old", "new"]).to_pydict() if journal.done else {"old": [], "new": []}
+    rules = Counter(rule for caption in told["new"] for rule in violations(caption))
+    words = {name: statistics.median(len(text.split()) for text in told[name]) if told[name] else 0 for name in told}
+    return {
+        "out": str(out),
+        "model": run.endpoint.model,
+        "triplets": len(journal.done),
+        "new": len(journal.done) - before,
+        "aside": count_reasons(journal.aside),
+        "in_doubt": len(journal.doubtful),
+        "unanswered": dict(run.unanswered),
+        "broken": counts["broken"],
+        "filtered": counts["filtered"],
+        "repaired": run.counts["repaired"],
+        "asked_again": run.counts["asked_again"],
+        "schema": run.endpoint.takes_schema,
+        "rules": dict(rules.most_common()),
+        "words": words,
+        "spent": run.endpoint.budget.spent.to_dict(),
+        "stopped": run.stopped or None,
+    }

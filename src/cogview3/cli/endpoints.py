@@ -1,0 +1,53 @@
+"""Options of commands that ask a chat endpoint."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    from cogview3.prompts.budget import Price
+
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key-env", metavar="NAME", help="Variable with the endpoint's key; OPENAI_API_KEY if it is set."),
+]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds for one request.")]
+TriesOption = Annotated[int, typer.Option("--tries", min=1, max=100, help="Requests until one is given up.")]
+FieldsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Field of each request, such as temperature=0."),
+]
+PriceOption = Annotated[
+    str | None,
+    typer.Option("--price", metavar="PROMPT,COMPLETION", help="Of a million tokens of each, such as 2.5,10."),
+]
+
+
+def parse_fields(entries: list[str] | None) -> dict[str, Any]:
+    """Fields from `KEY=VALUE`, the value a JSON one, or else a string."""
+    fields = {}
+    for entry in entries or []:
+        key, equals, text = entry.partition("=")
+        if not key or not equals:
+            raise UserError(f"--set {entry}: write KEY=VALUE, such as temperature=0")
+        try:
+            fields[key] = json.loads(text)
+        except json.JSONDecodeError:
+            fields[key] = text
+    return fields
+
+
+def parse_price(text: str | None) -> "Price | None":
+    """The price of a million tokens of prompts and of completions."""
+    from cogview3.prompts.budget import Price
+
+    if text is None:
+        return None
+    try:
+        prompt, completion = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--price {text}: write two numbers, such as 2.5,10") from None
+    return Price(prompt, completion)

@@ -1,0 +1,133 @@
+"""`expand`, and what `generate --expand` shares with it: short prompts to descriptions."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cogview3.cli.endpoints import FieldsOption, KeyOption, TimeoutOption, TriesOption, parse_fields
+from cogview3.cli.options import Device, DeviceOption, JsonOption, ModelOption, clean_stdout, pick_device, report
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    from cogview3.prompts.expand import Expander, Expansion
+
+EXPANDER_FOLDER = "expander"
+"""Subfolder of a model folder where its own expander lies."""
+
+ExpanderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--expander",
+        metavar="FOLDER|URL",
+        help="Language model: a transformers folder, or a chat endpoint; the model's own by default.",
+    ),
+]
+ExpanderModelOption = Annotated[
+    str | None, typer.Option("--expander-model", metavar="NAME", help="Model at the endpoint.")
+]
+ExpanderCacheOption = Annotated[
+    Path | None,
+    typer.Option("--expander-cache", help="Folder that keeps expansions; in the user's cache by default."),
+]
+
+
+def expand(
+    prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Short prompts, in quotes.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Text file with a prompt a line.")] = None,
+    model: ModelOption = "scenes",
+    expander: ExpanderOption = None,
+    expander_model: ExpanderModelOption = None,
+    expander_cache: ExpanderCacheOption = None,
+    key_env: KeyOption = None,
+    timeout: TimeoutOption = 60.0,
+    tries: TriesOption = 3,
+    fields: FieldsOption = None,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Write short prompts out as descriptions, in English.
+
+    A prompt whose expansion fails, or loses what was asked for, is printed as it is, and a warning says why.
+    """
+    from cogview3.cli.generate import gather_prompts
+
+    texts = gather_prompts(prompts or [], file)
+    with clean_stdout(as_json):
+        options = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
+        made = open_expander(model, expander, expander_model, expander_cache, device, **options)
+        expansions = expand_all(made, texts)
+    result = {
+        "model": expansions[0].model,
+        "prompts": texts,
+        "expanded_prompts": [each.text for each in expansions],
+        "reasons": [each.reason or None for each in expansions],
+    }
+    report(result, "\n".join(each.text for each in expansions), as_json)
+
+
+def expand_all(expander: "Expander", prompts: Sequence[str]) -> "list[Expansion]":
+    """The expansions of prompts; a warning on stderr names each prompt that stays as it is, with the reason."""
+    expansions = expander.expand_all(prompts)
+    for each in dict.fromkeys(expansions):
+        if each.reason:
+            typer.echo(f"warning: used as it is, unexpanded: {each.prompt!r}: {each.reason}", err=True)
+    return expansions
+
+
+def open_expander(
+    model: str,
+    expander: str | None,
+    expander_model: str | None,
+    cache: Path | None,
+    device: Device,
+    *,
+    key_env: str | None = None,
+    timeout: float = 60.0,
+    tries: int = 3,
+    fields: list[str] | None = None,
+) -> "Expander":
+    """The expander that the options name, else the one in the model's folder.
+
+    Raises:
+        UserError: neither, or options that do not go together.
+    """
+    if expander is not None and "://" in expander:
+        if expander_model is None:
+            raise UserError(f"--expander {expander}: name a model there with --expander-model")
+        from cogview3.prompts.endpoint import Endpoint, Retry
+        from cogview3.prompts.expand import EndpointWriter, Expander
+
+        endpoint = Endpoint(
+            expander,
+            expander_model,
+            key_env=key_env,
+            timeout=timeout,
+            retry=Retry(tries=tries),
+            extra=parse_fields(fields),
+        )
+        return Expander(EndpointWriter(endpoint), cache or default_cache())
+    if expander_model is not None or key_env is not None or fields:
+        raise UserError("--expander-model, --key-env and --set are for endpoints; give --expander URL")
+    folder = Path(expander) if expander is not None else own_expander(model)
+    from cogview3.prompts.expand import Expander, LocalWriter
+
+    return Expander(LocalWriter(folder, pick_device(device)), cache or default_cache())
+
+
+def own_expander(model: str) -> Path:
+    """The folder of a model's own expander. Raises UserError where it has none."""
+    from cogview3.generation.loading import resolve_model
+
+    folder = Path(resolve_model(model)) / EXPANDER_FOLDER
+    if not folder.is_dir():
+        raise UserError(f"{model} brings no expander along; name one with --expander FOLDER or --expander URL")
+    return folder
+
+
+def default_cache() -> Path:
+    """Where expansions are kept unless told: the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cogview3" / "expansions"

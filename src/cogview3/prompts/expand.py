@@ -1,0 +1,298 @@
+"""Short prompts to descriptions in the style of the training captions, by a language model.
+
+    expander = Expander(EndpointWriter(Endpoint("http://localhost:8000/v1", "a-model")), cache="expansions")
+    expander.expand("two cats").text
+
+An expansion that loses what the prompt asks for is asked for again, and given up after `TRIES`; then, and where the
+model fails, the prompt itself is used, and the `Expansion` says why.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cogview3.checkpoints import write_text
+from cogview3.config import UserError
+from cogview3.prompts.endpoint import Endpoint, Message, Unusable
+from cogview3.prompts.intent import lost_intent
+from cogview3.prompts.words import is_english
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+"""Times that a model is asked for one prompt."""
+
+MOST_FAILURES = 2
+"""Prompts in a row that a model may give nothing for."""
+
+MAX_CHARACTERS = 2000
+"""Longer texts are no descriptions of a picture."""
+
+INSTRUCTION = """\
+You write the captions that a text-to-image model was trained on. You are given a short request for a picture, in any \
+language. Answer with one English paragraph of 40 to 90 words that describes the finished picture.
+
+- Whatever the request names stays: every noun, number and color, with what it belongs to, in the plain English words \
+for it rather than synonyms. Nothing named may change, move or disappear, and no second subject may appear.
+- What the request rules out stays ruled out, in words such as "without" or "no".
+- Text in quotation marks is to be seen in the picture: repeat it letter by letter, in its own language and in quotes.
+- What the request leaves open is yours: settle on one version of the setting, light, materials, textures, viewpoint, \
+arrangement and mood, and state it as a fact.
+- Begin with the subject. Do not speak of "the image" or "the picture", do not use words of doubt such as "perhaps" or \
+"seems", and add no title, list, comment or quotation marks of your own."""
+
+EXAMPLES = (
+    (
+        "two cats on a red sofa",
+        "Two cats rest side by side on a red sofa, one a striped gray tabby with half-closed eyes, the other white "
+        "with a black tail that hangs over the edge. The worn velvet of the red sofa catches warm afternoon light "
+        "from a window on the left. Behind them a cream wall with a small framed map stays softly out of focus, "
+        "and the mood is quiet and drowsy.",
+    ),
+    (
+        'ein Bäckerladen mit einem Schild "Frisches Brot", keine Menschen',
+        'A small bakery with a wooden sign that reads "Frisches Brot" in white painted letters above the door. Round '
+        "loaves and golden rolls fill the shop window on slanted shelves, and flour dusts the stone step. There are no "
+        "people in the street; early morning light lies on the wet cobbles, and the blue shutters of the house next "
+        "door are still closed.",
+    ),
+    (
+        "a snowy mountain at night without clouds",
+        "A snowy mountain rises alone in the night, its steep white ridges lit from the right by a low moon. The sky, "
+        "without clouds, is deep blue and dense with stars down to the horizon. A dark line of firs stands at the foot "
+        "of the slope, and fresh snow in the foreground shows soft blue shadows. The air looks cold and still.",
+    ),
+)
+
+VERSION = hashlib.sha256(json.dumps([INSTRUCTION, EXAMPLES]).encode()).hexdigest()[:12]
+"""Of instruction and examples; another one makes kept expansions void."""
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A prompt and what is drawn in its place.
+
+    Attributes:
+        prompt: as it was given.
+        text: the description; the prompt itself where there is none.
+        model: what wrote it.
+        reason: why there is none; "" where there is.
+    """
+
+    prompt: str
+    text: str
+    model: str
+    reason: str = ""
+
+
+class Writer(Protocol):
+    """A language model that writes descriptions."""
+
+    name: str
+    """What it is called in reports."""
+
+    identity: str
+    """What its texts depend on; part of the cache's key."""
+
+    def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
+        """Texts for a prompt, the best first.
+
+        Args:
+            prompt: the request.
+            number: of the try, from 0 on.
+            earlier: what the try before gave, "" without one.
+            lost: what that lacked.
+
+        Raises OSError where the model gives none.
+        """
+
+
+class EndpointWriter:
+    """A model behind a chat endpoint."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.name = endpoint.model
+        self.identity = (
+            f"{endpoint.shown} {endpoint.model} {VERSION} {json.dumps(dict(endpoint.extra), sort_keys=True)}"
+        )
+
+    def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
+        """As `Writer.write`. Raises EndpointError."""
+        return [self.endpoint.chat(conversation(prompt, earlier, lost)).text]
+
+
+def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> list[Message]:
+    """The messages that ask for an expansion, after one that lost something perhaps."""
+    messages = [{"role": "system", "content": INSTRUCTION}]
+    for request, description in EXAMPLES:
+        messages += [{"role": "user", "content": request}, {"role": "assistant", "content": description}]
+    messages.append({"role": "user", "content": prompt})
+    if earlier:
+        again = f"Write it again. It must also say, in these words: {'; '.join(lost)}."
+        messages += [{"role": "assistant", "content": earlier}, {"role": "user", "content": again}]
+    return messages
+
+
+class LocalWriter:
+    """A model of transformers in a folder: an encoder-decoder that maps prompts to descriptions, or a chat model.
+
+    A decoder-only model is given `conversation`; an encoder-decoder, such as a T5 trained for this, the bare prompt.
+    The first text is the most probable one word by word; a second try gives beams, and so does not depend on chance.
+
+    Args:
+        folder: with config, weights (safetensors) and tokenizer.
+        device: where it runs.
+        max_tokens: most tokens of a description.
+
+    Raises:
+        UserError: not such a folder.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", max_tokens: int = 256) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+        from cogview3.prompts.cache import folder_fingerprint
+
+        path = Path(folder)
+        if not (path / "config.json").is_file():
+            raise UserError(f"{folder} holds no model of transformers (config.json is missing); give its folder")
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            self._paired = bool(config.is_encoder_decoder)
+            kind = AutoModelForSeq2SeqLM if self._paired else AutoModelForCausalLM
+            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self._model = kind.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype="auto")
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder}: no language model that can be loaded ({reason}); copy it again") from None
+        if not self._paired and not self._tokenizer.chat_template:
+            raise UserError(f"{folder}: a model without a chat template; give one that was trained to chat, or a T5")
+        self._model = self._model.to(device).eval()
+        self._max_tokens = max_tokens
+        self.name = path.resolve().name
+        self.identity = f"{folder_fingerprint(path)} {'' if self._paired else VERSION} {max_tokens}"
+
+    def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
+        """As `Writer.write`."""
+        import torch
+
+        inputs = self._inputs(prompt, earlier, lost).to(self._model.device)
+        beams = {"num_beams": 4, "num_return_sequences": 4} if number else {"num_beams": 1}
+        limit = {"max_new_tokens": self._max_tokens, "max_length": None}
+        with torch.no_grad():
+            made = self._model.generate(**inputs, do_sample=False, **beams, **limit)
+        start = 0 if self._paired else inputs["input_ids"].shape[1]
+        return self._tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
+
+    def _inputs(self, prompt: str, earlier: str, lost: Sequence[str]) -> Any:
+        if self._paired:
+            return self._tokenizer([prompt], return_tensors="pt")
+        return self._tokenizer.apply_chat_template(
+            conversation(prompt, earlier, lost), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+
+
+class Expander:
+    """Expands prompts, and never fails for it. Also a pipeline's `prompt_expander`.
+
+    Args:
+        writer: the model.
+        cache: folder that keeps expansions, one file each; made at the first write. None keeps none.
+    """
+
+    def __init__(self, writer: Writer, cache: str | Path | None = None) -> None:
+        self._writer, self._cache = writer, None if cache is None else Path(cache)
+
+    def __call__(self, prompts: Sequence[str]) -> list[str]:
+        """The texts to draw for prompts; a warning is logged of each that stays as it is."""
+        expansions = self.expand_all(prompts)
+        for each in dict.fromkeys(expansions):
+            if each.reason:
+                logger.warning("A prompt is drawn as it is, unexpanded: %r: %s", each.prompt, each.reason)
+        return [each.text for each in expansions]
+
+    def expand(self, prompt: str) -> Expansion:
+        """The expansion of one prompt, or the prompt with the reason why there is none."""
+        return self.expand_all([prompt])[0]
+
+    def expand_all(self, prompts: Sequence[str]) -> list[Expansion]:
+        """As `expand`, of each of several prompts; a model that gave nothing for `MOST_FAILURES` is left in peace."""
+        known: dict[str, Expansion] = {}
+        failures: list[OSError] = []
+        for prompt in dict.fromkeys(prompts):
+            found = self._read(prompt)
+            if found is None and len(failures) < MOST_FAILURES:
+                try:
+                    found = self._expand(prompt)
+                    failures = []
+                except OSError as error:
+                    failures += [error] * (MOST_FAILURES if isinstance(error, Unusable) else 1)
+            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, str(failures[-1]))
+        return [known[prompt] for prompt in prompts]
+
+    def _expand(self, prompt: str) -> Expansion:
+        """Ask for an expansion until one is good. Raises OSError where the model gives none."""
+        earlier, faults = "", ["everything"]
+        for number in range(TRIES):
+            texts = filter(None, map(tidy, self._writer.write(prompt, number, earlier, faults)))
+            judged = [(find_faults(prompt, text), text) for text in texts]
+            for found, text in judged:
+                if not found:
+                    return self._keep(Expansion(prompt, text, self._writer.name))
+            if judged:
+                faults, earlier = judged[0]
+        return Expansion(prompt, prompt, self._writer.name, f"the expansion lost: {', '.join(faults)}")
+
+    def _path(self, prompt: str) -> Path | None:
+        if self._cache is None:
+            return None
+        key = hashlib.sha256("\0".join((self._writer.identity, prompt)).encode()).hexdigest()
+        return self._cache / f"{key[:40]}.json"
+
+    def _read(self, prompt: str) -> Expansion | None:
+        path = self._path(prompt)
+        if path is None or not path.is_file():
+            return None
+        try:
+            return Expansion(**json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            logger.warning("%s is damaged (%s) and is made again", path, error)
+            return None
+
+    def _keep(self, expansion: Expansion) -> Expansion:
+        path = self._path(expansion.prompt)
+        if path is not None:
+            try:
+                write_text(path, json.dumps(asdict(expansion), ensure_ascii=False) + "\n")
+            except OSError as error:
+                logger.warning("The expansion could not be kept: %s", error)
+        return expansion
+
+
+def find_faults(prompt: str, text: str) -> list[str]:
+    """What speaks against an expansion: intent that it lost, another language, length."""
+    faults = lost_intent(prompt, text)
+    if not is_english(re.sub(r"[\"“«「『].*?[\"”»」』]", " ", text)):
+        faults.append("English")
+    if len(text) > MAX_CHARACTERS:
+        faults.append(f"brevity ({len(text)} characters)")
+    return faults
+
+
+def tidy(text: str) -> str:
+    """A model's description as one bare paragraph: without its thoughts, fences, labels and quotes around it."""
+    text = re.sub(r"<think>.*?</think>", " ", text, flags=re.DOTALL)
+    text = re.sub(r"^.*</think>", " ", text, flags=re.DOTALL)  # an opening that the chat template held
+    text = re.sub(r"```\w*", " ", text)
+    text = " ".join(text.split())
+    text = re.sub(r"^(sure|certainly|here is|here's)\b[^.:]{0,80}:\s*", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"^\**(caption|description|prompt|answer)\**:\**\s*", "", text, flags=re.IGNORECASE)
+    if len(text) > 1 and text[0] + text[-1] in ('""', "“”") and not re.search('["“”]', text[1:-1]):
+        text = text[1:-1].strip()
+    return text
