@@ -42,8 +42,8 @@ def expand(
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
     key_env: KeyOption = None,
-    timeout: TimeoutOption = 120.0,
-    tries: TriesOption = 6,
+    timeout: TimeoutOption = 60.0,
+    tries: TriesOption = 3,
     fields: FieldsOption = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
@@ -70,18 +70,11 @@ def expand(
 
 def expand_all(expander: "Expander", prompts: Sequence[str]) -> "list[Expansion]":
     """The expansions of prompts; a warning on stderr names each prompt that stays as it is, with the reason."""
-    import logging
-
-    logging.getLogger("cogview3.prompts.expand").addFilter(_is_no_reason)  # said here, in the commands' own way
-    expansions = [expander.expand(prompt) for prompt in prompts]
+    expansions = expander.expand_all(prompts)
     for each in dict.fromkeys(expansions):
         if each.reason:
-            typer.echo(f"warning: drawn as it is, unexpanded: {each.prompt!r}: {each.reason}", err=True)
+            typer.echo(f"warning: used as it is, unexpanded: {each.prompt!r}: {each.reason}", err=True)
     return expansions
-
-
-def _is_no_reason(record: object) -> bool:
-    return not str(getattr(record, "msg", "")).startswith("The prompt is used as it is")
 
 
 def open_expander(
@@ -92,8 +85,8 @@ def open_expander(
     device: Device,
     *,
     key_env: str | None = None,
-    timeout: float = 120.0,
-    tries: int = 6,
+    timeout: float = 60.0,
+    tries: int = 3,
     fields: list[str] | None = None,
 ) -> "Expander":
     """The expander that the options name, else the one in the model's folder.

@@ -79,10 +79,11 @@ class Budget:
             raise UserError(f"a budget of {money:g} in money needs a price: give that of a million tokens")
         self._limits: dict[str, float | None] = {"requests": requests, "tokens": tokens, "money": money}
         self._changed = threading.Condition()
-        self._spent = spent or Usage()
+        self._spent = Usage()
         self._dearest: Usage | None = None
         self._flying = 0
         self._blind = False
+        self.add(spent or Usage())
 
     @property
     def spent(self) -> Usage:
@@ -91,9 +92,11 @@ class Budget:
             return self._spent
 
     def add(self, usage: Usage) -> None:
-        """Count what was spent elsewhere, by an earlier run say."""
+        """Count what was spent elsewhere, by an earlier run say; its mean is what is first set aside for a request."""
         with self._changed:
             self._spent += usage
+            if self._dearest is None and usage.requests and usage.tokens:
+                self._dearest = Usage(0, usage.tokens // usage.requests, 0, usage.money / usage.requests)
 
     def reserve(self) -> str:
         """Set aside what one more request may cost, and count it; the reason against it, "" where there is none.

@@ -10,6 +10,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -153,8 +154,12 @@ class Endpoint:
         self._http = _library()
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
         self._client = self._http.Client(
-            headers=headers, timeout=self.timeout, limits=self._http.Limits(max_connections=None)
+            headers=headers,
+            timeout=self.timeout,
+            limits=self._http.Limits(max_connections=None),
+            verify=self.url.startswith("https:"),  # else the system's certificates are loaded for nothing
         )
+        weakref.finalize(self, self._client.close)
         self._takes_schema: bool | None = None
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -169,10 +174,6 @@ class Endpoint:
     def shown(self) -> str:
         """The address without its query, for messages."""
         return urlunsplit(urlsplit(self.url)._replace(query=""))
-
-    def close(self) -> None:
-        """Close idle connections."""
-        self._client.close()
 
     def chat(self, messages: Sequence[Message], schema: Mapping[str, Any] | None = None) -> Answer:
         """The model's answer to a conversation.
@@ -224,6 +225,9 @@ class Endpoint:
                     answered = True
                 except _Failure as error:
                     failure = error
+                    if error.wait is not None and error.wait <= self.retry.patience:
+                        with self._lock:  # for whoever asks next
+                            self._not_before = max(self._not_before, time.monotonic() + error.wait)
                     continue
                 finally:
                     usage += self.budget.settle(tokens, answered)
@@ -241,11 +245,8 @@ class Endpoint:
         delay = 0.0
         if failure is not None:
             delay = min(self.retry.longest, self.retry.first * 2 ** (number - 1)) * self._random.uniform(0.5, 1)
-            if failure.wait is not None:
-                if failure.wait > self.retry.patience:
-                    raise GaveUp(f"{self.shown}: {failure}; it asks to wait {failure.wait:.0f} s, which is too long")
-                with self._lock:
-                    self._not_before = max(self._not_before, time.monotonic() + failure.wait)
+            if (failure.wait or 0) > self.retry.patience:
+                raise GaveUp(f"{self.shown}: {failure}; it asks to wait {failure.wait:.0f} s, which is too long")
         while True:
             with self._lock:
                 asked = self._not_before - time.monotonic()

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
-from cogview3.prompts.endpoint import Endpoint, EndpointError, Message
+from cogview3.prompts.endpoint import Endpoint, Message, Unusable
 from cogview3.prompts.intent import lost_intent
 from cogview3.prompts.words import is_english
 
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 TRIES = 3
 """Times that a model is asked for one prompt."""
+
+MOST_FAILURES = 2
+"""Prompts in a row that a model may give nothing for."""
 
 MAX_CHARACTERS = 2000
 """Longer texts are no descriptions of a picture."""
@@ -205,29 +208,40 @@ class Expander:
 
     def __init__(self, writer: Writer, cache: str | Path | None = None) -> None:
         self._writer, self._cache = writer, None if cache is None else Path(cache)
-        self._known: dict[str, Expansion] = {}
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """The texts to draw for prompts."""
-        return [self.expand(prompt).text for prompt in prompts]
+        """The texts to draw for prompts; a warning is logged of each that stays as it is."""
+        expansions = self.expand_all(prompts)
+        for each in dict.fromkeys(expansions):
+            if each.reason:
+                logger.warning("A prompt is drawn as it is, unexpanded: %r: %s", each.prompt, each.reason)
+        return [each.text for each in expansions]
 
     def expand(self, prompt: str) -> Expansion:
-        """The expansion of one prompt, or the prompt with the reason why there is none, which is also a warning."""
-        if prompt not in self._known:
-            expansion = self._read(prompt) or self._expand(prompt)
-            if expansion.reason:
-                logger.warning("The prompt is used as it is, unexpanded: %r: %s", prompt, expansion.reason)
-            self._known[prompt] = expansion
-        return self._known[prompt]
+        """The expansion of one prompt, or the prompt with the reason why there is none."""
+        return self.expand_all([prompt])[0]
+
+    def expand_all(self, prompts: Sequence[str]) -> list[Expansion]:
+        """As `expand`, of each of several prompts; a model that gave nothing for `MOST_FAILURES` is left in peace."""
+        known: dict[str, Expansion] = {}
+        failures: list[OSError] = []
+        for prompt in dict.fromkeys(prompts):
+            found = self._read(prompt)
+            if found is None and len(failures) < MOST_FAILURES:
+                try:
+                    found = self._expand(prompt)
+                    failures = []
+                except OSError as error:
+                    failures += [error] * (MOST_FAILURES if isinstance(error, Unusable) else 1)
+            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, str(failures[-1]))
+        return [known[prompt] for prompt in prompts]
 
     def _expand(self, prompt: str) -> Expansion:
-        earlier, faults = "", ["the model gave nothing"]
+        """Ask for an expansion until one is good. Raises OSError where the model gives none."""
+        earlier, faults = "", ["everything"]
         for number in range(TRIES):
-            try:
-                texts = [tidy(text) for text in self._writer.write(prompt, number, earlier, faults)]
-            except EndpointError as error:
-                return Expansion(prompt, prompt, self._writer.name, str(error))
-            judged = [(find_faults(prompt, text), text) for text in texts if text]
+            texts = filter(None, map(tidy, self._writer.write(prompt, number, earlier, faults)))
+            judged = [(find_faults(prompt, text), text) for text in texts]
             for found, text in judged:
                 if not found:
                     return self._keep(Expansion(prompt, text, self._writer.name))

@@ -101,6 +101,8 @@ def _run(words: Sequence[_Word], start: int) -> list[int]:
 
 def _head(words: Sequence[_Word], start: int) -> int | None:
     """Place of the noun that a number or a color before `start` belongs to: the first plural, else the last word."""
+    if start + 1 < len(words) and words[start].text in ("and", ",") and words[start + 1].color is not None:
+        start += 1  # "red and white flag"
     run = [place for place in _run(words, start) if words[place].color is None]
     nouns = [place for place in run if not words[place].text.endswith(("ing", "ed"))] or run
     plural = [place for place in nouns if is_plural(words[place].text)]
@@ -199,7 +201,7 @@ def _denied(asked: Sequence[_Word]) -> list[int]:
     """Places of the nouns that a prompt's negations deny."""
     places = []
     for place, word in enumerate(asked):
-        if word.text in NEGATIONS - {"empty", "lack"}:
+        if word.text in NEGATIONS - {"lack"}:
             at = place + 1
             while at < len(asked):
                 while at < len(asked) and asked[at].text in {"a", "an", "any", "the", "single", "of", "to", "be"}:
@@ -224,7 +226,9 @@ def _under_denial(told: Sequence[_Word], place: int, reach: int, ends: frozenset
     for each in range(place - 1, max(-1, place - 1 - reach), -1):
         if told[each].text in ends:
             return False
-        if told[each].text in NEGATIONS or (told[each].text == "free" and told[each + 1].text in ("of", "from")):
+        if told[each].text in NEGATIONS or (
+            told[each].text in ("free", "empty") and told[each + 1].text in ("of", "from")
+        ):
             return True
     return False
 

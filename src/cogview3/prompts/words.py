@@ -143,7 +143,7 @@ FILLER = _set(
     standing stands stand looking looks look having featuring showing shows containing contains made together set
     lies lying lie placed located colored coloured color colour more less much many lot lots few several free nice
     good beautiful lovely great sides higher same both everything nothing everyone nobody else
-    me size simple thin add scene sized kind
+    me says say said reads reading read size simple thin add scene sized kind
     type
     """
 )
@@ -152,7 +152,6 @@ FILLER = _set(
 NEGATIONS = _set(
     """
     no not without never none neither nor lacking lacks lack minus nobody nothing nowhere cannot absent absence devoid
-    empty
     """
 )
 

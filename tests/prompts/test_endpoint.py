@@ -1,0 +1,371 @@
+"""Asking a chat endpoint: what is tried again, what is not, what it costs, and where the key goes."""
+
+import json
+import logging
+import pickle
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+
+from cogview3.config import UserError
+from cogview3.prompts import endpoint as module
+from cogview3.prompts.budget import Budget, Price, Usage
+from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Retry, Spent, Stopped, Unusable
+from tests.endpoints import KEY, Reply, serving
+
+AT_ONCE = Retry(tries=4, first=0.0, longest=0.0)
+ASK = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def ask(replies: list[Reply], **options: Any) -> tuple[Any, Any, Endpoint]:
+    """What an endpoint that gives these replies in turn, the last for ever, leads to."""
+    with serving(lambda body, number: replies[min(number, len(replies) - 1)]) as server:
+        endpoint = Endpoint(server.url, "m", **{"retry": AT_ONCE, "timeout": 5.0, **options})
+        try:
+            result = endpoint.chat(ASK)
+        except EndpointError as error:
+            result = error
+    return result, server, endpoint
+
+
+PASSING = [
+    Reply("status", '{"error": {"message": "slow down"}}', 429),
+    Reply("status", "oops", 500),
+    Reply("status", "<html>bad gateway</html>", 502),
+    Reply("raw", "{garbage"),
+    Reply("raw", '{"choices": []}'),
+    Reply("raw", '{"error": {"code": 503, "message": "overloaded"}}'),
+    Reply("close"),
+    Reply("cut", "{"),
+]
+
+
+@pytest.mark.parametrize("failure", PASSING, ids=lambda reply: f"{reply.kind}-{reply.status}")
+def test_failures_that_may_pass_are_tried_again(failure: Reply) -> None:
+    answer, server, endpoint = ask([failure, failure, Reply(text="hi", usage=(7, 3))])
+    assert (answer.text, answer.finish) == ("hi", "stop")
+    assert answer.usage == Usage(3, 7, 3) == endpoint.budget.spent
+    assert len(server.bodies) == 3
+    assert server.paths == ["/v1/chat/completions"] * 3
+    assert server.bodies[0] == {"model": "m", "messages": ASK}
+    assert server.keys == [f"Bearer {KEY}"] * 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(PASSING[0], "429 (slow down)"), (PASSING[1], "500 (oops)"), (PASSING[6], "no connection")],
+)
+def test_it_is_given_up_with_the_reason(failure: Reply, words: str) -> None:
+    error, server, _ = ask([failure])
+    assert type(error) is GaveUp
+    assert words in str(error)
+    assert "4 tries" in str(error)
+    assert error.usage == Usage(4)
+    assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize("kind", ["silent", "drip"])
+def test_answers_that_take_too_long_are_tried_again(kind: str) -> None:
+    answer, server, _ = ask([Reply(kind), Reply(text="at last")], timeout=0.3)
+    assert answer.text == "at last"
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "words"),
+    [
+        (Reply("status", '{"error": {"message": "bad picture"}}', 400), Refused, "HTTP 400 (bad picture)"),
+        (Reply("status", '{"detail": "too large"}', 413), Refused, "too large"),
+        (Reply("status", '{"error": "no such key"}', 401), Unusable, "no such key"),
+        (Reply("status", '{"message": "unknown model"}', 404), Unusable, "unknown model"),
+        (Reply("status", "", 302, {"Location": "http://127.0.0.1:1/"}), Unusable, "HTTP 302"),
+        (
+            Reply("status", '{"error": {"code": "insufficient_quota", "message": "no credit"}}', 429),
+            Unusable,
+            "no credit",
+        ),
+    ],
+)
+def test_other_refusals_are_final_and_name_the_endpoints_words(failure: Reply, kind: type, words: str) -> None:
+    error, server, _ = ask([failure])
+    assert type(error) is kind
+    assert words in str(error)
+    assert len(server.bodies) == 1
+
+
+class Clock:
+    """Time that passes by waiting alone."""
+
+    def __init__(self) -> None:
+        self.now, self.waits = 0.0, []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.now += seconds
+        return False
+
+    def is_set(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def test_waits_double_with_chance_up_to_the_longest(clock: Clock) -> None:
+    retry = Retry(tries=6, first=1.0, longest=5.0)
+    error, _, _ = ask([Reply("status", "", 500)], retry=retry, stop=clock)
+    assert type(error) is GaveUp
+    assert len(clock.waits) == 5
+    assert all(most / 2 <= wait <= most for wait, most in zip(clock.waits, (1, 2, 4, 5, 5), strict=True)), clock.waits
+    assert len(set(clock.waits)) == 5
+
+
+def test_the_endpoint_says_how_long_to_wait(clock: Clock) -> None:
+    busy = Reply("status", "", 429, {"Retry-After": "37"})
+    answer, _, _ = ask([busy, Reply(text="x")], retry=Retry(first=1.0), stop=clock)
+    assert answer.text == "x"
+    assert 37 <= clock.now <= 39
+
+
+def test_others_wait_too(clock: Clock) -> None:
+    replies = [Reply("status", "", 429, {"Retry-After": "50"}), Reply(text="x"), Reply(text="y")]
+    with serving(lambda body, number: replies[number]) as server:
+        endpoint = Endpoint(server.url, "m", retry=Retry(tries=1), stop=clock, timeout=5.0)
+        with pytest.raises(GaveUp):
+            endpoint.chat(ASK)
+        endpoint.chat(ASK)
+    assert clock.now >= 50
+
+
+def test_too_long_is_not_waited_for(clock: Clock) -> None:
+    error, server, _ = ask([Reply("status", "", 503, {"Retry-After": "7200"})], stop=clock)
+    assert type(error) is GaveUp
+    assert "7200 s" in str(error)
+    assert (clock.waits, len(server.bodies)) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("12", 12.0), ("0.5", 0.5), ("", None), ("soon", None), ("-3", None), ("Fri, 32 Foo", None)]
+)
+def test_retry_after(text: str, seconds: float | None) -> None:
+    assert module._retry_after({"retry-after": text}) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert 97 < module._retry_after({"retry-after": later}) <= 100
+    assert module._retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+
+
+def test_whoever_waits_can_be_stopped() -> None:
+    stop = threading.Event()
+    stop.set()
+    error, server, _ = ask([Reply(text="x")], stop=stop)
+    assert type(error) is Stopped
+    assert server.bodies == []
+
+
+# Schemas
+
+
+def test_a_schema_is_sent_where_it_is_taken() -> None:
+    with serving(lambda body, number: Reply(text="{}")) as server:
+        endpoint = Endpoint(server.url, "m", extra={"temperature": 0})
+        assert endpoint.takes_schema is None
+        endpoint.chat(ASK, {"type": "object"})
+    assert endpoint.takes_schema is True
+    form = server.bodies[0]["response_format"]
+    assert form["json_schema"] == {"name": "answer", "schema": {"type": "object"}, "strict": True}
+    assert server.bodies[0]["temperature"] == 0
+
+
+def test_a_schema_is_left_out_where_it_is_not() -> None:
+    def answering(body: dict[str, Any], number: int) -> Reply:
+        return Reply("status", "no response_format", 400) if "response_format" in body else Reply(text="{}")
+
+    with serving(answering) as server:
+        endpoint = Endpoint(server.url, "m")
+        assert endpoint.chat(ASK, {"type": "object"}).usage.requests == 2
+        assert endpoint.chat(ASK, {"type": "object"}).usage.requests == 1
+    assert endpoint.takes_schema is False
+    assert ["response_format" in body for body in server.bodies] == [True, False, False]
+
+
+def test_a_refusal_of_the_content_stays_one() -> None:
+    with serving(lambda body, number: Reply(text="{}") if number == 0 else Reply("status", "no", 400)) as server:
+        endpoint = Endpoint(server.url, "m")
+        endpoint.chat(ASK, {})
+        with pytest.raises(Refused):
+            endpoint.chat(ASK, {})
+        assert len(server.bodies) == 2
+        fresh = Endpoint(server.url, "m")
+        with pytest.raises(Refused) as caught:
+            fresh.chat(ASK, {})
+    assert caught.value.usage.requests == 2
+    assert fresh.takes_schema is None
+
+
+# Budgets
+
+
+def test_content_in_parts_and_refusals_are_read() -> None:
+    parts = {"message": {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}}
+    answer, _, _ = ask([Reply("raw", json.dumps({"choices": [parts]}))])
+    assert (answer.text, answer.finish, answer.usage) == ("ab", "", Usage(1))
+    answer, _, _ = ask([Reply(refusal="no", finish="content_filter")])
+    assert (answer.refusal, answer.finish) == ("no", "content_filter")
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "words"),
+    [
+        ({"requests": 3}, 3, "3 requests"),
+        ({"tokens": 330}, 3, "330 tokens"),  # 110 each
+        ({"tokens": 340}, 3, "340 tokens"),
+        ({"money": 0.001, "price": Price(2.0, 30.0)}, 2, "0.001 money"),  # 200e-6 + 300e-6 each
+        ({"requests": 0}, 0, "0 requests"),
+    ],
+)
+def test_a_budget_stops(limits: dict[str, Any], asked: int, words: str) -> None:
+    with serving(lambda body, number: Reply(text="x")) as server:
+        endpoint = Endpoint(server.url, "m", budget=Budget(**limits))
+        for _ in range(asked):
+            endpoint.chat(ASK)
+        with pytest.raises(Spent, match=words):
+            endpoint.chat(ASK)
+    assert len(server.bodies) == asked
+    assert endpoint.budget.spent.tokens == 110 * asked
+
+
+def test_many_threads_keep_to_a_budget() -> None:
+    outcomes: list[str] = []
+    with serving(lambda body, number: Reply(text="x", delay=0.02)) as server:
+        endpoint = Endpoint(server.url, "m", budget=Budget(tokens=110 * 10 + 50))
+
+        def work() -> None:
+            for _ in range(5):
+                try:
+                    outcomes.append(endpoint.chat(ASK).text)
+                except Spent:
+                    outcomes.append("spent")
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes.count("x") == 10 == len(server.bodies)
+    assert server.most_at_once > 1
+
+
+def test_a_budget_needs_the_endpoints_counts() -> None:
+    with serving(lambda body, number: Reply(text="x", usage=None)) as server:
+        endpoint = Endpoint(server.url, "m", budget=Budget(tokens=1000))
+        endpoint.chat(ASK)
+        with pytest.raises(Spent, match="does not tell its tokens"):
+            endpoint.chat(ASK)
+        free = Endpoint(server.url, "m", budget=Budget(requests=2))
+        assert [free.chat(ASK).usage for _ in range(2)] == [Usage(1)] * 2
+
+
+def test_what_was_spent_before_counts() -> None:
+    budget = Budget(tokens=1000, price=Price(1, 1), spent=Usage(1, 400, 500, 0.1))
+    budget.add(Usage(1, 50, 50, 0.1))
+    assert budget.spent == Usage(2, 450, 550, 0.2)
+    assert "1000 tokens is spent" in budget.reserve()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Budget(requests=-1), "-1 requests"),
+        (lambda: Budget(money=3.0), "needs a price"),
+        (lambda: Price(-1, 0), "price"),
+        (lambda: Retry(tries=0), "tries 0"),
+        (lambda: Retry(first=-1.0), "first -1"),
+        (lambda: Endpoint("ftp://a", "m"), "ftp://a"),
+        (lambda: Endpoint("localhost:8000", "m"), "localhost:8000"),
+        (lambda: Endpoint("http://a", ""), "not named"),
+        (lambda: Endpoint("http://a", "m", timeout=0), "timeout 0"),
+        (lambda: Endpoint("http://a", "m", extra={"stream": True}), "stream"),
+        (lambda: Endpoint("http://a", "m", key_env="NO_SUCH_KEY"), "NO_SUCH_KEY is not set"),
+    ],
+)
+def test_bad_settings(make: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("http://a/v1", "http://a/v1/chat/completions"),
+        ("http://a/v1/", "http://a/v1/chat/completions"),
+        ("https://a/x/chat/completions?api-version=1", "https://a/x/chat/completions?api-version=1"),
+    ],
+)
+def test_addresses(given: str, address: str) -> None:
+    assert module.chat_address(given) == address
+    assert "api-version" not in Endpoint(given, "m").shown
+
+
+# The key
+
+
+@pytest.fixture
+def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG):
+        yield caplog
+
+
+def test_the_key_is_nowhere(everything_logged: pytest.LogCaptureFixture) -> None:
+    echo = Reply("status", f'{{"error": {{"message": "Incorrect key: {KEY}"}}}}', 401)
+    error, _, endpoint = ask([echo])
+    assert "Incorrect key: [key]" in str(error)
+    answer, _, _ = ask([Reply(text=f"you are {KEY}", refusal=f"{KEY}?")])
+    assert (answer.text, answer.refusal) == ("you are [key]", "[key]?")
+    gave_up, server, _ = ask([Reply("status", f"Bearer {KEY}", 500)])
+    assert server.keys[0] == f"Bearer {KEY}"
+    for shown in (repr(endpoint), str(vars(endpoint)), repr(error), repr(gave_up), everything_logged.text):
+        assert KEY not in shown
+    with pytest.raises(TypeError):
+        pickle.dumps(endpoint)
+
+
+def test_addresses_with_passwords_are_refused_without_showing_them() -> None:
+    with pytest.raises(UserError) as caught:
+        Endpoint(f"https://user:{KEY}@a/v1", "m")
+    assert KEY not in str(caught.value)
+
+
+def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "two words")
+    with pytest.raises(UserError, match="MY_KEY holds no key") as caught:
+        Endpoint("http://a", "m", key_env="MY_KEY")
+    assert "two words" not in str(caught.value)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    error, server, _ = ask([Reply("status", "", 401)])
+    assert server.keys == [None]
+    assert "set OPENAI_API_KEY" in str(error)
+
+
+def test_the_library_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "httpx2", None)
+    with pytest.raises(UserError, match=r"cogview3\[captions\]"):
+        Endpoint("http://a", "m")

@@ -1,0 +1,116 @@
+"""What a prompt asks for is found again in a description, or told to be lost."""
+
+import numpy as np
+import pytest
+
+from cogview3.data.scenes.captions import brief, comprehensive
+from cogview3.data.scenes.scene import sample_scene
+from cogview3.prompts.intent import lost_intent
+from cogview3.prompts.words import is_english, meaning, stem
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expanded"),
+    [
+        ("two red stars", "Two large red stars on a plain white background."),
+        ("2 red stars", "A pair of red stars glows in the dark."),
+        ("two red stars", "A red star at the top left and another red star at the bottom."),
+        ("two stars", "There are 2 shapes: one star is red and the other is blue, both stars small."),
+        ("three dogs running", "Three dogs run along a beach."),
+        ("a dozen eggs", "12 brown eggs in a carton."),
+        ("one cat", "A cat sleeps."),
+        ("a red house and a blue car", "The house is painted red; beside it stands a car, glossy and blue."),
+        ("a red and white flag", "A red and white striped flag."),
+        ("a rainy street", "A street in the rain at night."),
+        ("a man without a hat", "A man with no hat stands there."),
+        ("a street with no cars or people", "An empty street without people, bicycles or cars."),
+        ("a treeless hill, no houses", "A treeless hill under clouds. There are no houses."),
+        ("a man who isn't smiling", "A stern man, not smiling, in a gray coat."),
+        ("a sugar-free cake", "A sugar-free cake on a plate."),
+        ('a sign that says "OPEN 24h"', 'A neon sign reads "OPEN 24h" in red.'),
+        ("a sign “Café”", 'A sign with the word "Café".'),
+        ("children on 3-legged stools", "Children sit on three-legged stools."),
+        ("draw me a picture of a fox please", "A fox in the snow."),
+        ("gray wolves", "Grey wolves in a forest, a pack of wolves."),
+        ("dark blue sofa", "A deep blue couch."),
+        ("", "Anything."),
+        ("zwei rote Sterne und ein 3D-Kreis", "Two red stars and a 3D circle."),
+        ("两只猫，门牌号 42", "Two cats beside a door with the number 42."),
+        ("un café avec le texte « Ouvert »", 'A coffee house with "Ouvert" on its door.'),
+    ],
+)
+def test_nothing_is_lost(prompt: str, expanded: str) -> None:
+    assert lost_intent(prompt, expanded) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expanded", "lost"),
+    [
+        ("two red stars", "Three large red stars on white.", ["two red stars"]),
+        ("two red stars", "Several red stars.", ["two red stars"]),
+        ("two red stars", "Two large blue stars.", ["red stars"]),
+        ("two red stars", "Two large red circles.", ["two red stars", "red stars", "stars"]),
+        ("two cats and three dogs", "Three cats and two dogs.", ["two cats", "three dogs"]),
+        ("a red house and a blue car", "A blue house beside a red car.", ["red house", "blue car"]),
+        ("a dog and a cat", "A dog on a lawn.", ["cat"]),
+        ("a man without a hat", "A man with a hat.", ["no hat"]),
+        ("a street with no cars", "A street where cars line the kerb. There are no clouds.", ["no cars"]),
+        ("a red star", "There is no red star.", ["star"]),
+        ('a sign that says "OPEN"', 'A sign that says "CLOSED".', ['"OPEN"']),
+        ('a sign that says "OPEN"', 'A sign that says "Open".', ['"OPEN"']),
+        ("a bus, line 7", "A yellow bus.", ["7", "line"]),
+        ("ein Haus mit 12 Fenstern und dem Schild 'Bäcker'", "A house with ten windows.", ['"Bäcker"', "12"]),
+    ],
+)
+def test_what_is_lost_is_named(prompt: str, expanded: str, lost: list[str]) -> None:
+    assert sorted(lost_intent(prompt, expanded)) == sorted(lost)
+
+
+def test_descriptions_of_scenes_keep_their_brief_captions() -> None:
+    """Brief captions against the long ones of the same scenes, and of others.
+
+    A share of the former tells more than the long caption: an outline's color, above all.
+    """
+    same, other = [], []
+    texts = []
+    for index in range(150):
+        rng = np.random.default_rng([7, index])
+        scene = sample_scene(rng)
+        texts.append((brief(scene, rng).text, comprehensive(scene, rng).text))
+    for index, (prompt, expanded) in enumerate(texts):
+        same.append(bool(lost_intent(prompt, expanded)))
+        other.append(bool(lost_intent(prompt, texts[index - 1][1])))
+    assert np.mean(same) < 0.25
+    assert np.mean(other) > 0.97
+
+
+@pytest.mark.parametrize("forms", ["star stars", "stripe striped stripes", "rain rainy raining", "run running runs",
+                                   "city cities", "box boxes", "leaf leaves", "child children", "house houses",
+                                   "glass glasses", "sun sunny", "ring rings", "bus buses"])  # fmt: skip
+def test_forms_of_a_word_share_a_stem(forms: str) -> None:
+    assert len({stem(word) for word in forms.split()}) == 1
+
+
+def test_other_words_do_not() -> None:
+    words = ["star", "ring", "red", "bed", "string", "king", "cat", "car", "card", "dog", "house", "horse", "blue"]
+    words += ["glass", "grass", "wing", "swing"]
+    assert len({stem(word) for word in words}) == len(words)
+    assert meaning("donut") == meaning("rings") == "ring"
+    assert meaning("crimson") == "red"
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("A red star", True),
+        ("The cat of Juan García sits in the sun", True),
+        ("Ein roter Stern auf dem Tisch", False),
+        ("une étoile rouge", False),
+        ("два кота", False),
+        ("红色的星星", False),
+        ("12 34", True),
+        ("The sign reads: der Hund und die Katze sind mit einem Ball auf der Wiese", False),
+    ],
+)
+def test_languages(text: str, english: bool) -> None:
+    assert is_english(text) is english
