@@ -16,8 +16,10 @@ from cogview3.cli.endpoints import (
     parse_price,
 )
 from cogview3.cli.options import JsonOption, check_writable, report
+from cogview3.cli.recaption import recaption
 
 app = typer.Typer(rich_markup_mode=None)
+app.command()(recaption)
 
 
 @app.callback()

@@ -310,6 +310,11 @@ class FolderShard:
         """`captions.parquet` and `keep.parquet` lie in the folder."""
         return f"{self.address}/{kind}.parquet"
 
+    @property
+    def length(self) -> int:
+        """Number of groups. Raises UserError for a folder without any."""
+        return len(self._listing)
+
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
         """As `Shard.groups`."""
         places = list(range(len(self._listing)))

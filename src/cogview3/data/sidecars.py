@@ -46,10 +46,15 @@ def read_keep(shard: Shard) -> dict[str, str] | None:
 
 def read_column(address: str, column: str) -> list[Any]:
     """One column of a sidecar that is there. Raises UserError as `read_captions` does."""
-    columns = _read(address, (column,))
-    if columns is None:
+    return read_columns(address, (column,))[column]
+
+
+def read_columns(address: str, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of a sidecar that is there. Raises UserError as `read_captions` does."""
+    found = _read(address, columns)
+    if found is None:
         raise UserError(f"{address}: not found")
-    return columns[column]
+    return found
 
 
 def _read(address: str, columns: Sequence[str]) -> dict[str, list[Any]] | None:

@@ -1,0 +1,151 @@
+"""Captions written by a model behind an OpenAI-compatible chat endpoint, several requests at once."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from cogview3.captions.instruction import data_url
+from cogview3.captions.request import request
+from cogview3.captions.rows import FAILED, UNANSWERED, CannotGoOn, Row, Sample, written
+from cogview3.config import UserError
+from cogview3.data.entries import develop
+from cogview3.data.filters import Filters
+from cogview3.data.report import Skipped
+from cogview3.prompts.budget import Budget, Price
+from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Retry
+
+MOST_IN_A_ROW = 10
+"""Pictures without an answer one after the other, after which the endpoint counts as gone."""
+
+
+@dataclass(frozen=True)
+class EndpointJob:
+    """An endpoint to ask. Its model is asked what a fine-tuned recaptioner is asked.
+
+    Args:
+        url, name, key_env, timeout, tries: as `prompts.endpoint.Endpoint` takes them.
+        requests: at once, of each worker.
+        side: pixels that the larger side of a picture is brought down to.
+        seed: sent along, with the temperature; what the endpoint makes of it is its own affair.
+        temperature: 0 asks for the likeliest.
+        max_new_tokens: of a caption; None leaves it to the endpoint.
+        limits: most requests, tokens and money; None for no limit. Of one worker.
+        price: of a million tokens of prompts and of completions.
+        fields: further fields of each request.
+    """
+
+    url: str
+    name: str
+    key_env: str | None = None
+    timeout: float = 120.0
+    tries: int = 6
+    requests: int = 8
+    side: int = 768
+    seed: int = 0
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    limits: tuple[int | None, int | None, float | None] = (None, None, None)
+    price: tuple[float, float] | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.requests < 1:
+            raise UserError(f"requests {self.requests}: give 1 or more at once")
+        self.connect().close()  # what is wrong with it is told now
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the texts depend on, as far as this side can tell."""
+        return {
+            "endpoint_model": self.name,
+            "request": request(""),
+            "side": self.side,
+            "seed": self.seed if self.temperature else None,
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "fields": dict(self.fields),
+        }
+
+    def connect(self) -> Endpoint:
+        """A connection. Raises UserError as `Endpoint` does."""
+        fixed: dict[str, Any] = {"temperature": self.temperature}
+        if self.temperature:
+            fixed["seed"] = self.seed % 2**31
+        if self.max_new_tokens is not None:
+            fixed["max_tokens"] = self.max_new_tokens
+        return Endpoint(
+            self.url,
+            self.name,
+            key_env=self.key_env,
+            timeout=self.timeout,
+            retry=Retry(tries=self.tries),
+            budget=Budget(*self.limits, Price(*self.price) if self.price else None),
+            extra=fixed | dict(self.fields),
+        )
+
+    def load(self, place: int) -> "EndpointWriter":
+        """A connection of worker `place`."""
+        return EndpointWriter(self.connect(), self)
+
+
+class EndpointWriter:
+    """Asks an endpoint about one picture after the other, `requests` at a time."""
+
+    def __init__(self, endpoint: Endpoint, job: EndpointJob) -> None:
+        self.endpoint, self.job = endpoint, job
+        self._in_a_row = 0
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[list[Row]]:
+        """As `rows.Writer.run`, each as its answer comes."""
+        waiting = (sample for sample in samples if not sample.done)
+        asked: set[Future[Row]] = set()
+        with ThreadPoolExecutor(self.job.requests) as pool:
+            try:
+                while True:
+                    asked |= {pool.submit(self._ask, s) for s in islice(waiting, self.job.requests - len(asked))}
+                    if not asked:
+                        return
+                    finished, asked = wait(asked, return_when=FIRST_COMPLETED)
+                    yield from self._told(finished)
+            except GeneratorExit:
+                self.endpoint.stop.set()
+                raise
+            except EndpointError as error:
+                self.endpoint.stop.set()
+                yield [each.result() for each in wait(asked).done if each.exception() is None]  # they are paid for
+                raise CannotGoOn(str(error)) from None
+
+    def _told(self, finished: Iterable[Future[Row]]) -> Iterator[list[Row]]:
+        """The rows that came; then the error, if one did. Raises GaveUp where too many in a row went unanswered."""
+        errors = [error for each in finished if (error := each.exception())]
+        rows = [each.result() for each in finished if not each.exception()]
+        yield rows
+        for error in errors:
+            raise error
+        for row in rows:
+            self._in_a_row = self._in_a_row + 1 if row.status == UNANSWERED else 0
+            if self._in_a_row >= MOST_IN_A_ROW:
+                raise GaveUp(f"{row.error}; and so for {MOST_IN_A_ROW} pictures in a row")
+
+    def _ask(self, sample: Sample) -> Row:
+        entry = sample.entry
+        try:
+            image = develop(entry, Filters()).image
+        except Skipped as reason:
+            return Row(entry.key, entry.old, None, FAILED, str(reason))
+        parts = [
+            {"type": "image_url", "image_url": {"url": data_url(image, self.job.side)}},
+            {"type": "text", "text": request(entry.old)},
+        ]
+        try:
+            answer = self.endpoint.chat([{"role": "user", "content": parts}])
+        except Refused as error:
+            return Row(entry.key, entry.old, None, FAILED, f"refused: {error}")
+        except GaveUp as error:
+            return Row(entry.key, entry.old, None, UNANSWERED, str(error))
+        tokens = answer.usage.completion_tokens
+        if answer.refusal or answer.finish == "content_filter":
+            return Row(entry.key, entry.old, None, FAILED, "the model refused", tokens)
+        return written(entry.key, entry.old, answer.text, tokens, answer.finish != "length")

@@ -1,0 +1,269 @@
+"""Where tasks run: in processes of this machine, or in actors of a Ray cluster. Both run the same function.
+
+A worker that crashes is started anew and its shard taken up again; a shard whose workers crashed too often is given up.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from cogview3.captions.recaption import Engine, GivenUp, Message, Task, Told, caption_shard
+from cogview3.captions.rows import CannotGoOn
+from cogview3.config import UserError
+from cogview3.data.formats import Shard
+
+TRIES = 3
+"""Workers that may crash at a shard before it is given up."""
+
+
+def make_engine(name: str, workers: int | None, tries: int = TRIES, gpus: int = 0) -> Engine:
+    """The engine "local" or "ray" with so many workers.
+
+    Args:
+        name: which.
+        workers: None is one a GPU; without GPUs one here, and one a CPU of the cluster on Ray.
+        tries: as `TRIES`.
+        gpus: that local workers may use; for "ray", whether each actor takes one of the cluster's.
+
+    Raises:
+        UserError: another name, a number below 1, or Ray is not installed.
+    """
+    for what, value in (("workers", workers), ("tries", tries)):
+        if value is not None and value < 1:
+            raise UserError(f"{what} {value}: give 1 or more")
+    if name == "local":
+        return partial(local, workers=workers or max(1, gpus), tries=tries)
+    if name == "ray":
+        _import_ray()
+        return partial(on_ray, workers=workers, tries=tries, gpu=gpus > 0)
+    raise UserError(f"engine {name}: give local or ray")
+
+
+class _Attempts:
+    """Shards that wait, and how often each one's worker crashed."""
+
+    def __init__(self, shards: Sequence[Shard], tries: int) -> None:
+        self._shards, self._tries = shards, tries
+        self.waiting = deque(range(len(shards)))
+        self._crashes: Counter[int] = Counter()
+
+    def next(self) -> tuple[int, Shard]:
+        number = self.waiting.popleft()
+        return number, self._shards[number]
+
+    def crashed(self, number: int, reason: str) -> Iterator[tuple[int, Message]]:
+        """Let a shard be tried again, or give it up."""
+        self._crashes[number] += 1
+        if self._crashes[number] < self._tries:
+            self.waiting.appendleft(number)
+        else:
+            yield number, GivenUp(f"{reason}; tried {self._tries} times")
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    place: int
+    shard: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Broke:
+    """What ended a worker, as far as it could tell; `hopeless` where others would fare no better."""
+
+    reason: str
+    hopeless: type[Exception] | None = None
+
+
+def local(task: Task, shards: Sequence[Shard], workers: int = 1, tries: int = TRIES) -> Iterator[tuple[int, Message]]:
+    """Do the tasks in processes of their own, a shard at a time each."""
+    attempts = _Attempts(shards, tries)
+    count = min(workers, len(shards))
+    threads = max(1, (os.cpu_count() or 1) // count)
+    running: list[_Worker] = []
+    try:
+        running += [_start(task, place, threads) for place in range(count)]
+        while True:
+            for worker in running:
+                if worker.shard is None and attempts.waiting:
+                    worker.shard, shard = attempts.next()
+                    _send(worker, (worker.shard, shard))
+            busy = {worker.pipe: worker for worker in running if worker.shard is not None}
+            if not busy:
+                return
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]
+                number = worker.shard
+                message = _receive(worker)
+                if isinstance(message, _Broke):
+                    if message.hopeless:
+                        raise message.hopeless(message.reason)
+                    worker.reason = message.reason
+                elif message is None:
+                    running.remove(worker)
+                    yield from attempts.crashed(number, _ending(worker))
+                    if attempts.waiting:
+                        running.append(_start(task, worker.place, threads))
+                else:
+                    if not isinstance(message, Told):
+                        worker.shard = None
+                    yield number, message
+    finally:
+        for worker in running:
+            worker.pipe.close()
+            worker.process.terminate()
+        for worker in running:
+            worker.process.join()
+
+
+def _start(task: Task, place: int, threads: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(task, place, threads, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours, place)
+
+
+def _send(worker: _Worker, what: tuple[int, Shard]) -> None:
+    with suppress(OSError):  # it crashed; that its pipe is closed will be seen where messages are read
+        worker.pipe.send(what)
+
+
+def _receive(worker: _Worker) -> Message | _Broke | None:
+    """The next message; None where the worker is no more."""
+    try:
+        return worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        worker.pipe.close()
+        return None
+
+
+def _ending(worker: _Worker) -> str:
+    code = worker.process.exitcode
+    if worker.reason:
+        return worker.reason
+    return f"the worker was ended by {signal.Signals(-code).name}" if code < 0 else f"the worker ended with {code}"
+
+
+def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
+    """Of a worker process: load, then do shards until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process alone answers Ctrl-C
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
+        sys.modules["torch"].set_num_threads(threads)
+    try:
+        writer = task.job.load(place)
+        while True:
+            _, shard = pipe.recv()
+            for message in caption_shard(shard, task, writer):
+                pipe.send(message)
+    except (EOFError, BrokenPipeError):
+        return
+    except (UserError, CannotGoOn) as error:
+        pipe.send(_Broke(str(error), UserError if isinstance(error, UserError) else CannotGoOn))
+    except Exception as error:
+        pipe.send(_Broke(" ".join(f"{type(error).__name__}: {error}".split())[:300]))
+
+
+def _leave_with_parent() -> None:
+    """End this process where the first one was killed, so that nobody writes beside its successor."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+class _Actor:
+    """Of a Ray worker: loads with its first shard."""
+
+    def __init__(self, task: Task, place: int) -> None:
+        self._task, self._place, self._writer = task, place, None
+
+    def caption(self, shard: Shard) -> Iterator[Message]:
+        """As `caption_shard`."""
+        if self._writer is None:
+            self._writer = self._task.job.load(self._place)
+        yield from caption_shard(shard, self._task, self._writer)
+
+
+def on_ray(
+    task: Task, shards: Sequence[Shard], workers: int | None = None, tries: int = TRIES, gpu: bool = False
+) -> Iterator[tuple[int, Message]]:
+    """Do the tasks in actors of the Ray cluster of RAY_ADDRESS, else of one started here for the time being.
+
+    Raises UserError where actors are to have GPUs and the cluster has none.
+    """
+    ray = _import_ray()
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    attempts = _Attempts(shards, tries)
+    running: dict[Any, tuple[Any, int, int]] = {}  # stream of messages -> actor, its place, shard
+    actors: list[Any] = []
+    try:
+        have = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+        if gpu and not have:
+            raise UserError("the Ray cluster has no GPU; give --device cpu, or start it with GPUs")
+        kind = ray.remote(**({"num_gpus": 1} if gpu else {"num_cpus": 1}), max_restarts=0)(_Actor)
+
+        def begin(actor: Any, place: int) -> None:
+            if actor is None:
+                actors.append(actor := kind.remote(task, 0 if gpu else place))  # an actor sees its own GPU alone
+            number, shard = attempts.next()
+            running[actor.caption.options(num_returns="streaming").remote(shard)] = (actor, place, number)
+
+        for place in range(min(workers or max(1, have), len(shards))):
+            begin(None, place)
+        while running:
+            (stream, *_), _ = ray.wait(list(running), num_returns=1)
+            actor, place, number = running[stream]
+            try:
+                message = ray.get(next(stream))
+            except StopIteration:
+                del running[stream]
+            except ray.exceptions.RayError as error:
+                del running[stream]
+                yield from attempts.crashed(number, _told_by_ray(ray, error))
+                ray.kill(actor)
+                actor = None
+            else:
+                yield number, message
+                continue
+            if attempts.waiting:
+                begin(actor, place)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        if started:
+            ray.shutdown()
+
+
+def _told_by_ray(ray: Any, error: Exception) -> str:
+    """Why an actor failed. Raises what others would meet as well."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, UserError | CannotGoOn):
+        raise type(cause)(str(cause)) from None
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "the worker died"
+    return " ".join(f"{type(cause or error).__name__}: {cause or error}".split())[:300]
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UserError('the engine ray needs Ray; install it with pip install "cogview3[ray]"') from None
+    return ray

@@ -1,0 +1,252 @@
+"""Captions written by an image-text-to-text model of transformers.
+
+Batches are the same ones however often a shard was taken up again, so that with one batch size texts do not depend on
+interruptions, engines or workers. With another one, sums are taken in another order: greedy texts then differ only
+where two tokens are equally likely to within rounding, about 1e-6 in float32 (but 1e-2 in bfloat16).
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from cogview3.captions.inputs import Asker, find_model, load_model, load_processor
+from cogview3.captions.request import request
+from cogview3.captions.rows import FAILED, Row, Sample, written
+from cogview3.config import UserError
+from cogview3.data import draws
+from cogview3.data.entries import develop
+from cogview3.data.filters import Filters
+from cogview3.data.report import Skipped
+
+MAX_NEW_TOKENS = 256
+"""Of a caption, unless the model's own configuration tells."""
+
+MOST_FAILED = 16
+"""Pictures that may fail before the first succeeds; after that the model is to blame."""
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """A model to load.
+
+    Args:
+        model: folder, run, bundled name or name on the hub, as `inputs.find_model` takes them.
+        device: "cpu", "mps" or "cuda"; worker n takes CUDA device n, modulo their number.
+        dtype: of the weights, such as "float32".
+        batch: pictures at once.
+        seed: of samples; without effect at temperature 0.
+        temperature: 0 takes the likeliest token, 1 draws as the model's probabilities tell.
+        max_new_tokens: of a caption; None takes the model's own, else `MAX_NEW_TOKENS`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    model: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch: int = 8
+    seed: int = 0
+    temperature: float = 0.0
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UserError(f"batch {self.batch}: give 1 or more")
+        if not 0 <= self.temperature <= 10:
+            raise UserError(f"temperature {self.temperature}: give 0 (the likeliest) to 10")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {self.max_new_tokens}: give 1 or more")
+
+    @property
+    def name(self) -> str:
+        """The model as it was given, without the folders above it."""
+        return self.model.rstrip("/") if self.model.count("/") == 1 else Path(self.model).resolve().name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the texts depend on. Raises UserError where the model is not there."""
+        return {
+            "weights": fingerprint(find_model(self.model)),
+            "request": request(""),
+            "dtype": self.dtype,
+            "seed": self.seed if self.temperature else None,
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def load(self, place: int) -> "ModelWriter":
+        """The model on the device of worker `place`."""
+        device = f"cuda:{place % torch.cuda.device_count()}" if self.device == "cuda" else self.device
+        folder = find_model(self.model)
+        return ModelWriter(load_model(folder, self.dtype).to(device), load_processor(folder), self)
+
+
+def fingerprint(folder: Path) -> str:
+    """12 digits that tell models apart: of small files all, of weights their names, sizes, first and last MiB."""
+    digest = hashlib.sha256()
+    kinds = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
+    for path in sorted(path for path in folder.iterdir() if path.suffix in kinds):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            if size > 2**20:
+                file.seek(max(2**20, size - 2**20))
+                digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures ready for the model, with rows of those that are not."""
+
+    keys: list[str]
+    olds: list[str]
+    images: list[Any]
+    inputs: Any
+    rows: list[Row]
+
+
+class ModelWriter:
+    """A model that writes captions, batch by batch, while the next batch is being made ready.
+
+    Args:
+        model: in evaluation mode, on its device.
+        asker: of its processor.
+        job: batch size, seed and so on.
+    """
+
+    def __init__(self, model: Any, asker: Asker, job: ModelJob) -> None:
+        self.model, self.asker, self.job = model, asker, job
+        config = copy.deepcopy(model.generation_config)
+        limit = job.max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS
+        config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, max_length=None)
+        config.update(max_new_tokens=limit, return_dict_in_generate=False)
+        config.pad_token_id = asker.tokenizer.pad_token_id
+        if config.eos_token_id is None:
+            config.eos_token_id = asker.tokenizer.eos_token_id
+        self.config = config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        self._ends = {int(end) for end in ends if end is not None}
+        self._failed = self._succeeded = 0
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[list[Row]]:
+        """As `rows.Writer.run`, a batch at a time."""
+        waiting = iter(samples)
+        with ThreadPoolExecutor(1) as pool:
+
+            def following() -> Future[_Batch | None]:
+                return pool.submit(lambda: self._prepare(list(islice(waiting, self.job.batch))))
+
+            ahead = following()
+            while (batch := ahead.result()) is not None:
+                ahead = following()
+                rows = [*batch.rows, *self._write(batch)] if batch.keys else batch.rows
+                self._judge(rows)
+                yield rows
+
+    def _prepare(self, samples: Sequence[Sample]) -> _Batch | None:
+        """Decode a batch's pictures and make inputs of them; an empty one where all are done, None at the end."""
+        if not samples:
+            return None
+        batch = _Batch([], [], [], None, [])
+        if all(sample.done for sample in samples):
+            return batch
+        for entry in (sample.entry for sample in samples):
+            try:
+                image = develop(entry, Filters()).image
+            except Skipped as reason:
+                batch.rows.append(Row(entry.key, entry.old, None, FAILED, str(reason)))
+                continue
+            batch.keys.append(entry.key)
+            batch.olds.append(entry.old)
+            batch.images.append(image)
+        if not batch.keys:
+            return batch
+        try:
+            inputs = self.asker.inputs(batch.images, batch.olds)
+        except Exception:  # processors raise nearly anything; `_write` finds out which picture it is
+            inputs = None
+        return _Batch(batch.keys, batch.olds, batch.images, inputs, batch.rows)
+
+    def _write(self, batch: _Batch) -> list[Row]:
+        """Rows of a batch. Where that fails, halves of it are tried, down to the picture that is to blame."""
+        try:
+            inputs = batch.inputs if batch.inputs is not None else self.asker.inputs(batch.images, batch.olds)
+            return self.generate(inputs, batch.keys, batch.olds)
+        except torch.AcceleratorError:
+            raise  # the device is lost, and the worker with it
+        except Exception as error:
+            reason = "out of memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else _reason(error)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch.keys) == 1:
+            return [Row(batch.keys[0], batch.olds[0], None, FAILED, reason)]
+        half = len(batch.keys) // 2
+        return [
+            row
+            for part in (slice(half), slice(half, None))
+            for row in self._write(_Batch(batch.keys[part], batch.olds[part], batch.images[part], None, []))
+        ]
+
+    @torch.inference_mode()
+    def generate(self, inputs: Any, keys: Sequence[str], olds: Sequence[str]) -> list[Row]:
+        """Rows of prepared inputs."""
+        inputs = inputs.to(self.model.device, dtype=self.model.dtype)  # whole numbers stay what they are
+        start = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        drawing = [Draw(keys, self.job.seed, self.job.temperature, start)] if self.job.temperature else []
+        tokens = self.model.generate(
+            **inputs, generation_config=self.config, logits_processor=LogitsProcessorList(drawing)
+        )
+        return [self._row(key, old, line[start:]) for key, old, line in zip(keys, olds, tokens.tolist(), strict=True)]
+
+    def _row(self, key: str, old: str, tokens: list[int]) -> Row:
+        end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
+        used = tokens if end is None else tokens[: end + 1]
+        text = self.asker.tokenizer.decode(used, skip_special_tokens=True)
+        return written(key, old, text, len(used), end is not None)
+
+    def _judge(self, rows: Sequence[Row]) -> None:
+        """Raise UserError where nothing but failures came so far, as then the model is to blame, not the pictures."""
+        failed = [row for row in rows if row.status == FAILED]
+        self._failed, self._succeeded = self._failed + len(failed), self._succeeded + len(rows) - len(failed)
+        if failed and not self._succeeded and self._failed >= MOST_FAILED:
+            raise UserError(
+                f"none of the first {self._failed} pictures could be captioned ({failed[-1].key}: {failed[-1].error}); "
+                f"check the model {self.job.model} and the pictures"
+            )
+
+
+class Draw(LogitsProcessor):
+    """Leave of each row's tokens one, drawn with their probabilities by (seed, key, place) alone.
+
+    The chance is a hash, not a generator's next number, so that neighbors in the batch do not matter.
+    """
+
+    def __init__(self, keys: Sequence[str], seed: int, temperature: float, start: int) -> None:
+        self._keys, self._seed, self._temperature, self._start = keys, seed, temperature, start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (B, V) to such with one finite value a row, by the inverse of the cumulative distribution."""
+        place = input_ids.shape[1] - self._start
+        chances = [draws.chance("token", self._seed, key, place) for key in self._keys]
+        wide = torch.float32 if scores.device.type == "mps" else torch.float64
+        total = (scores.float() / self._temperature).softmax(-1).to(wide).cumsum(-1)
+        at = torch.tensor(chances, dtype=wide, device=scores.device).unsqueeze(1) * total[:, -1:]
+        chosen = torch.searchsorted(total, at, right=True).clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

@@ -1,0 +1,317 @@
+"""Re-captioning of whole sets: one task a shard, whose result is its captions sidecar, written whole.
+
+Tasks are the same on any engine (`engines`). A shard that was begun is taken up after its last batch, a finished one
+is left alone, so the same call goes on after any interruption and changes nothing once all is done.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow
+
+from cogview3.captions.parts import Part, claimed, differences
+from cogview3.captions.rows import FAILED, OK, SCHEMA, UNANSWERED, Job, Row, Sample, Writer
+from cogview3.captions.triplets import whole_address
+from cogview3.config import UserError
+from cogview3.data import images
+from cogview3.data.entries import admit
+from cogview3.data.filters import Filters
+from cogview3.data.formats import TEXTS, FolderShard, Shard, filesystem
+from cogview3.data.report import Broken, Filtered
+from cogview3.data.sidecars import read_columns, read_keep, read_notes, write_sidecar
+
+_GONE = ("missing tar", "unreadable tar")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done to each shard; pickled.
+
+    Args:
+        job: who writes.
+        settings: the job's, found once.
+        again: whether images that failed are tried again.
+        overwrite: whether sidecars of other settings are replaced.
+    """
+
+    job: Job
+    settings: Mapping[str, Any]
+    again: bool = False
+    overwrite: bool = False
+
+    @property
+    def version(self) -> str:
+        """Of the package, and 8 digits of the settings, for the sidecar."""
+        digest = hashlib.sha256(repr(sorted(self.settings.items())).encode()).hexdigest()
+        return f"{version('cogview3')}+{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Told:
+    """Some images of a shard are done: how many, of which so many failed, of so many tokens; and the share of it."""
+
+    images: int
+    failed: int
+    tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard's sidecar is there."""
+
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """A shard could not be done."""
+
+    reason: str
+
+
+Message = Told | Finished | GivenUp
+
+
+def caption_shard(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
+    """Write the captions sidecar of a shard, telling how it goes.
+
+    Raises UserError or CannotGoOn where no shard could be done.
+    """
+    with claimed(shard):
+        done = finished(shard, task)
+        yield from [Finished(done)] if done is not None else _caption(shard, task, writer)
+
+
+@dataclass
+class _Reading:
+    """A shard on its way to the writer.
+
+    Attributes:
+        known: rows of earlier runs by key.
+        order: keys in the shard's order.
+        rows: of this run and the earlier ones.
+        faults, filtered: counts by reason of what has no row.
+        broken: how many rows are of images that no writer saw.
+        share: of the shard that was read.
+    """
+
+    shard: Shard
+    task: Task
+    known: Mapping[str, Row]
+    total: int
+    order: list[str] = field(default_factory=list)
+    rows: dict[str, Row] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+    filtered: Counter[str] = field(default_factory=Counter)
+    broken: int = 0
+    share: float = 0.0
+
+    def samples(self) -> Iterator[Sample]:
+        """Those that can be captioned, also the ones that are; of the others, the rows."""
+        keep, keys = read_keep(self.shard), set()
+        for group in self.shard.groups():
+            self.share = min(1.0, group.offset / max(1, self.total)) if group.offset >= 0 else self.share
+            if not group.key or group.key in keys:
+                self.faults[group.fault or "same key twice"] += 1
+                continue
+            keys.add(group.key)
+            try:  # one without an old caption gets a new one all the same
+                entry = admit(group, {group.key: "to be written"}, keep, Filters())
+            except Filtered as reason:
+                self.filtered[str(reason)] += 1
+                continue
+            except Broken as reason:
+                self.rows[group.key] = Row(group.key, "", None, FAILED, str(reason))
+                self.order.append(group.key)
+                self.broken += 1
+                continue
+            self.order.append(entry.key)
+            known = self.known.get(entry.key)
+            done = known is not None and known.old == entry.old and self._holds(known)
+            if done:
+                self.rows[entry.key] = known
+            yield Sample(entry, done)
+
+    def _holds(self, row: Row) -> bool:
+        return row.status != UNANSWERED and (row.status == OK or not self.task.again)
+
+
+def _caption(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
+    part = Part(shard, task.settings, task.overwrite)
+    reading = _Reading(shard, task, _earlier(shard, task) | part.rows, _length(shard))
+    yield Told(0, 0, 0, 0.0)
+    broken = 0
+    for rows in writer.run(reading.samples()):
+        new = [row for row in rows if row.key not in reading.rows]
+        reading.rows.update({row.key: row for row in new})
+        if new:
+            part.add(new)
+        unseen, broken = reading.broken - broken, reading.broken
+        failed = sum(row.status != OK for row in new)
+        yield Told(len(new) + unseen, failed + unseen, sum(row.tokens for row in new), reading.share)
+    yield Told(reading.broken - broken, reading.broken - broken, 0, 1.0)
+    for reason in _GONE:
+        if reading.faults[reason]:
+            yield GivenUp(reason)
+            return
+    rows = [reading.rows[key] for key in reading.order]
+    notes = {
+        "settings": dict(task.settings),
+        "state": state(shard),
+        "counts": dict(Counter(row.status for row in rows)),
+        "faults": dict(reading.faults),
+        "filtered": dict(reading.filtered),
+    }
+    write_sidecar(shard.sidecar("captions"), table(rows, task), notes)
+    part.remove()
+    yield Finished(notes)
+
+
+def table(rows: Iterable[Row], task: Task) -> pyarrow.Table:
+    """The sidecar's columns."""
+    made = {"model": task.job.name, "version": task.version}
+    return pyarrow.Table.from_pylist([row.to_dict() | made for row in rows], SCHEMA)
+
+
+def finished(shard: Shard, task: Task) -> dict[str, Any] | None:
+    """What the finished sidecar of a shard notes; None where there is something left to do.
+
+    Raises UserError for a sidecar of other settings, unless it may be overwritten; for a damaged one.
+    """
+    address = shard.sidecar("captions")
+    notes = read_notes(address)
+    if notes is None:
+        return None
+    if notes.get("settings") != dict(task.settings):
+        if task.overwrite:
+            return None
+        what = differences(notes.get("settings", {}), task.settings)
+        raise UserError(f"{address} was made otherwise: {what}; give the same settings, or --overwrite")
+    failed = sum(count for status, count in notes["counts"].items() if status != OK)
+    left = notes["counts"].get(UNANSWERED) or (task.again and failed)
+    return None if left or notes["state"] != state(shard) else notes
+
+
+def _earlier(shard: Shard, task: Task) -> dict[str, Row]:
+    """Rows of a sidecar with the same settings, of a shard that was cut or changed, or whose failures are retried."""
+    address = shard.sidecar("captions")
+    notes = read_notes(address)
+    if notes is None or notes.get("settings") != dict(task.settings):
+        return {}
+    names = ("key", "old", "new", "status", "error")
+    return {values[0]: Row(*values) for values in zip(*read_columns(address, names).values(), strict=True)}
+
+
+def state(shard: Shard) -> int | None:
+    """Bytes of a tar, or of a folder's samples: what changes when a shard does. None where it is not there."""
+    fs, path = filesystem(shard.address)
+    try:
+        if not isinstance(shard, FolderShard):
+            return fs.size(path)
+        suffixes = (*images.SUFFIXES, *TEXTS, "jsonl")
+        parts = ("captions.part.jsonl",)
+        return sum(
+            each["size"] or 0
+            for each in fs.ls(path, detail=True)
+            if each["name"].rpartition(".")[2].lower() in suffixes and not each["name"].endswith(parts)
+        )
+    except FileNotFoundError:
+        return None
+
+
+def _length(shard: Shard) -> int:
+    """What offsets of a shard's groups go up to."""
+    return shard.length if isinstance(shard, FolderShard) else state(shard) or 0
+
+
+@dataclass
+class Standing:
+    """How a whole job goes.
+
+    Attributes:
+        shards, of: finished ones, and all.
+        share: of all shards that is done, begun ones included; 0 to `of`.
+        images, failed, tokens: of this run.
+        seconds: since the first worker began, its model loaded; or 0.
+    """
+
+    of: int
+    shards: int = 0
+    share: float = 0.0
+    images: int = 0
+    failed: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+Engine = Callable[[Task, Sequence[Shard]], Iterator[tuple[int, Message]]]
+"""Does tasks, and tells the number of the shard with each message; the last of a shard is no `Told`."""
+
+
+def recaption(
+    shards: Sequence[Shard],
+    job: Job,
+    engine: Engine,
+    *,
+    again: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Standing], None] = lambda standing: None,
+) -> dict[str, Any]:
+    """Write the captions sidecar of every shard that has none.
+
+    Args:
+        shards: from `formats.find_shards`.
+        job: who writes.
+        engine: where; see `engines`.
+        again: try images again that failed.
+        overwrite: replace sidecars of other settings.
+        progress: told of each step.
+
+    Returns:
+        Counts: shards, those finished before, images and tokens of this run and how many a second, and the shards
+        that were given up with reasons.
+
+    Raises:
+        UserError: a sidecar of other settings, named with what differs; a model that cannot be used.
+        CannotGoOn: the endpoint is gone, or its budget spent.
+    """
+    task = Task(job, dict(job.settings), again, overwrite)
+    shards = [replace(shard, address=whole_address(shard.address)) for shard in shards]
+    left = [number for number, shard in enumerate(shards) if finished(shard, task) is None]
+    standing = Standing(len(shards), shards=len(shards) - len(left), share=len(shards) - len(left))
+    progress(standing)
+    shares: dict[int, float] = {}
+    given_up: dict[str, str] = {}
+    began = None
+    for number, message in engine(task, [shards[number] for number in left]) if left else ():
+        began = began or time.monotonic()
+        if isinstance(message, Told):
+            shares[number] = message.share
+            standing.images += message.images
+            standing.failed += message.failed
+            standing.tokens += message.tokens
+        else:
+            shares[number] = 1.0
+            standing.shards += 1
+            if isinstance(message, GivenUp):
+                given_up[shards[left[number]].address] = message.reason
+        standing.share = len(shards) - len(left) + sum(shares.values())
+        standing.seconds = time.monotonic() - began
+        progress(standing)
+    return {
+        "shards": len(shards),
+        "finished_before": len(shards) - len(left),
+        "images": standing.images,
+        "failed": standing.failed,
+        "tokens": standing.tokens,
+        "seconds": round(standing.seconds, 1),
+        "images_a_second": round(standing.images / standing.seconds, 2) if standing.seconds else None,
+        "tokens_a_second": round(standing.tokens / standing.seconds, 1) if standing.seconds else None,
+        "given_up": given_up,
+    }

@@ -1,0 +1,92 @@
+"""What goes in and out of a model that writes captions: samples, rows of the captions sidecar, and who writes them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import pyarrow
+
+from cogview3.data.entries import Entry
+
+OK, CUT, FAILED, UNANSWERED = "ok", "cut", "failed", "unanswered"
+"""Status of a row: a new caption; one without an end, of no use; none; none, as the endpoint did not answer."""
+
+SCHEMA = pyarrow.schema(
+    [(name, pyarrow.string()) for name in ("key", "old", "new", "model", "version", "status", "error")]
+)
+"""Columns of a captions sidecar."""
+
+
+class CannotGoOn(OSError):
+    """Nothing more can be written, by any worker, for the reason that the message gives."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture that may want a new caption; `done` where it has one, and stands here for its neighbors' sake."""
+
+    entry: Entry
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the sidecar, and how many tokens were generated for it.
+
+    Attributes:
+        key: of the image.
+        old: the caption that it came with.
+        new: the caption written, also where it has no end; None where there is none.
+        status: "ok", "cut", "failed" or "unanswered".
+        error: why it is not "ok"; "" where it is.
+        tokens: generated; not kept.
+    """
+
+    key: str
+    old: str
+    new: str | None
+    status: str = OK
+    error: str = ""
+    tokens: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, tokens left out."""
+        return {name: value for name, value in asdict(self).items() if name != "tokens"}
+
+
+def written(key: str, old: str, text: str, tokens: int, ended: bool) -> Row:
+    """The row of a text that a model wrote; its white space becomes single spaces, as captions are one paragraph."""
+    text = " ".join(text.split())
+    if not ended:
+        return Row(key, old, text or None, CUT, f"no end after {tokens} tokens", tokens)
+    if not text:
+        return Row(key, old, None, FAILED, "empty caption", tokens)
+    return Row(key, old, text, tokens=tokens)
+
+
+class Writer(Protocol):
+    """A loaded model, or a connection to one."""
+
+    def run(self, samples: Iterable[Sample]) -> Iterator[list[Row]]:
+        """Rows of the samples that are not done, some at a time, in any order. What was given out is kept.
+
+        Raises UserError or CannotGoOn where nobody can go on.
+        """
+
+
+class Job(Protocol):
+    """How to come by a writer; pickled, and loaded by each worker.
+
+    Attributes:
+        name: of the model, for the sidecar.
+        settings: plain types on which the texts depend; a sidecar made with others is refused.
+    """
+
+    name: str
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See there."""
+
+    def load(self, place: int) -> Writer:
+        """The writer of worker number `place`. Raises UserError where the model cannot be used."""

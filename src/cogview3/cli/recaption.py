@@ -1,0 +1,220 @@
+"""`captions recaption` and `captions finetune`: new captions for whole sets, and the model that writes them."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cogview3.cli.data import ShardsArgument
+from cogview3.cli.endpoints import (
+    FieldsOption,
+    KeyOption,
+    PriceOption,
+    TimeoutOption,
+    TriesOption,
+    parse_fields,
+    parse_price,
+)
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    check_writable,
+    clean_stdout,
+    pick_device,
+    pick_dtype,
+    report,
+)
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    from cogview3.captions.recaption import Standing
+    from cogview3.captions.rows import Job
+
+EVERY = 30.0
+"""Seconds between lines on how it goes, where stderr is not a terminal."""
+
+
+class Engine(StrEnum):
+    """Where shards are worked on."""
+
+    local = "local"
+    ray = "ray"
+
+
+def recaption(
+    shards: ShardsArgument,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Folder, run, or hub name of an image-text-to-text model; or, of an endpoint's."),
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", metavar="URL", help="Ask --model there, such as http://localhost:8000/v1."),
+    ] = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="Processes here, or a Ray cluster.")] = Engine.local,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=4096, help="Shards at once; by default one a GPU.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures, or requests, at once in each worker.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for report.json and the page report.html.")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, max=10, help="0: the likeliest words.")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of what is drawn with a temperature.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Of a caption; the model's own, or 256, by default.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Try images again that failed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace captions of other settings.")] = False,
+    crashes: Annotated[
+        int, typer.Option("--crashes", min=1, max=100, help="Of workers until a shard is given up.")
+    ] = 3,
+    side: Annotated[int, typer.Option("--side", min=64, max=8192, help="Larger side of pictures sent.")] = 768,
+    max_requests: Annotated[int | None, typer.Option("--max-requests", min=0, help="Budget in requests.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=0, help="Budget in tokens.")] = None,
+    max_money: Annotated[float | None, typer.Option("--max-money", min=0, help="Budget in the price's money.")] = None,
+    price: PriceOption = None,
+    key_env: KeyOption = None,
+    timeout: TimeoutOption = 120.0,
+    tries: TriesOption = 6,
+    fields: FieldsOption = None,
+    device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Write new captions for whole sets, beside each shard.
+
+    Goes on where it was stopped, and changes nothing once all is done. A model is loaded by each worker.
+    """
+    if model is None:
+        raise UserError("--model: give a model, or with --endpoint the name of one there")
+    if out is not None:
+        check_writable(out)
+    limits = (max_requests, max_tokens, max_money)
+    if endpoint is None and any(value is not None for value in (*limits, price, key_env, fields)):
+        raise UserError("--max-requests, --max-tokens, --max-money, --price, --key-env and --set are for --endpoint")
+    with clean_stdout(as_json):
+        from cogview3.captions.engines import make_engine
+        from cogview3.captions.recaption import recaption as run
+        from cogview3.captions.report import describe, summarize, write_page
+        from cogview3.checkpoints import write_text
+        from cogview3.cli.progress import counter
+        from cogview3.data.formats import find_shards
+
+        found = find_shards(shards)
+        job, gpus = None, 0
+        if endpoint is None:
+            job, gpus = _model_job(model, device, dtype, batch, seed, temperature, max_new_tokens)
+        else:
+            if any(value is not None for value in limits) and ((workers or 1) > 1 or engine is Engine.ray):
+                raise UserError("a budget is kept by one worker; use --engine local without --workers")
+            from cogview3.captions.endpoint import EndpointJob
+
+            cost = parse_price(price)
+            job = EndpointJob(
+                endpoint,
+                model,
+                key_env=key_env,
+                timeout=timeout,
+                tries=tries,
+                requests=batch,
+                side=side,
+                seed=seed,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                limits=limits,
+                price=(cost.prompt, cost.completion) if cost else None,
+                fields=parse_fields(fields),
+            )
+        makes = make_engine(str(engine), workers, crashes, gpus)
+        with _standing(len(found)) as progress:
+            result = run(found, job, makes, again=again, overwrite=overwrite, progress=progress)
+        with counter("report", len(found)) as progress:
+            figures, shown = summarize(found, progress=progress)
+        result["report"] = figures
+        if out is not None:
+            write_text(out / "report.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+            result["pictures"] = write_page(out / "report.html", figures, shown)
+            result["out"] = str(out)
+    report(result, "\n".join([*_lines(result), describe(figures)]), as_json)
+    if result["given_up"]:
+        raise typer.Exit(1)
+
+
+def _model_job(
+    model: str,
+    device: Device,
+    dtype: Dtype,
+    batch: int,
+    seed: int,
+    temperature: float,
+    max_new_tokens: int | None,
+) -> tuple["Job", int]:
+    """A job of a model, and the number of GPUs that it may use."""
+    import torch
+
+    from cogview3.captions.model import ModelJob
+
+    where = pick_device(device)
+    kind = str(pick_dtype(dtype, where)).removeprefix("torch.")
+    job = ModelJob(model, where, kind, batch, seed, temperature, max_new_tokens)
+    return job, torch.cuda.device_count() if where == "cuda" else 0
+
+
+@contextmanager
+def _standing(total: int) -> Iterator[Callable[["Standing"], None]]:
+    """Shows how a job goes: shards, images and tokens a second, time left; a line at times where there is no screen."""
+    from cogview3.cli.progress import counter
+
+    last = time.monotonic()
+    with counter("shards", total) as tell:
+
+        def show(standing: "Standing") -> None:
+            nonlocal last
+            note = rates(standing)
+            tell(standing.share, note)
+            if not sys.stderr.isatty() and time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                typer.echo(f"{standing.shards} of {standing.of} shards; {note}", err=True)
+
+        before: list[float] = []
+
+        def rates(standing: "Standing") -> str:
+            if not before:
+                before.append(standing.share)  # what was finished before says nothing about the time left
+            if not standing.seconds:
+                return ""
+            done = standing.share - before[0]
+            left = (standing.of - standing.share) / done * standing.seconds if done else None
+            failed = f" ({standing.failed} failed)" if standing.failed else ""
+            return (
+                f"{standing.images} images{failed}, {standing.images / standing.seconds:.1f} a second, "
+                f"{standing.tokens / standing.seconds:,.0f} tokens a second"
+                + (f", {duration(left)} left" if left is not None else "")
+            )
+
+        yield show
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{result['shards']} shards, {result['finished_before']} of them finished before"]
+    if result["images"]:
+        rate = f", {result['images_a_second']:g} images and {result['tokens_a_second']:g} tokens a second"
+        lines.append(f"{result['images']} images in this run{rate * bool(result['images_a_second'])}")
+    lines += [f"given up: {address}: {reason}" for address, reason in result["given_up"].items()]
+    return lines
