@@ -1,6 +1,5 @@
 """`generate` and `upscale`: prompts to pictures, pictures to larger ones."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cogview3.cli.loading import load, model_name
 from cogview3.cli.options import (
     BatchOption,
+    CompileOption,
     Device,
     DeviceOption,
+    DropTextEncoderOption,
     Dtype,
     DtypeOption,
     FastOption,
@@ -19,19 +21,21 @@ from cogview3.cli.options import (
     JsonOption,
     ModelOption,
     ModeOption,
+    Offload,
+    OffloadOption,
     PromptCacheOption,
+    QuantizeOption,
     RelayGuidanceOption,
     RelaysOption,
     RelayStepsOption,
     SeedOption,
     StepsOption,
     TileSizeOption,
+    VaeSlicingOption,
+    VaeTilingOption,
     check_finite,
-    check_writable,
     clean_stdout,
     parse_size,
-    pick_device,
-    pick_dtype,
     pick_mode,
     pick_seed,
     report,
@@ -41,8 +45,6 @@ from cogview3.config import UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from cogview3.prompts.cache import PromptCache
 
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
 SizeOption = Annotated[
@@ -75,6 +77,12 @@ def generate(
     ] = None,
     tile_size: TileSizeOption = None,
     prompt_cache: PromptCacheOption = None,
+    offload: OffloadOption = Offload.none,
+    quantize: QuantizeOption = None,
+    drop_text_encoder: DropTextEncoderOption = False,
+    vae_slicing: VaeSlicingOption = False,
+    vae_tiling: VaeTilingOption = False,
+    compile_networks: CompileOption = False,
     mode: ModeOption = None,
     fast: FastOption = False,
     grid: GridOption = False,
@@ -100,8 +108,21 @@ def generate(
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(out, seed) if grid else None
     warn_of_unknown_words(model, texts)
-    with clean_stdout(as_json):
-        pipe = load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*texts, negative])
+    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
+    drawn = {
+        "height": height,
+        "width": width,
+        "relays": relays,
+        "batch": min(batch, len(texts)),
+        "tile_size": tile_size,
+    }
+    drawn["guided"] = guidance is None or guidance > 1
+    with (
+        clean_stdout(as_json),
+        load(
+            "CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*texts, negative], placement, drawn
+        ) as pipe,
+    ):
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
@@ -132,6 +153,7 @@ def generate(
             for index in range(first, len(images)):
                 save_png(images[index], files[index], facts | {"prompt": texts[index], "seed": seeds[index]})
         seconds = time.perf_counter() - start
+        facts |= compiling(compile_networks)
         if sheet is not None:
             columns = count if 1 < count < len(texts) else None
             save_png(contact_sheet(images, columns), sheet, facts | {"seed": seed})
@@ -148,7 +170,17 @@ def upscale(
     relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
     guidance: GuidanceOption = None,
     tile_size: TileSizeOption = None,
+    keep_colors: Annotated[
+        bool | None,
+        typer.Option("--keep-colors/--free-colors", help="Hold the picture's colors; on by default without a prompt."),
+    ] = None,
     prompt_cache: PromptCacheOption = None,
+    offload: OffloadOption = Offload.none,
+    quantize: QuantizeOption = None,
+    drop_text_encoder: DropTextEncoderOption = False,
+    vae_slicing: VaeSlicingOption = False,
+    vae_tiling: VaeTilingOption = False,
+    compile_networks: CompileOption = False,
     mode: ModeOption = None,
     fast: FastOption = False,
     seed: SeedOption = None,
@@ -166,8 +198,16 @@ def upscale(
     pictures = [open_picture(path) for path in images]
     seeds = list(range(seed, seed + len(pictures)))
     files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
-    with clean_stdout(as_json):
-        pipe = load("CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative])
+    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
+    largest = max(pictures, key=lambda picture: picture.width * picture.height)
+    drawn = {"height": largest.height << relays, "width": largest.width << relays, "relays": relays}
+    drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative)}
+    with (
+        clean_stdout(as_json),
+        load(
+            "CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative], placement, drawn
+        ) as pipe,
+    ):
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
@@ -185,10 +225,12 @@ def upscale(
                 num_relays=relays,
                 guidance_scale=guidance,
                 tile_size=tile_size,
+                keep_colors=keep_colors,
                 generator=generators([number]),
             ).images[0]
             save_png(drawn, path, facts | {"seed": number})
         seconds = time.perf_counter() - start
+        facts |= compiling(compile_networks)
     tell(facts | {"seeds": seeds}, files, seconds, as_json)
 
 
@@ -236,54 +278,6 @@ def warn_of_unknown_words(model: str, prompts: Sequence[str]) -> None:
         typer.echo(f"warning: the model does not know the word {word!r}{hint}", err=True)
 
 
-def model_name(model: str) -> str:
-    """What a model is called in reports: a folder's own name without the way to it, or the name as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def load(
-    pipeline: str,
-    model: str,
-    mode: str | None,
-    device: Device,
-    dtype: Dtype,
-    prompt_cache: Path | None = None,
-    prompts: Sequence[str | None] = (),
-) -> Any:
-    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
-
-    Without its text encoder where the prompt cache has all prompts.
-    """
-    import diffusers
-    import transformers
-
-    import cogview3
-
-    diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
-    transformers.utils.logging.disable_progress_bar()
-    place = pick_device(device)
-    parts: dict[str, Any] = {"dtype": pick_dtype(dtype, place)}
-    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"])
-    if cache is not None and cache.has([prompt for prompt in prompts if prompt is not None]):
-        parts["text_encoder"] = None
-    pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, **parts)
-    pipe.prompt_cache = cache
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-    return pipe.to(place)
-
-
-def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "PromptCache":
-    """The prompt cache of a model's text encoder. Raises UserError for a name on the hub, or no place to write."""
-    from cogview3.generation.loading import resolve_model
-    from cogview3.prompts.cache import PromptCache, encoder_fingerprint
-
-    source = resolve_model(model)
-    if not Path(source).is_dir():
-        raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
-    check_writable(folder, "--prompt-cache")
-    return PromptCache(folder, encoder_fingerprint(source), dtype)
-
-
 def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
     """One generator a seed, on the CPU, so that a seed gives the same noise on every device."""
     import torch
@@ -291,9 +285,20 @@ def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def compiling(compiled: bool) -> dict[str, float]:
+    """How long compiling took, as a part of the report; nothing where nothing was."""
+    if not compiled:
+        return {}
+    from cogview3.generation.compiling import compile_seconds
+
+    return {"compile_seconds": round(compile_seconds(), 1)}
+
+
 def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, as_json: bool) -> None:
     """Report the pictures written, how long drawing took, and the seeds."""
     seeds = result["seeds"]
     shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     lines = [*map(str, files), f"{len(seeds)} picture{'s' * (len(seeds) > 1)} in {seconds:.1f} s, {shown}"]
+    if "compile_seconds" in result:
+        lines[-1] += f"; compiling took {result['compile_seconds']:.1f} s of it"
     report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), as_json)

@@ -5,7 +5,7 @@ are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong
 before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
-from cogview3.config.load import UserError, load_recipe, parse_recipe, recipe_names
+from cogview3.config.load import OutOfMemory, UserError, load_recipe, parse_recipe, recipe_names
 from cogview3.config.recipes import (
     BaseRecipe,
     DistillBaseRecipe,
@@ -51,6 +51,7 @@ __all__ = [
     "DistillRound",
     "LatentData",
     "Optimizer",
+    "OutOfMemory",
     "Recipe",
     "RelayObjective",
     "RelayRecipe",

@@ -15,9 +15,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from cogview3.config import UserError
 from cogview3.diffusion.relay import enlarge
 from cogview3.generation import inputs
-from cogview3.generation.attention import constant_text
+from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
+from cogview3.generation.switches import SwitchesMixin
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions
 from cogview3.prompts.cache import PromptCache
@@ -85,6 +86,7 @@ class RelaySettings:
         start: T_r; None leaves the scheduler's.
         eta: stochasticity of the steps, 0 to 1.
         tile_size: side in pixels of the tiles that larger pictures are cut into; None never cuts.
+        keep_colors: whether the relays' predictions keep the low frequencies of what they enlarge.
     """
 
     count: int
@@ -92,9 +94,10 @@ class RelaySettings:
     start: int | None
     eta: float
     tile_size: int | None
+    keep_colors: bool = False
 
 
-class RelayPipelineBase(ModePipeline, RelayLoraMixin):
+class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin):
     """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`.
 
     Attributes:
@@ -131,14 +134,6 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
         return self._interrupt
-
-    def enable_vae_slicing(self) -> None:
-        """Encode and decode one picture at a time, to save memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Encode and decode whole batches again."""
-        self.vae.disable_slicing()
 
     # Prompts
 
@@ -341,6 +336,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
         if run.text is None or run.text[0] != guided:
             run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
+            if self.compiled:
+                project_text(unet, run.text[1])
         rows = len(sample) * (2 if guided else 1)
         condition = None
         if _takes_guidance(unet):
@@ -348,6 +345,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         labels = None if stage.labels is None else stage.labels.to(unet.dtype).expand(rows, -1)
 
         def predict(part: torch.Tensor) -> torch.Tensor:
+            if self.compiled:
+                torch.compiler.cudagraph_mark_step_begin()
             output = unet(
                 torch.cat([part, part]) if guided else part,
                 timestep,
@@ -402,6 +401,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         def encode(part: torch.Tensor) -> torch.Tensor:
             return self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode().float()
 
+        tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             mode = blend_tiles(encode, pixels, tile_size and tile_size // factor, cell=factor)
         shift = self.vae.config.shift_factor or 0.0
@@ -415,6 +415,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             unscaled = (part / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
             return self.vae.decode(unscaled, return_dict=False)[0].float()
 
+        tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             pixels = blend_tiles(decode, latents, tile_size and tile_size // factor, cell_out=factor)
         if not pixels.isfinite().all():
@@ -460,6 +461,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             low_res_latents=low_res_latents,
             eta=settings.eta,
             generator=run.generator,
+            keep_colors=settings.keep_colors,
         )
         latents = scheduler.add_start_noise(low_res_latents, self._noise(low_res_latents.shape, run))
         return self._denoise(stage, latents, run)

@@ -81,6 +81,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
         tile_size: int | None = None,
         eta: float = 0.0,
+        keep_colors: bool | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Enlarge pictures to exactly 2^num_relays times their sides.
 
@@ -110,6 +111,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the steps, 0 (the published sampler) to 1.
+            keep_colors: set the lowest frequencies of every prediction to those of the picture that is enlarged (see
+                `generation.colors`), since without a prompt colors drift. By default where there is no prompt.
 
         Returns:
             `images`: pictures * num_images_per_prompt of them, those of a picture side by side.
@@ -126,7 +129,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         self._settle_guidance(guidance_scale, self.mode.relay_guidance_scale, given)
         inputs.check_whole("num_relays", num_relays, 1, 8)
         steps = self.mode.relay_steps if num_inference_steps is None else num_inference_steps
-        relays = RelaySettings(count=num_relays, steps=steps, start=relay_start, eta=eta, tile_size=tile_size)
+        if keep_colors is None:
+            keep_colors = prompt is None and prompt_embeds is None
+        relays = RelaySettings(num_relays, steps, relay_start, eta, tile_size, keep_colors)
         self._check_relays(relays)
         self._num_timesteps = num_relays * steps
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
