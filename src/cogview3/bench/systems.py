@@ -49,6 +49,7 @@ class Networks:
     def __init__(self, scale: str, device: str | torch.device, dtype: torch.dtype) -> None:
         self.scale, self.device, self.dtype = scale, torch.device(device), dtype
         self.built: dict[str, nn.Module] = {}
+        self.compiled: set[str] = set()
 
     def get(self, name: str) -> nn.Module:
         """A network of `bench.networks.CONFIGS`, on the device."""
@@ -151,7 +152,7 @@ class RelaySystem(System):
         plain: count cross attention as if it were computed anew at every step and for both branches.
     """
 
-    mode: Mode = Mode()
+    mode: Mode = field(default_factory=Mode)
     distilled: bool = False
     plain: bool = False
 
@@ -178,7 +179,10 @@ class RelaySystem(System):
     def watched(self, networks: Networks) -> list[Watched]:
         """Text, base, relay, and the two halves of the VAE."""
         t5, vae, unet, relay = map(networks.get, self.names())
-        return [("text", t5, "forward"), ("base", unet, "forward"), ("relay", relay, "forward")] + [
+        return [
+            ("text", t5, "forward"),
+            ("base", unet, "forward"),
+            ("relay", relay, "forward"),
             ("vae", vae, "decode"),
             ("vae", vae, "encode"),
         ]
@@ -225,7 +229,7 @@ class StableDiffusionXL(System):
         return ("clip", "big_clip", "vae", "lcm_unet" if self.lcm else "sdxl_unet")
 
     def pipe(self, networks: Networks) -> StableDiffusionXLPipeline:
-        """diffusers' pipeline."""
+        """Diffusers' pipeline."""
         clip, big_clip, vae, unet = map(networks.get, self.names())
         kind = LCMScheduler if self.lcm else EulerDiscreteScheduler
         levels = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -249,7 +253,9 @@ class StableDiffusionXL(System):
     def watched(self, networks: Networks) -> list[Watched]:
         """Text, the UNet as "base", and the decoder."""
         clip, big_clip, vae, unet = map(networks.get, self.names())
-        return [("text", clip, "forward"), ("text", big_clip, "forward")] + [
+        return [
+            ("text", clip, "forward"),
+            ("text", big_clip, "forward"),
             ("base", unet, "forward"),
             ("vae", vae, "decode"),
         ]
@@ -283,7 +289,7 @@ class StableCascade(System):
     guidance: float = 4.0
 
     def pipe(self, networks: Networks) -> StableCascadeCombinedPipeline:
-        """diffusers' pipeline, both halves with one text encoder."""
+        """Diffusers' pipeline, both halves with one text encoder."""
         clip, prior, decoder, vqgan = map(networks.get, self.needs)
         tokenizer = clip_tokenizer()
         logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
@@ -319,7 +325,9 @@ class StableCascade(System):
     def watched(self, networks: Networks) -> list[Watched]:
         """Text, the prior as "base", its decoder as "relay", and the last decoder as "vae"."""
         clip, prior, decoder, vqgan = map(networks.get, self.needs)
-        return [("text", clip, "forward"), ("base", prior, "forward")] + [
+        return [
+            ("text", clip, "forward"),
+            ("base", prior, "forward"),
             ("relay", decoder, "forward"),
             ("vae", vqgan, "decode"),
         ]

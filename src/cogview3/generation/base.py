@@ -345,8 +345,6 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin):
         labels = None if stage.labels is None else stage.labels.to(unet.dtype).expand(rows, -1)
 
         def predict(part: torch.Tensor) -> torch.Tensor:
-            if self.compiled:
-                torch.compiler.cudagraph_mark_step_begin()
             output = unet(
                 torch.cat([part, part]) if guided else part,
                 timestep,

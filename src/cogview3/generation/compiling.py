@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 
 from cogview3.config import UserError
 
@@ -42,9 +42,7 @@ def check_compiler(device: str) -> None:
     if torch.device(device).type == "cpu":
         names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
         if not any(map(shutil.which, names)):
-            raise UserError(
-                f"--compile on a CPU needs a C++ compiler ({' or '.join(names)}): install it"
-            )
+            raise UserError(f"--compile on a CPU needs a C++ compiler ({' or '.join(names)}): install it")
     elif importlib.util.find_spec("triton") is None:
         raise UserError("--compile on a GPU needs the package triton: install it, or leave --compile out")
 
@@ -52,33 +50,48 @@ def check_compiler(device: str) -> None:
 def compile_networks(
     pipe: DiffusionPipeline, graphs: bool = False, dynamic: bool | None = True, backend: str = "inductor"
 ) -> list[str]:
-    """Have a pipeline's networks compiled at their first use, convolutions channels last.
+    """`compile_network` for each of a pipeline's; returns the names of those that it knows. The VAE takes no graphs."""
+    return [
+        name
+        for name, network in pipe.components.items()
+        if compile_network(network, graphs and not isinstance(network, AutoencoderKL), dynamic, backend)
+    ]
+
+
+def compile_network(
+    network: object, graphs: bool = False, dynamic: bool | None = True, backend: str = "inductor"
+) -> bool:
+    """Have a network's blocks compiled at their first use, convolutions channels last.
 
     Args:
-        pipe: any of diffusers' pipelines; networks that `REGIONS` does not name are left alone.
+        network: one of the classes of `REGIONS`; others are left alone.
         graphs: use CUDA graphs, worth it in few steps; does nothing on a CPU.
         dynamic: True compiles for any size, None or False for each size anew, which is a little faster to run.
         backend: of `torch.compile`.
 
     Returns:
-        Names of the components that will be compiled.
+        Whether it will be compiled.
     """
+    regions = REGIONS.get(type(network).__name__)
+    if regions is None or not isinstance(network, ModelMixin):
+        return False
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-    torch._dynamo.config.accumulated_recompile_limit = max(
-        torch._dynamo.config.accumulated_recompile_limit, 16 * _VARIANTS
-    )
-    options = {"mode": "reduce-overhead"} if graphs and backend == "inductor" else {}
-    compiled = []
-    for name, network in pipe.components.items():
-        regions = REGIONS.get(type(network).__name__)
-        if regions is None or not isinstance(network, ModelMixin):
-            continue
-        network.to(memory_format=torch.channels_last)
-        network._repeated_blocks = list(regions)
-        network.compile_repeated_blocks(dynamic=dynamic, backend=backend, **options)
-        compiled.append(name)
-    return compiled
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * _VARIANTS)
+    network.to(memory_format=torch.channels_last)
+    network._repeated_blocks = list(regions)
+    if graphs and backend == "inductor":
+        network.compile_repeated_blocks(dynamic=dynamic, backend=backend, mode="reduce-overhead")
+        network.register_forward_pre_hook(_begin_step)
+    else:
+        network.compile_repeated_blocks(dynamic=dynamic, backend=backend)
+    return True
+
+
+def _begin_step(*_: object) -> None:
+    """Tell CUDA graphs that what they put out in the step before is no longer needed."""
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def compile_seconds() -> float:

@@ -119,7 +119,7 @@ def weight_bytes(network: nn.Module, dtype: torch.dtype, quantize: str | None = 
     if quantize is None or isinstance(network, AutoencoderKL):
         return total
     linear = [module for module in network.modules() if quantizes(module)]
-    scale = size if quantize == "int8" else torch.float32.itemsize
+    scale = torch.float32.itemsize
     return total - sum(each.weight.numel() * (size - 1) - each.out_features * scale for each in linear)
 
 

@@ -61,9 +61,7 @@ class Placement:
         if self.quantize not in (None, *QUANTIZED):
             raise UserError(f"--quantize {self.quantize}: choose from {', '.join(QUANTIZED)}")
         if self.offload != "none" and kind == "cpu":
-            raise UserError(
-                f"--offload {self.offload} is for a GPU, and the device is the CPU: leave it out"
-            )
+            raise UserError(f"--offload {self.offload} is for a GPU, and the device is the CPU: leave it out")
         if self.offload == "sequential" and (self.quantize or self.compile):
             other = "--quantize" if self.quantize else "--compile"
             raise UserError(f"--offload sequential moves single weights, which {other} cannot: use --offload model")
@@ -77,9 +75,7 @@ class Placement:
 
 def _check_fp8(kind: str) -> None:
     if kind != "cuda":
-        raise UserError(
-            f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, not {kind}: use int8"
-        )
+        raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, not {kind}: use int8")
     capability = torch.cuda.get_device_capability()
     if capability < FP8_CAPABILITY:
         has = ".".join(map(str, capability))
