@@ -46,6 +46,21 @@ class Sampler(StrEnum):
     dpm = "dpm++"
 
 
+class Offload(StrEnum):
+    """What is kept in main memory instead of the GPU's."""
+
+    none = "none"
+    model = "model"
+    sequential = "sequential"
+
+
+class Quantize(StrEnum):
+    """Weights of a byte in text encoder and UNets."""
+
+    int8 = "int8"
+    fp8 = "fp8"
+
+
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model's modes, such as 4+1.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
@@ -60,6 +75,20 @@ PromptCacheOption = Annotated[
     typer.Option(
         "--prompt-cache", help="Folder that keeps prompts' embeddings: known prompts need no text encoder again."
     ),
+]
+OffloadOption = Annotated[
+    Offload, typer.Option("--offload", help="Keep networks (model) or layers (sequential) in main memory till used.")
+]
+QuantizeOption = Annotated[
+    Quantize | None, typer.Option("--quantize", help="8-bit weights for text encoder and UNets; fp8 needs a new GPU.")
+]
+DropTextEncoderOption = Annotated[
+    bool, typer.Option("--drop-text-encoder", help="Encode the prompts first, then free the text encoder's memory.")
+]
+VaeSlicingOption = Annotated[bool, typer.Option("--vae-slicing", help="Encode and decode one picture at a time.")]
+VaeTilingOption = Annotated[bool, typer.Option("--vae-tiling", help="Encode and decode in tiles of 512 pixels.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks; worth it for many pictures. Kept for the next run.")
 ]
 RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]

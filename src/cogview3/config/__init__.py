@@ -5,7 +5,7 @@ there are, and which keys a table knows, depends on `recipe.kind`; unknown keys,
 refused before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
-from cogview3.config.load import UserError, load_recipe, parse_recipe, recipe_names
+from cogview3.config.load import OutOfMemory, UserError, load_recipe, parse_recipe, recipe_names
 from cogview3.config.recipes import (
     BaseRecipe,
     DistillBaseRecipe,
@@ -60,6 +60,7 @@ __all__ = [
     "LightRecipe",
     "Lora",
     "Optimizer",
+    "OutOfMemory",
     "PictureFilters",
     "Recipe",
     "RelayObjective",

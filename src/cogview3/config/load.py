@@ -13,6 +13,10 @@ from pydantic import ValidationError
 from cogview3.config.recipes import DATA_TABLES, KINDS, Recipe
 
 
+class OutOfMemory(MemoryError):
+    """Not enough memory, found out before or while it was used. The message names what would fit."""
+
+
 class UserError(ValueError):
     """Bad input. The message is one line that names the value and the mend; exit code 2 at the command line."""
 

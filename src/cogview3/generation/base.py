@@ -15,10 +15,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from cogview3.config import UserError
 from cogview3.diffusion.relay import enlarge
 from cogview3.generation import inputs
-from cogview3.generation.attention import constant_text
+from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.light import LightMixin
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
+from cogview3.generation.switches import SwitchesMixin
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions
 from cogview3.prompts.cache import PromptCache
@@ -87,6 +88,7 @@ class RelaySettings:
         eta: stochasticity of the steps, 0 to 1.
         tile_size: side in pixels of the tiles that larger pictures are cut into; None never cuts.
         light: whether the latent enlarger, where there is one, stands in for the VAE between stages.
+        keep_colors: whether the relays' predictions keep the low frequencies of what they enlarge.
     """
 
     count: int
@@ -95,9 +97,10 @@ class RelaySettings:
     eta: float
     tile_size: int | None
     light: bool = False
+    keep_colors: bool = False
 
 
-class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
+class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin, LightMixin):
     """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`.
 
     Attributes:
@@ -140,14 +143,6 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
         return self._interrupt
-
-    def enable_vae_slicing(self) -> None:
-        """Encode and decode one picture at a time, to save memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Encode and decode whole batches again."""
-        self.vae.disable_slicing()
 
     # Prompts
 
@@ -368,6 +363,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
         guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
         if run.text is None or run.text[0] != guided:
             run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
+            if self.compiled:
+                project_text(unet, run.text[1])
         rows = len(sample) * (2 if guided else 1)
         condition = None
         if _takes_guidance(unet):
@@ -429,6 +426,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
         def encode(part: torch.Tensor) -> torch.Tensor:
             return self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode().float()
 
+        tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             mode = blend_tiles(encode, pixels, tile_size and tile_size // factor, cell=factor)
         shift = self.vae.config.shift_factor or 0.0
@@ -444,6 +442,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
             unscaled = (part / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
             return self.vae.decode(unscaled, return_dict=False)[0].float()
 
+        tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             pixels = blend_tiles(decode, latents, tile_size and tile_size // factor, cell_out=factor)
         if not pixels.isfinite().all():
@@ -495,6 +494,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, LightMixin):
             low_res_latents=low_res_latents,
             eta=settings.eta,
             generator=run.generator,
+            keep_colors=settings.keep_colors,
         )
         latents = scheduler.add_start_noise(low_res_latents, self._noise(low_res_latents.shape, run))
         return self._denoise(stage, latents, run)

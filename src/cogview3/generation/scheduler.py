@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from cogview3.diffusion import relay, schedule
+from cogview3.generation.colors import with_colors_of
 
 
 def base_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
@@ -191,6 +192,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        keep_colors: bool = False,
     ) -> RelaySchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One step of the relay sampler (equations 6 and 7), in float32 at least.
 
@@ -202,6 +204,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
             eta: 0 (deterministic, the published sampler) to 1 (ancestral).
             generator: draws the noise of eta > 0; one, or one for each sample.
             return_dict: a `RelaySchedulerOutput` rather than a tuple.
+            keep_colors: set the prediction's lowest frequencies to those of z_L, see `generation.colors`.
 
         Returns:
             `prev_sample` and `pred_original_sample`, in the output's dtype.
@@ -221,6 +224,8 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         levels = (*self.sigmas[index : index + 2], *self._blur_fractions[index : index + 2])
         sigma, sigma_next, f, f_next = levels
         x0 = schedule.to_x0(output, z_t, sigma, self.config.prediction_type)
+        if keep_colors:
+            x0 = with_colors_of(x0, low)
         delta = relay.delta(eta, sigma, sigma_next)
         if eta and self.config.solver_order == 2:
             raise ValueError(f"eta is {eta}, but solver_order 2 takes steps without noise: give 0")

@@ -90,6 +90,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         tile_size: int | None = None,
         eta: float = 0.0,
         light: bool | None = None,
+        keep_colors: bool | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Enlarge pictures to exactly 2^num_relays times their sides.
 
@@ -121,6 +122,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             eta: stochasticity of the steps, 0 (the published sampler) to 1.
             light: whether those light parts that the model has stand in for the VAE, after the first enlargement;
                 the mode's choice by default.
+            keep_colors: set the lowest frequencies of every prediction to those of the picture that is enlarged (see
+                `generation.colors`), since without a prompt colors drift. By default where there is no prompt.
 
         Returns:
             `images`: pictures * num_images_per_prompt of them, those of a picture side by side.
@@ -137,7 +140,10 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         self._settle_guidance(guidance_scale, self.mode.relay_guidance_scale, given)
         inputs.check_whole("num_relays", num_relays, 1, 8)
         steps = self.mode.relay_steps if num_inference_steps is None else num_inference_steps
-        relays = RelaySettings(num_relays, steps, relay_start, eta, tile_size, self._settle_light(light))
+        if keep_colors is None:
+            keep_colors = prompt is None and prompt_embeds is None
+        light = self._settle_light(light)
+        relays = RelaySettings(num_relays, steps, relay_start, eta, tile_size, light, keep_colors)
         self._check_relays(relays)
         self._num_timesteps = num_relays * steps
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
