@@ -13,7 +13,7 @@ training ends where it does not fall any more: the paper keeps it short, 1,500 s
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -77,6 +77,7 @@ def finetune(
     micro_batch: int = 8,
     workers: int = 0,
     restart: bool = False,
+    progress: Callable[[int, str], None] = lambda images, note: None,
 ) -> dict[str, Any]:
     """Fine-tune a model into the folder `run`, or go on there.
 
@@ -91,6 +92,7 @@ def finetune(
         micro_batch: pictures at once on a device.
         workers: processes that read pictures.
         restart: move an earlier run aside.
+        progress: told the images seen, and the losses in words.
 
     Returns:
         Steps, held-out losses before and after, whether it ended early, and so on; plain types.
@@ -103,7 +105,7 @@ def finetune(
     micro_batch = min(micro_batch, settings.batch)
     if settings.batch % (micro_batch * world):
         raise UserError(
-            f"batch {settings.batch}: not a multiple of {micro_batch} at once on {world} devices; give another --at-once"
+            f"batch {settings.batch}: not a multiple of {micro_batch} at once on {world} devices; change --at-once"
         )
     learned, apart = pairs.split(settings.held_out)
     folder = find_model(model)
@@ -115,35 +117,37 @@ def finetune(
     if (run / "result.json").is_file():
         return json.loads((run / "result.json").read_text("utf-8"))
     newest = _newest_checkpoint(run / "checkpoints")
-    loaded = load_model(folder, "bfloat16" if device == "cuda" and not settings.full else "float32")
-    trainer = trl.SFTTrainer(
-        model=loaded,
+    dtype = "bfloat16" if device == "cuda" and not settings.full else "float32"
+    trainer = _trainer_class(trl, settings)(
+        model=load_model(newest if newest and settings.full else folder, dtype),
         args=_arguments(trl, run, settings, device, micro_batch, world, workers, newest is None),
         data_collator=_Collator(asker),
         train_dataset=_dataset(pairs, learned),
         eval_dataset=_dataset(pairs, apart),
         processing_class=asker.processor,
         peft_config=None if settings.full else _lora(settings),
-        callbacks=_callbacks(run, settings),
+        callbacks=[_watch(run, settings, progress)],
     )
-    asker.tokenizer.padding_side = "left"
+    _quiet(trainer)
+    asker.tokenizer.padding_side = "left"  # trainers set it as they like
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    history = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    state = trainer.state
     result = {
         "run": str(run),
         "model": str(run / "weights" / "recaptioner"),
-        "steps": trainer.state.global_step,
-        "images": trainer.state.global_step * settings.batch,
-        "ended_early": trainer.state.global_step < settings.steps,
-        "best_step": trainer.state.best_global_step,
-        "held_out_loss_before": history[0]["eval_loss"],
-        "held_out_loss": trainer.state.best_metric,
+        "steps": state.global_step,
+        "images": state.global_step * settings.batch,
+        "ended_early": state.global_step < settings.steps,
+        "best_step": state.best_global_step,
+        "held_out_loss_before": _held_out(state)[0],
+        "held_out_loss": state.best_metric,
         "learned": len(learned),
         "held_out": len(apart),
         "broken": dict(pairs.report.broken),
     }
     if trainer.is_world_process_zero():
-        _save(trainer, asker, run / "weights" / "recaptioner", settings)
+        best = run / "checkpoints" / f"checkpoint-{state.best_global_step}"
+        _save(best, folder, dtype, asker, run / "weights" / "recaptioner", settings)
         write_text(run / "result.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -168,7 +172,6 @@ def _arguments(
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,
-        load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=max(1, every // 10),
@@ -176,7 +179,7 @@ def _arguments(
         disable_tqdm=True,
         bf16=device == "cuda",
         use_cpu=device == "cpu",
-        gradient_checkpointing=device == "cuda",
+        **{_checkpointing(trl): device == "cuda"},
         dataloader_num_workers=workers,
         dataloader_pin_memory=device == "cuda",
         seed=settings.seed,
@@ -184,6 +187,12 @@ def _arguments(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+
+
+def _checkpointing(trl: ModuleType) -> str:
+    """The name of the argument for recomputing activations, which later versions of transformers rename."""
+    known = trl.SFTConfig.__dataclass_fields__
+    return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
 
 
 def _lora(settings: Settings) -> Any:
@@ -230,19 +239,52 @@ def _dataset(pairs: Pairs, chosen: Sequence[Pair]) -> Any:
     return Dataset.from_dict(columns).with_transform(_Reader(pairs))
 
 
-def _callbacks(run: Path, settings: Settings) -> list[Any]:
-    from transformers import EarlyStoppingCallback, TrainerCallback
+def _trainer_class(trl: ModuleType, settings: Settings) -> type:
+    """The trainer of trl; of all weights, it leaves loading a checkpoint's to us.
 
-    class Metrics(TrainerCallback):
-        """Appends what is logged to metrics.jsonl."""
+    It would read them by the names of the model's parameters, which differ from those in files for many models.
+    """
 
+    class Trainer(trl.SFTTrainer):
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if not settings.full:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    return Trainer
+
+
+def _quiet(trainer: Any) -> None:
+    """Leave telling how it goes to `_watch`."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _held_out(state: Any) -> list[float]:
+    """Held-out losses so far, also of the runs before this one."""
+    return [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+
+
+def _watch(run: Path, settings: Settings, progress: Callable[[int, str], None]) -> Any:
+    """What writes metrics.jsonl, tells how it goes, and ends training where the held-out loss does not fall."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if state.is_world_process_zero and logs:
-                line = {"step": state.global_step, "images": state.global_step * settings.batch, **logs}
+                images = state.global_step * settings.batch
                 with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps({"step": state.global_step, "images": images, **logs}) + "\n")
+                losses = [f"loss {logs['loss']:.3f}"] if "loss" in logs else []
+                losses += [f"held-out loss {loss:.3f}" for loss in _held_out(state)[-1:]]
+                progress(images, ", ".join(losses))
 
-    return [EarlyStoppingCallback(settings.patience), Metrics()]
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            losses = _held_out(state)
+            since = len(losses) - 1 - losses.index(min(losses))
+            control.should_training_stop |= since >= settings.patience
+
+    return Watch()
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
@@ -257,12 +299,15 @@ def _newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _save(trainer: Any, asker: Asker, folder: Path, settings: Settings) -> None:
-    """The trained model, LoRA merged into its weights, with its processor."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not settings.full:
-        model = model.merge_and_unload()
-    with whole_folder(folder) as temporary:
+def _save(checkpoint: Path, base: Path, dtype: str, asker: Asker, target: Path, settings: Settings) -> None:
+    """Write a checkpoint as a model folder, LoRA merged into the weights it was trained on, with its processor."""
+    if settings.full:
+        model = load_model(checkpoint, dtype)
+    else:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(load_model(base, dtype), checkpoint).merge_and_unload()
+    with whole_folder(target) as temporary:
         model.save_pretrained(temporary)
         asker.processor.save_pretrained(temporary)
 

@@ -65,7 +65,18 @@ def finetune(
             seed=seed,
         )
         where = pick_device(device)
-        with counter("shards", None) as progress:
-            found = read_pairs(pairs, max(1, workers), progress)
-        result = run(found, model, out, settings, device=where, micro_batch=at_once, workers=workers, restart=restart)
+        with counter("shards", None) as tell:
+            found = read_pairs(pairs, max(1, workers), tell)
+        with counter("images", settings.steps * batch) as tell:
+            result = run(
+                found,
+                model,
+                out,
+                settings,
+                device=where,
+                micro_batch=at_once,
+                workers=workers,
+                restart=restart,
+                progress=tell,
+            )
     report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
