@@ -121,9 +121,12 @@ def local(task: Task, shards: Sequence[Shard], workers: int = 1, tries: int = TR
                     yield number, message
     finally:
         for worker in running:
-            worker.pipe.close()
-            worker.process.terminate()
+            worker.pipe.close()  # an idle one then ends by itself
+            if worker.shard is not None:
+                worker.process.terminate()
         for worker in running:
+            worker.process.join(10)
+            worker.process.kill()
             worker.process.join()
 
 

@@ -51,7 +51,9 @@ def find_model(reference: str) -> Path:
 def load_model(folder: Path, dtype: str) -> Any:
     """The model in a folder, in evaluation mode on the CPU. Raises UserError where it is no image-text-to-text one."""
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -15,11 +15,11 @@ from cogview3.cli.endpoints import (
     parse_fields,
     parse_price,
 )
+from cogview3.cli.finetune import finetune
 from cogview3.cli.options import JsonOption, check_writable, report
 from cogview3.cli.recaption import recaption
 
 app = typer.Typer(rich_markup_mode=None)
-app.command()(recaption)
 
 
 @app.callback()
@@ -85,6 +85,10 @@ def collect(
             progress=progress,
         )
     report(result, describe(result), as_json)
+
+
+app.command()(finetune)
+app.command()(recaption)
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`captions recaption` and `captions finetune`: new captions for whole sets, and the model that writes them."""
+"""`captions recaption`: new captions for whole sets."""
 
 import json
 import sys

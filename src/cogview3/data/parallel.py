@@ -1,4 +1,4 @@
-"""The same job for each of many shards, in processes of their own, results in order."""
+"""The same job for each of many shards, or pieces of work, in processes of their own, results in order."""
 
 import multiprocessing
 import signal
@@ -7,12 +7,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 from cogview3.config import UserError
-from cogview3.data.formats import Shard
 
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-def over_shards(job: Callable[[Shard], Result], shards: Sequence[Shard], workers: int = 1) -> Iterator[Result]:
+def over_shards(job: Callable[[Piece], Result], shards: Sequence[Piece], workers: int = 1) -> Iterator[Result]:
     """`job(shard)` of every shard, in their order; with more than one worker, in fresh processes.
 
     The job is then pickled, and must not leave anything half done behind: whoever stops early ends the workers.
