@@ -211,7 +211,7 @@ def _half(values: torch.Tensor, who: str) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _vae(encoding: Encoding) -> AutoencoderKL:
     folder = checkpoints.weights_folder(encoding.vae, "vae")
-    vae = AutoencoderKL.from_pretrained(folder).to(_device(encoding), encoding.precision)
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=encoding.precision).to(_device(encoding))
     return vae.eval().requires_grad_(False)
 
 
