@@ -87,7 +87,7 @@ def test_recipes_are_frozen(stage: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.imags=3", ["train.imags", "unknown", "images, batch, seed"]),
+        ("train.imags=3", ["train.imags", "unknown", "images, batch, accumulation, seed"]),
         ("trian.images=3", ["trian", "unknown", "train"]),
         ("validate.count=3", ["validate.count", "unknown", "every_images"]),
         ("train.images=many", ["train.images", "integer", "'many'"]),

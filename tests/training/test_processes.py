@@ -38,11 +38,12 @@ def losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Undisturbed runs of two processes, sharded and with copies, and of one process; for reading only."""
+    """Undisturbed runs: of two processes, sharded and with copies; and of one, without memory. For reading only."""
     folder = tmp_path_factory.mktemp("whole")
     for name, changes in SHARDED.items():
         assert in_processes(2, train_tiny, tiny_run(**changes), folder / name, log=folder / f"{name}.log") == [0, 0]
-    assert in_processes(1, train_tiny, tiny_run(), folder / "one", log=folder / "one.log") == [0]
+    steady = tiny_run(data__text_dropout=0.0)
+    assert in_processes(1, train_tiny, steady, folder / "one", log=folder / "one.log") == [0]
     return {name: folder / name for name in (*SHARDED, "one")}
 
 
@@ -78,7 +79,6 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "copies": {},
         "copies in parts": {"train__accumulation": 2},
         "sharded": shard,
-        "sharded in parts": {"train__accumulation": 2, **shard},
         "sharded and checkpointed": {**shard, **checkpoint},
     }
     found: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 KINDS = ["parts", "uneven parts", "checkpointed"]
-KINDS += ["copies", "copies in parts", "sharded", "sharded in parts", "sharded and checkpointed"]
+KINDS += ["copies", "copies in parts", "sharded", "sharded and checkpointed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +118,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_they_go_on_as_if
     assert_same_run(run, whole_runs[kind])
 
 
-@pytest.mark.parametrize(("before", "kind", "after"), [(2, "sharded", 1), (1, "sharded", 2), (2, "copies", 1)])
+@pytest.mark.parametrize(("before", "kind", "after"), [(2, "sharded", 1), (1, "copies", 2)])
 def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(
     whole_runs: dict[str, Path], tmp_path: Path, before: int, kind: str, after: int
 ) -> None:
@@ -130,15 +130,14 @@ def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(
     assert in_processes(after, train_tiny, recipe, run, log=log) == [0] * after, told(log)
     assert f"resuming with processes {before} -> {after}" in told(log)
     assert "agree in about six digits" in told(log)
-    state = json.loads((run / "checkpoints" / "images-20" / "state.json").read_text())
+    state = json.loads((run / "checkpoints" / "images-16" / "state.json").read_text())
     # reader 0 went on from its own position, and that of reader 1 was not lost
     drawn = [each["readers"] for each in state["objective"]]
-    assert drawn[0]["0"] == 5
+    assert drawn[0]["0"] == 4
     assert len(drawn) == after
     if after == 1:
         assert drawn[0]["1"] == 3
-    whole = tmp_path / "whole"
-    assert in_processes(1, train_tiny, tiny_run(data__text_dropout=0.0), whole, log=log) == [0]
+    whole = whole_runs["one"]
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)  # float32 sums in another order
     found, expected = averages(run), averages(whole)
     for name, value in expected.items():
@@ -146,7 +145,7 @@ def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(
         assert (found[name] - value).norm() < 1e-3 * value.norm() + 1e-4, name
 
 
-CALLS, CHECKPOINT_CALLS = 1_500_000, 300_000  # somewhat less than a run, and a checkpoint, take
+CALLS, CHECKPOINT_CALLS = 1_000_000, 300_000  # somewhat less than a run, and a checkpoint, take
 
 
 def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
@@ -166,7 +165,7 @@ def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
     assert not list(run.rglob(".*")), "leftovers"
 
 
-@pytest.mark.parametrize(("seed", "kind"), [(0, "sharded"), (1, "sharded"), (2, "copies")])
+@pytest.mark.parametrize(("seed", "kind"), [(0, "sharded"), (1, "copies"), (2, "copies")])
 def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(
     whole_runs: dict[str, Path], tmp_path: Path, seed: int, kind: str
 ) -> None:
@@ -205,8 +204,8 @@ def test_a_damaged_part_is_told_with_the_mend(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole_runs["sharded"], run)
-    damage(run / "checkpoints" / "images-20")
-    with pytest.raises(UserError, match=r"checkpoint .*images-20 is damaged .*delete it to go on") as caught:
+    damage(run / "checkpoints" / "images-16")
+    with pytest.raises(UserError, match=r"checkpoint .*images-16 is damaged .*delete it to go on") as caught:
         train_tiny(tiny_run(**SHARDED["sharded"]), run)
     assert "\n" not in str(caught.value)
 

@@ -285,7 +285,8 @@ def describe(result: dict[str, Any]) -> str:
     for kind in ("ours", "plain"):
         row = result[kind]
         memory = "" if row["peak_bytes"] is None else f", {row['peak_bytes'] / 1e9:.1f} GB at most"
-        again = f" ({row['share_with_recomputation']:.1%} with recomputation)" * ("share_with_recomputation" in row)
+        twice = row.get("share_with_recomputation")
+        again = "" if twice is None else f" ({twice:.1%} with what is computed twice)"
         lines.append(
             f"{kind}: {row['samples_per_second']:.3g} samples a second, {row['share']:.1%} of the ceiling"
             f"{again}{memory}"

@@ -173,7 +173,7 @@ def wandb_project() -> str | None:
             import wandb  # noqa: F401
         except ImportError:
             raise UserError(
-                f"COGVIEW3_WANDB={project}: wandb is not installed; pip install 'cogview3[wandb]', or unset it"
+                f"COGVIEW3_WANDB={project}: wandb is not installed; pip install wandb, or unset it"
             ) from None
     return project or None
 
