@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -283,3 +285,57 @@ def test_light_parts_and_sampler(run: Run, tiny_model: Path, tmp_path: Path) -> 
     enlarged = run("upscale", "a.png", "--model", "light", "--light", "--json")
     assert json.loads(enlarged.stdout)["light"] is True
     assert run("generate", "blue", "--model", "light", "--sampler", "heun").exit_code == 2
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that claims a size, as a hostile file may."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, b"IDAT")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["upscale", "one.png"], ["image is 1x1", "at least 4 pixels"]),
+        (["upscale", "huge.png"], ["huge.png: give at most 67 million pixels", "900000000 pixels"]),
+        (["upscale", "large.png"], ["large.png is 9000x9000: give at most 67 million pixels"]),
+        (["upscale", "long.png"], ["image is 9000x8", "at most 4096"]),
+        (["generate", "red", "--image", "huge.png"], ["give at most 67 million pixels"]),
+        (["generate", "red", "--fast", "--steps", "50"], ["steps is 50", "distilled for 4"]),
+        (["generate", "red", "--fast", "--guidance", "20"], ["guidance is 20", "distilled for 1 to 12"]),
+        (["generate", "red", "--fast", "--negative", "blue"], ["no negative branch"]),
+        (["generate", "red", "--size", "100x64"], ["width 100 is not a multiple of 16", "nearest is 96"]),
+        (["generate", "red", "--offload", "model", "--device", "cpu"], ["--offload model", "leave it out"]),
+        (["generate", "red", "--quantize", "fp8", "--device", "cpu"], ["--quantize fp8", "use int8"]),
+    ],
+)
+def test_hostile_sizes_and_settings_are_refused(
+    run: Run, tiny_model: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    Image.new("RGB", (9000, 8)).save(tmp_path / "long.png")
+    (tmp_path / "huge.png").write_bytes(png_header(30_000, 30_000))
+    (tmp_path / "large.png").write_bytes(png_header(9000, 9000))
+    result = run(*arguments, "--model", tiny_model)
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr
+
+
+def test_too_little_gpu_memory_is_told_before_anything_is_loaded(
+    run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**20, 2**30))
+    result = run("generate", "red", "--model", tiny_model, "--device", "cuda")
+    assert result.exit_code == 1, result.output
+    assert "GiB of GPU memory are needed and 0.0 are free: no mode fits" in error_line(result)
+
+
+def test_memory_and_speed_options(run: Run, tiny_model: Path) -> None:
+    options = ["--quantize", "int8", "--drop-text-encoder", "--vae-slicing", "--vae-tiling"]
+    result = run("generate", "red", "--model", tiny_model, "--seed", 1, "-o", "a.png", *options)
+    assert result.exit_code == 0, result.output
+    with Image.open("a.png") as image:
+        assert image.size == (64, 64)
