@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from transformers import T5EncoderModel
 from typer.testing import Result
 
 import cogview3
+from cogview3 import CogView3Pipeline
 from cogview3.cli.generate import gather_prompts
 from cogview3.config import UserError
 from cogview3.models.light import LightDecoder
@@ -96,6 +99,22 @@ def test_a_picture_to_begin_with(run: Run, tiny_model: Path) -> None:
     assert drawn["0.5"] != drawn["1"]
     assert run("generate", "a", "--model", tiny_model, "--strength", "0.5").exit_code == 2
     assert run("generate", "a", "--model", tiny_model, "--image", "none.png").exit_code == 2
+
+
+def test_adapters_change_the_pictures_as_much_as_their_scale_says(
+    run: Run, tiny_model: Path, make_unet: Callable[..., UNet2DConditionModel]
+) -> None:
+    unet = make_unet()
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    CogView3Pipeline.save_lora_weights("run/weights", unet_lora_layers=get_peft_model_state_dict(unet))
+    command = ["generate", "a", "--model", tiny_model, "--seed", 0, "-o"]
+    for name, options in {"plain": [], "none": ["--lora", "run:0"], "full": ["--lora", "run"]}.items():
+        result = run(*command, f"{name}.png", *options)
+        assert result.exit_code == 0, result.output
+    assert pixels("none.png") == pixels("plain.png") != pixels("full.png")
+    with Image.open("full.png") as image:
+        assert image.text["lora"] == "run"
+    assert error_line(run(*command, "x.png", "--lora", "nowhere:0.5")).startswith("--lora nowhere:0.5: no such file")
 
 
 def test_known_prompts_need_no_text_encoder(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ def generate(
             "negative_prompt": negative,
             "image": image and image.name,
             "strength": _strength(strength) if image else None,
-            "lora": ", ".join(f"{path.name}:{scale:g}" for path, scale in adapters) or None,
+            "lora": ", ".join(lora or []) or None,
         }
         start, images = time.perf_counter(), []
         for first in range(0, len(texts), batch):

@@ -57,7 +57,7 @@ def _meta(value: Any) -> Any:
 
 
 def matmul_ceiling(device: torch.device | str, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
-    """Operations a second that a product of two square matrices reaches: the best of `repeats` runs.
+    """Operations a second (of `clock`) that a product of two square matrices reaches: the best of `repeats` runs.
 
     Args:
         device: where.
@@ -72,16 +72,20 @@ def matmul_ceiling(device: torch.device | str, dtype: torch.dtype, side: int | N
     out = torch.empty_like(a)
     seconds = []
     for _ in range(repeats + 1):
-        wait(device)
-        start = time.perf_counter()
+        start = clock(device)
         for _ in range(products):
             torch.mm(a, b, out=out)
-        wait(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock(device) - start)
     return 2 * side**3 * products / min(seconds[1:])
 
 
-def wait(device: torch.device | str) -> None:
-    """Let the device finish what it was given."""
+def clock(device: torch.device | str) -> float:
+    """Seconds, once the device has done what it was given.
+
+    On a CPU the processor's, of all threads together, so that other work on the machine does not count.
+    """
+    if torch.device(device).type == "cpu":
+        return time.process_time()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

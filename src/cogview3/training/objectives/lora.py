@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import torch
 from diffusers import UNet2DConditionModel
 
 from cogview3.config import Lora, UserError
@@ -31,8 +30,8 @@ def add_adapter(unet: UNet2DConditionModel, settings: Lora, bf16: bool) -> None:
                 f"lora.targets: no layer's name ends in {target!r}; try to_q, to_k, to_v, to_out.0, proj_in"
             )
     unet.requires_grad_(False)
-    if bf16:
-        unet.to(torch.bfloat16)
+    for parameter in unet.parameters() if bf16 else ():
+        parameter.data = parameter.data.bfloat16()
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,
