@@ -131,11 +131,12 @@ def as_text(facts: dict[str, Any]) -> str:
     for name, needs in facts["peaks"].items():
         lines.append(f"    {name:24} " + " ".join(f"{need / 1e9:9.2f}" for need in needs.values()))
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")
+    width = max([8, *map(len, facts["modes"])])
     for name, mode in facts["modes"].items():
         kind = "distilled, " * mode["distilled"] + "light, " * mode.get("light", False)
         held = mode["memory"]["float32"] / 1e6
         lines.append(
-            f"    {name:8} {kind}base steps {mode['steps']}, relay steps {mode['relay_steps']}, "
+            f"    {name:{width}} {kind}base steps {mode['steps']}, relay steps {mode['relay_steps']}, "
             f"guidance {mode['guidance']:g}, {held:.0f} MB of float32 weights"
         )
     return "\n".join(lines)
