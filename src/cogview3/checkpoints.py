@@ -180,7 +180,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> None:
     with suppress(UserError):  # a run of an earlier version lacks the entries that came later: their defaults hold
-        stored = parse_recipe(stored, str(run)).to_dict()
+        stored, recipe = (parse_recipe(one, str(run)).to_dict() for one in (stored, recipe))
     old, new = _flatten(stored), _flatten(recipe)
     keys = (old.keys() | new.keys()) - _MAY_CHANGE
     different = sorted(key for key in keys if old.get(key) != new.get(key))

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from cogview3 import CogView3Pipeline
-from cogview3.cli.generate import LORA_FILE, load_loras, parse_lora
+from cogview3.cli.loading import LORA_FILE, load_loras, parse_lora
 from cogview3.config import Recipe, UserError
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
