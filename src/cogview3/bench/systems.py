@@ -270,10 +270,9 @@ class StableDiffusionXL(System):
             options["timestep_cond"] = (rows, config.time_cond_proj_dim)
         text, latents = (rows, CLIP_LENGTH, config.cross_attention_dim), (rows, 4, side // 8, side // 8)
         step = operations(unet, latents, torch.zeros((), device="meta"), text, **options)
-        branches = 1 if self.lcm else 2
         encoders = operations(clip, _tokens(CLIP_LENGTH)) + operations(big_clip, _tokens(CLIP_LENGTH))
         return {
-            "text": branches * encoders,
+            "text": encoders,  # no negative prompt is zeros, which are not encoded
             "base": self.steps * step,
             "vae": operations(vae, (1, 4, side // 8, side // 8), method="decode"),
         }
