@@ -159,7 +159,7 @@ def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
         images, calls = 8 * rng.randint(1, 2), rng.randint(1, CHECKPOINT_CALLS)
         work = partial(die_in_checkpoint, process=process, images=images, calls=calls)
     codes = in_processes(2, work, recipe, run, log=log)
-    assert -9 in codes, told(log)
+    assert min(codes) < 0, told(log)  # killed; the profile hook may also abort it within native code
     assert in_processes(2, train_tiny, recipe, run, log=log) == [0, 0], told(log)
     assert_same_run(run, whole)
     assert not list(run.rglob(".*")), "leftovers"
