@@ -257,7 +257,7 @@ class _Run:
             self.steps.rule.remember(**stored["spikes"])
         self._go_on_in_data(stored.get("objective", [{}]))
         if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
-            print(_inexact(stored["split"], self._split(), any(stored["objective"])), file=sys.stderr)
+            print(_inexact(stored["split"], self._split()), file=sys.stderr)
 
     def _go_on_in_data(self, states: list[dict[str, Any]]) -> None:
         if len(states) == self.accelerator.num_processes:
@@ -274,13 +274,13 @@ def _union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {**second, **first, **both}
 
 
-def _inexact(before: dict[str, Any], now: dict[str, Any], positions: bool) -> str:
-    """What resuming keeps and what it does not, where the work is now split in another way."""
+def _inexact(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What resuming keeps and what it does not, where the work is split in another way; data tell of themselves."""
     changes = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key])
-    told = f"resuming with {changes}: learning rate, noise and times of every sample are as they were; "
-    if positions and before["processes"] != now["processes"]:
-        told += "no sample of the data is lost, but those read ahead may come in another order; "
-    return told + "sums are made in another order, so that losses agree in about six digits, no longer in all"
+    return (
+        f"resuming with {changes}: learning rate, noise and times of every sample are as they were; sums are made in "
+        "another order, so that losses agree in about six digits, no longer in all"
+    )
 
 
 @contextmanager
