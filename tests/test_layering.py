@@ -23,7 +23,7 @@ ORDER = [
     {"training"},
     {"distillation"},
     {"bench", "reproduce", "serving"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 """Each part may import those above it, itself, and those beside it."""
 

@@ -2,8 +2,10 @@
 
 runs/<name>/recipe.toml                    the resolved recipe
 runs/<name>/metrics.jsonl                  one JSON object a line
+runs/<name>/skipped.jsonl                  batches that were skipped, or stopped the run
 runs/<name>/samples/                       picture grids
-runs/<name>/checkpoints/images-N/          state.json, model.safetensors, ema.safetensors, optimizer.pt
+runs/<name>/checkpoints/images-N/          state.json, model.safetensors, ema.safetensors, optimizer.pt;
+                                           of sharded training state.json and tensors/, a file from each process
 runs/<name>/weights/<component>/           averaged (EMA) weights of the newest checkpoint, ready for use
 """
 
@@ -14,14 +16,19 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cogview3.config import UserError
+from cogview3.config import UserError, parse_recipe
 
 _CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
 _CHECKPOINT = re.compile(r"images-(\d+)")
+_MAY_CHANGE = frozenset(
+    ("data.workers", *(f"train.{key}" for key in ("accumulation", "checkpoint_activations", "compile", "shard")))
+)
+"""Entries that say how a run is computed, not what: they may change in the middle of it."""
+_LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -37,7 +44,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except Exception as error:
-        _raise_if_full(error, path)
+        raise_if_full(error, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,7 +61,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             item.chmod(0o755 if item.is_dir() else 0o644)  # safetensors writes for the owner alone
         _replace_folder(temporary, path)
     except Exception as error:
-        _raise_if_full(error, path)
+        raise_if_full(error, path)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -76,7 +83,7 @@ def _replace_folder(new: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _raise_if_full(error: Exception, path: Path) -> None:
+def raise_if_full(error: Exception, path: Path) -> None:
     """Raise the OSError that stands behind libraries' own errors where there is no room for `path`.
 
     safetensors and tokenizers give its number in their text; torch says only that its writer's position is wrong.
@@ -123,8 +130,10 @@ def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Path |
     if restart and run.exists():
         run.rename(_free_name(run))
     check_run(run, recipe)
-    if not (run / "recipe.toml").exists():
-        write_text(run / "recipe.toml", tomli_w.dumps(recipe))
+    text, stored = tomli_w.dumps(recipe), run / "recipe.toml"
+    if not stored.exists() or stored.read_text("utf-8") != text:
+        write_text(stored, text)
+    _clear_leftovers(run)
     found = checkpoints(run)
     return found[-1][1] if found else None
 
@@ -132,7 +141,8 @@ def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Path |
 def check_run(run: Path, recipe: dict[str, Any]) -> None:
     """Check that `recipe` can begin or continue in the folder `run`, which need not exist; writes nothing.
 
-    Raises UserError where it is a file, no run, or a run of another recipe (naming the keys that differ).
+    Raises UserError where it is a file, no run, or a run of another recipe (naming the keys that differ). Entries that
+    only say how the run is computed, as `train.accumulation`, may differ.
     """
     stored = run / "recipe.toml"
     if run.exists() and not run.is_dir():
@@ -141,6 +151,15 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
         _require_same(run, _read_recipe(stored), recipe)
     elif run.is_dir() and any(run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; give another folder with --out")
+
+
+def _clear_leftovers(run: Path) -> None:
+    """Delete what was being written when the run was killed."""
+    for path in (path for pattern in _LEFTOVERS for path in run.glob(pattern)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _free_name(run: Path) -> Path:
@@ -160,8 +179,11 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> None:
+    with suppress(UserError):  # a run of an earlier version lacks the entries that came later: their defaults hold
+        stored, recipe = (parse_recipe(one, str(run)).to_dict() for one in (stored, recipe))
     old, new = _flatten(stored), _flatten(recipe)
-    different = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    keys = (old.keys() | new.keys()) - _MAY_CHANGE
+    different = sorted(key for key in keys if old.get(key) != new.get(key))
     if different:
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in different[:5])
         raise UserError(f"{run} holds a run of another recipe: {shown}; use --out, or --restart to move it aside")

@@ -148,6 +148,7 @@ def test_pictures_that_cannot_be_read_fail_alone(folder: Path, monkeypatch: pyte
     rows = {row.key: row for some in writer.run([*samples(), broken]) for row in some}
     assert rows["k3"] == Row("k3", "two", None, "failed", "ValueError: too thin")
     assert rows["broken"] == Row("broken", "old", None, "failed", "not an image")
+    monkeypatch.undo()
     alone = {row.key: row for row in captions(ModelJob(str(folder)))}
     assert {key: row for key, row in rows.items() if row != alone.get(key)}.keys() == {"k3", "broken"}
 

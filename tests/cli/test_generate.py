@@ -2,17 +2,23 @@
 
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from transformers import T5EncoderModel
 from typer.testing import Result
 
 import cogview3
+from cogview3 import CogView3Pipeline
 from cogview3.cli.generate import gather_prompts
 from cogview3.config import UserError
+from cogview3.models.light import LightDecoder
 from tests.cli.conftest import error_line
 
 Run = Callable[..., Result]
@@ -93,6 +99,22 @@ def test_a_picture_to_begin_with(run: Run, tiny_model: Path) -> None:
     assert drawn["0.5"] != drawn["1"]
     assert run("generate", "a", "--model", tiny_model, "--strength", "0.5").exit_code == 2
     assert run("generate", "a", "--model", tiny_model, "--image", "none.png").exit_code == 2
+
+
+def test_adapters_change_the_pictures_as_much_as_their_scale_says(
+    run: Run, tiny_model: Path, make_unet: Callable[..., UNet2DConditionModel]
+) -> None:
+    unet = make_unet()
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    CogView3Pipeline.save_lora_weights("run/weights", unet_lora_layers=get_peft_model_state_dict(unet))
+    command = ["generate", "a", "--model", tiny_model, "--seed", 0, "-o"]
+    for name, options in {"plain": [], "none": ["--lora", "run:0"], "full": ["--lora", "run"]}.items():
+        result = run(*command, f"{name}.png", *options)
+        assert result.exit_code == 0, result.output
+    assert pixels("none.png") == pixels("plain.png") != pixels("full.png")
+    with Image.open("full.png") as image:
+        assert image.text["lora"] == "run"
+    assert "--lora nowhere:0.5: no such file" in error_line(run(*command, "x.png", "--lora", "nowhere:0.5"))
 
 
 def test_known_prompts_need_no_text_encoder(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,3 +283,78 @@ def test_bad_pictures_are_refused_before_the_model_is_loaded(
     result = run("upscale", *arguments, "--model", "none")
     assert result.exit_code == 2, result.output
     assert all(word in error_line(result) for word in words), result.stderr
+
+
+def test_light_parts_and_sampler(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    refused = run("generate", "blue", "--model", tiny_model, "--light")
+    assert refused.exit_code == 2
+    assert "no light parts" in error_line(refused)
+    pipe = cogview3.CogView3Pipeline.from_pretrained(tiny_model)
+    pipe.register_modules(light_decoder=LightDecoder(width=8, num_blocks=1))
+    pipe.save_pretrained(tmp_path / "light")
+    plain = run("generate", "blue", "--model", "light", "--seed", 1, "--json")
+    light = run("generate", "blue", "--model", "light", "--seed", 1, "--light", "--sampler", "dpm++", "--json")
+    assert light.exit_code == 0, light.output
+    facts, others = json.loads(light.stdout), json.loads(plain.stdout)
+    assert (facts["light"], facts["sampler"]) == (True, "dpm++")
+    assert (others["light"], others["sampler"]) == (None, None)
+    with Image.open(facts["files"][0]) as image:
+        assert (image.text["light"], image.text["sampler"]) == ("True", "dpm++")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    enlarged = run("upscale", "a.png", "--model", "light", "--light", "--json")
+    assert json.loads(enlarged.stdout)["light"] is True
+    assert run("generate", "blue", "--model", "light", "--sampler", "heun").exit_code == 2
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that claims a size, as a hostile file may."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, b"IDAT")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["upscale", "one.png"], ["image is 1x1", "at least 4 pixels"]),
+        (["upscale", "huge.png"], ["huge.png: give at most 67 million pixels", "900000000 pixels"]),
+        (["upscale", "large.png"], ["large.png is 9000x9000: give at most 67 million pixels"]),
+        (["upscale", "long.png"], ["image is 9000x8", "at most 4096"]),
+        (["generate", "red", "--image", "huge.png"], ["give at most 67 million pixels"]),
+        (["generate", "red", "--fast", "--steps", "50"], ["steps is 50", "distilled for 4"]),
+        (["generate", "red", "--fast", "--guidance", "20"], ["guidance is 20", "distilled for 1 to 12"]),
+        (["generate", "red", "--fast", "--negative", "blue"], ["no negative branch"]),
+        (["generate", "red", "--size", "100x64"], ["width 100 is not a multiple of 16", "nearest is 96"]),
+        (["generate", "red", "--offload", "model", "--device", "cpu"], ["--offload model", "leave it out"]),
+        (["generate", "red", "--quantize", "fp8", "--device", "cpu"], ["--quantize fp8", "use int8"]),
+    ],
+)
+def test_hostile_sizes_and_settings_are_refused(
+    run: Run, tiny_model: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    Image.new("RGB", (9000, 8)).save(tmp_path / "long.png")
+    (tmp_path / "huge.png").write_bytes(png_header(30_000, 30_000))
+    (tmp_path / "large.png").write_bytes(png_header(9000, 9000))
+    result = run(*arguments, "--model", tiny_model)
+    assert result.exit_code == 2, result.output
+    assert all(word in error_line(result) for word in words), result.stderr
+
+
+def test_too_little_gpu_memory_is_told_before_anything_is_loaded(
+    run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**20, 2**30))
+    result = run("generate", "red", "--model", tiny_model, "--device", "cuda")
+    assert result.exit_code == 1, result.output
+    assert "GiB of GPU memory are needed and 0.0 are free: no mode fits" in error_line(result)
+
+
+def test_memory_and_speed_options(run: Run, tiny_model: Path) -> None:
+    options = ["--quantize", "int8", "--drop-text-encoder", "--vae-slicing", "--vae-tiling"]
+    result = run("generate", "red", "--model", tiny_model, "--seed", 1, "-o", "a.png", *options)
+    assert result.exit_code == 0, result.output
+    with Image.open("a.png") as image:
+        assert image.size == (64, 64)

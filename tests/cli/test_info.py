@@ -31,6 +31,10 @@ def test_sizes_are_those_of_the_loaded_model(run: Run, tiny_model: Path) -> None
     assert facts["memory"] == {"float32": 4 * sum(counts.values()), "bfloat16": 2 * sum(counts.values())}
     assert (facts["side"], facts["base_side"], facts["prompt_tokens"]) == (64, 32, 12)
     assert facts["class"] == "CogView3Pipeline"
+    needs = facts["peaks"]["float32"]
+    assert list(needs) == ["none", "drop-text-encoder", "model", "sequential"]
+    assert needs["none"] > facts["memory"]["float32"] > facts["memory"]["bfloat16"]
+    assert facts["peaks"]["int8"]["none"] < facts["peaks"]["bfloat16"]["none"] < needs["none"]
 
 
 def test_modes_count_their_own_networks(run: Run, tiny_model: Path) -> None:

@@ -66,6 +66,8 @@ def test_settings() -> None:
         (["--mode", "4+1"], ["--mode 4+1"]),
         (["--mode", "quick=a,b"], ["quick"]),
         (["--set", "steps=0"], ["steps", "0"]),
+        (["--set", "sampler=heun"], ["sampler", "heun"]),
+        (["--light-decoder", "nothing"], ["none/"]),
         (["--set", "stepz=3"], ["stepz"]),
         (["-o", "a/b"], ["a/b", "does not exist"]),
         (["-o", "full"], ["full", "holds no model"]),

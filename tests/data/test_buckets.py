@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cogview3.config import UserError
-from cogview3.data.buckets import Batch, BucketBatches, Buckets, fit
+from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages, fit
 from cogview3.data.shards import CaptionedImages
 from tests.data.conftest import encoded, picture, tar_bytes
 
@@ -105,7 +105,9 @@ def tars(tmp_path: Path) -> list[str]:
 
 def make(tars: list[str], epochs: int | None = None, **options: Any) -> BucketBatches:
     reader = CaptionedImages(tars, seed=1, buffer=8, epochs=epochs)
-    return BucketBatches(reader, Buckets(32, 8, 2.0), **{"batch": 4, "seed": 3, **options})
+    center = options.pop("center", False)
+    fitted = FittedImages(reader, Buckets(32, 8, 2.0), seed=options.get("seed", 3), center=center)
+    return BucketBatches(fitted, **{"batch": 4, "seed": 3, **options})
 
 
 def key(name: str) -> str:
@@ -148,7 +150,7 @@ def test_crops_and_conditions_by_hand(tmp_path: Path) -> None:
         tar_bytes([("a.png", encoded(Image.fromarray(ramp), "PNG")), ("a.txt", b"a ramp")])
     )
     reader = CaptionedImages([str(tmp_path / "a.tar")], buffer=0)
-    batch = next(BucketBatches(reader, Buckets(48, 16, 2.0), 200, seed=0))
+    batch = next(BucketBatches(FittedImages(reader, Buckets(48, 16, 2.0)), 200))
     assert batch.images.shape[2:] == (32, 64)
     assert batch.original.tolist() == [[50, 200]] * 200
     assert batch.target.tolist() == [[32, 64]] * 200
@@ -185,11 +187,13 @@ def test_draws_belong_to_the_sample(tars: list[str]) -> None:
         }
 
     whole = drawn(make(tars, epochs=4, batch=1))
-    other = drawn(BucketBatches(CaptionedImages(tars, epochs=4, buffer=0), Buckets(32, 8, 2.0), 1, seed=3))
+    ordered = CaptionedImages(tars, epochs=4, buffer=0)
+    other = drawn(BucketBatches(FittedImages(ordered, Buckets(32, 8, 2.0), seed=3), 1, seed=3))
     assert len(whole) == 240
     assert other == whole  # in another order
     parts = [CaptionedImages(tars, epochs=4, part=part, parts=3, seed=1) for part in range(3)]
-    shares = [drawn(BucketBatches(part, Buckets(32, 8, 2.0), 1, seed=3)) for part in parts]
+    fitted = [FittedImages(part, Buckets(32, 8, 2.0), seed=3) for part in parts]
+    shares = [drawn(BucketBatches(part, 1, seed=3)) for part in fitted]
     assert {index: value for share in shares for index, value in share.items()} == whole
     assert drawn(make(tars, epochs=4, batch=1, seed=4)) != whole
 

@@ -1,4 +1,4 @@
-"""Batches from worker processes: the same as from one, and taken up where they were."""
+"""Samples from worker processes: the same as from one, and taken up where they were by any number of workers."""
 
 import json
 from functools import partial
@@ -8,59 +8,75 @@ from pathlib import Path
 import pytest
 
 from cogview3.config import UserError
-from cogview3.data.buckets import BucketBatches, Buckets
+from cogview3.data.buckets import BucketBatches, Buckets, FittedImages
 from cogview3.data.shards import CaptionedImages
-from cogview3.data.workers import WorkerBatches
+from cogview3.data.workers import WorkerSamples
 from tests.data.conftest import tar_bytes, write_tars
 
 
-def read(tars: list[str], part: int, parts: int) -> BucketBatches:
+def read(tars: list[str], part: int, parts: int) -> FittedImages:
     reader = CaptionedImages(tars, seed=1, buffer=4, part=part, parts=parts, broken_window=4)
-    return BucketBatches(reader, Buckets(16, 8), 2)
+    return FittedImages(reader, Buckets(16, 8))
 
 
-def keys(batches: WorkerBatches | BucketBatches, count: int) -> list[list[str]]:
-    return [batch.keys for batch in islice(batches, count)]
+def keys(samples: WorkerSamples | FittedImages, count: int) -> list[str]:
+    return [fitted.name for fitted in islice(samples, count)]
+
+
+def in_turn(tars: list[str], parts: list[int], count: int, rounds: int) -> list[str]:
+    alone = [keys(read(tars, part, count), rounds) for part in parts]
+    return [name for names in zip(*alone, strict=True) for name in names]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on one core
-def test_workers_take_turns_and_are_taken_up_in_between(tars: list[str]) -> None:
+def test_another_number_of_workers_goes_on_with_the_same_samples(tars: list[str]) -> None:
+    """Three readers of two workers: one of these has a reader less."""
     make = partial(read, tars)
-    batches = WorkerBatches(make, 2, rank=1, world=2)
-    got = keys(batches, 5)
-    state = json.loads(json.dumps(batches.state_dict()))
-    batches.close()
-    alone = [keys(make(part, 4), 6) for part in (2, 3)]
-    expected = [batch for pair in zip(*alone, strict=True) for batch in pair]
-    assert got == expected[:5]
-    assert batches.report.samples >= 10
-    other = WorkerBatches(make, 2, rank=1, world=2)
+    samples = WorkerSamples(make, 2, readers=6, rank=1, world=2)
+    got = keys(samples, 7)
+    state = json.loads(json.dumps(samples.state_dict()))
+    samples.close()
+    expected = in_turn(tars, [1, 3, 5], 6, 5)
+    assert got == expected[:7]
+    assert samples.report.samples >= 7
+    other = WorkerSamples(make, 0, readers=6, rank=1, world=2)
     other.load_state_dict(state)
-    assert keys(other, 7) == expected[5:]
-    other.close()
-    with pytest.raises(UserError, match="of 2 workers, here are 1"):
-        WorkerBatches(make, 0).load_state_dict(state)
+    assert keys(other, 8) == expected[7:]
+    with pytest.raises(UserError, match=r"lacks readers \[0, 2, 4\]"):
+        WorkerSamples(make, 0, readers=6, rank=0, world=2).load_state_dict(state)
 
 
-def test_without_workers_it_is_read_here(tars: list[str]) -> None:
+def test_batches_of_workers_are_taken_up_with_what_waits(tars: list[str]) -> None:
     make = partial(read, tars)
-    batches = WorkerBatches(make, 0)
-    expected = keys(make(0, 1), 9)
-    assert keys(batches, 4) == expected[:4]
-    other = WorkerBatches(make, 0)
-    other.load_state_dict(batches.state_dict())
-    assert keys(other, 5) == expected[4:]
+    batches = BucketBatches(WorkerSamples(make, 0, readers=2), 4)
+    assert sorted(name for batch in islice(batches, 3) for name in batch.keys) == sorted(in_turn(tars, [0, 1], 2, 6))
+    batches.take(3)
+    state = json.loads(json.dumps(batches.state_dict()))
+    other = BucketBatches(WorkerSamples(make, 0, readers=2), 4)
+    other.load_state_dict(state)
+    assert [batch.keys for batch in islice(other, 5)] == [batch.keys for batch in islice(batches, 5)]
 
 
 def test_what_stops_a_reader_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes([(f"{number}.txt", b"x") for number in range(9)]))
-    batches = WorkerBatches(partial(read, [str(tmp_path / "a.tar")]), 0)
+    samples = WorkerSamples(partial(read, [str(tmp_path / "a.tar")]), 0)
     with pytest.raises(UserError, match="missing image"):
-        next(batches)
+        next(samples)
+
+
+def test_it_ends_with_the_first_reader(tars: list[str]) -> None:
+    def once(part: int, parts: int) -> FittedImages:
+        return FittedImages(CaptionedImages(tars, epochs=1, part=part, parts=parts), Buckets(16, 8))
+
+    assert 8 <= len(list(WorkerSamples(once, 0, readers=2))) <= 15
 
 
 def test_bad_values_are_refused(tmp_path: Path) -> None:
     make = partial(read, write_tars(tmp_path, (1,)))
-    for options in ({"workers": -1}, {"workers": 0, "rank": 2, "world": 2}, {"workers": 0, "prefetch": 0}):
-        with pytest.raises(UserError):
-            WorkerBatches(make, **options)
+    for options, words in (
+        ({"workers": -1}, "workers -1"),
+        ({"workers": 0, "rank": 2, "world": 2}, "rank 2"),
+        ({"workers": 0, "readers": 3, "world": 2}, "readers 3: give a multiple of the 2 processes"),
+    ):
+        with pytest.raises(UserError, match=words):
+            WorkerSamples(make, **options)

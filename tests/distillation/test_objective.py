@@ -1,5 +1,6 @@
 """One round's objective: how the student begins, what it is asked for, and how teacher and student are sampled."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from cogview3 import CogView3Pipeline
-from cogview3.config import UserError
+from cogview3.config import UserError, parse_recipe
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
 from cogview3.distillation.objective import Distillation
@@ -20,6 +21,7 @@ from cogview3.distillation.teacher import student_of
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.unet import guidance_condition, size_conditions
 from tests.distillation.conftest import tiny_distillation
+from tests.training.test_sources import DATA, write_pictures
 
 
 def stage(kind: str, runs: Path, number: int = 1, **changes: Any) -> Distillation:
@@ -106,13 +108,14 @@ def test_samples_have_a_step_of_the_student_and_a_guidance(runs: Path) -> None:
     batch = objective.batch(0, list(range(600)))
     counts = torch.bincount(batch["t"])
     assert len(counts) == 3
-    # four standard deviations: of 600 draws of a third, and of the mean of 600 uniform numbers
+    # four standard deviations: of 600 draws of a third, and of the mean of 600 uniform numbers over a length of log 3
     assert (counts - 200).abs().max() < 4 * (600 * 2 / 9) ** 0.5
     guidance = batch["guidance"]
     assert guidance.shape == (600,)
     assert 2 <= guidance.min() < 2.1
     assert 5.9 < guidance.max() <= 6
-    assert guidance.mean().item() == pytest.approx(4, abs=4 * 4 / 12**0.5 / 600**0.5)
+    middle = math.log(12**0.5)
+    assert guidance.log().mean().item() == pytest.approx(middle, abs=4 * math.log(3) / 12**0.5 / 600**0.5)
 
 
 def test_a_sample_is_the_same_in_every_batch(runs: Path) -> None:
@@ -276,3 +279,37 @@ def test_the_last_steps_of_both_end_at_no_noise(runs: Path) -> None:
         levels = objective.levels[steps]
         assert (levels.sigmas[-1], levels.f[-1]) == (0, 0)
         assert torch.equal(step.step_gain(levels.at(torch.tensor([steps - 1]), 1)), torch.ones(1, dtype=torch.float64))
+
+
+# Pictures of one's own
+
+
+@pytest.mark.parametrize("kind", ["base", "relay"])
+def test_pictures_in_shards_are_distilled_from_alike(
+    runs: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = tiny_distillation(kind, runs).to_dict()
+    tables["data"] = {**DATA, "vae": str(runs / "vae"), "text": str(runs / "text")}
+    tables["data"]["shards"] = [write_pictures(tmp_path / "tars")]
+    recipe = parse_recipe(tables, "tiny")
+    objective = Distillation(recipe.round(1, recipe.distill.teacher))
+    objective.prepare("cpu")
+    seen, output = [], objective._output
+
+    def record(network: nn.Module, z: Tensor, levels: Any, number: Tensor, batch: Any, text: Tensor) -> Tensor:
+        seen.append(batch["sizes"])
+        return output(network, z, levels, number, batch, text)
+
+    monkeypatch.setattr(objective, "_output", record)
+    shapes = set()
+    for first in range(0, 16, 2):
+        batch = objective.batch(first, [first, first + 1])
+        assert objective(batch)["loss"].isfinite()
+        shapes.add(tuple(batch["z0"].shape[2:]))
+        assert all(sizes is batch["sizes"] for sizes in seen), "teacher and student are told the pictures' sizes"
+        seen.clear()
+    assert len(shapes) > 1
+    figures = objective.validate()
+    assert figures.keys() >= {"loss", "difference", "undistilled", "data_used"}
+    assert not any("facts" in name for name in figures)
+    assert objective.samples().size == (2 * 96, 2 * 96)

@@ -12,6 +12,7 @@ from cogview3 import CogView3Pipeline
 MODES = {
     "2+1": {"steps": 2, "relay_steps": 1, "guidance": 3.0},
     "2+1-fast": {"steps": 2, "relay_steps": 1, "guidance": 1.0, "distilled": True},
+    "2+1-ranged": {"steps": 2, "relay_steps": 1, "guidance": 1.0, "distilled": True, "guidance_range": [1, 5]},
 }
 
 

@@ -18,10 +18,12 @@ from cogview3.evaluation.metrics import (
     bootstrap_interval,
     gradient_energy,
     make_metrics,
+    paired,
     register,
     summarize_row,
 )
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
+from cogview3.evaluation.response import correlation
 
 COUNT, BATCH = 12, 5
 
@@ -190,3 +192,42 @@ def test_metrics_are_found_by_name(prompts: list[Prompt], monkeypatch: pytest.Mo
         make_metrics(["fid"], prompts, 0)
     with pytest.raises(UserError, match="needs prompts with facts"):
         make_metrics(["scene"], [*prompts, Prompt("a red star")], 0)
+
+
+def of_facts(right: int, total: int) -> Score:
+    return Score(tuple(ScoredFact("shape", number, number < right) for number in range(total)))
+
+
+def test_paired_shares_of_equal_models_have_no_spread() -> None:
+    scores = [of_facts(right, 10) for right in (3, 5, 9)]
+    figures = paired(scores, scores, seed=0)
+    assert (figures["ratio"], figures["difference"]) == (1, 0)
+    assert figures["ratio_interval"] == [1, 1]
+    assert figures["interval"] == [0, 0]
+
+
+def test_paired_intervals_are_the_normal_ones_of_differences() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.integers(40, 60, 400)
+    own = reference - rng.integers(0, 11, 400)  # by 5 of 100 on average, which vary less than either
+    figures = paired([of_facts(n, 100) for n in own], [of_facts(n, 100) for n in reference], seed=1)
+    differences = (own - reference) / 100
+    margin = 1.96 * differences.std() / 20
+    assert figures["difference"] == pytest.approx(differences.mean())
+    assert figures["ratio"] == pytest.approx(own.sum() / reference.sum())
+    assert figures["interval"] == pytest.approx(differences.mean() + np.array([-margin, margin]), abs=margin / 5)
+    assert figures["ratio_interval"][0] < figures["ratio"] < figures["ratio_interval"][1]
+
+
+def test_changes_correlate_as_numpy_says() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 5, 40))
+    second += first
+    second[4] = 3.0  # does not change: left out
+    figures = correlation(torch.from_numpy(second), torch.from_numpy(first))
+    expected = [np.corrcoef(one, other)[0, 1] for one, other in zip(second[:4], first[:4], strict=True)]
+    assert figures["correlation"] == pytest.approx(np.mean(expected))
+    assert figures["pictures"] == 4
+    assert np.mean(figures["interval"]) == pytest.approx(np.mean(expected))
+    nothing = correlation(torch.ones(2, 3), torch.ones(2, 3))
+    assert nothing == {"correlation": None, "interval": None, "pictures": 0}

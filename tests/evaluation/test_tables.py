@@ -16,7 +16,7 @@ from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
 from cogview3.evaluation.prompt_sets import load_prompts
-from cogview3.evaluation.tables import Overrides, draw, evaluate, generators, grid, show, split_mode
+from cogview3.evaluation.tables import Overrides, draw, evaluate, generators, grid, show, split_model
 
 
 def drawn(pipe: CogView3Pipeline, batch: int, **overrides: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +113,7 @@ def test_without_a_relay_there_is_nothing_to_compare(model: Path, tmp_path: Path
 def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> None:
     results = evaluate([str(model)], "scenes-heldout", 2)
     text = io.StringIO()
-    (table,) = show(results)
+    (table,) = show(results)  # of one model: nothing is compared
     Console(file=text, width=200).print(table)
     lines = text.getvalue().splitlines()
     row = results["models"][str(model)]["scene"]
@@ -123,6 +123,33 @@ def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> 
     counts = [f"{number} object{'s' * (number != '1')}" for number in row["model"]["objects"]]
     for label in ("held-out triples", "fill and outline", "gradient energy", *counts, *row["model"]["kinds"]):
         assert any(line.startswith(f"│ {label} ") for line in lines), label
+
+
+def test_step_counts_behind_the_model_are_sampled(model: Path) -> None:
+    names = [str(model), f"{model}:1+2"]
+    entries = evaluate(names, "scenes-heldout", 2)["models"]
+    assert [(entries[name]["steps"], entries[name]["relay_steps"]) for name in names] == [(2, 1), (1, 2)]
+
+
+def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model: Path) -> None:
+    names = [str(model), f"{model}:3"]
+    results = evaluate(names, "scenes-heldout", 2, responses=[(1, 3), (1, 6)])
+    own, other = (results["models"][name]["guidance_response"] for name in names)
+    assert [row["guidance"] for row in own] == [[1, 3], [1, 6]]
+    assert [row["correlation"] for row in own] == pytest.approx([1, 1])  # the first is compared with itself
+    prompts, expected = load_prompts("scenes-heldout", 2), []
+    pipe = CogView3Pipeline.from_pretrained(model)
+    for steps in (2, 3):
+        low, high = (
+            next(draw(pipe, prompts, 0, 2, Overrides(steps=steps, guidance=scale))).pictures.flatten(1).numpy()
+            for scale in (1.0, 6.0)
+        )
+        expected.append(high - low)
+    values = [np.corrcoef(*pair)[0, 1] for pair in zip(*expected, strict=True)]
+    assert other[1]["correlation"] == pytest.approx(np.mean(values), abs=2e-3)  # changes are kept in float16
+    table = show(results)[-1]
+    assert [column.header for column in table.columns] == ["model", "1 to 3", "1 to 6"]
+    assert list(table.columns[2].cells) == ["1.000", f"{other[1]['correlation']:.3f}"]
 
 
 def test_a_grid_wraps_at_eight_pictures() -> None:
@@ -137,25 +164,36 @@ def test_a_grid_wraps_at_eight_pictures() -> None:
 @pytest.mark.parametrize(
     ("model_name", "expected"),
     [
-        ("scenes", ("scenes", None)),
-        ("scenes@4+1", ("scenes", "4+1")),
-        ("a@b/model@8+2", ("a@b/model", "8+2")),
+        ("scenes", ("scenes", None, Overrides())),
+        ("scenes@4+1", ("scenes", "4+1", Overrides())),
+        ("a@b/model@8+2", ("a@b/model", "8+2", Overrides())),
+        ("scenes:4+1", ("scenes", None, Overrides(steps=4, relay_steps=1))),
+        ("a/b@50+10:20", ("a/b", "50+10", Overrides(steps=20))),
+        ("C:/models/a", ("C:/models/a", None, Overrides())),
     ],
 )
-def test_modes_stand_behind_the_model(model_name: str, expected: tuple[str, str | None]) -> None:
-    assert split_mode(model_name) == expected
+def test_mode_and_steps_stand_behind_the_model(model_name: str, expected: tuple[str, str | None, Overrides]) -> None:
+    assert split_model(model_name) == expected
 
 
-def test_a_folder_may_have_an_at_sign(tmp_path: Path) -> None:
-    folder = tmp_path / "name@home"
+def test_steps_behind_the_model_come_before_those_for_all() -> None:
+    given = Overrides(steps=7, relay_steps=3, guidance=2.0)
+    assert split_model("scenes:4+1", given)[2] == Overrides(steps=4, relay_steps=1, guidance=2.0)
+    assert split_model("scenes:4", given)[2] == Overrides(steps=4, relay_steps=3, guidance=2.0)
+    assert split_model("scenes", given)[2] == given
+
+
+@pytest.mark.parametrize("name", ["name@home", "name:4+1"])
+def test_a_folder_may_be_named_like_that(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
     folder.mkdir()
-    assert split_mode(str(folder)) == (str(folder), None)
+    assert split_model(str(folder)) == (str(folder), None, Overrides())
 
 
-@pytest.mark.parametrize("model_name", ["@4+1", "scenes@"])
+@pytest.mark.parametrize("model_name", ["@4+1", "scenes@", ":4+1", "scenes@:4"])
 def test_half_a_name_is_refused(model_name: str) -> None:
     with pytest.raises(UserError, match="such as scenes@4"):
-        split_mode(model_name)
+        split_model(model_name)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +204,11 @@ def test_half_a_name_is_refused(model_name: str) -> None:
         ({"models": ["{model}", "nowhere"]}, "no model 'nowhere'"),
         ({"models": ["{model}", "{model}@9+9"]}, "no mode '9\\+9'"),
         ({"models": ["{model}", "{model}@2+1-fast"], "steps": 5}, "distilled for 2"),
+        ({"models": ["{model}@2+1-fast:5"]}, "distilled for 2"),
+        ({"models": ["{model}@2+1-fast:2+9"]}, "distilled for 1"),
+        ({"responses": [(1.0, 7.5)]}, "give two or more"),
+        ({"models": ["{model}", "{model}:4"], "responses": [(7.5, 1.0)]}, "a lower scale first"),
+        ({"models": ["{model}", "{model}@2+1-ranged"], "responses": [(1.0, 7.5)]}, "distilled for 1 to 5"),
         ({"metrics": ["scene", "fid"]}, "no metric 'fid'"),
         ({"prompts": "drawbench"}, "not bundled"),
         ({"count": 0}, "give 1 or more"),

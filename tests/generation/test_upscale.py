@@ -114,19 +114,28 @@ def test_without_a_prompt_there_is_one_branch_that_sees_zeros(
 ) -> None:
     rows: list[int] = []
     pipe.relay_unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    found = enlarge(pipe, picture, guidance_scale=5.0)
+    found = enlarge(pipe, picture, keep_colors=False, guidance_scale=5.0)
     assert set(rows) == {1}
-    zeros = enlarge(pipe, picture, guidance_scale=1.0, prompt_embeds=torch.zeros(1, 12, 16))
+    zeros = enlarge(pipe, picture, keep_colors=False, guidance_scale=1.0, prompt_embeds=torch.zeros(1, 12, 16))
     torch.testing.assert_close(found, zeros, rtol=0, atol=1e-5)  # the mean of equal values, in another count
 
 
 def test_negative_prompt_alone_guides_from_it_to_zeros(pipe: CogView3UpscalePipeline, picture: torch.Tensor) -> None:
-    found = enlarge(pipe, picture, negative_prompt="blue", guidance_scale=3.0)
-    expected = enlarge(pipe, picture, negative_prompt="blue", prompt_embeds=torch.zeros(1, 12, 16), guidance_scale=3.0)
+    found = enlarge(pipe, picture, keep_colors=False, negative_prompt="blue", guidance_scale=3.0)
+    expected = enlarge(
+        pipe,
+        picture,
+        keep_colors=False,
+        negative_prompt="blue",
+        prompt_embeds=torch.zeros(1, 12, 16),
+        guidance_scale=3.0,
+    )
     assert torch.equal(found, expected)
     embeds, _ = pipe.encode_prompt("blue")
-    assert torch.equal(enlarge(pipe, picture, negative_prompt_embeds=embeds, guidance_scale=3.0), expected)
-    assert not torch.equal(found, enlarge(pipe, picture, guidance_scale=3.0))
+    assert torch.equal(
+        enlarge(pipe, picture, keep_colors=False, negative_prompt_embeds=embeds, guidance_scale=3.0), expected
+    )
+    assert not torch.equal(found, enlarge(pipe, picture, keep_colors=False, guidance_scale=3.0))
 
 
 def test_one_prompt_serves_all_pictures(pipe: CogView3UpscalePipeline, picture: torch.Tensor) -> None:

@@ -21,9 +21,12 @@ from typer.testing import CliRunner
 
 from cogview3.cli.app import app
 from cogview3.config import Optimizer, UserError
+from cogview3.training import log as log_module
 from cogview3.training import loop
-from cogview3.training.loop import learning_rate, train
+from cogview3.training.log import Log
+from cogview3.training.loop import train
 from cogview3.training.objectives.text import TextTraining
+from cogview3.training.steps import learning_rate
 from tests.training.conftest import KINDS, tiny_recipe
 
 
@@ -199,7 +202,7 @@ def test_averages_follow_the_recurrence(tmp_path: Path, monkeypatch: pytest.Monk
     """s <- d s + (1 - d) p with d = min(ema_decay, 1 - n^-3/4), n counting from 1, as diffusers warms it up."""
     step, seen = loop._Run._step, []
 
-    def step_and_record(run: Any) -> dict[str, torch.Tensor]:
+    def step_and_record(run: Any) -> dict[str, float]:
         losses = step(run)
         seen.append({name: value.detach().double() for name, value in run.objective.trained.named_parameters()})
         return losses
@@ -350,8 +353,8 @@ def test_tensorboard_gets_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_rate_leaves_validation_and_checkpoints_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(time=lambda: now.seconds))
-    log, loss = loop._Log(tmp_path, total=8, enabled=True), {"loss": torch.tensor(1.0)}
+    monkeypatch.setattr(log_module, "time", SimpleNamespace(time=lambda: now.seconds))
+    log, loss = Log(tmp_path, tiny_recipe("text", tmp_path, train__images=8), enabled=True), {"loss": 1.0}
     with log:
         now.seconds += 2
         log.add(loss, 0.1, 4)

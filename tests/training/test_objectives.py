@@ -19,7 +19,6 @@ from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene
 from cogview3.training.objectives import Batch, Objective, build
-from cogview3.training.objectives import diffusion as diffusion_objective
 from cogview3.training.objectives.diffusion import STEPS, DiffusionTraining
 from cogview3.training.objectives.text import (
     _OFFSETS,
@@ -30,6 +29,7 @@ from cogview3.training.objectives.text import (
     naming_words,
 )
 from cogview3.training.objectives.vae import VaeTraining, normalize_latents
+from cogview3.training.sources import scenes as scene_source
 from tests.training.conftest import KINDS, tiny_recipe
 
 
@@ -447,10 +447,10 @@ def test_dropped_texts_are_zeros(many: tuple[DiffusionTraining, Batch]) -> None:
 
 def test_z_l_is_the_pictures_own(many: tuple[DiffusionTraining, Batch]) -> None:
     objective, batch = many
-    stored = {name: objective.latents[name].float() for name in ("z0", "zL")}
+    stored = {name: objective.source.latents[name].float() for name in ("z0", "zL")}
     order = [int((stored["z0"] == z0).flatten(1).all(1).nonzero()) for z0 in batch["z0"]]
     assert torch.equal(batch["zL"], stored["zL"][order])
-    assert objective.kind.low == (0.5, 0.2), "as the recipe says"
+    assert objective.source.kind.low == (0.5, 0.2), "as the recipe says"
 
 
 def test_times_lie_below_t_r_and_are_uniform(many: tuple[DiffusionTraining, Batch]) -> None:
@@ -480,7 +480,7 @@ def test_noise_is_normal_with_one_more_number_a_sample(runs: Path) -> None:
 def test_an_epoch_visits_each_picture_once(runs: Path) -> None:
     objective = stage("base", runs)
     z0 = objective.batch(0, list(range(18)))["z0"]
-    visits = [int((objective.latents["z0"].float() == item).flatten(1).all(1).nonzero()) for item in z0]
+    visits = [int((objective.source.latents["z0"].float() == item).flatten(1).all(1).nonzero()) for item in z0]
     epochs = [visits[:6], visits[6:12], visits[12:]]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -489,17 +489,17 @@ def test_an_epoch_visits_each_picture_once(runs: Path) -> None:
 def test_captions_are_those_of_the_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, Scene]] = []
     for name in ("comprehensive", "brief"):
-        write = getattr(diffusion_objective.captions, name)
+        write = getattr(scene_source.captions, name)
         monkeypatch.setattr(
-            diffusion_objective.captions,
+            scene_source.captions,
             name,
             lambda scene, rng, name=name, write=write: told.append((name, scene)) or write(scene, rng),
         )
     objective = stage("base", runs)
     batch = objective.batch(0, list(range(200)))
     for (_, scene), z0 in zip(told, batch["z0"], strict=True):
-        picture = int((objective.latents["z0"].float() == z0).flatten(1).all(1).nonzero())
-        assert scene == objective.kind.scene(picture)
+        picture = int((objective.source.latents["z0"].float() == z0).flatten(1).all(1).nonzero())
+        assert scene == objective.source.kind.scene(picture)
     share = sum(name == "comprehensive" for name, _ in told) / 200
     assert share == pytest.approx(0.55, abs=0.14)  # 4 sd
 
@@ -512,7 +512,7 @@ def test_validation_tells_the_loss_of_each_quarter_of_the_noise_levels(
     figures = objective.validate()
     bands = [figures[f"loss_{number}_of_4"] for number in (1, 2, 3, 4)]
     assert all(75 * number <= band < 75 * (number + 1) for number, band in enumerate(bands))
-    times = [np.random.default_rng([objective.fixed.seed, index, 3]).integers(300) for index in range(40)]
+    times = [np.random.default_rng([objective.source.validation.seed, index, 3]).integers(300) for index in range(40)]
     assert figures["loss"] == pytest.approx(np.mean(times))
 
 
@@ -529,7 +529,7 @@ def test_the_relay_starts_from_the_base(runs: Path) -> None:
     [
         ({"model__block_out_channels": [16, 16, 16]}, "other shapes"),
         ({"model__layers_per_block": 2}, "other shapes"),
-        ({"recipe__start_from": "runs/none"}, "no relay_unet in 'runs/none'"),
+        ({"recipe__start_from": "runs/none"}, "no unet in 'runs/none'"),
         ({"data__vae": "runs/none"}, "no vae in 'runs/none'"),
         ({"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
     ],

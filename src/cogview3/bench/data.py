@@ -21,7 +21,7 @@ from PIL import Image
 
 from cogview3.bench.inference import hardware
 from cogview3.config import UserError
-from cogview3.data.buckets import BucketBatches, Buckets, fit
+from cogview3.data.buckets import BucketBatches, Buckets, FittedImages, fit
 from cogview3.data.scenes.write import write_samples
 from cogview3.data.shards import CaptionedImages
 
@@ -149,6 +149,6 @@ def _bare(jpegs: list[bytes], buckets: Buckets, pictures: int) -> None:
 
 def _load(addresses: list[str], buckets: Buckets, pictures: int) -> None:
     reader = CaptionedImages(addresses, buffer=BATCH)  # what a larger one reads ahead would count for nothing here
-    batches = BucketBatches(reader, buckets, BATCH)
+    batches = BucketBatches(FittedImages(reader, buckets), BATCH)
     while reader.report.samples < pictures:
         next(batches)

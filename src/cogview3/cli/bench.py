@@ -1,11 +1,14 @@
 """`bench`: reports on speed."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cogview3.cli.options import Device, DeviceOption, JsonOption, clean_stdout, pick_device, report
+from cogview3.cli.pictures import plan_files
+from cogview3.config import UserError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -14,6 +17,7 @@ class Scale(StrEnum):
     """Which networks are measured."""
 
     small = "small"
+    full = "full"
 
 
 @app.callback()
@@ -25,16 +29,77 @@ def group() -> None:
 def inference(
     scale: Annotated[Scale, typer.Option("--scale", help="Size of the networks.")] = Scale.small,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
+    count_only: Annotated[
+        bool, typer.Option("--count-only", help="Full scale: count operations, run nothing; any machine will do.")
+    ] = False,
+    sides: Annotated[
+        list[int] | None, typer.Option("--side", help="Full scale: pixels, repeatable; 1024 and 2048 by default.")
+    ] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Full scale: repeatable; 1 and 4 by default.")
+    ] = None,
+    systems: Annotated[
+        list[str] | None,
+        typer.Option("--system", help="Full scale: one of those compared; repeatable."),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--eager", help="Full scale: compile all networks.")] = True,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Full scale: draw bars.")] = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Relay against a single stage at the full size, prompt to picture."""
+    """Relay against a single stage at the full size, prompt to picture; --scale full: against other systems."""
+    if plot is not None:
+        plan_files(plot, ["plot"])
     with clean_stdout(as_json):
-        from cogview3.bench.inference import describe, run
         from cogview3.cli.progress import counter
 
-        result = run(str(scale), repeats=repeats, device=pick_device(device), counter=counter)
-    report(result, describe(result), as_json)
+        if scale is Scale.small:
+            _refuse_full_options(count_only, sides, batches, systems, compiled, plot)
+            from cogview3.bench.inference import describe, run
+
+            result = run(str(scale), repeats=repeats, device=pick_device(device), counter=counter)
+            text = describe(result)
+        else:
+            from cogview3.bench import full
+            from cogview3.bench import plot as plots
+
+            for side in sides or ():
+                if side % 128 or not 512 <= side <= 4096:
+                    raise UserError(f"--side {side}: give a multiple of 128 from 512 to 4096")
+            sizes = tuple(sides or full.SIDES)
+            if count_only:
+                result = full.count(sizes, counter=counter)
+                text, draw = full.describe_count(result), plots.of_counts
+            else:
+                how = {"batches": tuple(batches or full.BATCHES), "compiled": compiled, "systems": systems or ()}
+                where = pick_full_device(device)
+                result = full.run(sizes, repeats=repeats, device=where, counter=counter, **how)
+                text, draw = full.describe(result), plots.of_times
+            if plot is not None:
+                draw(result).save(plot)
+    report(result, text, as_json)
+
+
+def pick_full_device(device: Device) -> str:
+    """A GPU: without one, networks of 14 billion parameters would take hours. Raises UserError where there is none."""
+    where = pick_device(device)
+    if where != "cuda":
+        raise UserError(f"--scale full needs a CUDA GPU, not {where}: give --count-only, or --scale small")
+    return where
+
+
+def _refuse_full_options(
+    count_only: bool,
+    sides: list[int] | None,
+    batches: list[int] | None,
+    systems: list[str] | None,
+    compiled: bool,
+    plot: Path | None,
+) -> None:
+    given = {"--count-only": count_only, "--side": sides, "--batch": batches, "--system": systems, "--plot": plot}
+    given["--eager"] = not compiled
+    if names := [name for name, value in given.items() if value]:
+        raise UserError(f"{', '.join(names)} is for --scale full: add it, or leave {names[0]} out")
 
 
 @app.command()
@@ -51,4 +116,45 @@ def data(
         from cogview3.cli.progress import counter
 
         result = run(pictures=pictures, size=size, shards=shards, repeats=repeats, counter=counter)
+    report(result, describe(result), as_json)
+
+
+class TrainingScale(StrEnum):
+    """Which network is trained."""
+
+    small = "small"
+    full = "full"
+
+
+@app.command()
+def training(
+    scale: Annotated[TrainingScale, typer.Option("--scale", help="Size of the network.")] = TrainingScale.small,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples of a step; 32, or 16 at full.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each run.")] = 3,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
+    checkpoint_activations: Annotated[
+        bool | None,
+        typer.Option("--checkpoint-activations/--keep-activations", help="Compute activations twice; default at full."),
+    ] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--eager", help="Compile the loop's network; default on a GPU.")
+    ] = None,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """The loop's step against a plain diffusers step, on the same UNet."""
+    with clean_stdout(as_json):
+        from cogview3.bench.training import describe, run
+        from cogview3.cli.progress import counter
+
+        result = run(
+            str(scale),
+            batch=batch,
+            steps=steps,
+            repeats=repeats,
+            checkpoint_activations=checkpoint_activations,
+            compiled=compiled,
+            device=pick_device(device),
+            counter=counter,
+        )
     report(result, describe(result), as_json)

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cogview3.cli.options import JsonOption, SeedOption, check_writable, pick_seed, report
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    SeedOption,
+    check_writable,
+    clean_stdout,
+    pick_devices,
+    pick_dtype,
+    pick_seed,
+    report,
+)
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +45,13 @@ class Layout(StrEnum):
 
     tar = "tar"
     folder = "folder"
+
+
+class Crop(StrEnum):
+    """Where what is over is cut off."""
+
+    random = "random"
+    center = "center"
 
 
 ShardsArgument = Annotated[
@@ -164,6 +184,70 @@ def stats(
     formats = ", ".join(f"{count} {name}" for name, count in statistics.formats.most_common())
     first = f"{statistics.shards} shards: {formats or 'no picture'}"
     _show(result, [first, _quantiles(statistics), _reasons(statistics.report, "usable")], as_json)
+
+
+@app.command()
+def encode(
+    shards: ShardsArgument,
+    vae: Annotated[str, typer.Option("--vae", metavar="REF", help="Run, model folder or bundled model.")],
+    size: Annotated[int, typer.Option("--size", min=64, help="Side of the square whose area the pictures get.")],
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="REF", help="Keep embeddings of the captions too, by this encoder.")
+    ] = None,
+    relay: Annotated[bool, typer.Option("--relay", help="Also what a relay stage starts from.")] = False,
+    reconstructed_share: Annotated[
+        float, typer.Option("--reconstructed-share", min=0, max=1, help="As in a relay's recipe.")
+    ] = 0.0,
+    degraded_share: Annotated[
+        float, typer.Option("--degraded-share", min=0, max=1, help="As in a relay's recipe.")
+    ] = 0.0,
+    crop: Annotated[Crop, typer.Option("--crop", help="Where what is over is cut off.")] = Crop.random,
+    buckets: Annotated[bool, typer.Option("--buckets/--squares", help="Sizes of many ratios, or squares.")] = True,
+    bucket_step: Annotated[int, typer.Option("--bucket-step", min=32, help="Sides are multiples of this.")] = 64,
+    bucket_ratio: Annotated[float, typer.Option("--bucket-ratio", min=1, help="Most of a bucket's sides.")] = 2.0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures encoded at once.")] = 16,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of crops and of a relay's disturbed pictures.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace latents made otherwise.")] = False,
+    workers: WorkersOption = 1,
+    device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Encode pictures ahead of training, and write their latents beside each shard.
+
+    Finished shards are skipped, so the same command goes on after an interruption. With several GPUs, workers are
+    spread over them.
+    """
+    if (reconstructed_share or degraded_share) and not relay:
+        raise UserError("--reconstructed-share and --degraded-share are for --relay; give it, or leave them out")
+    if reconstructed_share + degraded_share > 1:
+        raise UserError(f"--degraded-share {degraded_share}: give at most {1 - reconstructed_share:g}, what is left")
+    if dtype is Dtype.float16:
+        raise UserError("--dtype float16: autoencoders and T5 overflow in it; give bfloat16 or float32")
+    from cogview3.checkpoints import weights_folder
+    from cogview3.cli.progress import counter
+    from cogview3.data.buckets import Buckets
+    from cogview3.data.encode import Encoding, encode_shards
+    from cogview3.data.encoded import Preprocessing, vae_fingerprint
+    from cogview3.data.formats import find_shards
+    from cogview3.prompts.cache import encoder_fingerprint
+
+    step, ratio = (bucket_step, bucket_ratio) if buckets else (size, 1.0)
+    Buckets(size, step, ratio)
+    low = (reconstructed_share, degraded_share) if relay else None
+    read = None if text is None else encoder_fingerprint(weights_folder(text, "text_encoder").parent)
+    settings = Preprocessing(vae_fingerprint(weights_folder(vae, "vae")), read, size, step, ratio, str(crop), low)
+    devices = pick_devices(device)
+    precision = pick_dtype(dtype, devices[0].partition(":")[0])
+    encoding = Encoding(vae, settings, text, devices, batch, precision, seed)
+    found = find_shards(shards)
+    with clean_stdout(as_json), counter("shards", len(found)) as progress:
+        counts, told = encode_shards(found, encoding, workers=workers, overwrite=overwrite, progress=progress)
+    first = (
+        f"{told['images']} pictures encoded, {told['images_per_second']} a second; {told['shards']} shards, "
+        f"{told['finished_before']} of them encoded before"
+    )
+    _show({**told, **_counts(counts, "encoded")}, [first, _reasons(counts, "encoded")], as_json)
 
 
 def _lines(path: Path | None) -> list[str]:

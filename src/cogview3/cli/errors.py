@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from cogview3.config import OutOfMemory
+
 FAILURE, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
@@ -23,6 +25,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
     if isinstance(error, TyperException):
         return BAD_INPUT, _usage_message(error)
+    if isinstance(error, OutOfMemory):
+        return FAILURE, _one_line(str(error))
     if isinstance(error, MemoryError) or _torch_ran_out(error):
         return FAILURE, "out of memory: use fewer pictures at once, a smaller --size or a smaller --dtype"
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):

@@ -13,9 +13,11 @@ from cogview3.cli.options import (
     DtypeOption,
     GuidanceOption,
     JsonOption,
+    LightOption,
     RelayGuidanceOption,
     RelaysOption,
     RelayStepsOption,
+    SamplerOption,
     StepsOption,
     check_finite,
     check_writable,
@@ -24,10 +26,14 @@ from cogview3.cli.options import (
     pick_dtype,
     report,
 )
+from cogview3.config import UserError
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL[@MODE]...", help="What to compare.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL[@MODE][:STEPS]...", help="What to compare: scenes, scenes@4+1, scenes:4+1."),
+    ],
     prompts: Annotated[
         str, typer.Option("--prompts", help="Built-in set, or a file with a prompt a line.")
     ] = "scenes-heldout",
@@ -40,6 +46,12 @@ def evaluate(
     relays: RelaysOption = None,
     guidance: GuidanceOption = None,
     relay_guidance: RelayGuidanceOption = None,
+    response: Annotated[
+        list[str] | None,
+        typer.Option("--guidance-response", metavar="LOW,HIGH", help="Compare the change between two guidance scales."),
+    ] = None,
+    sampler: SamplerOption = None,
+    light: LightOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
     batch: BatchOption = 8,
     out: Annotated[
@@ -55,6 +67,7 @@ def evaluate(
     """
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
+    responses = [_pair(text) for text in response or []]
     if out is not None:
         check_writable(out)
     with clean_stdout(as_json):
@@ -76,6 +89,7 @@ def evaluate(
             seed=seed,
             out=out,
             batch=batch,
+            responses=responses,
             device=place,
             dtype=pick_dtype(dtype, place),
             counter=counter,
@@ -84,9 +98,22 @@ def evaluate(
             relays=relays,
             guidance=guidance,
             relay_guidance=relay_guidance,
+            sampler=sampler and str(sampler),
+            light=light or None,
         )
         console = Console(stderr=as_json)
         for table in tables.show(result):
             console.print(table)
     if as_json:
         report(result, "", as_json)
+
+
+def _pair(text: str) -> tuple[float, float]:
+    """Two numbers, "1,7.5"."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--guidance-response {text!r}: write two scales, as in 1,7.5") from None
+    check_finite("--guidance-response", low)
+    check_finite("--guidance-response", high)
+    return low, high

@@ -1,8 +1,8 @@
 """`generate` and `upscale`: prompts to pictures, pictures to larger ones."""
 
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,30 +16,37 @@ from cogview3.cli.expand import (
     expand_all,
     open_expander,
 )
+from cogview3.cli.loading import load, model_name, parse_lora
 from cogview3.cli.options import (
     BatchOption,
+    CompileOption,
     Device,
     DeviceOption,
+    DropTextEncoderOption,
     Dtype,
     DtypeOption,
     FastOption,
     GuidanceOption,
     JsonOption,
+    LightOption,
     ModelOption,
     ModeOption,
+    Offload,
+    OffloadOption,
     PromptCacheOption,
+    QuantizeOption,
     RelayGuidanceOption,
     RelaysOption,
     RelayStepsOption,
+    SamplerOption,
     SeedOption,
     StepsOption,
     TileSizeOption,
+    VaeSlicingOption,
+    VaeTilingOption,
     check_finite,
-    check_writable,
     clean_stdout,
     parse_size,
-    pick_device,
-    pick_dtype,
     pick_mode,
     pick_seed,
     report,
@@ -50,11 +57,13 @@ from cogview3.config import UserError
 if TYPE_CHECKING:
     import torch
 
-    from cogview3.prompts.cache import PromptCache
-
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
+]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="PATH[:SCALE]", help="Run or file of an adapter; repeatable; scale 1 by default."),
 ]
 GridOption = Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")]
 OutOption = Annotated[
@@ -81,15 +90,24 @@ def generate(
     strength: Annotated[
         float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
     ] = None,
+    lora: LoraOption = None,
     tile_size: TileSizeOption = None,
+    sampler: SamplerOption = None,
     expand: Annotated[bool, typer.Option("--expand", help="Draw descriptions that a language model writes.")] = False,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
     key_env: KeyOption = None,
     prompt_cache: PromptCacheOption = None,
+    offload: OffloadOption = Offload.none,
+    quantize: QuantizeOption = None,
+    drop_text_encoder: DropTextEncoderOption = False,
+    vae_slicing: VaeSlicingOption = False,
+    vae_tiling: VaeTilingOption = False,
+    compile_networks: CompileOption = False,
     mode: ModeOption = None,
     fast: FastOption = False,
+    light: LightOption = False,
     grid: GridOption = False,
     batch: BatchOption = 4,
     seed: SeedOption = None,
@@ -107,6 +125,7 @@ def generate(
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
     check_finite("--strength", strength)
+    adapters = [parse_lora(entry) for entry in lora or []]
     begin_with = None if image is None else open_picture(image)
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     seeds = list(range(seed, seed + len(texts)))
@@ -114,7 +133,16 @@ def generate(
     sheet = grid_file(out, seed) if grid else None
     if not expand and (expander or expander_model or expander_cache or key_env):
         raise UserError("--expander, --expander-model, --expander-cache and --key-env are for --expand; add it")
-    with clean_stdout(as_json):
+    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
+    picture = {
+        "height": height,
+        "width": width,
+        "relays": relays,
+        "batch": min(batch, len(texts)),
+        "tile_size": tile_size,
+        "guided": guidance is None or guidance > 1,
+    }
+    with clean_stdout(as_json), ExitStack() as stack:
         drawn, written = texts, None
         if expand:
             made = open_expander(model, expander, expander_model, expander_cache, device, key_env=key_env)
@@ -122,15 +150,21 @@ def generate(
             del made  # a local one need not stay beside the model
             drawn = [each.text for each in written]
         warn_of_unknown_words(model, drawn)
-        pipe = load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, [*drawn, negative])
+        told = [*drawn, negative]
+        pipe = stack.enter_context(
+            load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, told, placement, picture, adapters)
+        )
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
             "steps": steps or pipe.mode.steps,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "sampler": (sampler and str(sampler)) or pipe.mode.sampler,
+            "light": light or pipe.mode.light or None,
             "negative_prompt": negative,
             "image": image and image.name,
             "strength": _strength(strength) if image else None,
+            "lora": ", ".join(lora or []) or None,
         }
         start, images = time.perf_counter(), []
         for first in range(0, len(texts), batch):
@@ -148,6 +182,8 @@ def generate(
                 image=begin_with,
                 strength=strength,
                 tile_size=tile_size,
+                sampler=sampler and str(sampler),
+                light=light or None,
                 generator=generators(seeds[part]),
             ).images
             for index in range(first, len(images)):
@@ -156,6 +192,7 @@ def generate(
                     own |= {"expanded_prompt": drawn[index], "expander": written[index].model}
                 save_png(images[index], files[index], facts | own)
         seconds = time.perf_counter() - start
+        facts |= compiling(compile_networks)
         if sheet is not None:
             columns = count if 1 < count < len(texts) else None
             save_png(contact_sheet(images, columns), sheet, facts | {"seed": seed})
@@ -178,9 +215,20 @@ def upscale(
     relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
     guidance: GuidanceOption = None,
     tile_size: TileSizeOption = None,
+    keep_colors: Annotated[
+        bool | None,
+        typer.Option("--keep-colors/--free-colors", help="Hold the picture's colors; on by default without a prompt."),
+    ] = None,
     prompt_cache: PromptCacheOption = None,
+    offload: OffloadOption = Offload.none,
+    quantize: QuantizeOption = None,
+    drop_text_encoder: DropTextEncoderOption = False,
+    vae_slicing: VaeSlicingOption = False,
+    vae_tiling: VaeTilingOption = False,
+    compile_networks: CompileOption = False,
     mode: ModeOption = None,
     fast: FastOption = False,
+    light: LightOption = False,
     seed: SeedOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
@@ -196,12 +244,21 @@ def upscale(
     pictures = [open_picture(path) for path in images]
     seeds = list(range(seed, seed + len(pictures)))
     files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
-    with clean_stdout(as_json):
-        pipe = load("CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative])
+    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
+    largest = max(pictures, key=lambda picture: picture.width * picture.height)
+    drawn = {"height": largest.height << relays, "width": largest.width << relays, "relays": relays}
+    drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative)}
+    with (
+        clean_stdout(as_json),
+        load(
+            "CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative], placement, drawn
+        ) as pipe,
+    ):
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "light": light or pipe.mode.light or None,
             "prompt": prompt,
             "negative_prompt": negative,
         }
@@ -215,10 +272,13 @@ def upscale(
                 num_relays=relays,
                 guidance_scale=guidance,
                 tile_size=tile_size,
+                light=light or None,
+                keep_colors=keep_colors,
                 generator=generators([number]),
             ).images[0]
             save_png(drawn, path, facts | {"seed": number})
         seconds = time.perf_counter() - start
+        facts |= compiling(compile_networks)
     tell(facts | {"seeds": seeds}, files, seconds, as_json)
 
 
@@ -266,54 +326,6 @@ def warn_of_unknown_words(model: str, prompts: Sequence[str]) -> None:
         typer.echo(f"warning: the model does not know the word {word!r}{hint}", err=True)
 
 
-def model_name(model: str) -> str:
-    """What a model is called in reports: a folder's own name without the way to it, or the name as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def load(
-    pipeline: str,
-    model: str,
-    mode: str | None,
-    device: Device,
-    dtype: Dtype,
-    prompt_cache: Path | None = None,
-    prompts: Sequence[str | None] = (),
-) -> Any:
-    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
-
-    Without its text encoder where the prompt cache has all prompts.
-    """
-    import diffusers
-    import transformers
-
-    import cogview3
-
-    diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
-    transformers.utils.logging.disable_progress_bar()
-    place = pick_device(device)
-    parts: dict[str, Any] = {"dtype": pick_dtype(dtype, place)}
-    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"])
-    if cache is not None and cache.has([prompt for prompt in prompts if prompt is not None]):
-        parts["text_encoder"] = None
-    pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, **parts)
-    pipe.prompt_cache = cache
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
-    return pipe.to(place)
-
-
-def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "PromptCache":
-    """The prompt cache of a model's text encoder. Raises UserError for a name on the hub, or no place to write."""
-    from cogview3.generation.loading import resolve_model
-    from cogview3.prompts.cache import PromptCache, encoder_fingerprint
-
-    source = resolve_model(model)
-    if not Path(source).is_dir():
-        raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
-    check_writable(folder, "--prompt-cache")
-    return PromptCache(folder, encoder_fingerprint(source), dtype)
-
-
 def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
     """One generator a seed, on the CPU, so that a seed gives the same noise on every device."""
     import torch
@@ -321,9 +333,20 @@ def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def compiling(compiled: bool) -> dict[str, float]:
+    """How long compiling took, as a part of the report; nothing where nothing was."""
+    if not compiled:
+        return {}
+    from cogview3.generation.compiling import compile_seconds
+
+    return {"compile_seconds": round(compile_seconds(), 1)}
+
+
 def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, as_json: bool) -> None:
     """Report the pictures written, how long drawing took, and the seeds."""
     seeds = result["seeds"]
     shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     lines = [*map(str, files), f"{len(seeds)} picture{'s' * (len(seeds) > 1)} in {seconds:.1f} s, {shown}"]
+    if "compile_seconds" in result:
+        lines[-1] += f"; compiling took {result['compile_seconds']:.1f} s of it"
     report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), as_json)

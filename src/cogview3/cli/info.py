@@ -60,7 +60,19 @@ def describe(folder: Path) -> dict[str, Any]:
             for name, mode in modes.items()
         },
         "memory": memory(None, None, parts),
+        "peaks": peaks(folder),
     }
+
+
+def peaks(folder: Path) -> dict[str, dict[str, int]]:
+    """Bytes at the peak of drawing one picture of the model's own size, by number format and memory mode, computed."""
+    import torch
+
+    from cogview3.generation.memory import Picture
+    from cogview3.generation.placement import model_estimates
+
+    formats = {"bfloat16": (torch.bfloat16, None), "int8": (torch.bfloat16, "int8"), "float32": (torch.float32, None)}
+    return {name: model_estimates(str(folder), None, Picture(), *how) for name, how in formats.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,12 +124,19 @@ def as_text(facts: dict[str, Any]) -> str:
     ]
     for name, part in facts["components"].items():
         lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
+    lines.append(
+        "  memory   GB at the peak of drawing one picture, computed: all there, text encoder dropped after use,"
+    )
+    lines.append("           --offload model, --offload sequential; an allowance of 5 % and 0.5 GiB is in it")
+    for name, needs in facts["peaks"].items():
+        lines.append(f"    {name:24} " + " ".join(f"{need / 1e9:9.2f}" for need in needs.values()))
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")
+    width = max([8, *map(len, facts["modes"])])
     for name, mode in facts["modes"].items():
-        kind = "distilled, " if mode["distilled"] else ""
+        kind = "distilled, " * mode["distilled"] + "light, " * mode.get("light", False)
         held = mode["memory"]["float32"] / 1e6
         lines.append(
-            f"    {name:8} {kind}base steps {mode['steps']}, relay steps {mode['relay_steps']}, "
+            f"    {name:{width}} {kind}base steps {mode['steps']}, relay steps {mode['relay_steps']}, "
             f"guidance {mode['guidance']:g}, {held:.0f} MB of float32 weights"
         )
     return "\n".join(lines)

@@ -39,6 +39,28 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Sampler(StrEnum):
+    """The base's samplers."""
+
+    euler = "euler"
+    dpm = "dpm++"
+
+
+class Offload(StrEnum):
+    """What is kept in main memory instead of the GPU's."""
+
+    none = "none"
+    model = "model"
+    sequential = "sequential"
+
+
+class Quantize(StrEnum):
+    """Weights of a byte in text encoder and UNets."""
+
+    int8 = "int8"
+    fp8 = "fp8"
+
+
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model's modes, such as 4+1.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
@@ -54,9 +76,29 @@ PromptCacheOption = Annotated[
         "--prompt-cache", help="Folder that keeps prompts' embeddings: known prompts need no text encoder again."
     ),
 ]
+OffloadOption = Annotated[
+    Offload, typer.Option("--offload", help="Keep networks (model) or layers (sequential) in main memory till used.")
+]
+QuantizeOption = Annotated[
+    Quantize | None, typer.Option("--quantize", help="8-bit weights for text encoder and UNets; fp8 needs a new GPU.")
+]
+DropTextEncoderOption = Annotated[
+    bool, typer.Option("--drop-text-encoder", help="Encode the prompts first, then free the text encoder's memory.")
+]
+VaeSlicingOption = Annotated[bool, typer.Option("--vae-slicing", help="Encode and decode one picture at a time.")]
+VaeTilingOption = Annotated[bool, typer.Option("--vae-tiling", help="Encode and decode in tiles of 512 pixels.")]
+CompileOption = Annotated[
+    bool, typer.Option("--compile", help="Compile the networks; worth it for many pictures. Kept for the next run.")
+]
 RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
 RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
+SamplerOption = Annotated[
+    Sampler | None, typer.Option("--sampler", help="Of the base; dpm++ needs fewer steps than euler.")
+]
+LightOption = Annotated[
+    bool, typer.Option("--light", help="Use the model's small networks in place of its VAE: faster, a little coarser.")
+]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Random if left out; printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]
@@ -82,6 +124,14 @@ def pick_device(device: Device) -> str:
     if not present[device]:
         raise UserError(f"--device {device}: not available here; use --device auto")
     return str(device)
+
+
+def pick_devices(device: Device) -> tuple[str, ...]:
+    """All torch devices of the kind behind the option."""
+    import torch
+
+    kind = pick_device(device)
+    return tuple(f"cuda:{n}" for n in range(torch.cuda.device_count())) if kind == "cuda" else (kind,)
 
 
 def pick_dtype(dtype: Dtype, device: str) -> "torch.dtype":

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from cogview3.config import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+MAX_PIXELS = 8192 * 8192
+"""Most pixels of a picture that is read: as many as the largest that is drawn has."""
 
 
 def slug(text: str, length: int = 48) -> str:
@@ -63,12 +67,20 @@ def open_picture(path: Path) -> "Image":
     """A picture from a file, upright and in RGB. Raises UserError where the file is none or is damaged."""
     from PIL import Image, ImageOps
 
+    mend = f"give at most {MAX_PIXELS // 10**6} million pixels"
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is checked here
+            image = Image.open(path)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{path} is {image.width}x{image.height}: {mend}")
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError, UserError):
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {mend} ({error})") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a picture that can be read ({error})") from None
 
 

@@ -45,7 +45,19 @@ def train(
         from cogview3.training.loop import train as run
 
         result = run(loaded, out=out, restart=restart, device=pick_device(device))
-    report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+    if leave_processes():
+        report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+
+
+def leave_processes() -> bool:
+    """End what `torchrun` and the like began; whether this process is the one that reports."""
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return True
+    main = distributed.get_rank() == 0
+    distributed.destroy_process_group()
+    return main
 
 
 def export(
@@ -54,6 +66,12 @@ def export(
     base: RunOption,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")],
     relay: Annotated[Path | None, typer.Option(metavar="RUN", help="Run of the relay stage, if there is one.")] = None,
+    enlarger: Annotated[
+        Path | None, typer.Option("--enlarger", metavar="RUN", help="Run of a latent enlarger, for light modes.")
+    ] = None,
+    light_decoder: Annotated[
+        Path | None, typer.Option("--light-decoder", metavar="RUN", help="Run of a light decoder, for light modes.")
+    ] = None,
     mode: Annotated[
         list[str] | None,
         typer.Option("--mode", metavar="NAME=BASE,RELAY", help="Runs of a further mode, such as 4+1=a,b."),
@@ -74,7 +92,9 @@ def export(
     with clean_stdout(as_json):
         from cogview3.training.export import export as write
 
-        result = write(vae=vae, text=text, base=base, relay=relay, modes=modes, out=out, sampling=sampling)
+        light = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
+        light = {name: run for name, run in light.items() if run is not None}
+        result = write(vae=vae, text=text, base=base, relay=relay, modes=modes, out=out, sampling=sampling, light=light)
     report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 

@@ -1,11 +1,11 @@
 """Recipes: one frozen, validated TOML file a run.
 
-A recipe holds the tables recipe, model, data, objective, distill, optimizer, train and validate. Which tables there
-are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong types and missing values are refused
-before any work starts. Lengths count images, so that the batch size may change without moving schedules.
+A recipe holds the tables recipe, model, data, objective, lora, distill, optimizer, train and validate. Which tables
+there are, and which keys a table knows, depends on `recipe.kind`; unknown keys, wrong types and missing values are
+refused before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
-from cogview3.config.load import UserError, load_recipe, parse_recipe, recipe_names
+from cogview3.config.load import OutOfMemory, UserError, load_recipe, parse_recipe, recipe_names
 from cogview3.config.recipes import (
     BaseRecipe,
     DistillBaseRecipe,
@@ -14,6 +14,9 @@ from cogview3.config.recipes import (
     DistillRelayRecipe,
     DistillRelayRound,
     DistillRound,
+    EnlargerRecipe,
+    LightDecoderRecipe,
+    LightRecipe,
     Recipe,
     RelayRecipe,
     TextRecipe,
@@ -23,9 +26,12 @@ from cogview3.config.tables import (
     BaseObjective,
     Distill,
     DistillRelay,
-    LatentData,
+    Lora,
     Optimizer,
+    PictureFilters,
     RelayObjective,
+    SceneData,
+    ShardData,
     Share,
     Table,
     TextData,
@@ -49,11 +55,18 @@ __all__ = [
     "DistillRelayRecipe",
     "DistillRelayRound",
     "DistillRound",
-    "LatentData",
+    "EnlargerRecipe",
+    "LightDecoderRecipe",
+    "LightRecipe",
+    "Lora",
     "Optimizer",
+    "OutOfMemory",
+    "PictureFilters",
     "Recipe",
     "RelayObjective",
     "RelayRecipe",
+    "SceneData",
+    "ShardData",
     "Share",
     "Table",
     "TextData",

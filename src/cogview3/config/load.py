@@ -6,11 +6,15 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from cogview3.config.recipes import KINDS, Recipe
+from cogview3.config.recipes import DATA_TABLES, KINDS, Recipe
+
+
+class OutOfMemory(MemoryError):
+    """Not enough memory, found out before or while it was used. The message names what would fit."""
 
 
 class UserError(ValueError):
@@ -48,7 +52,7 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
         return KINDS[kind].model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"] if part not in DATA_TABLES)
         value = "" if first["type"] == "missing" else f" (given: {reprlib.repr(first['input'])})"
         more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
         raise UserError(f"recipe {source}: {place}: {_message(kind, first)}{value}{more}") from None
@@ -57,10 +61,14 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
 def _message(kind: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return "Field required: give it in the recipe, or with --set"
     if error["type"] == "extra_forbidden":
         table: Any = KINDS[kind]
         for part in error["loc"][:-1]:
-            table = next(f.annotation for name, f in table.model_fields.items() if part in (name, f.alias))
+            fields = table.model_fields.items() if part not in DATA_TABLES else ()
+            table = DATA_TABLES.get(part) or next(f.annotation for name, f in fields if part in (name, f.alias))
+            table = next((kind for kind in get_args(table) if hasattr(kind, "model_fields")), table)  # of "Lora | None"
         return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
     return error["msg"]
 

@@ -3,16 +3,22 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from cogview3.config.tables import (
     BaseObjective,
     Distill,
     DistillRelay,
     DistillTrain,
-    LatentData,
+    EnlargerModel,
+    LightData,
+    LightDecoderModel,
+    LightDecoderObjective,
+    Lora,
     Optimizer,
     RelayObjective,
+    SceneData,
+    ShardData,
     Table,
     TextData,
     TextModel,
@@ -93,14 +99,39 @@ class TextRecipe(_Recipe):
     data: TextData = TextData()
 
 
-def _no_low_resolution(data: LatentData) -> LatentData:
+DATA_TABLES = {"<scenes>": SceneData, "<shards>": ShardData}
+"""The kinds of [data] that base and relay stages have, by the tags that stand for them in pydantic's errors."""
+
+
+def _data_tag(data: Any) -> str:
+    """Scenes have `pictures`, a number of them."""
+    scenes = isinstance(data, SceneData) or (isinstance(data, dict) and "pictures" in data)
+    return "<scenes>" if scenes else "<shards>"
+
+
+def _no_low_resolution(data: SceneData | ShardData) -> SceneData | ShardData:
     for name in ("reconstructed_share", "degraded_share"):
         if getattr(data, name):
             raise ValueError(f"{name} is for relay recipes; leave it out")
     return data
 
 
-BaseData = Annotated[LatentData, AfterValidator(_no_low_resolution)]
+RelayData = Annotated[
+    Annotated[SceneData, Tag("<scenes>")] | Annotated[ShardData, Tag("<shards>")], Discriminator(_data_tag)
+]
+BaseData = Annotated[RelayData, AfterValidator(_no_low_resolution)]
+
+
+def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
+    header, train = info.data.get("recipe"), info.data.get("train")
+    if lora is not None and header is not None and header.start_from is None:
+        raise ValueError("adapters need a network to adapt; give recipe.start_from")
+    if lora is not None and train is not None and train.shard:
+        raise ValueError("adapters are small enough for every process; leave train.shard out")
+    return lora
+
+
+AdapterTable = Annotated[Lora | None, AfterValidator(_check_lora)]
 
 
 class BaseRecipe(_Recipe):
@@ -110,6 +141,7 @@ class BaseRecipe(_Recipe):
     model: UNetModel
     data: BaseData
     objective: BaseObjective = BaseObjective()
+    lora: AdapterTable = None
 
 
 class RelayRecipe(_Recipe):
@@ -117,8 +149,40 @@ class RelayRecipe(_Recipe):
 
     recipe: RelayHeader
     model: UNetModel
-    data: LatentData
+    data: RelayData
     objective: RelayObjective = RelayObjective()
+    lora: AdapterTable = None
+
+
+class EnlargerHeader(_Header):
+    """Table [recipe] of a latent enlarger; `start_from` is a run or model folder that has one."""
+
+    kind: Literal["enlarger"]
+    start_from: str | None = None
+
+
+class LightDecoderHeader(_Header):
+    """Table [recipe] of a light decoder; `start_from` as for an enlarger."""
+
+    kind: Literal["light_decoder"]
+    start_from: str | None = None
+
+
+class EnlargerRecipe(_Recipe):
+    """How to train a latent enlarger."""
+
+    recipe: EnlargerHeader
+    model: EnlargerModel = EnlargerModel()
+    data: LightData
+
+
+class LightDecoderRecipe(_Recipe):
+    """How to train a light decoder."""
+
+    recipe: LightDecoderHeader
+    model: LightDecoderModel = LightDecoderModel()
+    data: LightData
+    objective: LightDecoderObjective = LightDecoderObjective()
 
 
 class DistillBaseHeader(_Header):
@@ -145,7 +209,7 @@ class DistillRelayRound(_Recipe):
     """One round of a relay stage's distillation, made by `DistillRelayRecipe.round`: `distill.steps` are two."""
 
     recipe: DistillRelayHeader
-    data: LatentData
+    data: RelayData
     distill: DistillRelay
 
 
@@ -191,18 +255,21 @@ class DistillRelayRecipe(_Rounds):
     """How to distill a relay stage."""
 
     recipe: DistillRelayHeader
-    data: LatentData
+    data: RelayData
     distill: Annotated[DistillRelay, AfterValidator(_check_images)]
 
 
 DistillRound = DistillBaseRound | DistillRelayRound
 DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
-Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | DistillRecipe
+LightRecipe = EnlargerRecipe | LightDecoderRecipe
+Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | LightRecipe | DistillRound | DistillRecipe
 KINDS: dict[str, type[_Recipe]] = {
     "vae": VaeRecipe,
     "text": TextRecipe,
     "base": BaseRecipe,
     "relay": RelayRecipe,
+    "enlarger": EnlargerRecipe,
+    "light_decoder": LightDecoderRecipe,
     "distill_base": DistillBaseRecipe,
     "distill_relay": DistillRelayRecipe,
 }

@@ -22,9 +22,11 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
 Checked = Field(validate_default=True)
 
 
@@ -41,12 +43,31 @@ class Optimizer(Table):
 
 
 class Train(Table):
-    """Length and bookkeeping of a run; all lengths in images."""
+    """Length and bookkeeping of a run; all lengths in images.
+
+    Attributes:
+        batch: samples of one step of the optimizer, of all processes together.
+        accumulation: parts, one after the other, that each process cuts its share of a batch into.
+        checkpoint_activations: compute activations anew in the backward pass instead of keeping them.
+        compile: torch.compile the network.
+        shard: spread weights, gradients, optimizer and averages over the processes (FSDP2) instead of copying them.
+        on_spike: what a loss or gradient that is no finite number, or a spike of the loss, does: "stop" the run, or
+            "skip" the batch. Either is written to skipped.jsonl.
+        spike_factor: a loss of more than this many times the median of the last 100 steps is a spike; none without.
+        max_skips: batches skipped in a row that stop the run.
+    """
 
     images: Positive
     batch: Positive
+    accumulation: Positive = 1
     seed: Seed = 0
     precision: Literal["no", "bf16"] = "bf16"
+    checkpoint_activations: bool = False
+    compile: bool = False
+    shard: bool = False
+    on_spike: Literal["stop", "skip"] = "stop"
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
+    max_skips: Positive = 10
     log_images: Positive = 2_000
     checkpoint_images: Positive = 20_000
     keep_checkpoints: Positive = 2
@@ -143,22 +164,24 @@ class UNetModel(Table):
         return _divisor(number, info.data.get("block_out_channels", ()))
 
 
-class LatentData(Table):
-    """Latents of `pictures` scenes of side `size`, encoded once with the VAE and cached in `cache`.
+class _Latents(Table):
+    """What all data of base and relay stages have.
 
-    A relay's z_L is made of a small picture that went through the VAE in `reconstructed_share` of the pictures, of one
-    that was blurred and disturbed as well in `degraded_share`, of a clean one in the others.
+    Attributes:
+        vae: a run, a model folder or a bundled model: where the autoencoder lies.
+        text: likewise the text encoder and its tokenizer.
+        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        text_dropout: share of the samples whose text is replaced by zeros.
+        reconstructed_share: share of a relay's pictures whose z_L is made of a small picture that went through the VAE.
+        degraded_share: of those whose small picture was blurred and disturbed as well; that of the others is clean.
     """
 
     vae: str
     text: str
     size: Annotated[int, Field(ge=64, multiple_of=16)]
-    pictures: Positive
-    comprehensive_share: Share = 0.55
     text_dropout: Share = 0.1
     reconstructed_share: Share = 0.0
     degraded_share: Annotated[Share, Checked] = 0.0
-    cache: str = "runs/cache"
 
     @field_validator("degraded_share")
     @classmethod
@@ -169,20 +192,164 @@ class LatentData(Table):
         return share
 
 
+class SceneData(_Latents):
+    """Latents of `pictures` scenes of the built-in world, encoded once with the VAE and cached in `cache`."""
+
+    pictures: Positive
+    comprehensive_share: Share = 0.55
+    cache: str = "runs/cache"
+
+
+class PictureFilters(Table):
+    """Which pictures to leave out; the defaults leave out nothing. A score that the metadata lacks leaves nothing out.
+
+    Attributes:
+        block: parts of source links, compared without regard to case.
+        min_side: of the picture's smaller side, in pixels.
+        max_ratio: of the larger side to the smaller, 1 or more.
+        min_aesthetic: of the aesthetic score.
+        max_nsfw: of the probability that the picture is unsafe; the words UNLIKELY, UNSURE and NSFW count 0, 0.5, 1.
+        max_watermark: of the probability of a watermark.
+        min_caption, max_caption: of the old caption's length, in characters.
+    """
+
+    block: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    min_side: Count = 0
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
+    min_aesthetic: float | None = None
+    max_nsfw: Share | None = None
+    max_watermark: Share | None = None
+    min_caption: Count = 0
+    max_caption: Count | None = None
+
+    @field_validator("max_caption")
+    @classmethod
+    def _not_below(cls, longest: int | None, info: ValidationInfo) -> int | None:
+        if longest is not None and longest < info.data.get("min_caption", 0):
+            raise ValueError("below min_caption, which leaves nothing; give more")
+        return longest
+
+
+class ShardData(_Latents, PictureFilters):
+    """Pictures with captions in shards: tars, folders, tables (`data.formats.find_shards`).
+
+    Attributes:
+        shards: addresses.
+        weights: of each address, to draw every sample from a source with that probability; by default all shards are
+            read in their natural proportion.
+        validation: addresses of the pictures that the validation is of; the shards themselves by default.
+        buckets: train on sizes of many ratios and nearly the square's area; without, on squares alone.
+        bucket_step: what heights and widths of the buckets are multiples of, in pixels.
+        bucket_ratio: of a bucket's larger side to the smaller, at most.
+        crop: where what is over is cut off: at random, or on both sides alike.
+        new_share: probability of the new caption, where a picture has one.
+        latents: whether to train from latents encoded ahead: "auto" if all shards have them, "require", "never".
+        readers: the parts into which reading is split; the order of the samples depends on it. A multiple of the
+            number of processes that train.
+        workers: processes that read for each of these; 0 reads in the trainer itself. May be changed at any time.
+        buffer: samples among which the next is drawn, all readers together; 0 keeps the order of the shards.
+        broken_share: the largest share of broken samples among the last `broken_window`, all readers together.
+        broken_window: see there.
+    """
+
+    shards: Annotated[tuple[str, ...], Field(min_length=1)]
+    weights: Annotated[tuple[PositiveFloat, ...], Checked] = ()
+    validation: tuple[str, ...] = ()
+    buckets: bool = True
+    bucket_step: Annotated[int, Field(ge=32, multiple_of=32), Checked] = 64
+    bucket_ratio: Annotated[float, Field(ge=1)] = 2.0
+    crop: Literal["random", "center"] = "random"
+    new_share: Share = 0.95
+    latents: Literal["auto", "require", "never"] = "auto"
+    readers: Positive = 8
+    workers: Count = 2
+    buffer: Count = 1000
+    broken_share: Share = 0.1
+    broken_window: Positive = 1000
+
+    @field_validator("weights")
+    @classmethod
+    def _one_each(cls, weights: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        shards = info.data.get("shards", ())
+        if weights and (len(weights) != len(shards) or len(set(shards)) < len(shards)):
+            raise ValueError(f"give one for each of the {len(set(shards))} different entries of shards, or none")
+        return weights
+
+    @field_validator("bucket_step")
+    @classmethod
+    def _divides(cls, step: int, info: ValidationInfo) -> int:
+        if info.data.get("size", step) % step:
+            raise ValueError(f"does not divide size {info.data['size']}; give a common divisor, a multiple of 32")
+        return step
+
+
 class BaseObjective(Table):
-    """Plain diffusion on all 1000 steps."""
+    """Plain diffusion on all 1000 steps; with `min_snr`, weighted by Min-SNR with that gamma (5 in its paper)."""
 
     prediction: Prediction = "v_prediction"
     offset_noise: NotNegative = 0.05
+    min_snr: PositiveFloat | None = None
 
 
 class RelayObjective(Table):
-    """Latent relay diffusion (equations 4 to 7), t uniform in 0..relay_start - 1."""
+    """Latent relay diffusion (equations 4 to 7), t uniform in 0..relay_start - 1; `min_snr` as for a base stage."""
 
     prediction: Prediction = "v_prediction"
     relay_start: Annotated[int, Field(ge=1, le=1000)] = 500
     blur: Literal["linear", "sigma", "sin4"] = "linear"
     offset_noise: NotNegative = 0.05
+    min_snr: PositiveFloat | None = None
+
+
+class Lora(Table):
+    """Adapters of low rank, trained on the frozen network of `recipe.start_from`.
+
+    Attributes:
+        rank: of the adapters.
+        alpha: the adapters' output is multiplied by alpha / rank; alpha is the rank by default.
+        targets: ends of the names of the layers that get an adapter.
+        dropout: share of an adapter's inputs that is left out in training.
+    """
+
+    rank: Positive = 16
+    alpha: PositiveFloat | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class EnlargerModel(Table):
+    """`LatentEnlarger`: channels and residual blocks at the resolution of the latents that it is given."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=2)] = 64
+    blocks: Positive = 3
+
+
+class LightDecoderModel(Table):
+    """`LightDecoder`: channels and residual blocks at the latents' resolution."""
+
+    width: Annotated[int, Field(gt=0, multiple_of=4)] = 64
+    blocks: Positive = 4
+
+
+class LightData(Table):
+    """Scenes of side `size`, `large_share` of them cut from renders of twice the side.
+
+    Their latents come from the VAE; those of `degraded_share` have a base stage's faults, as in `SceneData`.
+    """
+
+    vae: str
+    size: Annotated[int, Field(ge=64, multiple_of=16)] = 128
+    pictures: Positive
+    large_share: Share = 0.25
+    degraded_share: Share = 0.4
+
+
+class LightDecoderObjective(Table):
+    """Weights of L1, squared error and edge (finite differences) terms, against the VAE's decoding."""
+
+    l1: NotNegative = 1.0
+    mse: NotNegative = 2.0
+    edge: NotNegative = 0.5
 
 
 class DistillTrain(Train):
@@ -202,7 +369,7 @@ class Distill(Table):
     Attributes:
         teacher: a run, a model folder or a bundled model.
         steps: the teacher's, then the student's after each round; each divides the one before it.
-        guidance_range: from where the guidance w of each sample is drawn.
+        guidance_range: from where the guidance w of each sample is drawn, uniformly in log w.
         guidance: w of the pictures and figures of the validation.
         guidance_width: width of w's embedding, `time_cond_proj_dim`, where the teacher does not take w yet.
         offset_noise: strength of one more normal number a sample, added to all its noise; samplers add none.
@@ -210,7 +377,7 @@ class Distill(Table):
 
     teacher: str
     steps: Annotated[tuple[Positive, ...], Field(min_length=2)]
-    guidance_range: tuple[NotNegative, NotNegative] = (1.0, 12.0)
+    guidance_range: tuple[AboveZero, AboveZero] = (1.0, 12.0)
     guidance: Annotated[NotNegative, Checked] = 4.0
     guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
     offset_noise: NotNegative = 0.0

@@ -1,12 +1,12 @@
 """Pictures of any ratio to full batches of one size: aspect-ratio buckets, crops, SDXL's size conditions.
 
-`for batch in BucketBatches(CaptionedImages(["data/*.tar"]), Buckets(512), batch=16)` gives `batch.pixels()`, captions
-and conditions.
+`for batch in BucketBatches(FittedImages(CaptionedImages(["data/*.tar"]), Buckets(512)), batch=16)` gives
+`batch.pixels()`, captions and conditions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from cogview3.config import UserError
 from cogview3.data import draws
+from cogview3.data.encoded import Encoded, Size
+from cogview3.data.order import Place
+from cogview3.data.report import Report
 from cogview3.data.shards import CaptionedImages, Sample
-
-Size = tuple[int, int]
-"""Height and width in pixels, or top and left."""
 
 
 class Buckets:
@@ -75,11 +75,105 @@ def fit(image: Image.Image, target: Size, across: float = 0.5, down: float = 0.5
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """A sample in its bucket's size.
+
+    Attributes:
+        image: uint8, (H, W, 3); None where there are latents.
+        encoded: the latents of a picture that was encoded ahead.
+        caption: the one chosen.
+        original, crop, target: SDXL's size conditions: of the picture as stored, of the crop, of the bucket.
+        index, place, name: as `Sample.index` and `Sample.place`; "shard address: key".
+    """
+
+    image: np.ndarray | None
+    encoded: Encoded | None
+    caption: str
+    original: Size
+    crop: Size
+    target: Size
+    index: int
+    place: Place
+    name: str
+
+
+class FittedImages:
+    """Iterator over a reader's samples, each resized and cropped to the bucket that it belongs to.
+
+    The crop of a sample is drawn from (seed, `Sample.index`). Pictures that were encoded ahead are left as they are.
+
+    Args:
+        reader: gives the samples.
+        buckets: their sizes.
+        seed: of the crops.
+        center: crop the middle instead of a random part.
+    """
+
+    def __init__(self, reader: CaptionedImages, buckets: Buckets, *, seed: int = 0, center: bool = False) -> None:
+        self.reader = reader
+        self._buckets, self._seed, self._center = buckets, seed, center
+        sizes = [list(size) for size in buckets.sizes]
+        self._identity = {"seed": seed, "center": center, "sizes": sizes}
+
+    @property
+    def report(self) -> Report:
+        """The reader's counts."""
+        return self.reader.report
+
+    def __iter__(self) -> Iterator[Fitted]:
+        return self
+
+    def __next__(self) -> Fitted:
+        return self._fit(next(self.reader))
+
+    def read(self, place: Place) -> Fitted:
+        """The sample at a place that an earlier one gave. Raises UserError as the reader's `read` does."""
+        return self._fit(self.reader.read(place))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last sample, in plain types."""
+        return {"identity": self._identity, "reader": self.reader.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position. Raises UserError for one of other settings or another reader."""
+        check_identity("pictures", state["identity"], self._identity)
+        self.reader.load_state_dict(state["reader"])
+
+    def _fit(self, sample: Sample) -> Fitted:
+        known = (sample.index, sample.place, f"{sample.shard}: {sample.key}")
+        if (encoded := sample.encoded) is not None:
+            return Fitted(None, encoded, sample.caption, encoded.original, encoded.crop, encoded.target, *known)
+        image = sample.image
+        across, down = (draws.chance(axis, self._seed, sample.index) for axis in ("across", "down"))
+        if self._center:
+            across = down = 0.5
+        target = self._buckets.sizes[self._buckets.assign(image.height, image.width)]
+        fitted, crop = fit(image, target, across, down)
+        original = (image.height, image.width)
+        return Fitted(np.asarray(fitted), None, sample.caption, original, crop, target, *known)
+
+
+class Source(Protocol):
+    """What `BucketBatches` reads: `FittedImages`, or several of them in worker processes."""
+
+    def __next__(self) -> Fitted: ...
+
+    def read(self, place: Place) -> Fitted:
+        """The sample at a place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Pictures of one bucket, with their captions.
 
     Attributes:
-        images: (B, 3, H, W), uint8.
+        images: (B, 3, H, W), uint8; None where all have latents.
         captions: B captions.
         drop: (B,), bool: whose text is to be replaced by the zero embedding.
         original: (B, 2), int64: height and width of the picture as stored, before it was resized.
@@ -87,9 +181,10 @@ class Batch:
         target: (B, 2), int64: H and W. The three are what `models.unet.size_conditions` takes.
         indices: (B,), int64: `Sample.index` of each, which what is random about it is drawn from.
         keys: "shard address: key" of each, to name it in a message.
+        encoded: the latents of pictures that were encoded ahead.
     """
 
-    images: Tensor
+    images: Tensor | None
     captions: list[str]
     drop: Tensor
     original: Tensor
@@ -97,6 +192,7 @@ class Batch:
     target: Tensor
     indices: Tensor
     keys: list[str]
+    encoded: list[Encoded] = field(default_factory=list)
 
     def pixels(self) -> Tensor:
         """The images in [-1, 1], float32."""
@@ -106,113 +202,86 @@ class Batch:
 class BucketBatches:
     """Iterator over full batches, each of one bucket; what does not fill a batch yet waits for the next pictures.
 
-    Crop and text dropout of a sample are drawn from (seed, `Sample.index`). A batch comes when its last picture does,
-    so the order depends on the reader's alone. Where the reader ends, incomplete batches are left over (`waiting`).
+    Text dropout of a sample is drawn from (seed, its index). A batch comes when its last picture does, so the order
+    depends on the source's alone. Where the source ends, incomplete batches are left over (`waiting`).
 
     Args:
-        reader: gives the samples.
-        buckets: sizes of the batches.
+        source: gives the samples.
         batch: pictures in each.
-        seed: of crops and dropout.
+        seed: of dropout.
         text_dropout: probability that a picture's text is dropped, 0 to 1.
-        center: crop the middle instead of a random part.
 
     Raises:
-        UserError: a value outside these; while reading, what the reader raises.
+        UserError: a value outside these; while reading, what the source raises.
     """
 
-    def __init__(
-        self,
-        reader: CaptionedImages,
-        buckets: Buckets,
-        batch: int,
-        *,
-        seed: int = 0,
-        text_dropout: float = 0.1,
-        center: bool = False,
-    ) -> None:
+    def __init__(self, source: Source, batch: int, *, seed: int = 0, text_dropout: float = 0.1) -> None:
         if batch < 1:
             raise UserError(f"batch {batch}: give 1 picture or more")
         if not 0 <= text_dropout <= 1:
             raise UserError(f"text_dropout {text_dropout}: give 0 to 1")
-        self.reader = reader
-        self.buckets = buckets
-        self._batch, self._seed, self._dropout, self._center = batch, seed, text_dropout, center
-        self._identity = {
-            "batch": batch,
-            "seed": seed,
-            "text_dropout": text_dropout,
-            "center": center,
-            "sizes": [list(size) for size in buckets.sizes],
-        }
-        self._waiting: list[list[_Fitted]] = [[] for _ in buckets.sizes]
+        self.source = source
+        self._batch, self._seed, self._dropout = batch, seed, text_dropout
+        self._identity = {"batch": batch, "seed": seed, "text_dropout": text_dropout}
+        self._waiting: dict[Size, list[Fitted]] = {}
 
     @property
     def waiting(self) -> int:
         """Pictures that no batch has had yet."""
-        return sum(map(len, self._waiting))
+        return sum(map(len, self._waiting.values()))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        return self.take(self._batch)
+
+    def take(self, count: int) -> Batch:
+        """The next batch, of another number of pictures."""
         while True:
-            number, fitted = self._fit(next(self.reader))
-            group = self._waiting[number]
-            group.append(fitted)
-            if len(group) == self._batch:
-                self._waiting[number] = []
-                return self._collate(group, self.buckets.sizes[number])
+            for size, group in self._waiting.items():
+                if len(group) >= count:
+                    self._waiting[size] = group[count:]
+                    return self._collate(group[:count])
+            self._add(next(self.source))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch, in plain types: the reader's, and where the waiting pictures lie."""
-        waiting = [list(fitted.sample.place) for group in self._waiting for fitted in group]
-        return {"identity": self._identity, "reader": self.reader.state_dict(), "waiting": waiting}
+        """The position after the last batch, in plain types: the source's, and where the waiting pictures lie."""
+        waiting = [list(fitted.place) for group in self._waiting.values() for fitted in group]
+        return {"identity": self._identity, "source": self.source.state_dict(), "waiting": waiting}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position: the same batches follow as would have then.
 
-        Raises UserError for the position of other settings or another reader.
+        Raises UserError for the position of other settings or another source.
         """
-        theirs = state["identity"]
-        if different := [name for name, value in self._identity.items() if theirs.get(name) != value]:
-            shown = ", ".join(f"{name} ({theirs.get(name)} there, {self._identity[name]} here)" for name in different)
-            raise UserError(f"the saved position is of other batches: {shown}; use the same settings")
-        self.reader.load_state_dict(state["reader"])
-        self._waiting = [[] for _ in self.buckets.sizes]
+        check_identity("batches", state["identity"], self._identity)
+        self.source.load_state_dict(state["source"])
+        self._waiting = {}
         for place in state["waiting"]:
-            number, fitted = self._fit(self.reader.read(place))
-            self._waiting[number].append(fitted)
+            self._add(self.source.read(Place(*place)))
 
-    def _fit(self, sample: Sample) -> tuple[int, "_Fitted"]:
-        """Bucket of a sample, and its picture in that size."""
-        image = sample.image
-        number = self.buckets.assign(image.height, image.width)
-        across, down = (draws.chance(axis, self._seed, sample.index) for axis in ("across", "down"))
-        if self._center:
-            across = down = 0.5
-        fitted, crop = fit(image, self.buckets.sizes[number], across, down)
-        return number, _Fitted(replace(sample, image=fitted), (image.height, image.width), crop)
+    def _add(self, fitted: Fitted) -> None:
+        self._waiting.setdefault(fitted.target, []).append(fitted)
 
-    def _collate(self, group: Sequence["_Fitted"], target: Size) -> Batch:
-        samples = [fitted.sample for fitted in group]
-        drop = [draws.chance("drop text", self._seed, sample.index) < self._dropout for sample in samples]
+    def _collate(self, group: Sequence[Fitted]) -> Batch:
+        drop = [draws.chance("drop text", self._seed, fitted.index) < self._dropout for fitted in group]
+        pictures = [fitted.image for fitted in group if fitted.image is not None]
         return Batch(
-            images=torch.from_numpy(np.stack([np.asarray(sample.image) for sample in samples]).transpose(0, 3, 1, 2)),
-            captions=[sample.caption for sample in samples],
+            images=torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2)) if pictures else None,
+            captions=[fitted.caption for fitted in group],
             drop=torch.tensor(drop),
             original=torch.tensor([fitted.original for fitted in group]),
             crop=torch.tensor([fitted.crop for fitted in group]),
-            target=torch.tensor([target] * len(group)),
-            indices=torch.tensor([sample.index for sample in samples]),
-            keys=[f"{sample.shard}: {sample.key}" for sample in samples],
+            target=torch.tensor([fitted.target for fitted in group]),
+            indices=torch.tensor([fitted.index for fitted in group]),
+            keys=[fitted.name for fitted in group],
+            encoded=[fitted.encoded for fitted in group if fitted.encoded is not None],
         )
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A sample whose image has its bucket's size."""
-
-    sample: Sample
-    original: Size
-    crop: Size
+def check_identity(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse a saved position of other settings. Raises UserError naming what differs."""
+    if different := [name for name, value in ours.items() if theirs.get(name) != value]:
+        shown = ", ".join(f"{name} ({theirs.get(name)} there, {ours[name]} here)" for name in different)
+        raise UserError(f"the saved position is of other {what}: {shown}; use the same settings")

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cogview3.data.encoded import Encoded, read_encoded
 from cogview3.data.filters import Filters, judge_size, judge_text
-from cogview3.data.formats import Group
+from cogview3.data.formats import LATENTS, Group
 from cogview3.data.images import SUFFIXES, Picture, decode
 from cogview3.data.report import Broken, Filtered
 
@@ -17,8 +18,8 @@ class Entry:
 
     Attributes:
         key: name in its shard.
-        picture: encoded.
-        suffix: of the picture's file.
+        picture: the file that holds it, or its latents.
+        suffix: of this file.
         old: the caption that came with the picture; "" where there is only a new one.
         new: from the captions sidecar; None where it has none.
         metadata: from the .json file; {} without one.
@@ -45,7 +46,7 @@ def take_apart(group: Group, captions: Mapping[str, str] | None = None) -> Entry
     """
     if group.fault:
         raise Broken(group.fault)
-    pictures = [suffix for suffix in group.files if suffix in SUFFIXES]
+    pictures = [suffix for suffix in group.files if suffix in SUFFIXES or suffix == LATENTS]
     if not pictures:
         raise Broken("missing image")
     metadata = _metadata(group.files.get("json"))
@@ -97,8 +98,14 @@ def admit(group: Group, captions: Mapping[str, str] | None, keep: Mapping[str, s
     return entry
 
 
-def develop(entry: Entry, filters: Filters) -> Picture:
-    """The decoded picture of an entry, judged by its size. Raises Broken or Filtered."""
+def develop(entry: Entry, filters: Filters) -> Picture | Encoded:
+    """The picture of an entry, or its latents, judged by the picture's size. Raises Broken or Filtered."""
+    if entry.suffix == LATENTS:
+        encoded = read_encoded(entry.picture)
+        height, width = encoded.original
+        if reason := judge_size(filters, width, height):
+            raise Filtered(reason)
+        return encoded
     picture = decode(entry.picture, entry.suffix)
     if reason := judge_size(filters, *picture.image.size):
         raise Filtered(reason)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from cogview3.config import Share, Table, UserError
+from cogview3.config import PictureFilters, UserError
 
 AESTHETIC = ("aesthetic", "aesthetic_score")
 NSFW = ("punsafe", "nsfw", "nsfw_score")
@@ -18,42 +18,18 @@ LINK = ("url", "source", "link")
 
 _NSFW_WORDS = {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0}
 
-Count = Annotated[int, Field(ge=0)]
 
-
-class Filters(Table):
-    """What to leave out; the defaults leave out nothing. A score that the metadata lacks leaves nothing out.
+class Filters(PictureFilters):
+    """What to leave out; the defaults leave out nothing.
 
     Attributes:
-        block: parts of source links, compared without regard to case.
-        min_side: of the picture's smaller side, in pixels.
-        max_ratio: of the larger side to the smaller, 1 or more.
-        min_aesthetic: of the aesthetic score.
-        max_nsfw: of the probability that the picture is unsafe; the words UNLIKELY, UNSURE and NSFW count 0, 0.5, 1.
-        max_watermark: of the probability of a watermark.
-        min_caption, max_caption: of the old caption's length, in characters.
         duplicates: leave out pictures whose perceptual hash came before, in the order of shards and samples. Only for
             `cogview3 data filter`, as it takes the whole set.
         distance: bits, of 64, in which the hashes of two pictures that count as the same may differ.
     """
 
-    block: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    min_side: Count = 0
-    max_ratio: Annotated[float, Field(ge=1)] | None = None
-    min_aesthetic: float | None = None
-    max_nsfw: Share | None = None
-    max_watermark: Share | None = None
-    min_caption: Count = 0
-    max_caption: Count | None = None
     duplicates: bool = False
     distance: Annotated[int, Field(ge=0, le=16)] = 0
-
-    @field_validator("max_caption")
-    @classmethod
-    def _not_below(cls, longest: int | None, info: ValidationInfo) -> int | None:
-        if longest is not None and longest < info.data.get("min_caption", 0):
-            raise ValueError("below min_caption, which leaves nothing; give more")
-        return longest
 
 
 def judge_text(filters: Filters, metadata: Mapping[str, Any], caption: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Where samples lie: WebDataset tars and image folders, on a disk or at any address that fsspec knows.
+"""Where samples lie: WebDataset tars, image folders and tables, on a disk or at any address that fsspec knows.
 
 Tars are walked by tarfile's headers instead of webdataset's reader: a position must be saved and found again, files
 that nobody asks for must not be read, and a cut tar or a key that comes twice must be counted. That reader tells no
@@ -21,10 +21,20 @@ from cogview3.data import draws, images
 TEXTS = ("txt", "json")
 """Suffixes of the files of a sample beside its picture."""
 
+LATENTS = "safetensors"
+"""Suffix of what stands for the picture where it was encoded ahead."""
+
+TABLES = (".parquet", ".arrow")
+"""Ends of the names of tables."""
+
+SIDECARS = ("captions.parquet", "keep.parquet")
+"""Tables that lie beside shards."""
+
 MAX_FILE = 2**28
 """Bytes; a larger file in a tar is left alone, as no picture and no caption is that large."""
 
 _BLOCK = 512
+_CONTENTS = {*images.SUFFIXES, *TEXTS, LATENTS}
 _Listed = tuple[str, dict[str, str], dict[str, bytes], str]
 """A folder's sample: key, file names by suffix, texts by suffix, fault."""
 
@@ -75,6 +85,11 @@ def filesystem(address: str) -> tuple[Any, str]:
         raise UserError(f"{address}: {error}; give a path, or an address whose fsspec package is installed") from None
 
 
+def is_local(fs: Any) -> bool:
+    """Whether a file system is this machine's."""
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
 def open_address(address: str) -> BinaryIO:
     """A local file or an address, opened to read bytes. Raises OSError where it cannot be."""
     fs, path = filesystem(address)
@@ -82,12 +97,13 @@ def open_address(address: str) -> BinaryIO:
 
 
 def find_shards(addresses: Sequence[str]) -> list[Shard]:
-    """Shards behind addresses: tars, image folders, folders of tars; `*`, `?`, `[...]` and `{00000..00010}` work.
+    """Shards behind addresses: tars, tables, image folders, and folders of tars or of tables.
 
-    What the tars hold is not looked at, so ten thousand take no longer than ten; of a brace expression's, only the
-    first and the last must be there, the others are counted when their turn comes. Names found are sorted.
+    `*`, `?`, `[...]` and `{00000..00010}` work. What the tars hold is not looked at, so ten thousand take no longer
+    than ten; of a brace expression's, only the first and the last must be there, the others are counted when their
+    turn comes. Names found are sorted.
 
-    Raises UserError for an address with nothing behind it, a file that is not a tar, or an unknown protocol.
+    Raises UserError for an address with nothing behind it, a file that is none of these, or an unknown protocol.
     """
     found: dict[str, Shard] = {}
     for address in addresses:
@@ -121,18 +137,37 @@ def _look_up(address: str) -> list[Shard]:
         names = [whole(name) for name in sorted(fs.glob(path))]
         if not names:
             raise UserError(f"{address}: nothing matches; check the path")
-        return _tars(names) or [shard for name in names for shard in _look_up(name)]
+        return _tars(names) or [shard for name in names if not _is_sidecar(name) for shard in _look_up(name)]
     if fs.isdir(path):
-        return _tars([whole(name) for name in sorted(fs.ls(path, detail=False))]) or [FolderShard(address.rstrip("/"))]
+        names = [whole(name) for name in sorted(fs.ls(path, detail=False))]
+        return _tars(names) or _tables(names) or [FolderShard(address.rstrip("/"))]
     if not fs.exists(path):
         raise UserError(f"{address}: not found; check the path")
-    if not address.endswith(".tar"):
-        raise UserError(f"{address}: neither a .tar (uncompressed) nor a folder")
-    return [TarShard(address)]
+    if not address.endswith((".tar", *TABLES)):
+        raise UserError(f"{address}: neither a .tar (uncompressed), a table ({', '.join(TABLES)}) nor a folder")
+    return [TarShard(address)] if address.endswith(".tar") else _tables([address])
+
+
+def _tables(names: Sequence[str]) -> list[Shard]:
+    """The tables among files, unless there are pictures, which tables may then tell of."""
+    from cogview3.data.tables import TableShard  # which builds on this module
+
+    if any(name.rpartition(".")[2].lower() in images.SUFFIXES for name in names):
+        return []
+    return [TableShard(name) for name in names if name.endswith(TABLES) and not _is_sidecar(name)]
+
+
+def _is_sidecar(name: str) -> bool:
+    file = name.rpartition("/")[2]
+    return file in SIDECARS or file.endswith(tuple(f".{sidecar}" for sidecar in SIDECARS))
 
 
 def _tars(names: Sequence[str]) -> list[Shard]:
-    return [TarShard(name) for name in names if name.endswith(".tar") and not name.endswith(".latents.tar")]
+    return [TarShard(name) for name in names if name.endswith(".tar") and not _is_latents(name)]
+
+
+def _is_latents(name: str) -> bool:
+    return name.endswith((".latents.tar", "/latents.tar"))
 
 
 def split_name(path: str) -> tuple[str, str]:
@@ -185,6 +220,35 @@ class TarShard:
             raise UserError(f"{self.address}: no sample at byte {offset} any more; the tar was changed") from None
 
 
+@dataclass(frozen=True)
+class LatentShard(TarShard):
+    """The tar of latents that was made of a shard and is read in its place: `00000.latents.tar`, `latents.tar`."""
+
+    def sidecar(self, kind: str) -> str:
+        """As the shard's own."""
+        return f"{self.address.removesuffix('latents.tar')}{kind}.parquet"
+
+
+def latents_of(shard: Shard) -> LatentShard:
+    """Where the latents of a shard lie, whether they are there or not."""
+    return LatentShard(shard.sidecar("latents").removesuffix(".parquet") + ".tar")
+
+
+def have_latents(shards: Sequence[Shard]) -> list[bool]:
+    """Whether each shard has latents beside it; the folders are listed once each."""
+    addresses = [latents_of(shard).address for shard in shards]
+    there: dict[str, set[str]] = {}
+    for folder in {_parent(address) for address in addresses}:
+        fs, path = filesystem(folder)
+        names = fs.ls(path, detail=False) if fs.isdir(path) else []
+        there[folder] = {name.rstrip("/").rpartition("/")[2] for name in names}
+    return [address.rpartition("/")[2] in there[_parent(address)] for address in addresses]
+
+
+def _parent(address: str) -> str:
+    return address.rpartition("/")[0] or ("/" if address.startswith("/") else ".")
+
+
 class _Damaged(Exception):
     """A tar whose rest cannot be read."""
 
@@ -207,7 +271,7 @@ def _walk(file: BinaryIO, start: int, wanted: Callable[[int], bool]) -> Iterator
             group = Group(group.number + 1 if group else 0, member.offset, key)
             suffixes.clear()
         suffixes.add(suffix)
-        if (suffix in images.SUFFIXES or suffix in TEXTS) and member.size <= MAX_FILE and wanted(group.number):
+        if suffix in _CONTENTS and member.size <= MAX_FILE and wanted(group.number):
             file.seek(member.offset_data)
             group.files[suffix] = file.read(member.size)
             if len(group.files[suffix]) < member.size:

@@ -60,11 +60,21 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
     return scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
 
 
+def scaled(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents of the encoder (B, C, H/8, W/8), shifted and scaled as the UNets see them."""
+    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
 @torch.no_grad()
+def posterior(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of the latents, unscaled, (B, C, H/8, W/8) each, of pictures (B, 3, H, W) in [-1, 1]."""
+    found = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist
+    return found.mean, found.logvar
+
+
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     """Scaled latents (posterior's mode) of pictures (B, 3, H, W) in [-1, 1]: (B, C, H/8, W/8)."""
-    shift = vae.config.shift_factor or 0.0
-    return (vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode() - shift) * vae.config.scaling_factor
+    return scaled(vae, posterior(vae, pictures)[0])
 
 
 @torch.no_grad()
@@ -84,13 +94,26 @@ def encode_scene_batch(vae: AutoencoderKL, kind: SceneLatents, indices: Sequence
     """Latents (B, C, size/8, size/8) of scenes, on the CPU: "z0" of x_0 and, where `kind.low`, "zL" of x_L."""
     pictures = to_tensor([drawing.render(kind.scene(index), kind.size) for index in indices])
     pictures = pictures.to(vae.device, memory_format=torch.channels_last)
+    rngs = [np.random.default_rng([kind.seed, index, 9]) for index in indices]
     with torch.autocast(vae.device.type, torch.bfloat16):  # a third of float32's time on a CPU
-        latents = {"z0": encode(vae, pictures)}
-        if kind.low is not None:
-            small = torch.nn.functional.avg_pool2d(pictures, 2)
-            rngs = [np.random.default_rng([kind.seed, index, 9]) for index in indices]
-            latents["zL"] = encode(vae, enlarge(hand_over(vae, small, *kind.low, rngs)))
-    return {name: value.float().cpu().contiguous() for name, value in latents.items()}
+        parts = posteriors(vae, pictures, kind.low, rngs)
+    latents = {"z0": parts["mean"]} | ({"zL": parts["low_mean"]} if "low_mean" in parts else {})
+    return {name: scaled(vae, value).float().cpu().contiguous() for name, value in latents.items()}
+
+
+def posteriors(
+    vae: AutoencoderKL, pictures: Tensor, low: tuple[float, float] | None, rngs: Sequence[np.random.Generator]
+) -> dict[str, Tensor]:
+    """`posterior` of pictures (B, 3, H, W) in [-1, 1], as "mean" and "logvar".
+
+    Where `low` gives the shares of small pictures that `hand_over` disturbs, also "low_mean" and "low_logvar" of x_L;
+    `rngs` are for that, one a picture.
+    """
+    parts = dict(zip(("mean", "logvar"), posterior(vae, pictures), strict=True))
+    if low is not None:
+        small = hand_over(vae, torch.nn.functional.avg_pool2d(pictures, 2), *low, rngs)
+        parts |= zip(("low_mean", "low_logvar"), posterior(vae, enlarge(small)), strict=True)
+    return parts
 
 
 @torch.no_grad()
@@ -113,15 +136,32 @@ def hand_over(
     Returns:
         (B, 3, H, W) in [-1, 1], float32.
     """
+    if not reconstructed and not degraded:
+        return pictures.float()
     chances = torch.tensor([rng.random() for rng in rngs])
+    decoded = decode(vae, handed_over_latents(vae, pictures, chances < degraded, rngs))
+    clean = (chances >= degraded + reconstructed).view(-1, 1, 1, 1).to(pictures.device)
+    return torch.where(clean, pictures, decoded.float())
+
+
+@torch.no_grad()
+def handed_over_latents(
+    vae: AutoencoderKL, pictures: Tensor, degraded: Tensor, rngs: Sequence[np.random.Generator]
+) -> Tensor:
+    """Scaled latents (B, C, H/8, W/8) of pictures as a base stage might draw them; see `hand_over`.
+
+    Args:
+        vae: the autoencoder.
+        pictures: clean ones, (B, 3, H, W) in [-1, 1].
+        degraded: whether each gets faults, (B,), bool.
+        rngs: one for each picture; draws its faults.
+    """
     faults = torch.tensor(np.stack([rng.uniform(0, 1, 2) for rng in rngs]), dtype=torch.float32)
-    faults[chances >= degraded] = 0
+    faults[~degraded] = 0
     blurs, levels = (faults * torch.tensor([MAX_BLUR, MAX_LATENT_NOISE])).to(pictures.device).unbind(1)
     latents = encode(vae, gaussian_blur(pictures, blurs))
     noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
-    decoded = decode(vae, latents + (levels.view(-1, 1, 1, 1) * noise.to(levels.device)).to(latents))
-    clean = (chances >= degraded + reconstructed).view(-1, 1, 1, 1).to(pictures.device)
-    return torch.where(clean, pictures, decoded.float())
+    return latents + (levels.view(-1, 1, 1, 1) * noise.to(levels.device)).to(latents)
 
 
 def gaussian_blur(pictures: Tensor, deviations: Tensor) -> Tensor:

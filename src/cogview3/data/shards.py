@@ -14,10 +14,12 @@ from typing import Any
 from PIL import Image
 
 from cogview3.config import UserError
-from cogview3.data import draws, images
+from cogview3.data import draws
+from cogview3.data.encoded import Encoded, Preprocessing, check_latents
 from cogview3.data.entries import Entry, admit, develop, take_apart
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Group, find_shards
+from cogview3.data.formats import Group, find_shards, latents_of
+from cogview3.data.images import Picture
 from cogview3.data.order import Place, Stream
 from cogview3.data.report import Broken, Report, Skipped, Tolerance, listed
 from cogview3.data.sidecars import read_captions, read_keep
@@ -33,7 +35,8 @@ class Sample:
     Attributes:
         key: name in its shard.
         shard: the shard's address.
-        image: RGB.
+        image: RGB; None where there are latents.
+        encoded: the latents of a picture that was encoded ahead.
         caption: the one chosen of old and new.
         old: the caption that came with the picture; "" where there is only a new one.
         new: from the captions sidecar; None where it has none.
@@ -45,7 +48,8 @@ class Sample:
 
     key: str
     shard: str
-    image: Image.Image
+    image: Image.Image | None
+    encoded: Encoded | None
     caption: str
     old: str
     new: str | None
@@ -72,10 +76,12 @@ class CaptionedImages:
         parts: number of readers (processes times workers of each) among which the samples are split.
         broken_share: the largest share of broken samples among the last `broken_window`.
         broken_window: see there; nothing is judged before that many samples.
+        encoded: read the latents that were made of the shards with this preprocessing, instead of the pictures.
 
     Raises:
         UserError: a value out of range, an address with nothing behind it, filters that need the whole set. While
-            reading: too many broken samples, or no usable one in `BARREN_EPOCHS` epochs.
+            reading: too many broken samples, no usable one in `BARREN_EPOCHS` epochs, latents that are missing or were
+            made otherwise.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class CaptionedImages:
         parts: int = 1,
         broken_share: float = 0.1,
         broken_window: int = 1000,
+        encoded: Preprocessing | None = None,
     ) -> None:
         filters = filters or Filters()
         _check(seed, buffer, epochs, new_share, filters, part, parts)
@@ -101,6 +108,9 @@ class CaptionedImages:
         self._tolerance = Tolerance(broken_share, broken_window)
         sources = [[address] for address in addresses] if weights else [list(addresses)]
         self._shards = [find_shards(source) for source in sources]
+        self._encoded = encoded
+        if encoded is not None:
+            self._shards = [list(map(latents_of, shards)) for shards in self._shards]
         self._bounds = list(accumulate(weights or [1.0]))
         self._streams = [
             Stream(source, shards, self._admitter(source), seed=seed, buffer=buffer, part=part, parts=parts)
@@ -150,7 +160,7 @@ class CaptionedImages:
         place = Place(*place)
         entry = self._read_entry(place)
         try:
-            return self._sample(place, entry, images.decode(entry.picture, entry.suffix).image)
+            return self._sample(place, entry, develop(entry, Filters()))
         except Broken as error:
             raise UserError(f"{self._address(place)}: {entry.key}: {error}; the shard was changed") from None
 
@@ -209,9 +219,9 @@ class CaptionedImages:
         self.report.samples += 1
         self.report.mended.update(entry.mended + picture.mended)
         self._tolerance.see(False, self.report)
-        return self._sample(place, entry, picture.image)
+        return self._sample(place, entry, picture)
 
-    def _sample(self, place: Place, entry: Entry, image: Image.Image) -> Sample:
+    def _sample(self, place: Place, entry: Entry, picture: Picture | Encoded) -> Sample:
         index = draws.number("sample", place.source, place.shard, entry.key, place.epoch)
         use_new = entry.new is not None and (
             not entry.old or draws.chance("caption", self._seed, index) < self._new_share
@@ -220,7 +230,8 @@ class CaptionedImages:
         return Sample(
             key=entry.key,
             shard=self._address(place),
-            image=image,
+            image=picture.image if isinstance(picture, Picture) else None,
+            encoded=picture if isinstance(picture, Encoded) else None,
             caption=caption,
             old=entry.old,
             new=entry.new,
@@ -255,6 +266,8 @@ class CaptionedImages:
     def _read_sidecars(self, source: int, shard: int) -> tuple[dict[str, str] | None, dict[str, str] | None]:
         """New captions and reasons against samples, by key."""
         found = self._shards[source][shard]
+        if self._encoded is not None:
+            check_latents(found, self._encoded)
         return read_captions(found), read_keep(found)
 
 

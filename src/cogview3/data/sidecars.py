@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
-from cogview3.data.formats import Shard, filesystem, open_address
+from cogview3.data.formats import Shard, filesystem, is_local, open_address
 
 _NOTES = b"cogview3"
 
@@ -90,7 +90,7 @@ def write_sidecar(address: str, table: pyarrow.Table, notes: Mapping[str, Any]) 
     """
     table = table.replace_schema_metadata({_NOTES: json.dumps(notes, sort_keys=True).encode()})
     fs, path = filesystem(address)
-    if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+    if is_local(fs):
         with whole_file(Path(path)) as temporary:
             parquet.write_table(table, temporary)
         return

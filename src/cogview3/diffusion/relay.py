@@ -252,6 +252,31 @@ def direct_step(
     return _add_noise(r * z_t + (1 - r + beta) * x0 - beta * zL, delta, noise)
 
 
+def extrapolate(
+    x0: Tensor, x0_before: Tensor, sigmas: tuple[Tensor | float, ...], fractions: tuple[Tensor | float, ...]
+) -> Tensor:
+    """What a second-order step puts in D's place: D + (s' - s) / (2 (s - s_before)) (D - D_before).
+
+    Here s = (1 - f) / sigma. Without noise (delta = 0) a step is
+    z'/sigma' = z_t/sigma + (s' - s) D + (f'/sigma' - f/sigma) z_L, the ODE's solution for a D that stays as it is.
+    Two predictions tell how it moves with s, as in Adams and Bashforth's method: the error of n steps then falls as
+    1/n^2. Toward the last step (sigma' = 0) s' is infinite; there D is kept.
+
+    Args:
+        x0: D at this step, (B, C, H, W).
+        x0_before: D at the step before.
+        sigmas: noise levels at the step before, at this one and after it; numbers or (), falling.
+        fractions: blur fractions likewise.
+    """
+    before, now, after = (as_tensor(sigma) for sigma in sigmas)
+    if not after > 0:
+        return x0
+    s_before, s, s_after = (
+        (1 - as_tensor(f)) / sigma for f, sigma in zip(fractions, (before, now, after), strict=True)
+    )
+    return x0 + expand_to((s_after - s) / (2 * (s - s_before)), x0) * (x0 - x0_before)
+
+
 def _kept(sigma: Tensor | float, sigma_next: Tensor | float, delta: Tensor | float) -> Tensor:
     """Share of z_t's noise that stays: sqrt(sigma'^2 - delta^2) / sigma."""
     sigma_next, delta = as_tensor(sigma_next), as_tensor(delta)

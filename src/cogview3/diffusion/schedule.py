@@ -76,6 +76,35 @@ def base_timesteps(num_steps: int, num_train_timesteps: int = 1000) -> list[int]
     return _floor((num_train_timesteps - 1) * remaining_time(num_steps)[:-1])
 
 
+def log_timesteps(num_steps: int, sigmas: Tensor, first: int | None = None) -> list[int]:
+    """Times at which log sigma falls evenly from sigma_first towards sigma_0, falling.
+
+    log sigma_{t_i} = log sigma_first + (i/n) (log sigma_0 - log sigma_first) for i = 0..n-1, rounded to the nearest
+    time; where more steps than times fall into a range, they take neighboring ones. Solvers of higher order, which are
+    exact in log sigma up to a power of its step, do best with it.
+
+    Args:
+        num_steps: n, 1 to first + 1.
+        sigmas: all noise levels, (T,), rising.
+        first: the first step's time, T - 1 by default.
+    """
+    last = len(sigmas) - 1 if first is None else first
+    num_steps = check_count("num_steps", num_steps)
+    if num_steps > last + 1:
+        raise ValueError(f"num_steps {num_steps} is more than the {last + 1} noise levels from {last} on")
+    logs = sigmas.double().log()
+    wanted = torch.lerp(logs[0], logs[last], remaining_time(num_steps)[:-1])
+    above = torch.searchsorted(logs, wanted).clamp(1, last) if last else torch.zeros(num_steps, dtype=torch.long)
+    below = (above - 1).clamp(min=0)
+    times = torch.where(wanted - logs[below] < logs[above] - wanted, below, above).tolist()
+    times[0] = last
+    for i in range(num_steps - 2, 0, -1):
+        times[i] = max(times[i], times[i + 1] + 1)
+    for i in range(1, num_steps):
+        times[i] = min(times[i], times[i - 1] - 1)
+    return times
+
+
 def relay_timesteps(
     num_steps: int, relay_start: int = 500, num_train_timesteps: int = 1000, power: float = 1.0
 ) -> list[int]:

@@ -1,4 +1,4 @@
-"""The objective of one round: a student's step against several of its teacher's, on latents of scenes."""
+"""The objective of one round: a student's step against several of its teacher's, on latents."""
 
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from cogview3.config import DistillRound, UserError
 from cogview3.data.latents import decode, to_uint8
-from cogview3.data.scenes import captions
-from cogview3.data.scenes.score import score, summarize
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
@@ -51,7 +49,6 @@ class Distillation(LatentTraining):
         self.levels = {steps: sampler_levels(self.scheduler, steps) for steps in settings.steps}
         self.trained = student_of(load_teacher(settings, self.is_relay), settings.guidance_width)
         self._pictures: Batch = {}
-        self._captions: list[captions.Caption] = []
         self._teacher_finals: dict[int, Tensor] = {}  # by number of steps
 
     @property
@@ -75,16 +72,17 @@ class Distillation(LatentTraining):
         return self.scheduler.config.prediction_type
 
     def _further(self, rngs: list[np.random.Generator]) -> Batch:
-        """Guidance w of each sample, (B,), uniform in the recipe's range."""
-        guidance = [rng.uniform(*self.recipe.distill.guidance_range) for rng in rngs]
-        return {"guidance": torch.tensor(guidance, dtype=torch.float32)}
+        """Guidance w of each sample, (B,), log-uniform in the recipe's range."""
+        low, high = np.log(self.recipe.distill.guidance_range)
+        guidance = np.exp([rng.uniform(low, high) for rng in rngs])
+        return {"guidance": torch.from_numpy(guidance.astype(np.float32))}
 
     def prepare(self, device: str) -> None:
         """As for base and relay; and what the teacher draws of the validation's captions is begun with."""
         super().prepare(device)
         if torch.device(device).type == "cpu":
             self._frozen["teacher"].set_attn_processor(AttnProcessor())
-        self._captions, self._pictures = self._validation_pictures()
+        self._pictures = self._validation_pictures()
 
     # Loss
 
@@ -107,7 +105,7 @@ class Distillation(LatentTraining):
         with torch.no_grad():
             z_next = self._run(self._frozen["teacher"], z_t, low, fine, first, self.stride, batch)
         target = step.student_target(z_t, z_next, low, levels_now, self.prediction, self.estimate)
-        output = self._output(self.trained, z_t, levels, number, batch["text"], batch["guidance"])
+        output = self._output(self.trained, z_t, levels, number, batch, batch["text"])
         weight = step.step_weight(levels_now, self.prediction, self.estimate)
         errors = (output - target).square().mean((1, 2, 3))
         return weight.to(errors.dtype).to(errors.device) * errors
@@ -130,7 +128,7 @@ class Distillation(LatentTraining):
             texts = text.clone() if whole else torch.cat([torch.zeros_like(text), text])
 
             def denoise(z: Tensor, number: Tensor) -> Tensor:
-                output = self._output(network, z, levels, number, texts, guidance)
+                output = self._output(network, z, levels, number, batch, texts)
                 if not takes_guidance(network):
                     unconditional, conditional = output.chunk(2)
                     w = schedule.expand_to(guidance, conditional)
@@ -145,20 +143,20 @@ class Distillation(LatentTraining):
         z: Tensor,
         levels: Levels,
         number: Tensor,
+        batch: Batch,
         text: Tensor,
-        guidance: Tensor,
     ) -> Tensor:
-        """A network's output, float32, at z_t (B, C, H, W) before steps `number` (B,).
+        """A network's output, float32, at z_t (B, C, H, W) before steps `number` (B,), with the batch's sizes and w.
 
         (B, C, H, W), or (2 B, C, H, W) where it needs both branches, the unconditional one first.
         """
-        config, size, branches = network.config, self.recipe.data.size, 1 if takes_guidance(network) else 2
+        config, branches = network.config, 1 if takes_guidance(network) else 2
         width = config.projection_class_embeddings_input_dim // 6
-        labels = size_conditions((size, size), (0, 0), (size, size), width).to(z).expand(branches * len(z), -1)
+        labels = size_conditions(*batch["sizes"].unbind(1), width).to(z).repeat(branches, 1)
         given = schedule.scale_model_input(z, levels.sigmas[number])
         condition = None
         if takes_guidance(network):
-            condition = guidance_condition(guidance, config.time_cond_proj_dim).to(z)
+            condition = guidance_condition(batch["guidance"], config.time_cond_proj_dim).to(z)
         times = levels.times[number].to(z.device).repeat(branches)
         with self._precision():
             output = network(
@@ -178,45 +176,48 @@ class Distillation(LatentTraining):
 
         "loss" is the training's. The rest is of whole samplings from the same noise: "difference", the mean square
         between the student's final latents and the teacher's, beside "undistilled", that of the teacher in as few
-        steps; and the shares of the captions' facts that the pictures show.
+        steps; and of scenes, the shares of the captions' facts that the pictures show.
         """
         batch = self._fixed_batch()
-        count, teacher_steps = self.fixed.pictures, self.student_steps * self.stride
+        count, teacher_steps = self.recipe.validate_.images, self.student_steps * self.stride
         errors = torch.cat([self._errors(_part(batch, start, _CHUNK)) for start in range(0, count, _CHUNK)])
         few = self.levels[self.student_steps]
         reference, student = self._teacher(teacher_steps), self._finals(self.trained, few, count)
-        return {
+        figures = {
             "loss": errors.mean().item(),
             "difference": (student - reference).square().mean().item(),
             "undistilled": (self._teacher(self.student_steps) - reference).square().mean().item(),
-            "facts_teacher": self._teacher_facts,
-            "facts_student": self._facts(student),
         }
+        if self._teacher_facts is not None:
+            figures |= {"facts_teacher": self._teacher_facts, "facts_student": self._facts(student)}
+        return figures | self.source.figures()
 
     @torch.no_grad()
     def samples(self) -> Image.Image:
         """The teacher's pictures above the student's, of the same captions and noise."""
-        shown = min(_SHOWN, self.fixed.pictures)
+        shown = min(_SHOWN, self.recipe.validate_.images)
         few, teachers = self.student_steps, self._teacher(self.student_steps * self.stride)
         rows = [teachers[:shown], self._finals(self.trained, self.levels[few], shown)]
         return Image.fromarray(np.vstack([np.hstack(self._decoded(latents)) for latents in rows]))
 
-    def _validation_pictures(self) -> tuple[list[captions.Caption], Batch]:
-        """Captions, and what is drawn of them is begun with: text, noise, w and a relay's z_L."""
-        count, z0 = self.fixed.pictures, self._fixed_latents["z0"]
-        rngs = [np.random.default_rng([self.fixed.seed, index, 5]) for index in range(count)]
-        told = [captions.comprehensive(self.fixed.scene(index), rng) for index, rng in enumerate(rngs)]
+    def _validation_pictures(self) -> Batch:
+        """What is drawn of the validation's captions is begun with: text, noise, w, sizes and a relay's z_L."""
+        fixed, seed = self.source.fixed(), self.recipe.validate_.seed
+        z0 = fixed.latents["z0"]
+        count, size = len(z0), self.recipe.data.size
+        rngs = [np.random.default_rng([seed, index, 6]) for index in range(count)]
         noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
         pictures = {"noise": noise, "guidance": torch.full((count,), self.recipe.distill.guidance)}
-        pictures["text"] = self._encoded([item.text for item in told])
+        pictures["sizes"] = torch.tensor([[size] * 2, [0, 0], [size] * 2]).repeat(count, 1, 1)
+        pictures["text"] = self._encoded(self.source.shown(count, size)[0])
         if self.is_relay:
-            pictures["zL"] = self._fixed_latents["zL"]
-        return told, pictures
+            pictures["zL"] = fixed.latents["zL"]
+        return pictures
 
     def _teacher(self, steps: int) -> Tensor:
         """The teacher's final latents, (pictures, C, H, W), drawn once for each number of steps."""
         if steps not in self._teacher_finals:
-            finals = self._finals(self._frozen["teacher"], self.levels[steps], self.fixed.pictures)
+            finals = self._finals(self._frozen["teacher"], self.levels[steps], self.recipe.validate_.images)
             self._teacher_finals[steps] = finals
         return self._teacher_finals[steps]
 
@@ -238,13 +239,12 @@ class Distillation(LatentTraining):
         return np.concatenate(parts)
 
     @cached_property
-    def _teacher_facts(self) -> float:
+    def _teacher_facts(self) -> float | None:
         return self._facts(self._teacher(self.student_steps * self.stride))
 
-    def _facts(self, latents: Tensor) -> float:
-        """Share of the validation captions' facts that the pictures of the latents show."""
-        pairs = zip(self._captions, self._decoded(latents), strict=True)
-        return summarize([score(told.facts, picture) for told, picture in pairs])["share"]
+    def _facts(self, latents: Tensor) -> float | None:
+        """Share of the validation captions' facts that the pictures of the latents show; None for other captions."""
+        return self.source.facts(self._decoded(latents))
 
     def save(self, folder: Path) -> None:
         """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`."""

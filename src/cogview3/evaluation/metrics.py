@@ -68,6 +68,9 @@ class Metric(ABC):
     def result(self) -> dict[str, Any]:
         """Figures of all pictures so far, ready for JSON; None where there is nothing to average."""
 
+    has_floor = False
+    """Whether the first model is to be compared with itself, drawn again from other noise."""
+
     def compare(self, reference: Self) -> dict[str, Any] | None:
         """Figures of all pictures so far against another run's of the same prompts; None where the metric has none."""
         return None
@@ -162,6 +165,11 @@ class SceneMetric(Metric):
         table["gradient_energy"] = {name: self._energy_ratio(name) for name in ("model", "base_enlarged")}
         return table
 
+    def compare(self, reference: Self) -> dict[str, Any]:
+        """{"compared": `paired`} of the pictures' facts to those of the reference."""
+        own, other = ([score for _, score in metric._scored["model"]] for metric in (self, reference))
+        return {"compared": paired(own, other, self.seed)}
+
     def _energy_ratio(self, row: str) -> float | None:
         energies, reference = self._energies[row], self._energies["ceiling"]
         if not energies or len(reference) < len(energies):  # some prompts had no scene
@@ -172,6 +180,8 @@ class SceneMetric(Metric):
 @register("frechet")
 class FrechetMetric(Metric):
     """Distance of a model's pictures to the first model's, of the same prompts and equally many."""
+
+    has_floor = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -256,6 +266,26 @@ def bootstrap_interval(scores: Sequence[Score], seed: int) -> list[float]:
     picks = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=RESAMPLES)
     low, high = np.quantile((picks @ right) / (picks @ total), [0.025, 0.975])
     return [float(low), float(high)]
+
+
+def paired(scores: Sequence[Score], reference: Sequence[Score], seed: int) -> dict[str, Any]:
+    """Shares of right facts of two models on the same prompts: quotient and difference.
+
+    Returns:
+        "ratio" and "difference" to the reference, with their 95 % intervals "ratio_interval" and "interval", by
+        drawing prompts anew with replacement, the same ones for both.
+    """
+    counts = np.array(
+        [[own.right, own.total, other.right, other.total] for own, other in zip(scores, reference, strict=True)]
+    )
+    rng = np.random.default_rng(seed)
+    picks = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
+    right, total, right_reference, total_reference = np.vstack([counts.sum(0), picks @ counts]).T
+    own, other = right / total, right_reference / total_reference
+    figures: dict[str, Any] = {}
+    for key, interval, values in (("ratio", "ratio_interval", own / other), ("difference", "interval", own - other)):
+        figures |= {key: float(values[0]), interval: [float(v) for v in np.quantile(values[1:], [0.025, 0.975])]}
+    return figures
 
 
 def _share(scores: Sequence[Score]) -> float | None:

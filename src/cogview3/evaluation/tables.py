@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cogview3.config import UserError
 from cogview3.data.latents import decode, to_uint8
 from cogview3.evaluation.metrics import Drawn, Metric, enlarge_to, make_metrics
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
+from cogview3.evaluation.response import correlation
 from cogview3.generation.loading import load_sampling, resolve_model
 from cogview3.generation.modes import pick_mode
 from cogview3.generation.pipeline import CogView3Pipeline
@@ -39,6 +40,8 @@ class Overrides:
     guidance: float | None = None
     relay_guidance: float | None = None
     relays: int | None = None
+    sampler: str | None = None
+    light: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's arguments."""
@@ -48,6 +51,8 @@ class Overrides:
             "guidance_scale": self.guidance,
             "relay_guidance_scale": self.relay_guidance,
             "num_relays": self.relays,
+            "sampler": self.sampler,
+            "light": self.light,
         }
 
 
@@ -60,18 +65,19 @@ def evaluate(
     seed: int = 0,
     out: Path | None = None,
     batch: int = 8,
+    responses: Sequence[tuple[float, float]] = (),
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     counter: Counter = lambda name, total: nullcontext(lambda done: None),
-    **overrides: int | float | None,
+    **overrides: int | float | str | None,
 ) -> dict[str, Any]:
     """Draw every prompt with every model, and score the pictures.
 
     Picture i starts from noise that depends on `seed` and i alone, in every model and whatever the batch. Metrics that
-    compare take the first model as reference, and draw it twice to tell what difference means nothing.
+    compare take the first model as reference, and some draw it twice to tell what difference means nothing.
 
     Args:
-        models: bundled names, folders or hub names, each perhaps with a mode: "scenes@4+1".
+        models: bundled names, folders or hub names, each perhaps with a mode and with step counts, see `split_model`.
         prompts: a built-in set or a file, see `load_prompts`.
         count: number of prompts; None is all of a file and 500 of a built-in set.
         metrics: names in `cogview3.evaluation.metrics.METRICS`.
@@ -79,6 +85,8 @@ def evaluate(
         out: folder for results.json and, of each model, grid-MODEL.png (the first 24 pictures, each beside its
             enlarged base picture where there is a relay) and pictures-MODEL.jsonl (the scores of each).
         batch: pictures drawn at once.
+        responses: pairs of guidance scales; for each, how the pictures change from one to the other, against how the
+            first model's do (`evaluation.response`). Takes two models or more.
         device: where the networks run.
         dtype: their number format.
         counter: progress bars.
@@ -91,9 +99,9 @@ def evaluate(
     Raises:
         UserError: a model, mode, metric or prompt that cannot be used; before any picture is drawn.
     """
-    sampling = Overrides(**overrides)
-    chosen = [split_mode(model) for model in models]
-    _check(models, chosen, batch, sampling)
+    given = Overrides(**overrides)
+    chosen = {model: split_model(model, given) for model in models}
+    _check(models, chosen.values(), batch, responses)
     loaded = load_prompts(prompts, count)
     make_metrics(metrics, loaded, seed)
     results: dict[str, Any] = {
@@ -104,7 +112,8 @@ def evaluate(
         "models": {},
     }
     reference: dict[str, Metric] = {}
-    for name, (model, mode) in zip(models, chosen, strict=True):
+    first_changes: list[Tensor] = []
+    for name, (model, mode, sampling) in chosen.items():
         pipe = CogView3Pipeline.from_pretrained(model, mode=mode, dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
         own = make_metrics(metrics, loaded, seed)
@@ -117,6 +126,14 @@ def evaluate(
             reference = own
             for key, floor in _floors(pipe, loaded, seed, batch, sampling, own, counter).items():
                 outcome.entry[key]["floor"] = floor
+        if responses:
+            with counter(f"{name}, guidance", len(loaded)) as progress:
+                changes = _changes(pipe, loaded, seed, batch, sampling, responses, progress)
+            first_changes = first_changes or changes
+            outcome.entry["guidance_response"] = [
+                {"guidance": list(pair), **correlation(change, first)}
+                for pair, change, first in zip(responses, changes, first_changes, strict=True)
+            ]
         results["models"][name] = _how(pipe, sampling) | outcome.entry
         if out is not None:
             outcome.write(out, _file_name(name))
@@ -135,29 +152,72 @@ def _floors(
     counter: Counter,
 ) -> dict[str, dict[str, Any]]:
     """What metrics that compare models give for the first one against itself, drawn again from other noise."""
-    again = {
-        name: type(metric)(prompts, seed)
-        for name, metric in metrics.items()
-        if type(metric).compare is not Metric.compare
-    }
+    again = {name: type(metric)(prompts, seed) for name, metric in metrics.items() if metric.has_floor}
     if again:
         with counter("the same from other noise", len(prompts)) as progress:
             _evaluate_one(draw(pipe, prompts, seed + 1, batch, sampling), prompts, again, progress)
     return {name: metrics[name].compare(metric) for name, metric in again.items()}
 
 
-def split_mode(model: str) -> tuple[str, str | None]:
-    """Model and mode of "MODEL@MODE"; what names a folder as it stands has no mode."""
+def _changes(
+    pipe: CogView3Pipeline,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch: int,
+    sampling: Overrides,
+    responses: Sequence[tuple[float, float]],
+    progress: Callable[[int], None],
+) -> list[Tensor]:
+    """How the pictures change between the two guidance scales of each pair, the noise being the same.
+
+    (pictures, 3 * size * size) each, float16 in [-2, 2].
+    """
+    scales = sorted({scale for pair in responses for scale in pair})
+    changes: list[list[Tensor]] = [[] for _ in responses]
+    runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale)) for scale in scales]
+    for drawn in zip(*runs, strict=True):
+        at = {scale: one.pictures.float() for scale, one in zip(scales, drawn, strict=True)}
+        for change, (low, high) in zip(changes, responses, strict=True):
+            change.append((at[high] - at[low]).flatten(1).half().cpu())
+        progress(drawn[0].indices[-1] + 1)
+    return [torch.cat(change) for change in changes]
+
+
+def split_model(model: str, sampling: Overrides | None = None) -> tuple[str, str | None, Overrides]:
+    """Model, mode and sampling of "MODEL[@MODE][:STEPS[+RELAY_STEPS]]"; a folder's name as it stands has neither.
+
+    "scenes:4+1" is the model's default mode in 4 base steps and 1 relay step; "scenes@4+1" is a mode of that name.
+
+    Args:
+        model: as above.
+        sampling: what else is asked for; step counts in `model` come before its own.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    sampling = sampling or Overrides()
+    if Path(model).is_dir():
+        return model, None, sampling
     name, at, mode = model.rpartition("@")
-    if not at or Path(model).is_dir():
-        return model, None
-    if not name or not mode:
-        raise UserError(f"model {model!r}: write MODEL or MODEL@MODE, such as scenes@4+1")
-    return name, mode
+    steps = re.search(r":(\d{1,4})(?:\+(\d{1,4}))?$", mode, re.ASCII)
+    if steps:
+        base, relay = (int(count) if count else None for count in steps.groups())
+        sampling = replace(sampling, steps=base, relay_steps=sampling.relay_steps if relay is None else relay)
+        mode = mode[: steps.start()]
+    if not at:
+        name, mode = mode, ""
+    if not name or (at and not mode):
+        raise UserError(f"model {model!r}: write MODEL, MODEL@MODE or MODEL:STEPS, such as scenes@4+1 or scenes:4+1")
+    return name, mode or None, sampling
 
 
-def _check(models: Sequence[str], chosen: Sequence[tuple[str, str | None]], batch: int, sampling: Overrides) -> None:
-    """Refuse models and modes that do not exist, or do not go with the overrides, before any is loaded."""
+def _check(
+    models: Sequence[str],
+    chosen: Iterable[tuple[str, str | None, Overrides]],
+    batch: int,
+    responses: Sequence[tuple[float, float]],
+) -> None:
+    """Refuse models and modes that do not exist, or do not go with what is asked for, before any is loaded."""
     if not models:
         raise UserError("no models: give at least one")
     if batch < 1:
@@ -165,9 +225,15 @@ def _check(models: Sequence[str], chosen: Sequence[tuple[str, str | None]], batc
     names = [_file_name(model) for model in models]
     if doubles := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"model {doubles[0]} is given twice: give each model and mode once")
-    for model, mode in chosen:
+    if responses and len(models) < 2:
+        raise UserError("the response to guidance compares models with the first: give two or more")
+    for low, high in responses:
+        if not 0 <= low < high:
+            raise UserError(f"guidance response {low:g} to {high:g}: give a lower scale first, as in 1 to 7.5")
+    for model, mode, sampling in chosen:
         mode_name, entry = pick_mode(load_sampling(resolve_model(model)), mode, model)
-        entry.check_distilled(str(mode_name), asdict(sampling))
+        for scale in [sampling.guidance, *(scale for pair in responses for scale in pair)]:
+            entry.check_distilled(str(mode_name), asdict(replace(sampling, guidance=scale)))
 
 
 def _file_name(model: str) -> str:
@@ -272,6 +338,7 @@ def _how(pipe: CogView3Pipeline, sampling: Overrides) -> dict[str, Any]:
         "relays": int(pipe.relay_unet is not None),
     }
     given = {key: value for key, value in asdict(sampling).items() if value is not None}
+    own |= {key: value for key in ("sampler", "light") if (value := getattr(pipe.mode, key)) is not None}
     return {"mode": pipe.mode_name} | own | given
 
 
@@ -286,15 +353,30 @@ def grid(tiles: Sequence[np.ndarray]) -> Image.Image:
 
 
 def show(results: dict[str, Any]) -> list[Table]:
-    """The figures as tables, ready for rich to print: one of the scene metric for each model, one of distances."""
+    """The figures as tables, ready for rich to print: one of the scene metric for each model, then comparisons."""
     tables = [_scene_table(name, entry) for name, entry in results["models"].items() if "scene" in entry]
-    distances = {name: entry["frechet"] for name, entry in results["models"].items() if "frechet" in entry}
-    if distances:
-        first = next(iter(distances))
+    entries = results["models"]
+    first = next(iter(entries))
+    if "frechet" in entries[first]:
         tables.append(Table("model", f"Fréchet distance to {first}"))
-        for name, figures in distances.items():
+        for name, entry in entries.items():
             label = f"{name}, other noise" if name == first else name
-            tables[-1].add_row(label, _cell((figures["floor"] if name == first else figures)["distance"]))
+            tables[-1].add_row(label, _cell(entry["frechet"].get("floor", entry["frechet"])["distance"]))
+    if any("compared" in entry.get("scene", {}) for entry in entries.values()):
+        tables.append(Table("model", f"facts, of {first}'s", "95 % interval", "difference", "95 % interval"))
+        for name, entry in entries.items():
+            if figures := entry["scene"].get("compared"):
+                keys = ("ratio", "ratio_interval", "difference", "interval")
+                tables[-1].add_row(name, *(_cell(figures[key]) for key in keys))
+    if "guidance_response" in entries[first]:
+        pairs = [
+            f"{low:g} to {high:g}" for low, high in (row["guidance"] for row in entries[first]["guidance_response"])
+        ]
+        tables.append(
+            Table("model", *pairs, title=f"Correlation with {first}'s change, guidance", title_justify="left")
+        )
+        for name, entry in entries.items():
+            tables[-1].add_row(name, *(_cell(row["correlation"]) for row in entry["guidance_response"]))
     return tables
 
 

@@ -35,9 +35,7 @@ class TextAttention:
         attention_mask: None = None,
     ) -> torch.Tensor:
         """Attend from (B, N, C) to texts (B or fewer, L, D), which are never masked: (B, N, C)."""
-        if self._text is not encoder_hidden_states:
-            keys_values = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
-            self._text, self._keys_values = encoder_hidden_states, tuple(_by_head(item, attn) for item in keys_values)
+        self.project(attn, encoder_hidden_states)
         without = len(hidden_states) - len(encoder_hidden_states)
         query = _by_head(attn.to_q(hidden_states[without:]), attn)
         attended = F.scaled_dot_product_attention(query, *self._keys_values, scale=attn.scale)
@@ -46,6 +44,24 @@ class TextAttention:
             of_zeros = attn.to_out[0](torch.zeros_like(output[:1, :1, :1]).expand(1, 1, attn.inner_dim))
             output = torch.cat([of_zeros.expand(without, *output.shape[1:]), output])
         return attn.to_out[1](output) / attn.rescale_output_factor
+
+    def project(self, attn: Attention, text: torch.Tensor) -> None:
+        """Keys and values of a text (B, L, D), unless they are those at hand."""
+        if self._text is not text:
+            keys_values = attn.to_k(text), attn.to_v(text)
+            self._text, self._keys_values = text, tuple(_by_head(item, attn) for item in keys_values)
+
+
+def project_text(unet: UNet2DConditionModel, text: torch.Tensor) -> None:
+    """Have all keys and values of a text ready before the UNet is called with it, within `constant_text`.
+
+    They would be made when they are needed. But a compiled block that never makes them is compiled once, not twice.
+    """
+    if hook := getattr(unet, "_hf_hook", None):
+        hook.pre_forward(unet)  # accelerate's: brings an offloaded UNet to its device
+    for module in unet.modules():
+        if isinstance(module, Attention) and isinstance(module.processor, TextAttention):
+            module.processor.project(module, text)
 
 
 def _by_head(values: torch.Tensor, attn: Attention) -> torch.Tensor:

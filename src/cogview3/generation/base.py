@@ -15,9 +15,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from cogview3.config import UserError
 from cogview3.diffusion.relay import enlarge
 from cogview3.generation import inputs
-from cogview3.generation.attention import constant_text
+from cogview3.generation.attention import constant_text, project_text
+from cogview3.generation.light import LightMixin
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
+from cogview3.generation.switches import SwitchesMixin
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions
 from cogview3.prompts.cache import PromptCache
@@ -85,6 +87,8 @@ class RelaySettings:
         start: T_r; None leaves the scheduler's.
         eta: stochasticity of the steps, 0 to 1.
         tile_size: side in pixels of the tiles that larger pictures are cut into; None never cuts.
+        light: whether the latent enlarger, where there is one, stands in for the VAE between stages.
+        keep_colors: whether the relays' predictions keep the low frequencies of what they enlarge.
     """
 
     count: int
@@ -92,9 +96,11 @@ class RelaySettings:
     start: int | None
     eta: float
     tile_size: int | None
+    light: bool = False
+    keep_colors: bool = False
 
 
-class RelayPipelineBase(ModePipeline, RelayLoraMixin):
+class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin, LightMixin):
     """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`.
 
     Attributes:
@@ -108,7 +114,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
     prompt_cache: PromptCache | None = None
     prompt_expander: Callable[[list[str]], Sequence[str]] | None = None
     expanded_prompts: list[str] | None = None
-    model_cpu_offload_seq = "text_encoder->unet->relay_unet->vae"
+    model_cpu_offload_seq = "text_encoder->unet->latent_enlarger->relay_unet->light_decoder->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _relay_guidance = "_relay_guidance_scale"
 
@@ -137,14 +143,6 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
         return self._interrupt
-
-    def enable_vae_slicing(self) -> None:
-        """Encode and decode one picture at a time, to save memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Encode and decode whole batches again."""
-        self.vae.disable_slicing()
 
     # Prompts
 
@@ -258,7 +256,7 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
 
     # Settings of a call
 
-    def _settle_guidance(self, guidance: float | None, mode_guidance: float, given: dict[str, float | None]) -> None:
+    def _settle_guidance(self, guidance: float | None, mode_guidance: float, given: dict[str, Any]) -> None:
         """Check guidance and whatever else is `given` against the mode; keep the scale for this call."""
         if guidance is not None:
             inputs.check_real("guidance_scale", guidance, 0)
@@ -274,6 +272,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             raise UserError(f"num_relays is {settings.count}, but relay_unet or relay_scheduler is missing: give 0")
         levels = self.relay_scheduler.config.num_train_timesteps
         inputs.check_real("eta", settings.eta, 0, 1)
+        if settings.eta and self.relay_scheduler.config.get("solver_order", 1) == 2:
+            raise UserError(f"eta is {settings.eta}, but the relay's solver is of second order: leave eta out")
         if settings.tile_size is not None:
             inputs.check_side("tile_size", settings.tile_size, 8 * self.vae_scale_factor)
         inputs.check_whole("relay steps", settings.steps, 1, levels)
@@ -363,6 +363,8 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
         if run.text is None or run.text[0] != guided:
             run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
+            if self.compiled:
+                project_text(unet, run.text[1])
         rows = len(sample) * (2 if guided else 1)
         condition = None
         if _takes_guidance(unet):
@@ -424,19 +426,23 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
         def encode(part: torch.Tensor) -> torch.Tensor:
             return self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode().float()
 
+        tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             mode = blend_tiles(encode, pixels, tile_size and tile_size // factor, cell=factor)
         shift = self.vae.config.shift_factor or 0.0
         return (mode - shift) * self.vae.config.scaling_factor
 
-    def _to_pixels(self, latents: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
+    def _to_pixels(self, latents: torch.Tensor, tile_size: int | None = None, light: bool = False) -> torch.Tensor:
         """Scaled latents to pictures (B, 3, H, W), float32, clamped to -1..1."""
+        if light and self.light_decoder is not None:
+            return self._light_decode(latents, tile_size)
         shift, factor = self.vae.config.shift_factor or 0.0, self.vae_scale_factor
 
         def decode(part: torch.Tensor) -> torch.Tensor:
             unscaled = (part / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
             return self.vae.decode(unscaled, return_dict=False)[0].float()
 
+        tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             pixels = blend_tiles(decode, latents, tile_size and tile_size // factor, cell_out=factor)
         if not pixels.isfinite().all():
@@ -454,22 +460,28 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
 
     # Relay
 
-    def _relays(self, pixels: torch.Tensor, settings: RelaySettings, run: Run) -> torch.Tensor:
-        """Pictures (B, 3, H, W) in -1..1 to latents of pictures of 2^count times the side."""
-        latents = self._relay(pixels, 1, settings, run)
+    def _relays(self, low_res_latents: torch.Tensor, settings: RelaySettings, run: Run) -> torch.Tensor:
+        """z_L, (B, C, h, w), to latents of finished pictures: as large after one relay, twice that after two."""
+        latents = self._relay(low_res_latents, 1, settings, run)
         for number in range(2, settings.count + 1):
             if self._interrupt:
                 break
-            latents = self._relay(self._to_pixels(latents, settings.tile_size), number, settings, run)
+            latents = self._relay(self._enlarge(latents, settings), number, settings, run)
         return latents
 
-    def _relay(self, pixels: torch.Tensor, number: int, settings: RelaySettings, run: Run) -> torch.Tensor:
-        """One relay: pictures (B, 3, H, W) in -1..1 to latents of pictures of twice the side.
+    def _enlarge(self, latents: torch.Tensor, settings: RelaySettings) -> torch.Tensor:
+        """A stage's latents, (B, C, h, w), to the next one's z_L, (B, C, 2h, 2w)."""
+        if settings.light and self.latent_enlarger is not None:
+            return self._light_enlarge(latents, settings.tile_size)
+        return self._low_res_latents(self._to_pixels(latents, settings.tile_size), settings)
 
-        x_L is the bilinear enlargement, unrounded, and z_L the mode of its posterior.
-        """
-        enlarged = enlarge(pixels)
-        low_res_latents = self._to_latents(enlarged, settings.tile_size)
+    def _low_res_latents(self, pixels: torch.Tensor, settings: RelaySettings) -> torch.Tensor:
+        """z_L of pictures (B, 3, H, W) in -1..1: the mode of x_L, their bilinear enlargement, unrounded."""
+        return self._to_latents(enlarge(pixels), settings.tile_size)
+
+    def _relay(self, low_res_latents: torch.Tensor, number: int, settings: RelaySettings, run: Run) -> torch.Tensor:
+        """One relay: z_L to latents of a picture of the same size."""
+        height, width = (side * self.vae_scale_factor for side in low_res_latents.shape[2:])
         scheduler = self.relay_scheduler
         scheduler.set_timesteps(settings.steps, device=self._execution_device, relay_start=settings.start)
         stage = self._stage(
@@ -477,11 +489,12 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin):
             self.relay_unet,
             scheduler,
             self._relay_guidance,
-            tuple(enlarged.shape[2:]),
+            (height, width),
             settings.tile_size,
             low_res_latents=low_res_latents,
             eta=settings.eta,
             generator=run.generator,
+            keep_colors=settings.keep_colors,
         )
         latents = scheduler.add_start_noise(low_res_latents, self._noise(low_res_latents.shape, run))
         return self._denoise(stage, latents, run)

@@ -67,6 +67,8 @@ class RelayLoraMixin(LoraBaseMixin):
         unet_lora_layers: dict[str, torch.Tensor] | None = None,
         relay_unet_lora_layers: dict[str, torch.Tensor] | None = None,
         weight_name: str | None = None,
+        unet_lora_adapter_metadata: dict[str, Any] | None = None,
+        relay_unet_lora_adapter_metadata: dict[str, Any] | None = None,
     ) -> None:
         """Write adapters as safetensors.
 
@@ -75,6 +77,8 @@ class RelayLoraMixin(LoraBaseMixin):
             unet_lora_layers: the base's adapter, as `peft.get_peft_model_state_dict` gives it.
             relay_unet_lora_layers: the relay's adapter, alike.
             weight_name: file name, `pytorch_lora_weights.safetensors` by default.
+            unet_lora_adapter_metadata: the base's `peft_config` as a dictionary; without it, alpha is read as the rank.
+            relay_unet_lora_adapter_metadata: the relay's, alike.
 
         Raises:
             UserError: neither adapter is given.
@@ -83,6 +87,7 @@ class RelayLoraMixin(LoraBaseMixin):
         layers = {name: state for name, state in layers.items() if state}
         if not layers:
             raise UserError("no LoRA layers: give unet_lora_layers or relay_unet_lora_layers")
+        metadata = {"unet": unet_lora_adapter_metadata, "relay_unet": relay_unet_lora_adapter_metadata}
         cls._save_lora_weights(
-            save_directory=save_directory, lora_layers=layers, lora_metadata={}, weight_name=weight_name
+            save_directory=save_directory, lora_layers=layers, lora_metadata=metadata, weight_name=weight_name
         )

@@ -37,6 +37,9 @@ class Mode(BaseModel):
         relay_start: T_r; None leaves the relay scheduler's.
         blur_estimate: what z_0^t is inside the relay's step; None leaves the relay scheduler's.
         relay_power: spacing of the relay's steps; None leaves the relay scheduler's.
+        relay_order: order of the relay's solver, 1 or 2; None leaves the relay scheduler's.
+        sampler: of the base, "euler" or "dpm++"; None takes the model's scheduler.
+        light: whether the model's latent enlarger and light decoder stand in for its VAE.
         unet: folder of this mode's own base UNet inside the model folder; None means `unet`.
         relay_unet: folder of its own relay UNet; None means `relay_unet`.
         distilled: trained for exactly these step counts, which are then refused otherwise.
@@ -52,6 +55,9 @@ class Mode(BaseModel):
     relay_start: Steps | None = None
     blur_estimate: Literal["recompute", "carry"] | None = None
     relay_power: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    relay_order: Literal[1, 2] | None = None
+    sampler: Literal["euler", "dpm++"] | None = None
+    light: bool | None = None
     unet: Subfolder | None = None
     relay_unet: Subfolder | None = None
     distilled: bool = False
@@ -68,7 +74,7 @@ class Mode(BaseModel):
         """Guidance scale of the relay: its own, or the base's."""
         return self.guidance if self.relay_guidance is None else self.relay_guidance
 
-    def check_distilled(self, name: str, given: dict[str, float | None]) -> None:
+    def check_distilled(self, name: str, given: dict[str, Any]) -> None:
         """Refuse settings that a distilled mode was not trained for.
 
         Args:
@@ -80,8 +86,10 @@ class Mode(BaseModel):
         """
         if not self.distilled:
             return
-        for key in ("steps", "relay_steps", "relay_start"):
+        for key in ("steps", "relay_steps", "relay_start", "sampler"):
             value, trained = given.get(key), getattr(self, key)
+            if key == "sampler":
+                trained = trained or "euler"
             if value is not None and trained is not None and value != trained:
                 raise UserError(f"{key} is {value}, but mode {name!r} is distilled for {trained}: leave it out")
         low, high = self.guidance_range or (0.0, math.inf)
@@ -142,6 +150,8 @@ def distilled_mode(name: str, **settings: Any) -> Mode:
         "unet": f"modes/{name}/unet",
         "relay_unet": f"modes/{name}/relay_unet",
         "distilled": True,
+        "sampler": None,
+        "relay_order": None,
     }
     return Mode(**{**settings, **own})
 

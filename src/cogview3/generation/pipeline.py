@@ -9,10 +9,12 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, ImagePipelineOutput
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError
-from cogview3.diffusion.schedule import base_timesteps
+from cogview3.diffusion.schedule import base_timesteps, log_timesteps
 from cogview3.generation import inputs
 from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
-from cogview3.generation.scheduler import RelayScheduler
+from cogview3.generation.light import LIGHT_COMPONENTS
+from cogview3.generation.scheduler import SAMPLERS, RelayScheduler, sampler_scheduler
+from cogview3.models.light import LatentEnlarger, LightDecoder
 
 DEFAULT_STRENGTH = 0.6
 """How much of a given image is drawn anew: its layout stays, its objects may change."""
@@ -30,9 +32,17 @@ class CogView3Pipeline(RelayPipelineBase):
             schedulers that takes `timesteps` will do.
         relay_unet: the relay stage; without one only base pictures are drawn.
         relay_scheduler: the relay stage's.
+        latent_enlarger: for `light`: stands in for the VAE between stages.
+        light_decoder: for `light`: stands in for the VAE's decoder at the end.
     """
 
-    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "relay_unet", "relay_scheduler"]
+    _optional_components: ClassVar[list[str]] = [
+        "tokenizer",
+        "text_encoder",
+        "relay_unet",
+        "relay_scheduler",
+        *LIGHT_COMPONENTS,
+    ]
     _required_components: ClassVar[tuple[str, ...]] = ("vae", "unet", "scheduler")
 
     def __init__(
@@ -44,6 +54,8 @@ class CogView3Pipeline(RelayPipelineBase):
         scheduler: EulerDiscreteScheduler,
         relay_unet: UNet2DConditionModel | None = None,
         relay_scheduler: RelayScheduler | None = None,
+        latent_enlarger: LatentEnlarger | None = None,
+        light_decoder: LightDecoder | None = None,
     ) -> None:
         super().__init__()
         self._register(
@@ -54,6 +66,8 @@ class CogView3Pipeline(RelayPipelineBase):
             scheduler=scheduler,
             relay_unet=relay_unet,
             relay_scheduler=relay_scheduler,
+            latent_enlarger=latent_enlarger,
+            light_decoder=light_decoder,
         )
         self._relay_guidance_scale = 1.0
 
@@ -93,6 +107,8 @@ class CogView3Pipeline(RelayPipelineBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
         tile_size: int | None = None,
         eta: float = 0.0,
+        light: bool | None = None,
+        sampler: str | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw pictures of prompts.
 
@@ -128,6 +144,9 @@ class CogView3Pipeline(RelayPipelineBase):
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the relay's steps, 0 (the published sampler) to 1.
+            light: whether those light parts that the model has stand in for the VAE; the mode's choice by default.
+            sampler: of the base, "euler" (the published one) or "dpm++" (DPM-Solver++ 2M, which needs fewer steps);
+                the mode's by default. Each has its own spacing of the steps.
 
         Returns:
             `images`: prompts * num_images_per_prompt pictures, those of a prompt side by side.
@@ -136,7 +155,12 @@ class CogView3Pipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
-        given = {"steps": num_inference_steps, "relay_steps": relay_steps, "relay_start": relay_start}
+        given = {
+            "steps": num_inference_steps,
+            "relay_steps": relay_steps,
+            "relay_start": relay_start,
+            "sampler": sampler,
+        }
         self._settle_guidances(guidance_scale, relay_guidance_scale, given)
         steps = self.mode.steps if num_inference_steps is None else num_inference_steps
         relays = RelaySettings(
@@ -145,9 +169,12 @@ class CogView3Pipeline(RelayPipelineBase):
             start=relay_start,
             eta=eta,
             tile_size=tile_size,
+            light=self._settle_light(light),
         )
         self._check_relays(relays)
-        taken = self._set_timesteps(steps, self._check_strength(image, strength, latents))
+        sampler = self.mode.sampler if sampler is None else sampler
+        scheduler = self._base_scheduler(sampler)
+        taken = self._set_timesteps(scheduler, sampler, steps, self._check_strength(image, strength, latents))
         self._num_timesteps = taken + relays.count * relays.steps
         size = self._base_size(height, width, relays.count)
         texts = (prompt_embeds, negative_prompt_embeds)
@@ -163,16 +190,14 @@ class CogView3Pipeline(RelayPipelineBase):
         )
         noise = self._noise(shape, run) if latents is None else latents
         noise = noise.to(self._execution_device, torch.float32)
-        stage = self._stage("base", self.unet, self.scheduler, "_guidance_scale", size, generator=run.generator)
-        latents = self._denoise(stage, self._base_start(noise, pixels, tile_size), run)
+        stage = self._stage("base", self.unet, scheduler, "_guidance_scale", size, generator=run.generator)
+        latents = self._denoise(stage, self._base_start(scheduler, noise, pixels, tile_size), run)
         if relays.count and not self._interrupt:
-            latents = self._relays(self._to_pixels(latents, tile_size), relays, run)
-        images = latents if output_type == "latent" else self._to_pixels(latents, tile_size)
+            latents = self._relays(self._enlarge(latents, relays), relays, run)
+        images = latents if output_type == "latent" else self._to_pixels(latents, tile_size, relays.light)
         return self._output(images, output_type, return_dict)
 
-    def _settle_guidances(
-        self, guidance: float | None, relay_guidance: float | None, given: dict[str, float | None]
-    ) -> None:
+    def _settle_guidances(self, guidance: float | None, relay_guidance: float | None, given: dict[str, Any]) -> None:
         """Both stages' guidance scales for this call, checked, from the mode where they are unset."""
         if relay_guidance is not None:
             inputs.check_real("relay_guidance_scale", relay_guidance, 0)
@@ -244,21 +269,37 @@ class CogView3Pipeline(RelayPipelineBase):
         pixels = inputs.cover(pixels, *size)
         return pixels.expand(pictures // per_prompt, -1, -1, -1).repeat_interleave(per_prompt, dim=0)
 
-    def _base_start(self, noise: torch.Tensor, pixels: torch.Tensor | None, tile_size: int | None) -> torch.Tensor:
+    def _base_start(
+        self, scheduler: Any, noise: torch.Tensor, pixels: torch.Tensor | None, tile_size: int | None
+    ) -> torch.Tensor:
         """Latents that the base begins with: noise, or those of pictures with as much noise as its first step has."""
         if pixels is None:
-            return noise * self.scheduler.init_noise_sigma
+            return noise * scheduler.init_noise_sigma
         latents = self._to_latents(pixels.to(self._execution_device), tile_size)
-        return self.scheduler.add_noise(latents, noise, self.scheduler.timesteps[:1].expand(len(latents)))
+        return scheduler.add_noise(latents, noise, scheduler.timesteps[:1].expand(len(latents)))
 
-    def _set_timesteps(self, steps: int, share: float) -> int:
-        """Give the base's scheduler the last `share` of our step list; returns how many steps that is."""
-        levels = self.scheduler.config.num_train_timesteps
+    def _base_scheduler(self, sampler: str | None) -> Any:
+        """The base's scheduler for this call: the pipeline's own, or a sampler asked for on its noise levels."""
+        if sampler is None:
+            return self.scheduler
+        if sampler not in SAMPLERS:
+            raise UserError(f"sampler is {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        return sampler_scheduler(sampler, self.scheduler)
+
+    def _set_timesteps(self, scheduler: Any, sampler: str | None, steps: int, share: float) -> int:
+        """Give the base's scheduler the last `share` of the step list; returns how many steps that is.
+
+        The list is the published one, and for "dpm++" even in log sigma from the same time on.
+        """
+        levels = scheduler.config.num_train_timesteps
         inputs.check_whole("num_inference_steps", steps, 1, levels)
-        if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
-            kind = type(self.scheduler).__name__
+        if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+            kind = type(scheduler).__name__
             raise UserError(f"scheduler {kind} takes no list of timesteps: use EulerDiscreteScheduler")
         taken = max(1, round(share * steps))
         times = base_timesteps(steps, levels)[-taken:]
-        self.scheduler.set_timesteps(timesteps=times, device=self._execution_device)
+        if sampler == "dpm++":
+            kept = scheduler.alphas_cumprod.double()
+            times = log_timesteps(taken, ((1 - kept) / kept).sqrt(), times[0])
+        scheduler.set_timesteps(timesteps=times, device=self._execution_device)
         return taken

@@ -54,7 +54,8 @@ class ModePipeline(DiffusionPipeline):
             mode: a mode of the model's `sampling.json`, its default one if left out. Only that mode's UNets
                 are read.
             kwargs: as for any diffusers pipeline. `dtype` is float32 by default, whatever the weights are
-                stored in; only safetensors are read.
+                stored in; float16 is for the UNets alone, since T5 and the VAE overflow in it: they get bfloat16,
+                unless a dictionary says otherwise. Only safetensors are read.
 
         Raises:
             UserError: an unknown model or mode, a foreign or damaged folder.
@@ -71,7 +72,10 @@ class ModePipeline(DiffusionPipeline):
         own = [name for name in ("unet", "relay_unet") if getattr(entry, name) and name not in kwargs]
         if os.path.isdir(source):
             check_model_folder(source, PIPELINE_CLASSES, cls._required_components, {*kwargs, *own})
-        dtype = kwargs.get("torch_dtype") or kwargs["dtype"]
+        dtype = kwargs.pop("torch_dtype", None) or kwargs["dtype"]
+        if dtype in (torch.float16, "float16"):
+            dtype = {"text_encoder": torch.bfloat16, "vae": torch.bfloat16, "default": torch.float16}
+        kwargs["dtype"] = dtype
         kwargs.update(load_mode_unets(source, entry, own, dtype, **hub_options))
         try:
             pipeline = super().from_pretrained(source, **kwargs)
@@ -110,6 +114,7 @@ class ModePipeline(DiffusionPipeline):
             "relay_start": mode.relay_start,
             "blur_estimate": mode.blur_estimate,
             "power": mode.relay_power,
+            "solver_order": mode.relay_order,
         }
         changes = {key: value for key, value in changes.items() if value is not None}
         if self.relay_scheduler is not None and changes:

@@ -1,15 +1,17 @@
 """`RelayScheduler`: the relay sampler of `diffusion.relay` behind diffusers' scheduler interface."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from cogview3.diffusion import relay, schedule
+from cogview3.generation.colors import with_colors_of
 
 
 def base_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
@@ -25,6 +27,26 @@ def base_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
         beta_schedule="scaled_linear",
         prediction_type=prediction_type,
         timestep_spacing="leading",
+    )
+
+
+SAMPLERS = ("euler", "dpm++")
+"""Names of the base's samplers."""
+
+
+def sampler_scheduler(name: str, scheduler: Any) -> Any:
+    """The scheduler of a sampler, on another scheduler's noise levels and prediction type; itself where it is that.
+
+    Args:
+        name: "euler", or "dpm++": DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095), diffusers' own. It extrapolates
+            each prediction from the one before it, so that fewer steps do; the last step is Euler's.
+        scheduler: one of diffusers'.
+    """
+    if name == "euler":
+        same = isinstance(scheduler, EulerDiscreteScheduler)
+        return scheduler if same else EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="leading")
+    return DPMSolverMultistepScheduler.from_config(
+        scheduler.config, algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=False
     )
 
 
@@ -58,6 +80,8 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         blur_estimate: z_0^t inside a step: "recompute" (from the newest prediction, the published sampler and
             the one that converges) or "carry" (the paper's Algorithm 1).
         power: spacing of the steps, t_i = T_r ((p - i)/p)^power; above 1 more of them at low noise.
+        solver_order: 1, or 2 to extrapolate each prediction from the one before it (`relay.extrapolate`); that is
+            for "recompute" and eta 0.
 
     Raises:
         ValueError: a value out of range.
@@ -77,6 +101,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         blur: str = "linear",
         blur_estimate: str = "recompute",
         power: float = 1.0,
+        solver_order: int = 1,
     ) -> None:
         for name, value, known in (
             ("prediction_type", prediction_type, schedule.PREDICTION_TYPES),
@@ -85,6 +110,8 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
+        if solver_order not in (1, 2) or (solver_order == 2 and blur_estimate == "carry"):
+            raise ValueError(f"solver_order {solver_order!r}: choose 1, or 2 with blur_estimate recompute")
         self._all_sigmas = schedule.make_sigmas(num_train_timesteps, beta_start, beta_end, beta_schedule)
         self.set_timesteps(1)
         self.num_inference_steps: int | None = None
@@ -135,6 +162,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._blurred: torch.Tensor | None = None
+        self._x0_before: torch.Tensor | None = None
 
     def index_for_timestep(self, timestep: int | float | torch.Tensor) -> int:
         """Index of a time in `timesteps`.
@@ -164,6 +192,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        keep_colors: bool = False,
     ) -> RelaySchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One step of the relay sampler (equations 6 and 7), in float32 at least.
 
@@ -175,12 +204,14 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
             eta: 0 (deterministic, the published sampler) to 1 (ancestral).
             generator: draws the noise of eta > 0; one, or one for each sample.
             return_dict: a `RelaySchedulerOutput` rather than a tuple.
+            keep_colors: set the prediction's lowest frequencies to those of z_L, see `generation.colors`.
 
         Returns:
             `prev_sample` and `pred_original_sample`, in the output's dtype.
 
         Raises:
-            ValueError: a time that is none of `timesteps`, more steps than set, or shapes that differ.
+            ValueError: a time that is none of `timesteps`, more steps than set, shapes that differ, or an eta above
+                0 with solver_order 2.
         """
         index = self._index(timestep)
         for name, tensor in (("sample", sample), ("low_res_latents", low_res_latents)):
@@ -193,7 +224,11 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         levels = (*self.sigmas[index : index + 2], *self._blur_fractions[index : index + 2])
         sigma, sigma_next, f, f_next = levels
         x0 = schedule.to_x0(output, z_t, sigma, self.config.prediction_type)
+        if keep_colors:
+            x0 = with_colors_of(x0, low)
         delta = relay.delta(eta, sigma, sigma_next)
+        if eta and self.config.solver_order == 2:
+            raise ValueError(f"eta is {eta}, but solver_order 2 takes steps without noise: give 0")
         noise = None
         if delta > 0:
             noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=precision)
@@ -202,7 +237,13 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
             blurred = low if self._blurred is None else self._blurred
             self._blurred = relay.carry(blurred, x0, f, f_next)
             low = blurred
-        previous = relay.relay_step(z_t, x0, low, *levels, delta, noise, estimate)
+        used, before = x0, self._x0_before
+        if self.config.solver_order == 2:
+            self._x0_before = x0
+            if before is not None:
+                places = slice(index - 1, index + 2)
+                used = relay.extrapolate(x0, before, self.sigmas[places], self._blur_fractions[places])
+        previous = relay.relay_step(z_t, used, low, *levels, delta, noise, estimate)
         self._step_index = index + 1
         previous, x0 = previous.to(model_output.dtype), x0.to(model_output.dtype)
         if not return_dict:

@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from cogview3.config import UserError
 from cogview3.generation import inputs
 from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
+from cogview3.generation.light import LIGHT_COMPONENTS
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.light import LatentEnlarger, LightDecoder
 
 
 class CogView3UpscalePipeline(RelayPipelineBase):
@@ -27,9 +29,11 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         scheduler: unused, kept for sharing.
         relay_unet: the relay stage.
         relay_scheduler: the relay stage's.
+        latent_enlarger: for `light`: stands in for the VAE between relays.
+        light_decoder: for `light`: stands in for the VAE's decoder at the end.
     """
 
-    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler"]
+    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler", *LIGHT_COMPONENTS]
     _required_components: ClassVar[tuple[str, ...]] = ("vae", "relay_unet", "relay_scheduler")
     _skipped_components: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
     _relay_guidance = "_guidance_scale"
@@ -43,6 +47,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         relay_scheduler: RelayScheduler,
         unet: UNet2DConditionModel | None = None,
         scheduler: EulerDiscreteScheduler | None = None,
+        latent_enlarger: LatentEnlarger | None = None,
+        light_decoder: LightDecoder | None = None,
     ) -> None:
         super().__init__()
         self._register(
@@ -53,6 +59,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             scheduler=scheduler,
             relay_unet=relay_unet,
             relay_scheduler=relay_scheduler,
+            latent_enlarger=latent_enlarger,
+            light_decoder=light_decoder,
         )
 
     @property
@@ -81,6 +89,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],
         tile_size: int | None = None,
         eta: float = 0.0,
+        light: bool | None = None,
+        keep_colors: bool | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Enlarge pictures to exactly 2^num_relays times their sides.
 
@@ -110,6 +120,10 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the steps, 0 (the published sampler) to 1.
+            light: whether those light parts that the model has stand in for the VAE, after the first enlargement;
+                the mode's choice by default.
+            keep_colors: set the lowest frequencies of every prediction to those of the picture that is enlarged (see
+                `generation.colors`), since without a prompt colors drift. By default where there is no prompt.
 
         Returns:
             `images`: pictures * num_images_per_prompt of them, those of a picture side by side.
@@ -126,7 +140,10 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         self._settle_guidance(guidance_scale, self.mode.relay_guidance_scale, given)
         inputs.check_whole("num_relays", num_relays, 1, 8)
         steps = self.mode.relay_steps if num_inference_steps is None else num_inference_steps
-        relays = RelaySettings(count=num_relays, steps=steps, start=relay_start, eta=eta, tile_size=tile_size)
+        if keep_colors is None:
+            keep_colors = prompt is None and prompt_embeds is None
+        light = self._settle_light(light)
+        relays = RelaySettings(num_relays, steps, relay_start, eta, tile_size, light, keep_colors)
         self._check_relays(relays)
         self._num_timesteps = num_relays * steps
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
@@ -145,9 +162,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         run.prompt_embeds, run.negative_prompt_embeds = (
             None if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in embeds
         )
-        images = self._relays(padded, relays, run)
+        images = self._relays(self._low_res_latents(padded, relays), relays, run)
         if output_type != "latent":
-            images = self._to_pixels(images, tile_size)
+            images = self._to_pixels(images, tile_size, relays.light)
             doubled = images.shape[2] // padded.shape[2]
             images = images[:, :, : doubled * pixels.shape[2], : doubled * pixels.shape[3]]
         return self._output(images, output_type, return_dict)

@@ -102,3 +102,22 @@ class PromptCache:
             return load_file(path)["embeds"]
         except (SafetensorError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from None
+
+
+class HeldPrompts(PromptCache):
+    """Embeddings held in memory, so that the text encoder may go once it has made them."""
+
+    def __init__(self) -> None:
+        self.folder = Path("held in memory")
+        self._held: dict[str, torch.Tensor] = {}
+
+    def has(self, prompts: Sequence[str]) -> bool:
+        """Whether all prompts' embeddings are there."""
+        return all(prompt in self._held for prompt in prompts)
+
+    def encode(self, prompts: Sequence[str], encoder: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
+        """As `PromptCache.encode`."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._held]
+        if missing:
+            self._held.update(zip(missing, encoder(missing).cpu(), strict=True))
+        return torch.stack([self._held[prompt] for prompt in prompts])

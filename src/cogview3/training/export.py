@@ -15,6 +15,9 @@ from cogview3.generation.loading import check_target, folder_sizes
 from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.light import LatentEnlarger, LightDecoder
+
+LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 
 
 def export(
@@ -25,6 +28,7 @@ def export(
     modes: dict[str, tuple[Path, Path]],
     out: Path,
     sampling: dict[str, Any] | None = None,
+    light: dict[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Write a model folder in diffusers' format, whole or not at all, replacing an earlier one.
 
@@ -35,6 +39,8 @@ def export(
             `distill`, or of single rounds, the range of guidance and the relay's start and steps are taken over.
         out: the model folder.
         sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...).
+        light: runs or models that hold the "latent_enlarger" or the "light_decoder", trained with this VAE. Beside
+            every mode stands then another that uses them, "4+1-light" beside "4+1".
 
     Returns:
         {"out", "modes", "bytes", "components"}.
@@ -49,8 +55,8 @@ def export(
     if name in modes:
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
     distilled = {mode: _distilled(mode, default, *runs) for mode, runs in modes.items()}
-    table = Sampling(default=name, modes={name: default, **distilled})
-    pipe = _assemble(vae, text, base, relay)
+    table = Sampling(default=name, modes=_with_light_ones({name: default, **distilled}, bool(light)))
+    pipe = _assemble(vae, text, base, relay, light or {})
     further = {}
     for mode, (unet, relay_unet) in modes.items():
         further[table.modes[mode].unet] = _load_unet(unet, "unet")
@@ -73,7 +79,13 @@ def _forget_origins(folder: Path) -> None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3Pipeline:
+def _with_light_ones(modes: dict[str, Mode], light: bool) -> dict[str, Mode]:
+    """The modes, each followed by its light one where there are such."""
+    further = {f"{name}-light": mode.model_copy(update={"light": True}) for name, mode in modes.items() if light}
+    return modes | further
+
+
+def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict[str, Path]) -> CogView3Pipeline:
     folder = checkpoints.weights_folder
     relay_parts = {}
     if relay is not None:
@@ -86,6 +98,10 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None) -> CogView3
         unet=_load_unet(base, "unet"),
         scheduler=EulerDiscreteScheduler.from_pretrained(folder(base, "scheduler")),
         **relay_parts,
+        **{
+            name: LIGHT_PARTS[name].from_pretrained(folder(run, name), torch_dtype=torch.float16)
+            for name, run in light.items()
+        },
     )
 
 

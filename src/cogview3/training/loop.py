@@ -1,38 +1,35 @@
-"""The training loop: the same for every objective.
+"""The training loop: the same for every objective, on one process or many.
 
 Samples, noise and timesteps depend on (seed, sample index) alone, so a run that was stopped goes on with exactly the
 losses it would have had, and how a batch is spread over processes does not matter.
 """
 
+import functools
 import json
-import math
-import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from cogview3 import checkpoints
-from cogview3.config import Optimizer, Recipe, UserError
+from cogview3.config import Recipe, UserError
+from cogview3.training import measure, parallel, state
+from cogview3.training.log import Log, wandb_project
 from cogview3.training.objectives import Objective, build
+from cogview3.training.steps import Steps
 
-
-def learning_rate(optimizer: Optimizer, images: int, total: int) -> float:
-    """Learning rate after `images` of `total`: linear warm-up, then constant, linear or half-cosine to 0."""
-    if images < optimizer.warmup_images:
-        return optimizer.learning_rate * (images + 1) / optimizer.warmup_images
-    done = (images - optimizer.warmup_images) / max(1, total - optimizer.warmup_images)
-    factors = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return optimizer.learning_rate * factors[optimizer.decay]
+_PATIENCE = timedelta(hours=2)  # that processes wait for one that encodes, validates or writes
 
 
 def train(
@@ -44,7 +41,8 @@ def train(
 ) -> dict[str, Any]:
     """Run a recipe to its end in the run folder `out`, resuming from its newest checkpoint.
 
-    SIGTERM and SIGINT write a checkpoint before they end it.
+    SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) write a checkpoint before they end it. With several processes
+    (torchrun, accelerate launch) each calls this; the folder must be one that all of them see.
 
     Args:
         recipe: what to train.
@@ -55,80 +53,83 @@ def train(
 
     Returns:
         {"run", "images", "loss", "validation", "seconds"}: images seen, the last logged mean loss (None where nothing
-        was left to train), the figures of the last validation.
+        was left to train), the figures of the last validation ({} on processes that only help).
 
     Raises:
         UserError: a folder of another recipe, or a damaged checkpoint.
-        FloatingPointError: the loss or its gradient is no longer finite.
-        SystemExit, KeyboardInterrupt: after SIGTERM (code 143) and SIGINT.
+        FloatingPointError: the loss or its gradient is no longer finite, or one of them a spike (`train.on_spike`).
+        SystemExit, KeyboardInterrupt: after SIGTERM (code 143), SIGUSR1 (138) and SIGINT.
     """
     run = Path(out) if out else Path("runs") / recipe.name
-    accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu")
-    if recipe.train.batch % accelerator.num_processes:
-        raise UserError(
-            f"train.batch {recipe.train.batch} does not divide among {accelerator.num_processes} processes; "
-            "change it with --set train.batch=N"
-        )
+    wandb_project()
+    options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), InitProcessGroupKwargs(timeout=_PATIENCE)]
+    accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu", kwargs_handlers=options)
+    _check_processes(recipe, accelerator)
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())
     built = (objective or build)(recipe)  # first, so that a wrong reference in the recipe leaves no run behind
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         checkpoints.open_run(run, recipe.to_dict(), restart)
     accelerator.wait_for_everyone()
     return _Run(recipe, run, built, accelerator).go()
 
 
+def _check_processes(recipe: Recipe, accelerator: Accelerator) -> None:
+    processes = accelerator.num_processes
+    if recipe.train.batch % (processes * recipe.train.accumulation):
+        raise UserError(
+            f"train.batch {recipe.train.batch} does not divide among {processes} processes with train.accumulation "
+            f"{recipe.train.accumulation}; change it with --set train.batch=N"
+        )
+    if recipe.train.shard and recipe.kind in ("vae", "text"):
+        raise UserError(f"train.shard: is for UNets, not for a recipe of kind {recipe.kind}; leave it out")
+    if recipe.train.shard and processes == 1:
+        print("train.shard: there is one process, which keeps everything", file=sys.stderr)
+
+
 class _Run:
-    """State of one run: objective, optimizer, EMA and the number of images seen."""
+    """State of one run: its steps, its log and the number of images seen."""
 
     def __init__(self, recipe: Recipe, run: Path, objective: Objective, accelerator: Accelerator) -> None:
         self.recipe, self.run, self.objective, self.accelerator = recipe, run, objective, accelerator
         with accelerator.main_process_first():
-            self.objective.prepare(str(accelerator.device))
-        parameters = [p for p in self.objective.trained.parameters() if p.requires_grad]
-        optimizer = recipe.optimizer
-        self.optimizer = torch.optim.AdamW(
-            parameters,
-            lr=optimizer.learning_rate,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
-        self.objective.to(accelerator.device)
-        self.ema = EMAModel(
-            self.objective.trained.parameters(), decay=optimizer.ema_decay, use_ema_warmup=True, power=0.75
-        )
-        self.log = _Log(run, recipe.train.images, accelerator.is_main_process)
+            objective.prepare(str(accelerator.device))
+        self.steps = Steps(recipe, objective, accelerator)
+        self.log = Log(run, recipe, accelerator.is_main_process)
         self.images = 0
         found = checkpoints.checkpoints(run)
         if found:
             self._load(found[-1][1])
         self.saved = self.images
         self.log.forget_after(self.images)
-        self.module = accelerator.prepare_model(self.objective)
         self.stop: int | None = None
 
     def go(self) -> dict[str, Any]:
-        recipe, start, begun = self.recipe, time.time(), self.images
+        start, begun = time.time(), self.images
         figures: dict[str, float] = {}
         with _stop_signals(self), self.log:
-            while self.images < recipe.train.images and self.stop is None:
+            while not (stop := parallel.agreed(self.stop, self.accelerator.device)) and self.images < self.log.total:
                 figures = self._advance() or figures
             if self.images != self.saved:
                 self._save()
-            if self.images == begun and self.stop is None:  # finished earlier, perhaps cut off while writing weights
+            if self.images == begun and stop is None:  # finished earlier, perhaps cut off while writing weights
                 figures = self._validate()
                 self._save_weights()
-        if self.stop is not None:
-            print(f"stopped at {self.images} images; the same command resumes", file=sys.stderr)
-            raise KeyboardInterrupt if self.stop == signal.SIGINT else SystemExit(128 + self.stop)
+        if stop is not None:
+            if self.accelerator.is_main_process:
+                print(f"stopped at {self.images} images; the same command resumes", file=sys.stderr)
+            raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
         result = {"run": str(self.run), "images": self.images, "loss": self.log.last_loss, "validation": figures}
         return {**result, "seconds": round(time.time() - start, 1)}
 
     def _advance(self) -> dict[str, float]:
         """One step, and what is due after it; gives the figures of a validation. At the end, everything is due."""
         before, train = self.images, self.recipe.train
-        self.log.add(self._step(), self.optimizer.param_groups[0]["lr"], self.images)
+        self._step()
+        if self.log.ceiling is None and self.accelerator.device.type == "cuda":
+            with self.log.not_counted():
+                self._measure()
 
         def due(every: int) -> bool:
             return before // every != self.images // every or self.images == train.images
@@ -145,109 +146,141 @@ class _Run:
                 self._save()
         return figures
 
-    def _step(self) -> dict[str, torch.Tensor]:
-        recipe, accelerator = self.recipe, self.accelerator
-        count = min(recipe.train.batch, recipe.train.images - self.images)
-        indices = list(range(self.images, self.images + count))[accelerator.process_index :: accelerator.num_processes]
-        batch = self.objective.batch(self.images, indices or [self.images])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe.optimizer, self.images, recipe.train.images)
-        with accelerator.autocast():
-            losses = self.module({key: value.to(accelerator.device) for key, value in batch.items()})
-        self._require_finite("loss", losses["loss"])
-        accelerator.backward(losses["loss"])
-        norm = torch.nn.utils.clip_grad_norm_(self.objective.trained.parameters(), recipe.optimizer.clip)
-        self._require_finite("gradient", norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.objective.trained.parameters())
+    def _step(self) -> dict[str, float]:
+        steps, first = self.steps, self.images
+        count = min(self.recipe.train.batch, self.recipe.train.images - first)
+        figures, reason = steps.step(first, count)
         self.images += count
-        return {**{key: value.detach() for key, value in losses.items()}, "gradient": norm}
+        if reason is None:
+            self.log.add(figures, steps.optimizer.param_groups[0]["lr"], self.images)
+            return figures
+        indices = list(chain(*steps.own_parts(first, count)))
+        told = parallel.gathered(list(zip(indices, self.objective.keys(indices), strict=True)))
+        self.log.skip(reason, first, list(chain(*told)))
+        if steps.rule.must_stop():
+            often = "" if self.recipe.train.on_spike == "stop" else f"{steps.rule.in_a_row} batches in a row: "
+            raise FloatingPointError(f"{often}{reason} at image {first}; lower optimizer.learning_rate and --restart")
+        return figures
 
-    def _require_finite(self, name: str, value: torch.Tensor) -> None:
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the {name} is {value.item()} at image {self.images}; lower optimizer.learning_rate and --restart"
-            )
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        parameters = list(self.objective.trained.parameters())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        self.objective.eval()
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
-            self.objective.train()
+    def _measure(self) -> None:
+        """How many operations an image takes, and how many the devices could do; once, after the first step."""
+        batch, train = self.steps.last_batch, self.recipe.train
+        dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        flops = measure.step_flops(self.objective, self.steps.skeleton, batch)
+        self.log.flops = flops and flops // len(batch["t"])
+        self.log.ceiling = measure.matmul_ceiling(self.accelerator.device, dtype) * self.accelerator.num_processes
 
     def _validate(self) -> dict[str, float]:
-        if not self.accelerator.is_main_process:
+        """Figures and samples of the averaged weights, told by the main process; sharded, all must work on them."""
+        if not (self.accelerator.is_main_process or self.steps.sharded):
             return {}
-        with self._averaged():
+        with self.steps.averaged():
             figures = self.objective.validate()
             grid = self.objective.samples()
-        if grid is not None:
+        if grid is not None and self.accelerator.is_main_process:
             with checkpoints.whole_file(self.run / "samples" / f"images-{self.images}.png") as path:
                 grid.save(path)
         return figures
 
     def _save(self) -> None:
         self.saved = self.images
+        states = parallel.gathered(self.objective.state())
+        parts = self.run / "checkpoints" / f".images-{self.images}.parts"
+        if self.steps.sharded:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(parts, ignore_errors=True)
+                parts.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            state.save_parts(self.steps, parts)
         if self.accelerator.is_main_process:
-            checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, self._write)
-            self._save_weights()
+
+            def write(folder: Path) -> None:
+                self._write(folder, parts if self.steps.sharded else None, states)
+
+            checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, write)
+        self._save_weights()
 
     def _save_weights(self) -> None:
+        weights = self.run / "weights"
+        if self.steps.sharded:
+            with self.steps.gathered_average():
+                self._write_weights(weights)
+        elif self.accelerator.is_main_process:
+            with self.steps.averaged():
+                self._write_weights(weights)
+
+    def _write_weights(self, weights: Path) -> None:
         if self.accelerator.is_main_process:
-            with self._averaged(), checkpoints.whole_folder(self.run / "weights") as folder:
+            with checkpoints.whole_folder(weights) as folder:
                 self.objective.save(folder)
 
-    def _write(self, folder: Path) -> None:
-        trained = self.objective.trained
-        save_file(_named(_own_state(trained)), folder / "model.safetensors")
-        names = [name for name, _ in trained.named_parameters()]
-        save_file(_named(dict(zip(names, self.ema.shadow_params, strict=True))), folder / "ema.safetensors")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        pending = {"count": self.log.count, "sums": self.log.sums}
-        state = {"images": self.images, "ema_steps": self.ema.optimization_step, "log": pending}
-        state["fingerprint"] = self.objective.fingerprint()
-        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    def _write(self, folder: Path, parts: Path | None, states: list[dict[str, Any]]) -> None:
+        steps, entries = self.steps, {}
+        if parts is None:
+            state.save(steps, folder)
+        else:
+            parts.rename(folder / state.PARTS)
+            entries["files"] = state.sizes(folder / state.PARTS)
+        entries |= {
+            "images": self.images,
+            "ema_steps": steps.ema.optimization_step,
+            "log": self.log.state(),
+            "fingerprint": self.objective.fingerprint(),
+            "spikes": {"losses": list(steps.rule.losses), "in_a_row": steps.rule.in_a_row},
+            "split": self._split(),
+            "objective": states,
+        }
+        (folder / "state.json").write_text(json.dumps(entries), encoding="utf-8")
+
+    def _split(self) -> dict[str, Any]:
+        """On what the order of sums depends, and so the last digits of the losses."""
+        processes, accumulation = self.accelerator.num_processes, self.recipe.train.accumulation
+        return {"processes": processes, "accumulation": accumulation, "sharded": self.steps.sharded}
 
     def _load(self, folder: Path) -> None:
-        state = checkpoints.read_state(folder)
-        if state.get("fingerprint", self.objective.fingerprint()) != self.objective.fingerprint():
-            raise UserError(f"{self.run} was trained with another vocabulary of captions; begin anew with --restart")
-        trained = self.objective.trained
+        stored = checkpoints.read_state(folder)
+        if stored.get("fingerprint", self.objective.fingerprint()) != self.objective.fingerprint():
+            raise UserError(
+                f"{self.run} was trained with another {self.objective.depends_on}; begin anew with --restart"
+            )
         try:
-            state_dict = load_file(folder / "model.safetensors")
-            if state_dict.keys() != _own_state(trained).keys():
-                raise ValueError("its tensor names are not this model's")
-            trained.load_state_dict(state_dict, strict=False)
-            averaged = load_file(folder / "ema.safetensors")
-            shadow = [averaged[name] for name, _ in trained.named_parameters()]
-            stored = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(stored)
-            self.images, self.ema.optimization_step = state["images"], state["ema_steps"]
+            state.load(self.steps, folder, stored)
+            self.images, self.steps.ema.optimization_step = stored["images"], stored["ema_steps"]
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error
-        self.ema.shadow_params = [value.to(self.accelerator.device) for value in shadow]
-        if "log" in state:
-            self.log.count, self.log.sums = state["log"]["count"], state["log"]["sums"]
+        if "log" in stored:
+            self.log.load_state(stored["log"])
+        if "spikes" in stored:
+            self.steps.rule.remember(**stored["spikes"])
+        self._go_on_in_data(stored.get("objective", [{}]))
+        if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
+            print(_inexact(stored["split"], self._split(), any(stored["objective"])), file=sys.stderr)
+
+    def _go_on_in_data(self, states: list[dict[str, Any]]) -> None:
+        if len(states) == self.accelerator.num_processes:
+            self.objective.load_state(states[self.accelerator.process_index])
+        else:
+            self.objective.load_state(functools.reduce(_union, states))
 
 
-def _own_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dictionary with each tied tensor once."""
-    names = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
-    return {name: value for name, value in module.state_dict().items() if name in names}
+def _union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both dictionaries in one, those within them likewise; what both have otherwise is the first's."""
+    both = {
+        key: _union(first[key], second[key]) for key in first.keys() & second.keys() if isinstance(first[key], dict)
+    }
+    return {**second, **first, **both}
 
 
-def _named(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+def _inexact(before: dict[str, Any], now: dict[str, Any], positions: bool) -> str:
+    """What resuming keeps and what it does not, where the work is now split in another way."""
+    changes = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key])
+    told = f"resuming with {changes}: learning rate, noise and times of every sample are as they were; "
+    if positions and before["processes"] != now["processes"]:
+        told += "no sample of the data is lost, but those read ahead may come in another order; "
+    return told + "sums are made in another order, so that losses agree in about six digits, no longer in all"
 
 
 @contextmanager
@@ -256,102 +289,11 @@ def _stop_signals(run: _Run) -> Iterator[None]:
         run.stop = number
 
     previous: dict[int, Callable | int | None] = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, handle)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if number := getattr(signal, name, None):  # Windows has no SIGUSR1
+            previous[number] = signal.signal(number, handle)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """Metrics to metrics.jsonl and TensorBoard, progress to the terminal."""
-
-    def __init__(self, run: Path, total: int, enabled: bool) -> None:
-        self.path, self.total, self.enabled = run / "metrics.jsonl", total, enabled
-        self.sums: dict[str, float] = {}  # since the last line, of `count` steps
-        self.count, self.rate, self.since = 0, 0.0, 0
-        self.last_loss: float | None = None
-        self.board: Any = None
-
-    def forget_after(self, images: int) -> None:
-        """Drop what was logged after the checkpoint that the run goes on from, half-written lines too."""
-        self.since = images
-        if self.enabled and self.path.exists():
-            lines = self.path.read_text("utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _images_of(line) <= images]
-            checkpoints.write_text(self.path, "".join(line + "\n" for line in kept))
-
-    def __enter__(self) -> "_Log":
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
-        self.progress = Progress(*columns, console=console, disable=not (self.enabled and console.is_terminal))
-        self.progress.start()
-        self.task = self.progress.add_task("images", total=self.total, completed=self.since, text="")
-        self.clock = time.time()
-        if self.enabled and os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.since + 1)
-            except ImportError:
-                self.board = None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-        if self.board is not None:
-            self.board.close()
-
-    def add(self, losses: dict[str, torch.Tensor], rate: float, images: int) -> None:
-        for key, value in losses.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value.item()
-        self.count, self.rate = self.count + 1, rate
-        self.progress.update(self.task, completed=images)
-
-    def write(self, images: int) -> None:
-        means = {key: value / self.count for key, value in self.sums.items()}
-        seconds = max(time.time() - self.clock, 1e-9)
-        self.last_loss = means["loss"]
-        speed = round((images - self.since) / seconds, 2)
-        self._line({"images": images, **means, "learning_rate": self.rate, "images_per_second": speed})
-        self.progress.update(self.task, text=f"{speed}/s loss {self.last_loss:.4f}")
-        self.sums, self.count, self.clock, self.since = {}, 0, time.time(), images
-
-    def write_figures(self, images: int, figures: dict[str, float]) -> None:
-        self._line({"images": images, **{f"validation/{key}": value for key, value in figures.items()}})
-
-    @contextmanager
-    def not_counted(self) -> Iterator[None]:
-        """Leave the time within the block out of `images_per_second`."""
-        start = time.time()
-        yield
-        self.clock += time.time() - start
-
-    def _line(self, entries: dict[str, float]) -> None:
-        if not self.enabled:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entries) + "\n")
-        if self.board is not None:
-            for key, value in entries.items():
-                self.board.add_scalar(key, value, entries["images"])
-        if not self.progress.console.is_terminal:
-            shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items())
-            print(f"{shown} (of {self.total})", file=sys.stderr, flush=True)
-
-
-def _images_of(line: str) -> float:
-    try:
-        return json.loads(line)["images"]
-    except json.JSONDecodeError:
-        return math.inf

@@ -5,6 +5,7 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 from diffusers import ModelMixin
 from PIL import Image
@@ -18,9 +19,15 @@ Batch = dict[str, Tensor]
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives. `trained` holds the parameters that the optimizer moves and the EMA follows."""
+    """Base of all objectives. `trained` holds the parameters that the optimizer moves and the EMA follows.
+
+    Attributes:
+        trained: the network. Its parameters without gradient are neither moved, averaged nor in checkpoints.
+        depends_on: what `fingerprint` tells the state of, in a few words.
+    """
 
     trained: nn.Module
+    depends_on = "vocabulary of captions"
 
     def prepare(self, device: str) -> None:
         """Work before the first step that may take long, as caching latents. Runs on the main process first."""
@@ -28,6 +35,20 @@ class Objective(nn.Module, ABC):
     def fingerprint(self) -> str:
         """What the weights depend on beside the recipe; a run is not resumed where it has changed."""
         return ""
+
+    def state(self) -> dict[str, Any]:
+        """Where this process stands in its data, as JSON: what `batch` depends on beside its arguments."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `state()` was taken, before the first `batch`.
+
+        After a run of another number of processes, `state` is the union of the states of all of them.
+        """
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """What the samples `indices` of the last batches are called where they come from; by default, their numbers."""
+        return [str(index) for index in indices]
 
     @abstractmethod
     def batch(self, first: int, indices: list[int]) -> Batch:
@@ -65,6 +86,10 @@ def build(recipe: Recipe) -> Objective:
         from cogview3.training.objectives.text import TextTraining
 
         return TextTraining(recipe)
+    if recipe.kind in ("enlarger", "light_decoder"):
+        from cogview3.training.objectives import light
+
+        return light.EnlargerTraining(recipe) if recipe.kind == "enlarger" else light.LightDecoderTraining(recipe)
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)

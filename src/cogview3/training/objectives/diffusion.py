@@ -1,4 +1,4 @@
-"""The objective of base and relay: denoise latents of scenes, told by their captions.
+"""The objective of base and relay: denoise latents of pictures, told by their captions.
 
 Base: z_t = z_0 + sigma_t eps on all times. Relay (equations 4 to 7): z_t is centered on the blurred latents
 (1 - f_t) z_0 + f_t z_L, times below T_r. Both: mean square of the network's output against what makes D = z_0.
@@ -13,29 +13,32 @@ from PIL import Image
 from torch import Tensor
 
 from cogview3.config import BaseRecipe, RelayRecipe, UNetModel
-from cogview3.data.scenes import captions
-from cogview3.data.scenes.render import render
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.generation.upscale import CogView3UpscalePipeline
 from cogview3.models.unet import size_conditions, unet_config
-from cogview3.training.objectives import Batch, start_from
+from cogview3.training.objectives import Batch, lora, start_from
 from cogview3.training.objectives.latents import LatentTraining
 
 STEPS = 1000  # noise levels of the schedule
 _NOISE_BANDS = 4  # bands of t that the validation loss is told for
+_SHOWN = 6  # pictures in a grid
 
 
 class DiffusionTraining(LatentTraining):
-    """Train a base or relay UNet on cached latents, the text encoder frozen."""
+    """Train a base or relay UNet on latents, the text encoder frozen."""
 
     def __init__(self, recipe: BaseRecipe | RelayRecipe) -> None:
         super().__init__(recipe)
         torch.manual_seed(recipe.train.seed)
         self.trained = build_unet(recipe.model, self._frozen["text"].config.d_model, recipe.data.size // 8)
         if recipe.recipe.start_from:
-            start_from(self.trained, recipe.recipe.start_from, "unet", "relay_unet")
+            order = ("relay_unet", "unet") if self.is_relay else ("unet", "relay_unet")
+            start_from(self.trained, recipe.recipe.start_from, *order)
+        if recipe.lora is not None:
+            lora.add_adapter(self.trained, recipe.lora, recipe.train.precision == "bf16")
+            self.depends_on = "network of recipe.start_from"
         self.sigmas = schedule.make_sigmas(STEPS)
 
     @property
@@ -48,9 +51,17 @@ class DiffusionTraining(LatentTraining):
         """Of the recipe."""
         return self.recipe.objective.offset_noise
 
+    def fingerprint(self) -> str:
+        """Of the frozen network under an adapter."""
+        return lora.frozen_fingerprint(self.trained) if self.recipe.lora is not None else ""
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean square error of the network's output."""
-        return {"loss": self._errors(batch).mean()}
+        """Mean square error of the network's output, weighted by Min-SNR where the recipe says so."""
+        errors, gamma = self._errors(batch), self.recipe.objective.min_snr
+        if gamma is not None:
+            sigma = self.sigmas.to(errors.device)[batch["t"]].float()
+            errors = schedule.min_snr_weight(sigma, gamma, self.recipe.objective.prediction) * errors
+        return {"loss": errors.mean()}
 
     def _errors(self, batch: Batch) -> Tensor:
         """Mean square error of each sample's network output, (B,)."""
@@ -64,8 +75,7 @@ class DiffusionTraining(LatentTraining):
         else:
             z_t = z0 + schedule.expand_to(sigma, z0) * batch["noise"]
             target = schedule.target_from_x0(z0, z_t, sigma, prediction)
-        size, width = self.recipe.data.size, self.recipe.model.size_embedding
-        conditions = size_conditions((size, size), (0, 0), (size, size), width).to(z0).expand(len(t), -1)
+        conditions = size_conditions(*batch["sizes"].unbind(1), self.recipe.model.size_embedding).to(z0)
         given = schedule.scale_model_input(z_t, sigma)
         output = self.trained(given, t, batch["text"], class_labels=conditions).sample
         return (output.float() - target).square().mean((1, 2, 3))
@@ -74,32 +84,31 @@ class DiffusionTraining(LatentTraining):
     def validate(self) -> dict[str, float]:
         """Loss on a fixed set: in all, and by quarters of the noise levels from the lowest."""
         batch = self._fixed_batch()
-        starts = range(0, self.fixed.pictures, 32)
+        starts = range(0, len(batch["t"]), 32)
         errors = torch.cat([self._errors({n: v[i : i + 32] for n, v in batch.items()}) for i in starts])
         band = batch["t"] * _NOISE_BANDS // self.times
         figures = {"loss": errors.mean().item()}
         for number in range(_NOISE_BANDS):
             if (band == number).any():
                 figures[f"loss_{number + 1}_of_{_NOISE_BANDS}"] = errors[band == number].mean().item()
-        return figures
+        return figures | self.source.figures()
 
     def samples(self) -> Image.Image:
         """Pictures of fixed captions: the base's; for the relay the small ones above the finished ones."""
-        rngs = [np.random.default_rng([self.fixed.seed, index, 5]) for index in range(6)]
-        scenes = [self.fixed.scene(index) for index in range(6)]
-        texts = [captions.comprehensive(scene, rng).text for scene, rng in zip(scenes, rngs, strict=True)]
-        generator = torch.Generator().manual_seed(self.fixed.seed)
+        size, validate = self.recipe.data.size, self.recipe.validate_
+        count = min(_SHOWN, validate.images)
+        texts, pictures = self.source.shown(count, size // 2 if self.is_relay else size)
+        generator = torch.Generator().manual_seed(validate.seed)
         parts = {
             "tokenizer": self.tokenizer,
             "text_encoder": self._frozen["text"],
             "vae": self._frozen["vae"],
         }
         options = {"generator": generator, "guidance_scale": 3.0, "output_type": "np"}
-        size = self.recipe.data.size
         if self.is_relay:
             pipe = CogView3UpscalePipeline(**parts, relay_unet=self.trained, relay_scheduler=self.relay_scheduler())
             pipe.set_progress_bar_config(disable=True)
-            small = [Image.fromarray(render(scene, size // 2)) for scene in scenes]
+            small = [Image.fromarray(picture) for picture in pictures]
             drawn = pipe(small, prompt=texts, num_inference_steps=10, **options).images
             rows = [[np.array(item.resize((size, size), Image.Resampling.BILINEAR)) for item in small]]
         else:
@@ -108,7 +117,7 @@ class DiffusionTraining(LatentTraining):
             )
             pipe.set_progress_bar_config(disable=True)
             drawn = pipe(texts, num_inference_steps=25, num_relays=0, **options).images
-            rows = [[render(scene, size) for scene in scenes]]
+            rows = [list(pictures)]
         rows.append([(picture * 255).round().astype(np.uint8) for picture in drawn])
         return Image.fromarray(np.vstack([np.hstack(row) for row in rows]))
 
@@ -120,8 +129,11 @@ class DiffusionTraining(LatentTraining):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`."""
+        """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`; or the adapter."""
         prefix = "relay_" if self.is_relay else ""
+        if self.recipe.lora is not None:
+            lora.save_adapter(self.trained, f"{prefix}unet", folder)
+            return
         self.trained.save_pretrained(folder / f"{prefix}unet")
         scheduler = self.relay_scheduler() if self.is_relay else base_scheduler(self.recipe.objective.prediction)
         scheduler.save_pretrained(folder / f"{prefix}scheduler")

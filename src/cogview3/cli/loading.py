@@ -1,0 +1,127 @@
+"""Pipelines for commands: checked against the memory there is, loaded, and brought to their device."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from cogview3.prompts.cache import PromptCache
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls an adapter's file."""
+
+
+def model_name(model: str) -> str:
+    """What a model is called in reports: a folder's own name without the way to it, or the name as it is."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+@contextmanager
+def load(
+    pipeline: str,
+    model: str,
+    mode: str | None,
+    device: Device,
+    dtype: Dtype,
+    prompt_cache: Path | None = None,
+    prompts: Sequence[str | None] = (),
+    placement: Sequence[Any] = (),
+    drawn: Mapping[str, Any] | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
+) -> Iterator[Any]:
+    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
+
+    Without its text encoder where the prompt cache has all prompts. Running out of a GPU's memory within the block is
+    told with the mode that would fit.
+
+    Args:
+        pipeline: name of the class.
+        model, mode, device, dtype, prompt_cache: as given on the command line.
+        prompts: all that will be drawn.
+        placement: the fields of `generation.placement.Placement`.
+        drawn: those of `generation.memory.Picture`, for an estimate before anything is loaded on a GPU.
+        adapters: LoRA files and their scales.
+
+    Raises:
+        UserError: wrong options.
+        OutOfMemory: the GPU has less free memory than needed.
+    """
+    import diffusers
+    import transformers
+
+    import cogview3
+    from cogview3.generation.memory import Picture
+    from cogview3.generation.placement import Placement, check_free, explained, model_estimates, place
+
+    diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
+    transformers.utils.logging.disable_progress_bar()
+    where, how = pick_device(device), Placement(*(each and getattr(each, "value", each) for each in placement))
+    how.check(where)
+    parts: dict[str, Any] = {"dtype": pick_dtype(dtype, where)}
+    needs = {}
+    if where == "cuda":
+        picture = Picture(**(drawn or {}), vae_slicing=how.vae_slicing, vae_tile_size=512 if how.vae_tiling else None)
+        needs = model_estimates(model, mode, picture, parts["dtype"], how.quantize)
+        check_free(needs, how)
+    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"])
+    if cache is not None and cache.has([prompt for prompt in prompts if prompt is not None]):
+        parts["text_encoder"] = None
+    with explained(needs, how):
+        pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, **parts)
+        pipe.prompt_cache = cache
+        pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+        load_loras(pipe, adapters)
+        place(pipe, where, how, prompts)
+        yield pipe
+
+
+def parse_lora(entry: str) -> tuple[Path, float]:
+    """An adapter's file and scale, from `PATH[:SCALE]`; the path of a run or a folder that holds one will do."""
+    text, colon, number = entry.rpartition(":")
+    path, scale = Path(entry), 1.0
+    if colon and not path.exists():
+        try:
+            path, scale = Path(text), float(number)
+        except ValueError:
+            raise UserError(f"--lora {entry}: no such file; write PATH or PATH:SCALE, such as run:0.8") from None
+    check_finite("--lora", scale)
+    for place in (path, path / LORA_FILE, path / "weights" / LORA_FILE):
+        if place.is_file():
+            return place, scale
+    reason = f"holds no {LORA_FILE}" if path.is_dir() else "no such file"
+    raise UserError(f"--lora {entry}: {reason}; give an adapter's file, or the run that trained it")
+
+
+def load_loras(pipe: Any, adapters: Sequence[tuple[Path, float]]) -> None:
+    """Put adapters, (file, scale) each, on a pipeline, together. Raises UserError where one does not fit."""
+    if not adapters:
+        return
+    names = [f"lora-{number}" for number in range(1, len(adapters) + 1)]
+    for name, (path, _) in zip(names, adapters, strict=True):
+        try:
+            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+        except ImportError:
+            raise UserError("--lora needs peft: pip install 'cogview3[train]'") from None
+        except (RuntimeError, OSError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(":")
+            raise UserError(f"--lora {path}: does not fit this model ({reason})") from error
+    pipe.set_adapters(names, [scale for _, scale in adapters])
+
+
+def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "PromptCache":
+    """The prompt cache of a model's text encoder. Raises UserError for a name on the hub, or no place to write."""
+    from cogview3.generation.loading import resolve_model
+    from cogview3.prompts.cache import PromptCache, encoder_fingerprint
+
+    source = resolve_model(model)
+    if not Path(source).is_dir():
+        raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
+    check_writable(folder, "--prompt-cache")
+    return PromptCache(folder, encoder_fingerprint(source), dtype)

@@ -1,0 +1,228 @@
+"""Encoding pictures ahead of training: a tar of latents beside each shard."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+
+from cogview3 import checkpoints
+from cogview3.config import UserError
+from cogview3.data import draws
+from cogview3.data.buckets import Buckets, fit
+from cogview3.data.encoded import (
+    Encoded,
+    Preprocessing,
+    Size,
+    different,
+    encoded_bytes,
+    read_notes,
+    write_latents,
+)
+from cogview3.data.entries import Entry, admit, develop
+from cogview3.data.filters import Filters
+from cogview3.data.formats import LATENTS, Shard, latents_of
+from cogview3.data.latents import posteriors, to_tensor
+from cogview3.data.parallel import over_shards
+from cogview3.data.report import Report, Skipped
+from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.prompts.encode import embed_text
+
+_AT_ONCE = 8  # batches whose pictures are held, so that there are full ones of most buckets
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How to encode.
+
+    Attributes:
+        vae: a run, a model folder or a bundled model.
+        preprocessing: what becomes of a picture before.
+        text: where the text encoder lies whose embeddings of both captions are to be kept; None without.
+        devices: of torch; worker n takes the n-th, counted around.
+        batch: pictures encoded at once.
+        precision: number format of the encoders; latents and embeddings are kept in float16.
+        seed: of random crops, and of the faults of a relay's small pictures.
+    """
+
+    vae: str
+    preprocessing: Preprocessing
+    text: str | None = None
+    devices: tuple[str, ...] = ("cpu",)
+    batch: int = 16
+    precision: torch.dtype = torch.float32
+    seed: int = 0
+
+
+def encode_shards(
+    shards: Sequence[Shard],
+    encoding: Encoding,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Report, dict[str, Any]]:
+    """Write a tar of latents beside each shard that has none.
+
+    Tars appear whole, so an interrupted call goes on with the first shard that has none.
+
+    Args:
+        shards: from `formats.find_shards`.
+        encoding: how.
+        workers: processes, each at a shard.
+        overwrite: replace tars that were made otherwise.
+        progress: called with the number of finished shards.
+
+    Returns:
+        The counts over all shards, and {"shards", "finished_before", "images", "seconds", "images_per_second"}, the
+        last three of this call alone.
+
+    Raises:
+        UserError: a tar made otherwise, named with what differs; a damaged one; workers below 1.
+    """
+    report, todo = Report(), []
+    for shard in shards:
+        notes = read_notes(latents_of(shard))
+        shown = "" if notes is None else different(notes, encoding.preprocessing)
+        if notes is not None and not shown:
+            report.add(Report.from_dict(notes["report"]))
+        elif notes is None or overwrite:
+            todo.append(shard)
+        else:
+            address = latents_of(shard).address
+            raise UserError(f"{address} was encoded otherwise: {shown}; give the same options, or --overwrite")
+    finished, before, start = len(shards) - len(todo), report.samples, time.perf_counter()
+    for number, made in enumerate(over_shards(partial(encode_shard, encoding=encoding), todo, workers), 1):
+        report.add(made)
+        progress(finished + number)
+    seconds, images = time.perf_counter() - start, report.samples - before
+    rate = images / seconds if images else 0.0
+    told = {"shards": len(shards), "finished_before": finished, "images": images}
+    return report, {**told, "seconds": round(seconds, 2), "images_per_second": round(rate, 2)}
+
+
+def encode_shard(shard: Shard, encoding: Encoding) -> Report:
+    """Encode every usable sample of a shard, in its order; gives the counts. A keep sidecar is obeyed."""
+    report = Report()
+    fitted = _fitted(shard, encoding, report)
+    with write_latents(latents_of(shard).address) as writer:
+        while chunk := list(islice(fitted, _AT_ONCE * encoding.batch)):
+            for item, encoded in zip(chunk, _encode(chunk, encoding), strict=True):
+                entry = item.entry
+                writer.add(f"{entry.key}.{LATENTS}", encoded_bytes(encoded, entry.old, entry.new or ""))
+                if entry.old:
+                    writer.add(f"{entry.key}.txt", entry.old.encode())
+                if entry.metadata:
+                    writer.add(f"{entry.key}.json", json.dumps(entry.metadata).encode())
+        preprocessing = encoding.preprocessing.to_dict()
+        writer.notes = {"format": 1, "preprocessing": preprocessing, "seed": encoding.seed, "report": report.to_dict()}
+    return report
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A sample in its bucket's size, uint8 (H, W, 3); `chance` is a seed of its own."""
+
+    entry: Entry
+    image: np.ndarray
+    original: Size
+    crop: Size
+    chance: int
+
+
+def _fitted(shard: Shard, encoding: Encoding, report: Report) -> Iterator[_Item]:
+    settings, name = encoding.preprocessing, shard.address.rstrip("/").rpartition("/")[2]
+    captions, keep = read_captions(shard), read_keep(shard)
+    buckets = Buckets(settings.size, settings.bucket_step, settings.bucket_ratio)
+    for group in shard.groups():
+        try:
+            picture = develop(entry := admit(group, captions, keep, Filters()), Filters())
+        except Skipped as reason:
+            report.skip(reason)
+            continue
+        report.samples += 1
+        report.mended.update(entry.mended + picture.mended)
+        across = down = 0.5
+        if settings.crop == "random":
+            across, down = (draws.chance(axis, encoding.seed, name, entry.key) for axis in ("across", "down"))
+        image = picture.image
+        target = buckets.sizes[buckets.assign(image.height, image.width)]
+        fitted, crop = fit(image, target, across, down)
+        chance = draws.number("faults", encoding.seed, name, entry.key)
+        yield _Item(entry, np.asarray(fitted), (image.height, image.width), crop, chance)
+
+
+def _encode(items: Sequence[_Item], encoding: Encoding) -> list[Encoded]:
+    """Latents of samples, those of one size together, in the order given."""
+    places: dict[Size, list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(item.image.shape[:2], []).append(place)
+    made: dict[int, dict[str, np.ndarray]] = {}
+    for same in places.values():
+        for start in range(0, len(same), encoding.batch):
+            batch = same[start : start + encoding.batch]
+            made |= zip(batch, _posteriors([items[place] for place in batch], encoding), strict=True)
+    texts = _texts(items, encoding)
+    encoded = []
+    for place, item in enumerate(items):
+        own = {told: texts[told] for told in (item.entry.old, item.entry.new) if told in texts}
+        parts = (made[place].get(name) for name in ("mean", "logvar", "low_mean", "low_logvar"))
+        encoded.append(Encoded(*parts, item.original, item.crop, item.image.shape[:2], own))
+    return encoded
+
+
+def _posteriors(items: Sequence[_Item], encoding: Encoding) -> list[dict[str, np.ndarray]]:
+    vae = _vae(encoding)
+    rngs = [np.random.default_rng([encoding.seed, item.chance]) for item in items]
+    pictures = to_tensor([item.image for item in items]).to(vae.device, vae.dtype)
+    parts = posteriors(vae, pictures, encoding.preprocessing.low, rngs)
+    halves = {name: _half(values, "autoencoder") for name, values in parts.items()}
+    return [{name: values[row] for name, values in halves.items()} for row in range(len(items))]
+
+
+def _texts(items: Sequence[_Item], encoding: Encoding) -> dict[str, np.ndarray]:
+    """Embeddings of all captions, by caption; empty where none are asked for."""
+    if encoding.text is None:
+        return {}
+    tokenizer, encoder = _text_encoder(encoding)
+    told = list(dict.fromkeys(text for item in items for text in (item.entry.old, item.entry.new) if text))
+    texts: dict[str, np.ndarray] = {}
+    for start in range(0, len(told), encoding.batch):
+        batch = told[start : start + encoding.batch]
+        texts |= zip(batch, _half(embed_text(tokenizer, encoder, batch), "text encoder"), strict=True)
+    return texts
+
+
+def _half(values: torch.Tensor, who: str) -> np.ndarray:
+    half = values.half()
+    if not half.isfinite().all():
+        raise FloatingPointError(f"the {who} gave numbers that float16 cannot hold; use --dtype float32")
+    return half.cpu().numpy()
+
+
+@lru_cache(maxsize=1)
+def _vae(encoding: Encoding) -> AutoencoderKL:
+    folder = checkpoints.weights_folder(encoding.vae, "vae")
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=encoding.precision).to(_device(encoding))
+    return vae.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=1)
+def _text_encoder(encoding: Encoding) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
+    encoder = T5EncoderModel.from_pretrained(checkpoints.weights_folder(encoding.text, "text_encoder"))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(encoding.text, "tokenizer"))
+    return tokenizer, encoder.to(_device(encoding), encoding.precision).eval()
+
+
+def _device(encoding: Encoding) -> str:
+    """The device of this process: workers are numbered from 1 as they are started."""
+    number = multiprocessing.current_process()._identity
+    return encoding.devices[(number[-1] - 1 if number else 0) % len(encoding.devices)]

@@ -1,0 +1,218 @@
+"""Pictures that were encoded ahead: what a sample of `00000.latents.tar` holds, and what the tar says of itself.
+
+The tar stands for the shard that it was made of: its samples have the same keys and hold, in the same order, `key.txt`
+and `key.json` as the shard has them and `key.safetensors` instead of the picture. Its first file, `__latents__.json`,
+tells the autoencoder and the preprocessing.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from cogview3.checkpoints import whole_file
+from cogview3.config import UserError
+from cogview3.data.formats import LatentShard, filesystem, is_local, open_address
+from cogview3.data.report import Broken
+
+Size = tuple[int, int]
+"""Height and width in pixels, or top and left."""
+
+NOTES = "__latents__.json"
+_ROOM = 4096  # bytes for the notes, which are complete only when all else is written
+_PARTS = ("mean", "logvar", "low_mean", "low_logvar")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The latents of a picture, float16, unscaled, as its autoencoder's encoder gives them.
+
+    Attributes:
+        mean, logvar: of the posterior, (C, H/8, W/8).
+        low_mean, low_logvar: of the picture that a relay stage starts from; None where it was encoded without.
+        texts: embeddings (L, D) by caption, of those that were encoded.
+        original, crop, target: height and width of the picture as stored; top and left of the crop; H and W.
+    """
+
+    mean: np.ndarray
+    logvar: np.ndarray
+    low_mean: np.ndarray | None
+    low_logvar: np.ndarray | None
+    original: Size
+    crop: Size
+    target: Size
+    texts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    mended: tuple[str, ...] = ()
+
+
+def read_encoded(data: bytes) -> Encoded:
+    """A sample's latents from its file. Raises Broken "damaged latents"."""
+    try:
+        tensors = safetensors.numpy.load(data)
+        length = int.from_bytes(data[:8], "little")
+        captions = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        height, width, top, left, *target = tensors["size"].tolist()
+        parts = [tensors.get(name) for name in _PARTS]
+        if any(part is not None and [8 * side for side in part.shape[1:]] != target for part in parts):
+            raise Broken("damaged latents")
+        texts = {caption: tensors[f"text_{which}"] for which, caption in captions.items()}
+        sizes = ((height, width), (top, left), (target[0], target[1]))
+        return Encoded(tensors["mean"], tensors["logvar"], *parts[2:], *sizes, texts)
+    except (SafetensorError, ValueError, KeyError, IndexError, AttributeError):
+        raise Broken("damaged latents") from None
+
+
+def encoded_bytes(encoded: Encoded, old: str = "", new: str = "") -> bytes:
+    """The inverse of `read_encoded`; `old` and `new` are the captions that `texts` may hold embeddings of."""
+    tensors = {name: part for name in _PARTS if (part := getattr(encoded, name)) is not None}
+    tensors["size"] = np.array([*encoded.original, *encoded.crop, *encoded.target], np.int64)
+    captions = {which: text for which, text in (("old", old), ("new", new)) if text in encoded.texts}
+    tensors |= {f"text_{which}": encoded.texts[text] for which, text in captions.items()}
+    return safetensors.numpy.save({name: np.ascontiguousarray(part) for name, part in tensors.items()}, captions)
+
+
+def read_notes(shard: LatentShard) -> dict[str, Any] | None:
+    """What a tar of latents says of itself; None where there is none.
+
+    Raises UserError for a damaged one.
+    """
+    try:
+        with open_address(shard.address) as file:
+            head = file.read(512 + _ROOM)
+        member = tarfile.TarInfo.frombuf(head[:512], "utf-8", "strict")
+        if member.name != NOTES:
+            raise ValueError(f"it does not begin with {NOTES}")
+        return json.loads(head[512 : 512 + member.size])
+    except FileNotFoundError:
+        return None
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(f"{shard.address}: damaged ({error}); encode it again with --overwrite") from None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What latents depend on beside the picture.
+
+    Attributes:
+        vae: hash of the autoencoder (`vae_fingerprint`).
+        text: hash of the text encoder (`prompts.cache.encoder_fingerprint`) whose embeddings lie beside; None without.
+        size, bucket_step, bucket_ratio, crop: as in a recipe's [data]; without buckets, step is size and ratio 1.
+        low: `reconstructed_share` and `degraded_share` of a relay's small pictures; None for a base stage, for which
+            latents with any small pictures will do.
+    """
+
+    vae: str
+    text: str | None
+    size: int
+    bucket_step: int = 64
+    bucket_ratio: float = 2.0
+    crop: str = "random"
+    low: tuple[float, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain types, as in the notes of a tar."""
+        low = {} if self.low is None else {"reconstructed_share": self.low[0], "degraded_share": self.low[1]}
+        return {
+            "vae": self.vae,
+            "text": self.text,
+            "size": self.size,
+            "bucket_step": self.bucket_step,
+            "bucket_ratio": self.bucket_ratio,
+            "crop": self.crop,
+            "relay": self.low is not None,
+            **low,
+        }
+
+
+def check_latents(shard: LatentShard, wanted: Preprocessing) -> None:
+    """Refuse latents that cannot be trained from. Raises UserError where they are missing, or naming what differs.
+
+    They may hold small pictures that nobody wants, and need not hold embeddings.
+    """
+    notes = read_notes(shard)
+    if notes is None:
+        raise UserError(f"{shard.address}: not found; make it with cogview3 data encode, or set data.latents=never")
+    optional = ["relay", "reconstructed_share", "degraded_share"] if wanted.low is None else []
+    if notes.get("preprocessing", {}).get("text") is None:
+        optional.append("text")
+    if shown := different(notes, wanted, optional):
+        raise UserError(
+            f"{shard.address} was encoded otherwise: {shown}; encode again with --overwrite, change the recipe, or set "
+            "data.latents=never"
+        )
+
+
+def different(notes: Mapping[str, Any], wanted: Preprocessing, optional: Sequence[str] = ()) -> str:
+    """What in the notes of latents is not as wanted, but for the optional, in words; empty where all is."""
+    theirs, ours = notes.get("preprocessing", {}), wanted.to_dict()
+    names = [name for name in {**ours, **theirs} if name not in optional and theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name} ({theirs.get(name)} there, {ours.get(name)} here)" for name in names)
+
+
+def vae_fingerprint(folder: Path) -> str:
+    """Hash of an autoencoder's weights and configuration. Raises UserError where there are none."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{folder}: no .safetensors file; save the autoencoder with save_pretrained")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    known = {name: value for name, value in config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for path in weights:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+class LatentWriter:
+    """A tar of latents that is being written."""
+
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self.notes: dict[str, Any] = {}
+
+    def add(self, name: str, content: bytes) -> None:
+        """Add a file."""
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._tar.addfile(member, io.BytesIO(content))
+
+
+@contextmanager
+def write_latents(address: str) -> Iterator[LatentWriter]:
+    """Write a tar of latents whole or not at all; `notes` count as they are when the block ends.
+
+    For a remote address it is made in the local folder for temporary files, and sent when it is whole.
+    """
+    fs, path = filesystem(address)
+    if is_local(fs):
+        with whole_file(Path(path)) as temporary, _writing(temporary) as writer:
+            yield writer
+        return
+    with TemporaryDirectory() as folder:
+        with _writing(Path(folder) / "latents.tar") as writer:
+            yield writer
+        fs.put_file(f"{folder}/latents.tar", path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[LatentWriter]:
+    with tarfile.open(path, "w") as tar:
+        writer = LatentWriter(tar)
+        writer.add(NOTES, b" " * _ROOM)
+        yield writer
+    notes = json.dumps(writer.notes).encode()
+    if len(notes) > _ROOM:
+        raise ValueError(f"{path}: notes of {len(notes)} bytes, more than {_ROOM}")
+    with path.open("r+b") as file:
+        file.seek(512)
+        file.write(notes.ljust(_ROOM))

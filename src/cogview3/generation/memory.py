@@ -1,0 +1,301 @@
+"""How much memory a model needs, computed from its configurations alone.
+
+Networks are built on the meta device, where tensors have shapes but no numbers, and are run there: the most bytes that
+live at once are what a run needs beside the weights. Attention counts as the fused kernels do it, without the matrix
+of weights. What is not in it: workspaces of libraries and gaps between blocks of memory, for which `MARGIN` stands.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, T5EncoderModel
+
+from cogview3.config import UserError
+from cogview3.generation.attention import constant_text
+
+GIB = 2**30
+MARGIN = (1.05, GIB // 2)
+"""What an estimate is multiplied by, and what is added to it: an allowance, not a measurement."""
+
+MODES = ("none", "drop-text-encoder", "model", "sequential")
+"""Ways to place a model, the fastest first."""
+
+DRAWING = ("text_encoder", "vae", "unet", "relay_unet")
+"""Components that have weights."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn at once.
+
+    Attributes:
+        height, width: of the final picture in pixels; None means the model's own size.
+        relays: how often a smaller one is doubled on the way; None means once, where there is a relay.
+        batch: pictures drawn together.
+        guided: whether networks without a guidance condition run a second branch.
+        tokens: text length.
+        tile_size, vae_tile_size: side in pixels of tiles, of relays and VAE, and of the VAE alone; None for none.
+        vae_slicing: whether the VAE works on one picture at a time.
+        upscale: whether there is no base stage.
+    """
+
+    height: int | None = None
+    width: int | None = None
+    relays: int | None = None
+    batch: int = 1
+    guided: bool = True
+    tokens: int = 225
+    tile_size: int | None = None
+    vae_tile_size: int | None = None
+    vae_slicing: bool = False
+    upscale: bool = False
+
+    def settled(self, networks: Mapping[str, nn.Module]) -> "Picture":
+        """With the model's own sizes where they are unset."""
+        relays = int("relay_unet" in networks) if self.relays is None else self.relays
+        side = _factor(networks["vae"]) * 2**relays
+        own = networks["unet"].config.sample_size if "unet" in networks else 1
+        sides = own if isinstance(own, list | tuple) else (own, own)
+        height, width = (
+            side * default if given is None else math.ceil(given / side) * side
+            for given, default in zip((self.height, self.width), sides, strict=True)
+        )
+        return replace(self, relays=relays, height=height, width=width)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the work: the networks that are on the device under model offload, and bytes beside the weights."""
+
+    name: str
+    networks: tuple[str, ...]
+    activations: int
+
+
+# Networks
+
+
+def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
+    """Networks by component on the meta device, from the `config.json` of their folders.
+
+    Raises:
+        UserError: a configuration is missing or damaged.
+    """
+    kinds: dict[str, Callable[[Path], nn.Module]] = {
+        "text_encoder": lambda folder: T5EncoderModel(AutoConfig.from_pretrained(folder)),
+        "vae": lambda folder: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
+        "unet": lambda folder: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
+    }
+    kinds["relay_unet"] = kinds["unet"]
+    networks = {}
+    for name, folder in folders.items():
+        try:
+            with torch.device("meta"):
+                networks[name] = kinds[name](folder).eval()
+        except (OSError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder / 'config.json'} is missing or damaged ({reason}): export it again") from None
+    return networks
+
+
+def weight_bytes(network: nn.Module, dtype: torch.dtype, quantize: str | None = None) -> int:
+    """Bytes of a network's parameters in a number format; quantized layers have a byte a weight, and scales.
+
+    The VAE is never quantized: it is small, and made of convolutions.
+    """
+    size = dtype.itemsize
+    total = sum(parameter.numel() for parameter in network.parameters()) * size
+    if quantize is None or isinstance(network, AutoencoderKL):
+        return total
+    linear = [module for module in network.modules() if quantizes(module)]
+    scale = torch.float32.itemsize
+    return total - sum(each.weight.numel() * (size - 1) - each.out_features * scale for each in linear)
+
+
+def quantizes(module: nn.Module, name: str = "") -> bool:
+    """Whether a layer's weights are quantized: linear ones, in shapes that 8-bit products can take."""
+    return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0
+
+
+def largest_layer(network: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes of the largest single layer's weights: what sequential offload has on the device at once."""
+    layers = (sum(each.numel() for each in module.parameters(recurse=False)) for module in network.modules())
+    return max(layers) * dtype.itemsize
+
+
+class _LiveBytes(TorchDispatchMode):
+    """The most bytes of storages that live at once, those of `weights` apart."""
+
+    def __init__(self, weights: nn.Module) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        tensors = [*weights.parameters(), *weights.buffers()]
+        self._kept = [tensor.untyped_storage() for tensor in tensors]
+        self._seen: dict[int, Any] = {storage._cdata: None for storage in self._kept}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if not isinstance(tensor, torch.Tensor) or tensor.untyped_storage()._cdata in self._seen:
+                continue
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            self._seen[key] = weakref.ref(storage, lambda _, key=key, size=size: self._free(key, size))
+        return outputs
+
+    def _free(self, key: int, size: int) -> None:
+        del self._seen[key]
+        self.now -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention that makes nothing but its result, as fused kernels do. For shapes only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, value = args[0] if args else kwargs["query"], args[2] if len(args) > 2 else kwargs["value"]
+        return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+@torch.no_grad()
+def peak_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
+    """The most bytes that a call on the meta device holds at once, the network's weights not counted."""
+    with _FusedAttention(), _LiveBytes(network) as live:
+        call()
+    return live.peak
+
+
+# Stages
+
+
+def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dtype) -> list[Stage]:
+    """The parts of drawing a picture in the order of their first run, each with what it needs beside the weights.
+
+    Args:
+        networks: as `skeletons` gives them; cast to `dtype`.
+        picture: what is drawn.
+        dtype: of all networks.
+    """
+    for network in networks.values():
+        network.to(dtype)
+    vae = networks["vae"]
+    factor, picture = _factor(vae), picture.settled(networks)
+    sides = [(picture.height >> number, picture.width >> number) for number in range(picture.relays, -1, -1)]
+    found = []
+    if "text_encoder" in networks and not picture.upscale:
+        tokens = torch.zeros(picture.batch, picture.tokens, dtype=torch.long, device="meta")
+        encoder = networks["text_encoder"]
+        found.append(Stage("text", ("text_encoder",), peak_bytes(encoder, lambda: encoder(tokens))))
+    on_device: tuple[str, ...] = ()
+    if not picture.upscale:
+        found.append(Stage("base", ("unet",), _unet_peak(networks["unet"], sides[0], None, picture, dtype, factor)))
+        on_device = ("unet",)
+        found.append(Stage("decode", (*on_device, "vae"), _vae_peak(vae, sides[0], picture, dtype, factor, False)))
+    for size in sides[1:]:
+        found.append(Stage("encode", (*on_device, "vae"), _vae_peak(vae, size, picture, dtype, factor, True)))
+        relay = _unet_peak(networks["relay_unet"], size, picture.tile_size, picture, dtype, factor)
+        found.append(Stage("relay", ("vae", "relay_unet"), relay))
+        found.append(Stage("decode", ("vae",), _vae_peak(vae, size, picture, dtype, factor, False)))
+        on_device = ()
+    return found
+
+
+def _factor(vae: AutoencoderKL) -> int:
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _unet_peak(
+    unet: UNet2DConditionModel, size: tuple[int, int], tile: int | None, picture: Picture, dtype: Any, factor: int
+) -> int:
+    height, width = (min(side, tile or side) // factor for side in size)
+    config, batch = unet.config, picture.batch
+    guided = picture.guided and config.time_cond_proj_dim is None
+    rows = batch * (2 if guided else 1)
+    meta = {"device": "meta", "dtype": dtype}
+    labels = None
+    if config.class_embed_type is not None:
+        labels = torch.empty(rows, config.projection_class_embeddings_input_dim, **meta)
+    condition = None if config.time_cond_proj_dim is None else torch.empty(rows, config.time_cond_proj_dim, **meta)
+    text = torch.empty(batch, picture.tokens, config.cross_attention_dim, **meta)
+
+    def call() -> None:
+        sample = torch.empty(rows, config.in_channels, height, width, **meta)
+        unet(
+            sample,
+            torch.empty((), device="meta"),
+            encoder_hidden_states=text,
+            class_labels=labels,
+            timestep_cond=condition,
+        )
+
+    with constant_text(unet):
+        return peak_bytes(unet, call)
+
+
+def _vae_peak(
+    vae: AutoencoderKL, size: tuple[int, int], picture: Picture, dtype: Any, factor: int, encode: bool
+) -> int:
+    tile = picture.tile_size or picture.vae_tile_size
+    height, width = (min(side, tile or side) for side in size)
+    rows = 1 if picture.vae_slicing else picture.batch
+    meta = {"device": "meta", "dtype": dtype}
+
+    def call() -> None:
+        if encode:
+            vae.encode(torch.empty(rows, 3, height, width, **meta)).latent_dist.mode()
+        else:
+            channels = vae.config.latent_channels
+            vae.decode(torch.empty(rows, channels, height // factor, width // factor, **meta)).sample.float()
+
+    # beside it the whole batch's pictures in float32, twice: what comes out, and what is made of it
+    return peak_bytes(vae, call) + 2 * picture.batch * 3 * size[0] * size[1] * 4
+
+
+# Estimates
+
+
+def estimates(
+    networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dtype, quantize: str | None = None
+) -> dict[str, int]:
+    """Bytes on the device at the peak, margin included, for each of `MODES`.
+
+    none: everything is there from the beginning. drop-text-encoder: the prompts are encoded first, by the text encoder
+    alone. model: the network that runs, and those that diffusers leaves there. sequential: a layer at a time. The two
+    kinds of offload switch VAE slicing on.
+
+    Args:
+        networks: as `skeletons` gives them.
+        picture: what is drawn.
+        dtype: number format of the networks.
+        quantize: "int8" or "fp8" for weights of a byte in text encoder and UNets; None for none.
+    """
+    sliced = replace(picture, vae_slicing=True)
+    used = [name for name in networks if not (picture.upscale and name == "unet")]
+    weights = {name: weight_bytes(networks[name], dtype, quantize) for name in used}
+    whole, offloaded = stages(networks, picture, dtype), stages(networks, sliced, dtype)
+    without_text = sum(size for name, size in weights.items() if name != "text_encoder")
+    of_text = max((stage.activations for stage in whole if stage.name == "text"), default=0)
+    of_pictures = max(stage.activations for stage in whole if stage.name != "text")
+    peaks = {
+        "none": sum(weights.values()) + max(of_text, of_pictures),
+        "drop-text-encoder": max(weights.get("text_encoder", 0) + of_text, without_text + of_pictures),
+        "model": max(sum(weights.get(name, 0) for name in each.networks) + each.activations for each in offloaded),
+        "sequential": max(largest_layer(networks[name], dtype) for name in used)
+        + max(each.activations for each in offloaded),
+    }
+    return {mode: round(peak * MARGIN[0]) + MARGIN[1] for mode, peak in peaks.items()}

@@ -1,0 +1,230 @@
+"""Where a pipeline's networks are kept: offload, 8-bit weights, encoding prompts first; and errors that help."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from cogview3.config import OutOfMemory, UserError
+from cogview3.generation.compiling import FEW_STEPS, check_compiler
+from cogview3.generation.loading import load_sampling, resolve_model
+from cogview3.generation.memory import DRAWING, GIB, Picture, estimates, quantizes, skeletons
+from cogview3.generation.modes import pick_mode
+from cogview3.prompts.cache import HeldPrompts
+
+OFFLOADS = ("none", "model", "sequential")
+QUANTIZED = ("int8", "fp8")
+FP8_CAPABILITY = (8, 9)
+_OPTIONS = {
+    "drop-text-encoder": "--drop-text-encoder",
+    "model": "--offload model",
+    "sequential": "--offload sequential",
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a pipeline is brought to its device.
+
+    Attributes:
+        offload: "none"; "model" keeps the networks in main memory and the one that runs on the device; "sequential" a
+            layer, which is much slower.
+        quantize: weights of a byte for the linear layers of text encoder and UNets: "int8", or "fp8", whose products
+            are computed in 8 bits, too; None leaves them as they are.
+        drop_text_encoder: encode all prompts first, and let the text encoder go.
+        vae_slicing: the VAE takes one picture at a time; both kinds of offload do so anyway.
+        vae_tiling: the VAE works in tiles of 512 pixels.
+        compile: compile the networks' blocks.
+    """
+
+    offload: str = "none"
+    quantize: str | None = None
+    drop_text_encoder: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    compile: bool = False
+
+    def check(self, device: str) -> None:
+        """Refuse what cannot be had on a device, or together.
+
+        Raises:
+            UserError: naming the option and the mend.
+        """
+        kind = torch.device(device).type
+        if self.offload not in OFFLOADS:
+            raise UserError(f"--offload {self.offload}: choose from {', '.join(OFFLOADS)}")
+        if self.quantize not in (None, *QUANTIZED):
+            raise UserError(f"--quantize {self.quantize}: choose from {', '.join(QUANTIZED)}")
+        if self.offload != "none" and kind == "cpu":
+            raise UserError(f"--offload {self.offload} is for a GPU, and the device is the CPU: leave it out")
+        if self.offload == "sequential" and (self.quantize or self.compile):
+            other = "--quantize" if self.quantize else "--compile"
+            raise UserError(f"--offload sequential moves single weights, which {other} cannot: use --offload model")
+        if self.quantize == "fp8":
+            _check_fp8(kind)
+        if self.quantize:
+            _import_torchao()
+        if self.compile:
+            check_compiler(device)
+
+
+def _check_fp8(kind: str) -> None:
+    if kind != "cuda":
+        raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, not {kind}: use int8")
+    capability = torch.cuda.get_device_capability()
+    if capability < FP8_CAPABILITY:
+        has = ".".join(map(str, capability))
+        raise UserError(f"--quantize fp8 needs CUDA capability 8.9 or more, and this GPU has {has}: use int8")
+
+
+def _import_torchao() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torchao.quantization
+    except ImportError:
+        raise UserError('--quantize needs the package torchao: pip install -c constraints.txt ".[quantize]"') from None
+    return torchao.quantization
+
+
+def place(pipe: DiffusionPipeline, device: str, placement: Placement, prompts: Sequence[str | None] = ()) -> None:
+    """Bring a pipeline, loaded into main memory, to a device.
+
+    Args:
+        pipe: one of ours.
+        device: where its networks run.
+        placement: how; checked for this device.
+        prompts: all that will be asked for; only needed to drop the text encoder.
+    """
+    placement.check(device)
+    for name in ("text_encoder", "unet", "relay_unet"):
+        network = getattr(pipe, name)
+        if placement.quantize and network is not None:
+            quantize_network(network, placement.quantize, device if placement.offload == "none" else None)
+    if placement.drop_text_encoder and pipe.text_encoder is not None:
+        drop_text_encoder(pipe, device, [prompt for prompt in prompts if prompt is not None])
+    if placement.vae_slicing or placement.offload != "none":
+        pipe.enable_vae_slicing()
+    if placement.vae_tiling:
+        pipe.enable_vae_tiling()
+    if placement.offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif placement.offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    if placement.compile:
+        few = pipe.mode.steps + pipe.mode.relay_steps <= FEW_STEPS
+        pipe.compile_networks(graphs=few and placement.offload == "none")
+
+
+def quantize_network(network: torch.nn.Module, kind: str, device: str | None = None) -> None:
+    """Give a network's linear layers weights of a byte, in place.
+
+    Args:
+        network: text encoder or UNet.
+        kind: "int8": whole numbers with a scale for each output, multiplied in the network's own format. "fp8":
+            weights and what they are multiplied with, with a scale for each row.
+        device: where each layer is brought before; None leaves them where they are.
+    """
+    torchao = _import_torchao()
+    if kind == "int8":
+        config = torchao.Int8WeightOnlyConfig(set_inductor_config=False)
+    else:
+        config = torchao.Float8DynamicActivationFloat8WeightConfig(
+            granularity=torchao.PerRow(), set_inductor_config=False
+        )
+    torchao.quantize_(network, config, filter_fn=quantizes, device=device)
+
+
+def drop_text_encoder(pipe: DiffusionPipeline, device: str, prompts: Sequence[str]) -> None:
+    """Encode all prompts a pipeline will be asked for, into its prompt cache, and let its text encoder go.
+
+    Without a cache on disk they are held in memory.
+    """
+    pipe.text_encoder.to(device)
+    if pipe.prompt_cache is None:
+        pipe.prompt_cache = HeldPrompts()
+    for prompt in dict.fromkeys(prompts):
+        pipe._encode("prompt", prompt, torch.device(device))
+    pipe.text_encoder = None
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
+# Not enough memory
+
+
+def model_estimates(
+    model: str, mode: str | None, picture: Picture, dtype: torch.dtype, quantize: str | None = None
+) -> dict[str, int]:
+    """`memory.estimates` for a model by its name; empty for one on the hub, whose configurations are not here."""
+    source = resolve_model(model)
+    if not Path(source).is_dir():
+        return {}
+    return estimates(skeletons(network_folders(source, mode)), picture, dtype, quantize)
+
+
+def network_folders(source: str, mode: str | None) -> dict[str, Path]:
+    """Folders of a model's networks by component, with the UNets of a mode."""
+    _, entry = pick_mode(load_sampling(source), mode, source)
+    own = {"unet": entry.unet, "relay_unet": entry.relay_unet}
+    folders = {name: Path(source) / (own.get(name) or name) for name in DRAWING}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
+
+
+def chosen(placement: Placement) -> str:
+    """The one of `memory.MODES` that a placement is."""
+    return placement.offload if placement.offload != "none" else MODE_OF_DROP[placement.drop_text_encoder]
+
+
+MODE_OF_DROP = {False: "none", True: "drop-text-encoder"}
+
+
+def advice(needs: Mapping[str, int], free: int, mode: str) -> str:
+    """What would fit: the fastest other mode that does, or a smaller picture."""
+    for name, need in needs.items():
+        if name != mode and name in _OPTIONS and need <= free:
+            return f"{_OPTIONS[name]} needs {need / GIB:.1f} GiB"
+    return "no mode fits: use a smaller --batch or --size, --tile-size 512 or --quantize int8"
+
+
+def check_free(needs: Mapping[str, int], placement: Placement, free: int | None = None) -> None:
+    """Refuse, before anything is loaded, what will not fit on the GPU.
+
+    Args:
+        needs: bytes by mode.
+        placement: the mode asked for.
+        free: bytes free on the GPU; asked of it by default.
+
+    Raises:
+        OutOfMemory: names the mode that would fit.
+    """
+    free = torch.cuda.mem_get_info()[0] if free is None else free
+    mode = chosen(placement)
+    if needs and needs[mode] > free:
+        raise OutOfMemory(
+            f"about {needs[mode] / GIB:.1f} GiB of GPU memory are needed and {free / GIB:.1f} are free: "
+            f"{advice(needs, free, mode)}"
+        )
+
+
+@contextmanager
+def explained(needs: Mapping[str, int], placement: Placement) -> Iterator[None]:
+    """Turn torch's running out of GPU memory into an error that names the mode that would fit.
+
+    Raises:
+        OutOfMemory: as `check_free`, though here the estimate said that it would do.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+        mode = chosen(placement)
+        smaller = {name: need for name, need in needs.items() if need < needs.get(mode, 0)}
+        raise OutOfMemory(f"the GPU's memory ran out: {advice(smaller, total, mode)}") from error

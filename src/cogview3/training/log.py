@@ -1,0 +1,185 @@
+"""What a run tells of itself: metrics.jsonl, skipped.jsonl, TensorBoard, Weights & Biases and the terminal."""
+
+import json
+import math
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cogview3 import checkpoints
+from cogview3.config import Recipe, UserError
+
+
+class Log:
+    """Metrics to metrics.jsonl and the trackers, progress to the terminal.
+
+    Trackers: TensorBoard where it is installed, unless COGVIEW3_TENSORBOARD=0; Weights & Biases where COGVIEW3_WANDB
+    names a project.
+
+    Attributes:
+        flops: operations that the training of one image takes; None where they are not known.
+        ceiling: operations a second that all devices reach together in bare matrix products; None likewise.
+    """
+
+    def __init__(self, run: Path, recipe: Recipe, enabled: bool) -> None:
+        self.run, self.recipe, self.enabled = run, recipe, enabled
+        self.path, self.total = run / "metrics.jsonl", recipe.train.images
+        self.sums: dict[str, float] = {}  # since the last line, of `count` steps
+        self.count, self.skipped, self.rate, self.since = 0, 0, 0.0, 0
+        self.last_loss: float | None = None
+        self.flops: int | None = None
+        self.ceiling: float | None = None
+        self.board: Any = None
+        self.wandb: Any = None
+
+    def state(self) -> dict[str, Any]:
+        """What a run goes on with in the middle of a line, as JSON."""
+        return {"count": self.count, "skipped": self.skipped, "sums": self.sums}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.count, self.sums, self.skipped = state["count"], state["sums"], state.get("skipped", 0)
+
+    def forget_after(self, images: int) -> None:
+        """Drop what was logged after the checkpoint that the run goes on from, half-written lines too."""
+        self.since = images
+        for path in (self.path, self.run / "skipped.jsonl"):
+            if self.enabled and path.exists():
+                lines = path.read_text("utf-8", errors="replace").splitlines()
+                last = images - (path != self.path)  # a skipped batch is told by its first image
+                kept = [line for line in lines if _images_of(line) <= last]
+                checkpoints.write_text(path, "".join(line + "\n" for line in kept))
+
+    def __enter__(self) -> "Log":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.progress = Progress(*columns, console=console, disable=not (self.enabled and console.is_terminal))
+        self.progress.start()
+        self.task = self.progress.add_task("images", total=self.total, completed=self.since, text="")
+        self.clock = time.time()
+        if self.enabled:
+            self._open_trackers()
+        return self
+
+    def _open_trackers(self) -> None:
+        if os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0":
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.since + 1)
+            except ImportError:
+                self.board = None
+        if project := wandb_project():
+            import wandb
+
+            number = self.run / "wandb.id"  # a resumed run goes on in its own curves
+            if not number.exists():
+                checkpoints.write_text(number, uuid.uuid4().hex[:12])
+            self.wandb = wandb.init(
+                project=project,
+                name=self.recipe.name,
+                id=number.read_text("utf-8"),
+                resume="allow",
+                dir=str(self.run),
+                config=self.recipe.to_dict(),
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def add(self, losses: dict[str, float], rate: float, images: int) -> None:
+        """A step was made, and `images` are done."""
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        self.count, self.rate = self.count + 1, rate
+        self.progress.update(self.task, completed=images)
+
+    def skip(self, reason: str, images: int, samples: list[tuple[int, str]]) -> None:
+        """A batch of `samples`, (number, key) each, the first number `images`, was left out, or stops the run."""
+        self.skipped += 1
+        if not self.enabled:
+            return
+        indices, keys = zip(*sorted(samples), strict=True)
+        entry = {"images": images, "reason": reason, "indices": indices, "keys": keys}
+        with (self.run / "skipped.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        print(f"batch at image {images}: {reason}; see {self.run / 'skipped.jsonl'}", file=sys.stderr, flush=True)
+
+    def write(self, images: int) -> None:
+        """A line of the means since the last one."""
+        means = {key: value / self.count for key, value in self.sums.items()}
+        seconds = max(time.time() - self.clock, 1e-9)
+        self.last_loss = means.get("loss", self.last_loss)
+        speed = (images - self.since) / seconds
+        line = {"images": images, **means, "learning_rate": self.rate, "images_per_second": round(speed, 2)}
+        if self.skipped:
+            line["skipped_batches"] = self.skipped
+        if self.flops and self.ceiling:
+            line["ceiling_share"] = round(speed * self.flops / self.ceiling, 4)
+        self._line(line)
+        shown = "" if self.last_loss is None else f" loss {self.last_loss:.4f}"
+        self.progress.update(self.task, text=f"{line['images_per_second']}/s{shown}")
+        self.sums, self.count, self.skipped = {}, 0, 0
+        self.clock, self.since = time.time(), images
+
+    def write_figures(self, images: int, figures: dict[str, float]) -> None:
+        """A line of a validation's figures."""
+        self._line({"images": images, **{f"validation/{key}": value for key, value in figures.items()}})
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """Leave the time within the block out of `images_per_second`."""
+        start = time.time()
+        yield
+        self.clock += time.time() - start
+
+    def _line(self, entries: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entries) + "\n")
+        if self.board is not None:
+            for key, value in entries.items():
+                self.board.add_scalar(key, value, entries["images"])
+        if self.wandb is not None:
+            self.wandb.log(entries, step=entries["images"])
+        if not self.progress.console.is_terminal:
+            shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items())
+            print(f"{shown} (of {self.total})", file=sys.stderr, flush=True)
+
+
+def wandb_project() -> str | None:
+    """The project that COGVIEW3_WANDB names. Raises UserError where wandb is not installed for it."""
+    project = os.environ.get("COGVIEW3_WANDB")
+    if project:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise UserError(
+                f"COGVIEW3_WANDB={project}: wandb is not installed; pip install wandb, or unset it"
+            ) from None
+    return project or None
+
+
+def _images_of(line: str) -> float:
+    try:
+        return json.loads(line)["images"]
+    except json.JSONDecodeError:
+        return math.inf

@@ -1,0 +1,91 @@
+"""How fast training could be: operations of a step, and what the device reaches in bare matrix products."""
+
+import copy
+import time
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cogview3.training.objectives import Batch, Objective
+
+
+class _Called(Exception):
+    """What the network was called with."""
+
+
+def step_flops(objective: Objective, skeleton: nn.Module, batch: Batch) -> int | None:
+    """Operations of forward and backward pass of `objective.trained` on a batch; None where it is no UNet.
+
+    Convolutions and matrix products, a multiplication and an addition each; nothing that is computed twice
+    (`train.checkpoint_activations`) counts twice. Counted on `skeleton` (`parallel.skeleton`), without computing.
+    """
+    if not isinstance(objective.trained, UNet2DConditionModel):
+        return None
+    arguments, options = _call(objective, skeleton, batch)
+    network = copy.deepcopy(skeleton)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(*_meta(arguments), **{name: _meta(value) for name, value in options.items()}).sample.sum().backward()
+    return counter.get_total_flops()
+
+
+def _call(objective: Objective, skeleton: nn.Module, batch: Batch) -> tuple[tuple, dict[str, Any]]:
+    """The arguments with which the objective calls its network."""
+    network, watched = objective.trained, copy.deepcopy(skeleton)
+
+    def forward(*arguments: Any, **options: Any) -> None:
+        raise _Called(arguments, options)
+
+    watched.forward = forward
+    objective.trained = watched
+    try:
+        objective.forward(batch)
+    except _Called as call:
+        return call.args
+    finally:
+        objective.trained = network
+    raise AssertionError("the objective does not call its network")
+
+
+def _meta(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_meta(each) for each in value)
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def matmul_ceiling(device: torch.device | str, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
+    """Operations a second (of `clock`) that a product of two square matrices reaches: the best of `repeats` runs.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        side: of the matrices; 8192 by default, 1024 on a CPU.
+        repeats: runs, after one to warm up.
+    """
+    device = torch.device(device)
+    side = side or (1024 if device.type == "cpu" else 8192)
+    products = 1 if device.type == "cpu" else 10
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = clock(device)
+        for _ in range(products):
+            torch.mm(a, b, out=out)
+        seconds.append(clock(device) - start)
+    return 2 * side**3 * products / min(seconds[1:])
+
+
+def clock(device: torch.device | str) -> float:
+    """Seconds, once the device has done what it was given.
+
+    On a CPU the processor's, of all threads together, so that other work on the machine does not count.
+    """
+    if torch.device(device).type == "cpu":
+        return time.process_time()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,82 @@
+"""Where base, relay and their distillation get latents, captions and size conditions: scenes, or shards of pictures."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one size.
+
+    Attributes:
+        latents: "z0" and, for a relay stage, "zL": (B, C, H/8, W/8), float32, scaled.
+        sizes: (B, 3, 2): SDXL's size conditions: (height, width) of the original, (top, left) of the crop, and
+            (height, width) of the picture.
+        seeds: of each sample's generator, from which all that is random about it is drawn.
+        captions: writes or chooses a caption for each sample, given their generators.
+        texts: embeddings (L, D) of the captions, of those that were encoded ahead; None for the others.
+        keys: names of the samples, for messages.
+    """
+
+    latents: dict[str, Tensor]
+    sizes: Tensor
+    seeds: list[list[int]]
+    captions: Callable[[list[np.random.Generator]], list[str]]
+    texts: Sequence[np.ndarray | None] = ()
+    keys: list[str] = field(default_factory=list)
+
+
+class Source(ABC):
+    """Gives the samples of training, and a fixed set for the validation."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Work before the first sample that may take long; the autoencoder is on its device by then."""
+
+    @abstractmethod
+    def take(self, first: int, indices: list[int]) -> Samples:
+        """The samples `indices` of the batch that starts at sample `first`."""
+
+    @abstractmethod
+    def fixed(self) -> Samples:
+        """The whole validation set, its pictures square."""
+
+    @abstractmethod
+    def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
+        """Captions and pictures, uint8 (count, size, size, 3), of the first samples of the validation set."""
+
+    def facts(self, pictures: np.ndarray) -> float | None:
+        """Share of the facts of `shown`'s captions that pictures of them show; None where facts are not known."""
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """What is worth telling of the data read so far, beside a validation's figures."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """This process' position in the data, as JSON, where it does not follow from the number of images seen."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a position; of a run of another number of processes, from the union of those of all."""
+        return
+
+
+def make_source(recipe: BaseRecipe | RelayRecipe | DistillRound, vae: AutoencoderKL, folder: Path) -> Source:
+    """The source that a recipe's [data] describes; `vae` comes from `folder`."""
+    if isinstance(recipe.data, SceneData):
+        from cogview3.training.sources.scenes import SceneSource
+
+        return SceneSource(recipe, vae, folder)
+    from cogview3.training.sources.shards import ShardSource
+
+    return ShardSource(recipe, vae, folder)

@@ -1,0 +1,227 @@
+"""Samples of pictures in shards: read and fitted into buckets by workers, encoded here or ahead.
+
+Everything random about a sample is drawn from (seed, `Sample.index`), so it is the same however reading is split.
+"""
+
+import sys
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from cogview3 import checkpoints
+from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, ShardData, UserError
+from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages
+from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
+from cogview3.data.filters import Filters
+from cogview3.data.formats import find_shards, have_latents, latents_of
+from cogview3.data.latents import posteriors, scaled
+from cogview3.data.report import listed
+from cogview3.data.shards import CaptionedImages
+from cogview3.data.workers import WorkerSamples
+from cogview3.prompts.cache import encoder_fingerprint
+from cogview3.training.sources import Samples, Source
+
+_CHUNK_PIXELS = 2**22  # encoded at once
+
+
+class ShardSource(Source):
+    """Pictures and captions of `recipe.data.shards`."""
+
+    def __init__(self, recipe: BaseRecipe | RelayRecipe | DistillRound, vae: AutoencoderKL, folder: Path) -> None:
+        self._recipe, self._vae, self._data = recipe, vae, recipe.data
+        self._seed = recipe.train.seed
+        data, relay = recipe.data, recipe.kind.endswith("relay")
+        self._low = (data.reconstructed_share, data.degraded_share) if relay else None
+        self._encoded = self._find_latents(folder)
+        self.rank, self.world = _place()
+        make = partial(read_part, data, self._seed, self._encoded)
+        self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
+        self._batches = BucketBatches(self._samples, recipe.train.batch, text_dropout=0)
+        make(0, data.readers)  # wrong addresses and settings are told now, not by a worker
+        if data.validation:
+            find_shards(data.validation)
+
+    def _find_latents(self, folder: Path) -> Preprocessing | None:
+        """How the latents that are to be read must have been made; None where pictures are read."""
+        data = self._data
+        if data.latents == "never":
+            return None
+        shards = find_shards(data.shards)
+        there = have_latents(shards)
+        if not all(there):
+            without = shards[there.index(False)].address
+            if data.latents == "require":
+                raise UserError(
+                    f"{without}: no latents ({sum(there)} of {len(there)} shards have some); make them with cogview3 "
+                    "data encode, or set data.latents=auto"
+                )
+            if any(there):
+                print(
+                    f"{sum(there)} of {len(there)} shards have latents, {without} has none: all pictures are encoded "
+                    "while training",
+                    file=sys.stderr,
+                )
+            return None
+        text = encoder_fingerprint(checkpoints.weights_folder(data.text, "text_encoder").parent)
+        wanted = Preprocessing(vae_fingerprint(folder), text, data.size, *bucket_settings(data), data.crop, self._low)
+        check_latents(latents_of(shards[0]), wanted)  # the others are checked when their turn comes
+        return wanted
+
+    def prepare(self) -> None:
+        """Nothing: reading begins with the first batch."""
+
+    def take(self, first: int, indices: list[int]) -> Samples:
+        """As `Source.take`; which samples these are follows from those before, not from their numbers."""
+        batch = self._batches.take(len(indices))
+        return self._taken(batch, self._seed)
+
+    def _taken(self, batch: Batch, seed: int, mode: bool = False) -> Samples:
+        """The samples of a batch; `mode` takes the posterior's instead of drawing from it."""
+        indices = batch.indices.tolist()
+        if batch.encoded:
+            names = ("mean", "logvar") if self._low is None else ("mean", "logvar", "low_mean")
+            parts = {
+                name: torch.from_numpy(np.stack([getattr(item, name) for item in batch.encoded])).float()
+                for name in names
+            }
+        else:
+            parts = self._encode(batch.pixels(), [np.random.default_rng([seed, index, 9]) for index in indices])
+        z0 = parts["mean"]
+        if not mode:
+            rngs = [np.random.default_rng([seed, index, 4]) for index in indices]
+            noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
+            z0 = z0 + (0.5 * parts["logvar"]).exp() * noise
+        latents = {"z0": scaled(self._vae, z0)}
+        if self._low is not None:
+            latents["zL"] = scaled(self._vae, parts["low_mean"])
+        texts = [item.texts.get(told) for item, told in zip(batch.encoded, batch.captions, strict=False)]
+        return Samples(
+            latents,
+            torch.stack([batch.original, batch.crop, batch.target], 1),
+            [[seed, index, 3] for index in indices],
+            lambda rngs: batch.captions,
+            texts if any(text is not None for text in texts) else (),
+            batch.keys,
+        )
+
+    def _encode(self, pictures: Tensor, rngs: list[np.random.Generator]) -> dict[str, Tensor]:
+        """Posteriors of pictures (B, 3, H, W) in [-1, 1], float32, on the CPU."""
+        device = self._vae.device
+        count = max(1, _CHUNK_PIXELS // (pictures.shape[2] * pictures.shape[3]))
+        parts = []
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16"):
+            for start in range(0, len(pictures), count):
+                chunk = pictures[start : start + count].to(device)
+                parts.append(posteriors(self._vae, chunk, self._low, rngs[start : start + count]))
+        return {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
+
+    # Validation
+
+    @cached_property
+    def _fixed(self) -> Batch:
+        """Squares from the middle of pictures, of the validation's own seed."""
+        data, seed, count = self._data, self._recipe.validate_.seed, self._recipe.validate_.images
+        addresses = data.validation or data.shards
+        reader = CaptionedImages(addresses, seed=seed, new_share=data.new_share, filters=filters_of(data))
+        squares = Buckets(data.size, data.size, 1.0)
+        return BucketBatches(FittedImages(reader, squares, center=True), count, text_dropout=0).take(count)
+
+    @cached_property
+    def _fixed_samples(self) -> Samples:
+        return self._taken(self._fixed, self._recipe.validate_.seed, mode=True)
+
+    def fixed(self) -> Samples:
+        """As `Source.fixed`."""
+        return self._fixed_samples
+
+    def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
+        """As `Source.shown`."""
+        pictures = self._fixed.images[:count].permute(0, 2, 3, 1).numpy()
+        small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
+        return self._fixed.captions[:count], np.stack([np.asarray(picture) for picture in small])
+
+    def figures(self) -> dict[str, float]:
+        """Counts of this process's samples by what became of them; the reasons go to the terminal."""
+        report = self._samples.report
+        broken, filtered, mended = (counts.total() for counts in (report.broken, report.filtered, report.mended))
+        if broken or filtered or mended:
+            print(
+                f"data: {report.samples} samples used; broken: {listed(report.broken)}; left out: "
+                f"{listed(report.filtered)}; mended: {listed(report.mended)}",
+                file=sys.stderr,
+            )
+        return {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
+
+    # Position
+
+    def state(self) -> dict[str, Any]:
+        """As `Source.state`."""
+        return {"world": self.world, "processes": {str(self.rank): self._batches.state_dict()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly, after a run of as many processes.
+
+        After one of others, every reader goes on where it was, and the pictures that waited for a full batch are shared
+        out anew: none is lost or comes twice, but batches are put together otherwise.
+
+        Raises UserError where positions of some of those processes are missing, or they are of other settings.
+        """
+        if not state:
+            print("the checkpoint has no position in the data: it is read from the beginning", file=sys.stderr)
+            return
+        processes = state["processes"]
+        if state["world"] == self.world:
+            self._batches.load_state_dict(processes[str(self.rank)])
+            return
+        if self.rank == 0:
+            print(
+                f"the checkpoint is of {state['world']} processes, here are {self.world}: every picture's turn, crop "
+                "and noise stay the same, but batches are put together otherwise",
+                file=sys.stderr,
+            )
+        readers = {part: at for item in processes.values() for part, at in item["source"]["readers"].items()}
+        waiting = [place for _, item in sorted(processes.items()) for place in item["waiting"]]
+        merged = {"source": {"readers": readers, "turn": 0}, "waiting": waiting[self.rank :: self.world]}
+        self._batches.load_state_dict({**processes["0"], **merged})
+
+
+def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
+    """The samples of one of `parts` readers."""
+    weighted = dict(zip(data.shards, data.weights, strict=True)) if data.weights else data.shards
+    reader = CaptionedImages(
+        weighted,
+        seed=seed,
+        buffer=-(-data.buffer // parts),
+        new_share=data.new_share,
+        filters=filters_of(data),
+        part=part,
+        parts=parts,
+        broken_share=data.broken_share,
+        broken_window=-(-data.broken_window // parts),
+        encoded=encoded,
+    )
+    buckets = Buckets(data.size, *bucket_settings(data))
+    return FittedImages(reader, buckets, seed=seed, center=data.crop == "center")
+
+
+def bucket_settings(data: ShardData) -> tuple[int, float]:
+    """Step and largest ratio of the buckets."""
+    return (data.bucket_step, data.bucket_ratio) if data.buckets else (data.size, 1.0)
+
+
+def filters_of(data: ShardData) -> Filters:
+    """The part of a recipe's [data] that tells what to leave out."""
+    return Filters(**{name: getattr(data, name) for name in Filters.model_fields if hasattr(data, name)})
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of the processes that train together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

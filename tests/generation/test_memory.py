@@ -1,0 +1,307 @@
+"""Memory: estimates against closed forms and real networks; placements and their errors."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cogview3 import CogView3Pipeline
+from cogview3.config import OutOfMemory, UserError
+from cogview3.generation import base, compiling, memory, placement
+from cogview3.generation.attention import constant_text, project_text
+from cogview3.generation.memory import GIB, MARGIN, MODES, Picture, estimates, peak_bytes, skeletons, weight_bytes
+from cogview3.generation.placement import Placement, check_free, explained, model_estimates, place, quantize_network
+
+CALL = {"num_inference_steps": 2, "relay_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
+
+
+@pytest.fixture
+def folder(components: dict[str, Any], tmp_path: Path) -> Path:
+    CogView3Pipeline(**components).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def networks(folder: Path) -> dict[str, nn.Module]:
+    return skeletons(placement.network_folders(str(folder), None))
+
+
+def pipeline(components: dict[str, Any]) -> CogView3Pipeline:
+    pipe = CogView3Pipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: CogView3Pipeline, **changes: Any) -> torch.Tensor:
+    call = {**CALL, "generator": torch.Generator().manual_seed(0), **changes}
+    return pipe("a red star", **call).images
+
+
+# Estimates
+
+
+def test_a_chain_holds_two_tensors_at_once() -> None:
+    chain = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 40), nn.Linear(40, 5)).to("meta")
+    # the caller's input lives all along; the widest moment has it, 20 and 40 numbers
+    assert peak_bytes(chain, lambda: chain(torch.empty(3, 10, device="meta"))) == 3 * (10 + 20 + 40) * 4
+
+
+def test_attention_holds_no_matrix_of_weights() -> None:
+    tokens = 1000
+    query = torch.empty(1, 1, tokens, 8, device="meta")
+    attention = nn.Identity()
+    peak = peak_bytes(attention, lambda: nn.functional.scaled_dot_product_attention(query, query, query))
+    assert peak == tokens * 8 * 4
+
+
+def test_skeletons_weigh_what_the_networks_do(networks: dict[str, nn.Module], components: dict[str, Any]) -> None:
+    for name, network in networks.items():
+        real = sum(tensor.nbytes for tensor in components[name].parameters())
+        assert weight_bytes(network, torch.float32) == real
+        assert weight_bytes(network, torch.bfloat16) == real / 2
+
+
+def test_quantized_weights_are_as_large_as_estimated(
+    networks: dict[str, nn.Module], components: dict[str, Any]
+) -> None:
+    unet = components["relay_unet"].bfloat16()
+    quantize_network(unet, "int8")
+    held = 0
+    for parameter in unet.parameters():
+        parts = getattr(parameter, "tensor_data_names", None)
+        tensors = [parameter] if parts is None else [getattr(parameter, part) for part in parts]
+        held += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+    assert weight_bytes(networks["relay_unet"], torch.bfloat16, "int8") == held
+    plain = weight_bytes(networks["relay_unet"], torch.bfloat16)
+    assert held < plain
+    assert weight_bytes(networks["vae"], torch.bfloat16, "int8") == weight_bytes(networks["vae"], torch.bfloat16)
+
+
+def test_stages_come_in_order_and_grow(networks: dict[str, nn.Module]) -> None:
+    small = memory.stages(networks, Picture(128, 128, 2), torch.float32)
+    names = [stage.name for stage in small]
+    assert names == ["text", "base", "decode", *["encode", "relay", "decode"] * 2]
+    large = memory.stages(networks, Picture(256, 256, 2), torch.float32)
+    for one, four in zip(small[1:], large[1:], strict=True):
+        # of the tiny UNets' memory most is the text's
+        assert (3 if one.name in ("encode", "decode") else 1) < four.activations / one.activations < 4.1
+    pair = memory.stages(networks, Picture(256, 256, 2, batch=2), torch.float32)
+    sliced = memory.stages(networks, Picture(256, 256, 2, batch=2, vae_slicing=True), torch.float32)
+    tiled = memory.stages(networks, Picture(256, 256, 2, tile_size=64), torch.float32)
+    assert pair[-1].activations > sliced[-1].activations > large[-1].activations > tiled[-1].activations
+    assert pair[1].activations == pytest.approx(2 * large[1].activations, rel=0.01)
+
+
+def test_each_mode_needs_less_than_the_one_before(networks: dict[str, nn.Module]) -> None:
+    needs = estimates(networks, Picture(), torch.float32)
+    assert tuple(needs) == MODES
+    assert needs["none"] >= needs["drop-text-encoder"] >= needs["model"] > needs["sequential"]
+    weights = sum(weight_bytes(network, torch.float32) for network in networks.values())
+    most = max(stage.activations for stage in memory.stages(networks, Picture(), torch.float32))
+    assert needs["none"] == round((weights + most) * MARGIN[0]) + MARGIN[1]
+
+
+def test_enlarging_needs_no_base(networks: dict[str, nn.Module]) -> None:
+    names = [stage.name for stage in memory.stages(networks, Picture(64, 64, 1, upscale=True), torch.float32)]
+    assert names == ["encode", "relay", "decode"]
+
+
+def test_damaged_configurations_are_named(folder: Path) -> None:
+    (folder / "vae" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"vae.config\.json is missing or damaged"):
+        model_estimates(str(folder), None, Picture(), torch.float32)
+
+
+def test_models_on_the_hub_are_not_estimated() -> None:
+    assert model_estimates("owner/name", None, Picture(), torch.float32) == {}
+
+
+# Too little memory
+
+NEEDS = {"none": 20 * GIB, "drop-text-encoder": 14 * GIB, "model": 10 * GIB, "sequential": 3 * GIB}
+
+
+@pytest.mark.parametrize(
+    ("free", "words"),
+    [
+        (15, "--drop-text-encoder needs 14.0 GiB"),
+        (11, "--offload model needs 10.0 GiB"),
+        (4, "--offload sequential needs 3.0 GiB"),
+        (1, "no mode fits: use a smaller --batch"),
+    ],
+)
+def test_the_error_names_the_mode_that_fits(free: int, words: str) -> None:
+    with pytest.raises(OutOfMemory, match=rf"about 20\.0 GiB .* {free}\.0 are free: {words}"):
+        check_free(NEEDS, Placement(), free * GIB)
+    check_free(NEEDS, Placement(), 21 * GIB)
+    check_free({}, Placement(), 0)  # nothing is known of it
+
+
+def test_running_out_names_the_mode_that_needs_less() -> None:
+    with pytest.raises(OutOfMemory, match="memory ran out: no mode fits"), explained(NEEDS, Placement()):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="other"), explained(NEEDS, Placement()):
+        raise RuntimeError("other")
+
+
+# Placements
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (Placement("model"), "--offload model is for a GPU"),
+        (Placement("all"), "--offload all: choose from none, model, sequential"),
+        (Placement(quantize="int4"), "--quantize int4: choose from int8, fp8"),
+        (Placement(quantize="fp8"), "needs a CUDA GPU of capability 8.9 or more, not cpu"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(how: Placement, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        how.check("cpu")
+
+
+@pytest.mark.parametrize("other", [{"quantize": "int8"}, {"compile": True}])
+def test_single_weights_are_not_moved_with_others(other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="use --offload model"):
+        replace(Placement("sequential"), **other).check("cuda")
+
+
+def test_old_gpus_have_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    with pytest.raises(UserError, match=r"this GPU has 8\.6: use int8"):
+        Placement(quantize="fp8").check("cuda")
+
+
+def test_a_dropped_text_encoder_draws_the_same(components: dict[str, Any]) -> None:
+    expected = draw(pipeline(dict(components)), negative_prompt="circle")
+    pipe = pipeline(components)
+    place(pipe, "cpu", Placement(drop_text_encoder=True, vae_slicing=True), ["a red star", "circle", None])
+    assert pipe.text_encoder is None
+    torch.testing.assert_close(draw(pipe, negative_prompt="circle"), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="lacks a prompt"):
+        pipe("blue")
+
+
+def test_int8_draws_nearly_the_same(components: dict[str, Any]) -> None:
+    expected = draw(pipeline(dict(components)))
+    pipe = pipeline(components)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        place(pipe, "cpu", Placement(quantize="int8"))
+    linear = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight
+    assert type(linear.data).__name__ != "Tensor"
+    given = draw(pipe)
+    assert not torch.equal(given, expected)
+    assert (given - expected).norm() / expected.norm() < 0.05
+
+
+def test_offload_places_hooks_and_slices(components: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's hooks, towards the CPU, which here stands for the GPU."""
+    expected = draw(pipeline(dict(components)))
+    pipe = pipeline(components)
+    monkeypatch.setattr(Placement, "check", lambda self, device: None)
+    place(pipe, "cpu", Placement("model"))
+    assert pipe.vae.use_slicing
+    assert len(pipe._all_hooks) == 4
+    torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
+    place(pipe, "cpu", Placement("sequential"))
+    assert pipe.unet.conv_in.weight.is_meta
+
+
+def test_vae_tiles_of_its_own(components: dict[str, Any]) -> None:
+    pipe = pipeline(components)
+    seen: list[tuple[int, ...]] = []
+    pipe.vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[2:])))
+    pipe.enable_vae_tiling(64)
+    assert draw(pipe, height=128, width=128).shape == (1, 3, 128, 128)
+    assert set(seen) == {(8, 8)}
+    pipe.disable_vae_tiling()
+    draw(pipe, height=128, width=128)
+    assert (16, 16) in seen
+    with pytest.raises(UserError, match="nearest is 128"):
+        pipe.enable_vae_tiling(100)
+
+
+def test_float16_is_for_the_unets(folder: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(folder, dtype=torch.float16)
+    assert pipe.unet.dtype == pipe.relay_unet.dtype == torch.float16
+    assert pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
+    pipe.set_progress_bar_config(disable=True)
+    assert draw(pipe).isfinite().all()
+
+
+# Compiled
+
+
+def test_compiled_blocks_compute_the_same(make_unet: Callable[..., Any]) -> None:
+    """Traced by dynamo and run by PyTorch: what is compiled is the same, whatever the code is made by."""
+    torch._dynamo.reset()
+    unet, counters = make_unet(), torch._dynamo.utils.counters
+    sample, text, labels = torch.randn(2, 4, 8, 8), torch.randn(1, 5, 16), torch.randn(2, 48)
+
+    def call() -> torch.Tensor:
+        with torch.no_grad():
+            return unet(sample, 500, text, class_labels=labels).sample
+
+    with constant_text(unet):
+        expected = call()
+    assert compiling.compile_network(unet, backend="eager")
+    graphs = counters["stats"]["unique_graphs"]
+    with constant_text(unet), torch.no_grad():
+        project_text(unet, text)
+        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+        first = counters["stats"]["unique_graphs"]
+        assert first > graphs
+        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+        assert counters["stats"]["unique_graphs"] == first, "the second step was compiled anew"
+    assert compiling.compile_seconds() > 0
+    torch._dynamo.reset()
+
+
+def test_a_compiled_pipeline_projects_ahead(components: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    projected: list[Any] = []
+    monkeypatch.setattr(base, "project_text", lambda unet, text: projected.append(unet))
+    pipe = pipeline(components)
+    pipe.compiled = True
+    draw(pipe)
+    assert projected == [pipe.unet, pipe.relay_unet]
+
+
+@pytest.mark.slow
+def test_compiled_code_draws_the_same(components: dict[str, Any]) -> None:
+    try:
+        compiling.check_compiler("cpu")
+    except UserError as error:
+        pytest.skip(str(error))
+    expected = draw(pipeline(dict(components)))
+    pipe = pipeline(components)
+    place(pipe, "cpu", Placement(compile=True))
+    torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler \(no-such-compiler\)"):
+        compiling.check_compiler("cpu")
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package triton"):
+        compiling.check_compiler("cuda")
+
+
+def test_compiled_code_is_kept_where_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiling.cache_folder() == tmp_path / "cogview3" / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+    assert compiling.cache_folder() == tmp_path / "own"
+
+
+def test_other_networks_are_left_alone(make_text_encoder: Callable[[], Any]) -> None:
+    assert not compiling.compile_network(make_text_encoder())
+    assert not compiling.compile_network(None)
