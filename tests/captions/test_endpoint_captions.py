@@ -90,9 +90,11 @@ def test_an_endpoint_that_is_gone_ends_the_job_and_keeps_what_came(tmp_path: Pat
 
 
 def test_a_wrong_key_ends_the_job(tars: list[str]) -> None:
-    with serving(lambda body, number: Reply("status", "no", status=401)) as server:
-        with pytest.raises(CannotGoOn, match="HTTP 401"):
-            recaption(find_shards(tars), job(server.url), here)
+    with (
+        serving(lambda body, number: Reply("status", "no", status=401)) as server,
+        pytest.raises(CannotGoOn, match="HTTP 401"),
+    ):
+        recaption(find_shards(tars), job(server.url), here)
 
 
 def test_jobs_are_checked_before_they_run() -> None:
