@@ -175,6 +175,14 @@ def test_batches_that_cannot_be_split(pairs: Pairs, folder: Path, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+def test_runs_of_several_processes_are_not_moved_aside(
+    pairs: Pairs, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--restart is for one process"):
+        finetune(pairs, str(folder), tmp_path / "run", Settings(), restart=True)
+
+
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", 12)
     options = ["--batch", 4, "--images", 8, "--check-images", 4, "--learning-rate", 1e-3, "--device", "cpu", "--json"]
