@@ -136,6 +136,7 @@ def test_captions_without_an_end_are_marked(folder: Path) -> None:
 
 def test_pictures_that_cannot_be_read_fail_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = ModelJob(str(folder), batch=8).load(0)
+    alone = {row.key: row for row in captions(ModelJob(str(folder)))}
     ask = Asker.inputs
 
     def inputs(self: Asker, images: list, olds: list[str]) -> object:
@@ -149,7 +150,6 @@ def test_pictures_that_cannot_be_read_fail_alone(folder: Path, monkeypatch: pyte
     assert rows["k3"] == Row("k3", "two", None, "failed", "ValueError: too thin")
     assert rows["broken"] == Row("broken", "old", None, "failed", "not an image")
     monkeypatch.undo()
-    alone = {row.key: row for row in captions(ModelJob(str(folder)))}
     assert {key: row for key, row in rows.items() if row != alone.get(key)}.keys() == {"k3", "broken"}
 
 

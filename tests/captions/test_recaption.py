@@ -171,6 +171,15 @@ def test_folders_of_pictures(tmp_path: Path) -> None:
     assert job.log() == ["a", "b", "c"]
 
 
+def test_tables(tmp_path: Path) -> None:
+    rows_of = {"image": [encoded(picture(number)) for number in range(3)], "text": ["one", "two", "three"]}
+    (tmp_path / "set.parquet").write_bytes(parquet_bytes(rows_of))
+    shards, job = find_shards([str(tmp_path / "set.parquet")]), LightJob(tmp_path)
+    assert recaption(shards, job, here)["images"] == 3
+    assert recaption(shards, job, here)["finished_before"] == 1
+    assert [row["old"] for row in rows(tmp_path)] == ["one", "two", "three"]
+
+
 def test_other_settings_are_refused_unless_they_may_overwrite(tars: list[str], tmp_path: Path) -> None:
     shards, plain, spicy = find_shards(tars), LightJob(tmp_path), LightJob(tmp_path, flavor="spicy")
     messages = caption_shard(shards[0], Task(plain, plain.settings), plain.load(0))

@@ -53,7 +53,7 @@ class EndpointJob:
     def __post_init__(self) -> None:
         if self.requests < 1:
             raise UserError(f"requests {self.requests}: give 1 or more at once")
-        self.connect().close()  # what is wrong with it is told now
+        self.connect()  # what is wrong with it is told now
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from cogview3.config import UserError
 from cogview3.data import images
 from cogview3.data.entries import admit
 from cogview3.data.filters import Filters
-from cogview3.data.formats import TEXTS, FolderShard, Shard, filesystem
+from cogview3.data.formats import TEXTS, FolderShard, Shard, TarShard, filesystem
 from cogview3.data.report import Broken, Filtered
 from cogview3.data.sidecars import read_columns, read_keep, read_notes, write_sidecar
 
-_GONE = ("missing tar", "unreadable tar")
+_GONE = ("missing tar", "unreadable tar", "missing table")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class _Reading:
 
     Attributes:
         known: rows of earlier runs by key.
+        total: what the offsets of its groups go up to; None where nobody knows.
         order: keys in the shard's order.
         rows: of this run and the earlier ones.
         faults, filtered: counts by reason of what has no row.
@@ -104,7 +105,7 @@ class _Reading:
     shard: Shard
     task: Task
     known: Mapping[str, Row]
-    total: int
+    total: int | None
     order: list[str] = field(default_factory=list)
     rows: dict[str, Row] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
@@ -116,7 +117,8 @@ class _Reading:
         """Those that can be captioned, also the ones that are; of the others, the rows."""
         keep, keys = read_keep(self.shard), set()
         for group in self.shard.groups():
-            self.share = min(1.0, group.offset / max(1, self.total)) if group.offset >= 0 else self.share
+            if self.total and group.offset >= 0:
+                self.share = min(1.0, group.offset / self.total)
             if not group.key or group.key in keys:
                 self.faults[group.fault or "same key twice"] += 1
                 continue
@@ -209,7 +211,7 @@ def _earlier(shard: Shard, task: Task) -> dict[str, Row]:
 
 
 def state(shard: Shard) -> int | None:
-    """Bytes of a tar, or of a folder's samples: what changes when a shard does. None where it is not there."""
+    """Bytes of a tar, a table or a folder's samples, which change when a shard does; None where it is not there."""
     fs, path = filesystem(shard.address)
     try:
         if not isinstance(shard, FolderShard):
@@ -225,9 +227,11 @@ def state(shard: Shard) -> int | None:
         return None
 
 
-def _length(shard: Shard) -> int:
-    """What offsets of a shard's groups go up to."""
-    return shard.length if isinstance(shard, FolderShard) else state(shard) or 0
+def _length(shard: Shard) -> int | None:
+    """What offsets of a shard's groups go up to; None where that is not known."""
+    if isinstance(shard, FolderShard):
+        return shard.length
+    return state(shard) if isinstance(shard, TarShard) else None
 
 
 @dataclass

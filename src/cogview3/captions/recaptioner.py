@@ -102,6 +102,8 @@ def finetune(
     """
     trl = _import_trl()
     world, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+    if restart and world > 1:
+        raise UserError("--restart is for one process; move the run aside by hand")
     micro_batch = min(micro_batch, settings.batch)
     if settings.batch % (micro_batch * world):
         raise UserError(

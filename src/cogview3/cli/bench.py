@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli.options import Device, DeviceOption, JsonOption, clean_stdout, pick_device, report
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    clean_stdout,
+    pick_device,
+    pick_dtype,
+    report,
+)
 from cogview3.cli.pictures import plan_files
 from cogview3.config import UserError
 
@@ -157,4 +167,29 @@ def training(
             device=pick_device(device),
             counter=counter,
         )
+    report(result, describe(result), as_json)
+
+
+@app.command()
+def captions(
+    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Tars on a disk; they are copied.")],
+    model: Annotated[str, typer.Option("--model", help="Folder, run or hub name of an image-text-to-text model.")],
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at once.")] = 8,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Of a caption.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
+    device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Re-captioning whole shards against bare generation of the same pictures."""
+    with clean_stdout(as_json):
+        from cogview3.bench.captions import describe, run
+        from cogview3.captions.model import ModelJob
+        from cogview3.cli.progress import counter
+        from cogview3.data.formats import find_shards
+
+        where = pick_device(device)
+        kind = str(pick_dtype(dtype, where)).removeprefix("torch.")
+        job = ModelJob(model, where, kind, batch, max_new_tokens=max_new_tokens)
+        result = run(find_shards(shards), job, repeats=repeats, counter=counter)
     report(result, describe(result), as_json)

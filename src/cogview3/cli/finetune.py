@@ -1,5 +1,6 @@
 """`captions finetune`: teach a model to write captions as the collected ones are."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -79,4 +80,5 @@ def finetune(
                 restart=restart,
                 progress=tell,
             )
-    report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one tells
+        report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)

@@ -1,0 +1,110 @@
+"""The same tasks on a Ray cluster of this machine."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogview3.captions.engines import local, on_ray
+from cogview3.captions.model import ModelJob
+from cogview3.captions.recaption import recaption
+from cogview3.config import UserError
+from cogview3.data.formats import find_shards
+from tests.captions.light import LightJob
+from tests.captions.test_recaption import ROOT, here, leftovers, rows
+from tests.captions.tiny import save_llava
+from tests.data.conftest import all_keys, write_tars
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Ray with two CPUs on loopback; its sockets need a short path."""
+    ray = pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 * 2**20,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+        )
+        yield ray
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_actors_that_die_are_replaced(cluster: Any, tars: list[str], tmp_path: Path) -> None:
+    job = LightJob(tmp_path, once="0000003")
+    result = recaption(find_shards(tars), job, on_ray)
+    assert (result["images"], result["tokens"], result["given_up"]) == (15, 75, {})
+    assert set(job.log()) == set(all_keys())
+    assert job.log().count("0000000") == 1
+    (tmp_path / "other").mkdir()
+    recaption(find_shards(write_tars(tmp_path / "other", (5, 4, 6))), job, here)
+    assert rows(tmp_path / "tars") == rows(tmp_path / "other")
+    assert leftovers(tmp_path / "tars") == []
+
+
+def test_shards_and_jobs_are_given_up_as_elsewhere(cluster: Any, tars: list[str], tmp_path: Path) -> None:
+    job = LightJob(tmp_path, always="0000003", broken="0001002")
+    result = recaption(find_shards(tars), job, partial(on_ray, tries=1, workers=1))
+    assert result["given_up"] == {
+        tars[0]: "the worker died; tried 1 times",
+        tars[1]: "RuntimeError: the device is on fire; tried 1 times",
+    }
+    with pytest.raises(UserError, match="this model cannot be loaded"):
+        recaption(find_shards(tars), LightJob(tmp_path, loads=False), partial(on_ray, workers=1), overwrite=True)
+    with pytest.raises(UserError, match="the Ray cluster has no GPU"):
+        recaption(find_shards(tars), job, partial(on_ray, gpu=True))
+
+
+def test_engines_give_equal_rows(cluster: Any, tmp_path: Path) -> None:
+    """A model of transformers in this process, in a local worker and in an actor, with draws."""
+    model = save_llava(tmp_path / "llava", endings="aeiou.,")
+    job = ModelJob(str(model), batch=3, temperature=1.0, seed=5)
+    found = {}
+    for name, engine in (("here", here), ("local", local), ("ray", partial(on_ray, workers=1))):
+        tars = write_tars(tmp_path / name, (5, 4))
+        assert recaption(find_shards(tars), job, engine)["images"] == 9
+        found[name] = rows(tmp_path / name)
+    assert found["local"] == found["here"]
+    assert found["ray"] == found["here"]
+    assert len({row["new"] for row in found["here"]}) > 5
+
+
+@pytest.mark.slow
+def test_a_set_through_many_kills(cluster: Any, tmp_path: Path) -> None:
+    """Twelve shards; twice an actor is killed, and then the job is let go."""
+    tars = write_tars(tmp_path / "tars", (6,) * 12)
+    for _ in range(2):
+        messages = on_ray_until(tmp_path, tars, 20)
+        assert messages >= 20
+    result = recaption(find_shards(tars), LightJob(tmp_path), on_ray)
+    assert result["finished_before"] > 0
+    assert [row["key"] for row in rows(tmp_path / "tars")] == all_keys((6,) * 12)
+    assert leftovers(tmp_path / "tars") == []
+
+
+def on_ray_until(folder: Path, tars: list[str], images: int) -> int:
+    """Run until so many images are done, then let go as Ctrl-C does."""
+    killers = sorted(Path(folder).glob("died-*"))
+    job = LightJob(folder, once=f"{len(killers):04}003")
+    done = 0
+
+    def stop(standing: Any) -> None:
+        nonlocal done
+        done = standing.images
+        if done >= images:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recaption(find_shards(tars), job, on_ray, progress=stop)
+    return done
