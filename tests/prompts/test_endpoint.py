@@ -14,7 +14,17 @@ import pytest
 from cogview3.config import UserError
 from cogview3.prompts import endpoint as module
 from cogview3.prompts.budget import Budget, Price, Usage
-from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Retry, Spent, Stopped, Unusable
+from cogview3.prompts.endpoint import (
+    Endpoint,
+    EndpointError,
+    GaveUp,
+    Refused,
+    Retry,
+    Spent,
+    Stopped,
+    Unusable,
+    is_private,
+)
 from tests.endpoints import KEY, Reply, serving
 
 AT_ONCE = Retry(tries=4, first=0.0, longest=0.0)
@@ -363,6 +373,31 @@ def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     error, server, _ = ask([Reply("status", "", 401)])
     assert server.keys == [None]
     assert "set OPENAI_API_KEY" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [
+        ("https://api.example.org/v1", True),
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.1/v1", True),
+        ("http://[::1]:8000/v1", True),
+        ("http://api.example.org/v1", False),
+        ("http://localhost.example.org/v1", False),
+        ("http://10.0.0.2/v1", False),
+    ],
+)
+def test_what_can_be_read_on_its_way(url: str, private: bool) -> None:
+    assert is_private(url) is private
+
+
+def test_the_default_key_goes_over_no_open_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogview3.prompts.endpoint.is_private", lambda url: False)
+    error, server, _ = ask([Reply("status", "", 401)])
+    assert server.keys == [None]
+    assert "OPENAI_API_KEY goes over https alone unless it is named" in str(error)
+    _, server, _ = ask([Reply(text="yes")], key_env="OPENAI_API_KEY")
+    assert server.keys == [f"Bearer {KEY}"]
 
 
 def test_the_library_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

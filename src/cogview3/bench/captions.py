@@ -7,7 +7,6 @@ Both run in turn, in one process, so that neither other work on the machine nor 
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from cogview3.data.entries import admit, develop
 from cogview3.data.filters import Filters
 from cogview3.data.formats import Shard, TarShard
 from cogview3.data.report import Skipped
+from cogview3.evaluation.progress import Counter, silent
 
 
 def run(
@@ -31,9 +31,7 @@ def run(
     job: ModelJob,
     *,
     repeats: int = 3,
-    counter: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda name, total: nullcontext(
-        lambda done: None
-    ),
+    counter: Counter = silent,
 ) -> dict[str, Any]:
     """Measure, on copies of shards; one worker.
 

@@ -8,7 +8,6 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from cogview3.config import UserError
 from cogview3.data.buckets import BucketBatches, Buckets, FittedImages, fit
 from cogview3.data.scenes.write import write_samples
 from cogview3.data.shards import CaptionedImages
+from cogview3.evaluation.progress import Counter, silent
 
 SHAPES = ((640, 480), (480, 640), (512, 512), (720, 480))
 """Width and height of the pictures in turn, for buckets of 512; scaled with the size."""
@@ -38,9 +38,7 @@ def run(
     size: int = 512,
     shards: int = 10_000,
     repeats: int = 3,
-    counter: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda name, total: nullcontext(
-        lambda done: None
-    ),
+    counter: Counter = silent,
 ) -> dict[str, Any]:
     """Measure the reader on JPEGs made for it, one core.
 

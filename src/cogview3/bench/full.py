@@ -7,8 +7,7 @@ main memory. Each is compiled, block by block, if any is.
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -16,23 +15,21 @@ from typing import Any
 import torch
 
 from cogview3.bench.inference import LIBRARIES, hardware
-from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, System, Watched
+from cogview3.bench.stopwatch import stopwatch, wait
+from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, System
 from cogview3.config import UserError
+from cogview3.evaluation.progress import Counter, silent
 from cogview3.generation.compiling import check_compiler, compile_network, compile_seconds
+from cogview3.training.measure import matmul_ceiling
 
 SIDES, BATCHES = (1024, 2048), (1, 4)
 _RESERVE = 16 * 2**30  # beside the weights: four pictures' activations at 2048
-Counter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-
-
-def _silent(name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda done: None)
 
 
 def count(
     sides: Sequence[int] = SIDES,
     scale: str = "full",
-    counter: Counter = _silent,
+    counter: Counter = silent,
     systems: Sequence[System] | None = None,
 ) -> dict[str, Any]:
     """Operations of a picture by every system, counted without running any: no device is needed.
@@ -68,7 +65,7 @@ def run(
     compiled: bool = True,
     systems: Sequence[str] = (),
     scale: str = "full",
-    counter: Counter = _silent,
+    counter: Counter = silent,
 ) -> dict[str, Any]:
     """Measure every system.
 
@@ -100,7 +97,7 @@ def run(
     chosen = [SYSTEMS[name] for name in systems or SYSTEMS]
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     networks = Networks(scale, device, dtype)
-    ceiling = matmul_ceiling(device, dtype, 8192 if torch.device(device).type == "cuda" else 512)
+    ceiling = matmul_ceiling(device, dtype)
     cases = [
         (side, batch) for side in sides for batch in batches
     ]  # one at a time, all systems in turn, so that a ratio is of neighbors in time
@@ -172,10 +169,10 @@ def _ready(system: System, networks: Networks, pipes: dict[str, Any], compiled: 
 def _draw(pipe: Any, system: System, side: int, batch: int, device: str) -> float:
     """Seconds from prompts to picture tensors on the device."""
     seeds = [torch.Generator(device).manual_seed(number) for number in range(batch)]
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     images = pipe(prompt=[PROMPT] * batch, generator=seeds, **system.call(side)).images
-    _wait(device)
+    wait(device)
     if tuple(images.shape) != (batch, 3, side, side):
         raise RuntimeError(f"{system.name} drew {tuple(images.shape)}")
     return time.perf_counter() - start
@@ -191,52 +188,13 @@ def _measured(pipe: Any, system: System, side: int, batch: int, device: str) -> 
 
 def _parts(pipe: Any, system: System, networks: Networks, side: int, batch: int, device: str) -> dict[str, float]:
     """Seconds of one run by part, of a run of its own, since waiting for each network takes time."""
-    with _stopwatch(system.watched(networks), device) as spent:
+    watched = system.watched(networks)
+    with stopwatch(watched, device) as calls:
         total = _draw(pipe, system, side, batch, device)
-    return spent | {"other": total - sum(spent.values())}
-
-
-@contextmanager
-def _stopwatch(watched: Sequence[Watched], device: str) -> Iterator[dict[str, float]]:
-    """Seconds by part, of the networks' methods while the context is open."""
     spent = dict.fromkeys((part for part, _, _ in watched), 0.0)
-
-    def watch(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watched_call(*arguments: Any, **options: Any) -> Any:
-            _wait(device)
-            start = time.perf_counter()
-            result = function(*arguments, **options)
-            _wait(device)
-            spent[part] += time.perf_counter() - start
-            return result
-
-        return watched_call
-
-    for part, network, method in watched:
-        setattr(network, method, watch(part, getattr(network, method)))
-    try:
-        yield spent
-    finally:
-        for _, network, method in watched:
-            delattr(network, method)
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-def matmul_ceiling(device: str, dtype: torch.dtype, side: int, repeats: int = 10) -> float:
-    """Operations a second that square matrix products of a side reach on a device, the best of several."""
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats + 3):
-        _wait(device)
-        start = time.perf_counter()
-        left @ right
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    for part, seconds in calls:
+        spent[part] += seconds
+    return spent | {"other": total - sum(spent.values())}
 
 
 def _finish(rows: list[dict[str, Any]], counted: Sequence[dict[str, Any]], ceiling: float) -> None:

@@ -9,8 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5EncoderModel
 
+from cogview3.bench.stopwatch import stopwatch, wait
 from cogview3.config import UserError, load_recipe
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import sample_scene
+from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.generation.loading import bundled_models
 from cogview3.generation.pipeline import CogView3Pipeline
@@ -72,9 +73,7 @@ def run(
     settings: Settings = Settings(),
     cold: bool = True,
     device: str = "cpu",
-    counter: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda name, total: nullcontext(
-        lambda done: None
-    ),
+    counter: Counter = silent,
 ) -> dict[str, Any]:
     """Measure the relay pipeline against a single stage of its base UNet at the final size.
 
@@ -190,16 +189,11 @@ def drawers(pipe: CogView3Pipeline, settings: Settings) -> tuple[Draw, Draw]:
 
 def timed(draw: Draw, batch: int, device: torch.device) -> float:
     """Seconds that a batch takes."""
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     draw(batch)
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def shares_by_part(pipe: CogView3Pipeline, draw: Draw, batch: int) -> dict[str, float]:
@@ -208,7 +202,14 @@ def shares_by_part(pipe: CogView3Pipeline, draw: Draw, batch: int) -> dict[str, 
     "text", "base" and "relay" are the networks, "decode_encode" is the VAE between the stages, and "other" the rest:
     schedulers, tokenizer, conversions.
     """
-    with _stopwatch(pipe) as calls:
+    watched = [
+        ("text", pipe.text_encoder, "forward"),
+        ("base", pipe.unet, "forward"),
+        ("relay", pipe.relay_unet, "forward"),
+        ("decode", pipe.vae, "decode"),
+        ("encode", pipe.vae, "encode"),
+    ]
+    with stopwatch(watched, pipe.device) as calls:
         total = timed(draw, batch, pipe.device)
     last = max(index for index, (part, _) in enumerate(calls) if part == "decode")
     calls[last] = ("final_decode", calls[last][1])
@@ -218,38 +219,6 @@ def shares_by_part(pipe: CogView3Pipeline, draw: Draw, batch: int) -> dict[str, 
         seconds[names.get(part, part)] += spent
     shares = {part: spent / total for part, spent in seconds.items()}
     return shares | {"other": 1 - sum(shares.values())}
-
-
-@contextmanager
-def _stopwatch(pipe: CogView3Pipeline) -> Iterator[list[tuple[str, float]]]:
-    """Lists (part, seconds) of every call of a network, in order, while the context is open."""
-    calls: list[tuple[str, float]] = []
-    watched = [
-        ("text", pipe.text_encoder, "forward"),
-        ("base", pipe.unet, "forward"),
-        ("relay", pipe.relay_unet, "forward"),
-        ("decode", pipe.vae, "decode"),
-        ("encode", pipe.vae, "encode"),
-    ]
-
-    def watch(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def watched_call(*arguments: Any, **options: Any) -> Any:
-            _wait(pipe.device)
-            start = time.perf_counter()
-            result = function(*arguments, **options)
-            _wait(pipe.device)
-            calls.append((part, time.perf_counter() - start))
-            return result
-
-        return watched_call
-
-    for part, module, method in watched:
-        setattr(module, method, watch(part, getattr(module, method)))
-    try:
-        yield calls
-    finally:
-        for _, module, method in watched:
-            delattr(module, method)
 
 
 def count_flops(draw: Draw, batch: int = 1) -> int:

@@ -26,15 +26,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cogview3.bench.networks import CLIP_LENGTH, TEXT_LENGTH, build, clip_tokenizer, t5_tokenizer
+from cogview3.bench.stopwatch import Watched
 from cogview3.generation.attention import constant_text
 from cogview3.generation.modes import Mode
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 
 PROMPT = "a lighthouse on a cliff above a stormy sea at dusk"
-
-Watched = tuple[str, nn.Module, str]
-"""Name of a part, the network, and the name of its method that is timed."""
 
 
 class Networks:

@@ -7,7 +7,6 @@ averages are shared, so that a network fits that fills the device. On a CPU, sec
 
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import median
@@ -23,6 +22,7 @@ from torch.nn import functional
 from cogview3.bench.inference import LIBRARIES, hardware
 from cogview3.config import BaseRecipe, UserError, load_recipe, parse_recipe
 from cogview3.diffusion import schedule
+from cogview3.evaluation.progress import Counter, silent
 from cogview3.models.unet import size_conditions
 from cogview3.training import measure
 from cogview3.training.objectives import Batch, Objective
@@ -167,9 +167,7 @@ def run(
     checkpoint_activations: bool | None = None,
     compiled: bool | None = None,
     device: str = "cpu",
-    counter: Callable[[str, int], AbstractContextManager[Callable[[int], None]]] = lambda name, total: nullcontext(
-        lambda done: None
-    ),
+    counter: Counter = silent,
 ) -> dict[str, Any]:
     """Measure the loop's step against a plain one.
 

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 KeyOption = Annotated[
     str | None,
-    typer.Option("--key-env", metavar="NAME", help="Variable with the endpoint's key; OPENAI_API_KEY if it is set."),
+    typer.Option(
+        "--key-env",
+        metavar="NAME",
+        help="Variable with the endpoint's key; by default OPENAI_API_KEY, over https or to this machine.",
+    ),
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds for one request.")]
 TriesOption = Annotated[int, typer.Option("--tries", min=1, max=100, help="Requests until one is given up.")]
@@ -20,6 +24,10 @@ FieldsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Field of each request, such as temperature=0."),
 ]
+MaxRequestsOption = Annotated[int | None, typer.Option("--max-requests", min=0, help="Budget in requests.")]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=0, help="Budget in tokens.")]
+MaxMoneyOption = Annotated[float | None, typer.Option("--max-money", min=0, help="Budget in the price's money.")]
+SideOption = Annotated[int, typer.Option("--side", min=64, max=8192, help="Larger side of the pictures sent.")]
 PriceOption = Annotated[
     str | None,
     typer.Option("--price", metavar="PROMPT,COMPLETION", help="Of a million tokens of each, such as 2.5,10."),

@@ -15,7 +15,11 @@ from cogview3.cli.data import ShardsArgument
 from cogview3.cli.endpoints import (
     FieldsOption,
     KeyOption,
+    MaxMoneyOption,
+    MaxRequestsOption,
+    MaxTokensOption,
     PriceOption,
+    SideOption,
     TimeoutOption,
     TriesOption,
     parse_fields,
@@ -78,10 +82,10 @@ def recaption(
     crashes: Annotated[
         int, typer.Option("--crashes", min=1, max=100, help="Of workers until a shard is given up.")
     ] = 3,
-    side: Annotated[int, typer.Option("--side", min=64, max=8192, help="Larger side of pictures sent.")] = 768,
-    max_requests: Annotated[int | None, typer.Option("--max-requests", min=0, help="Budget in requests.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=0, help="Budget in tokens.")] = None,
-    max_money: Annotated[float | None, typer.Option("--max-money", min=0, help="Budget in the price's money.")] = None,
+    side: SideOption = 768,
+    max_requests: MaxRequestsOption = None,
+    max_tokens: MaxTokensOption = None,
+    max_money: MaxMoneyOption = None,
     price: PriceOption = None,
     key_env: KeyOption = None,
     timeout: TimeoutOption = 120.0,

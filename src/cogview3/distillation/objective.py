@@ -15,9 +15,9 @@ from cogview3.data.latents import decode, to_uint8
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
-from cogview3.distillation.teacher import load_teacher, sampler_levels, student_of, takes_guidance, teacher_scheduler
+from cogview3.distillation.teacher import load_teacher, sampler_levels, student_of, teacher_scheduler
 from cogview3.generation.attention import constant_text
-from cogview3.models.unet import guidance_condition, size_conditions
+from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
 from cogview3.training.objectives import Batch
 from cogview3.training.objectives.latents import LatentTraining
 

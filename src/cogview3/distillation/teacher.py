@@ -9,17 +9,13 @@ from cogview3.diffusion import schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.unet import takes_guidance
 
 
 def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     """The teacher's UNet, for inference, in `dtype`, whatever it is stored in. Raises UserError where there is none."""
     folder = checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
     return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval().requires_grad_(False)
-
-
-def takes_guidance(network: UNet2DConditionModel) -> bool:
-    """Whether a network takes w as a condition, and runs one branch."""
-    return network.config.time_cond_proj_dim is not None
 
 
 def student_of(teacher: UNet2DConditionModel, guidance_width: int) -> UNet2DConditionModel:

@@ -4,7 +4,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from cogview3 import __version__, checkpoints
 from cogview3.config import UserError
 from cogview3.data.latents import decode, to_uint8
 from cogview3.evaluation.metrics import Drawn, Metric, enlarge_to, make_metrics
+from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.evaluation.response import correlation
 from cogview3.generation.loading import load_sampling, resolve_model
@@ -26,9 +26,6 @@ from cogview3.generation.modes import pick_mode
 from cogview3.generation.pipeline import CogView3Pipeline
 
 GRID_PICTURES, GRID_COLUMNS = 24, 8
-
-Counter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Opens a progress bar of a name and a total; the function that it gives is told how much is done."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def evaluate(
     responses: Sequence[tuple[float, float]] = (),
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    counter: Counter = lambda name, total: nullcontext(lambda done: None),
+    counter: Counter = silent,
     **overrides: int | float | str | None,
 ) -> dict[str, Any]:
     """Draw every prompt with every model, and score the pictures.

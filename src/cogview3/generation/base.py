@@ -1,4 +1,4 @@
-"""What both pipelines share: prompts, the denoising loop, pictures to latents and back, relays."""
+"""What both pipelines share: the denoising loop, pictures to latents and back, relays."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,10 @@ from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.light import LightMixin
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
+from cogview3.generation.prompts import PromptsMixin
 from cogview3.generation.switches import SwitchesMixin
 from cogview3.generation.tiles import blend_tiles
-from cogview3.models.unet import guidance_condition, size_conditions
-from cogview3.prompts.cache import PromptCache
-from cogview3.prompts.encode import check_prompt, embed_text, encode_text, warn_of_cuts
+from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
 
 StepCallback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -100,20 +99,9 @@ class RelaySettings:
     keep_colors: bool = False
 
 
-class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin, LightMixin):
-    """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`.
+class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixin, LightMixin):
+    """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`."""
 
-    Attributes:
-        prompt_cache: where embeddings of prompts are kept and looked up; None encodes every prompt anew.
-        prompt_expander: maps prompts to the texts that are encoded in their place, as
-            `cogview3.prompts.expand.Expander` does; negative prompts and embeddings are left alone. None draws prompts
-            as they are.
-        expanded_prompts: what the newest prompts became; None where nothing expanded them.
-    """
-
-    prompt_cache: PromptCache | None = None
-    prompt_expander: Callable[[list[str]], Sequence[str]] | None = None
-    expanded_prompts: list[str] | None = None
     model_cpu_offload_seq = "text_encoder->unet->latent_enlarger->relay_unet->light_decoder->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _relay_guidance = "_relay_guidance_scale"
@@ -143,116 +131,6 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin, LightMixin)
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
         return self._interrupt
-
-    # Prompts
-
-    def encode_prompt(
-        self,
-        prompt: str | Sequence[str] | None,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_images_per_prompt: int = 1,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        device: torch.device | str | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings of prompts, and those of the unconditional branch.
-
-        Args:
-            prompt: one prompt or a list of them; None where `prompt_embeds` is given.
-            negative_prompt: what the unconditional branch sees instead of zeros, for each prompt or for all.
-            num_images_per_prompt: how often each is repeated.
-            prompt_embeds: (prompts, L, C), used instead of encoding `prompt`.
-            negative_prompt_embeds: alike, instead of `negative_prompt`.
-            device: where the embeddings go, the pipeline's execution device by default.
-
-        Returns:
-            `prompt_embeds` and `negative_prompt_embeds`, both (prompts * num_images_per_prompt, L, C).
-
-        Raises:
-            UserError: not strings, counts or shapes that do not fit, or no text encoder.
-        """
-        device = torch.device(device or self._execution_device)
-        if prompt_embeds is None:
-            prompt_embeds = self._encode("prompt", prompt, device)
-        if negative_prompt_embeds is None and negative_prompt is not None:
-            negative_prompt_embeds = self._encode("negative_prompt", negative_prompt, device)
-        if negative_prompt_embeds is None:
-            negative_prompt_embeds = torch.zeros_like(prompt_embeds)
-        if len(negative_prompt_embeds) == 1:
-            negative_prompt_embeds = negative_prompt_embeds.expand(len(prompt_embeds), -1, -1)
-        if negative_prompt_embeds.shape != prompt_embeds.shape:
-            shapes = tuple(negative_prompt_embeds.shape), tuple(prompt_embeds.shape)
-            raise UserError(f"negative and positive embeddings are {shapes[0]} and {shapes[1]}: make them equal")
-        prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
-        negative_prompt_embeds = negative_prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
-        return prompt_embeds, negative_prompt_embeds
-
-    def _encode(self, name: str, text: Any, device: torch.device) -> torch.Tensor:
-        prompts = check_prompt(name, text)
-        if name == "prompt":
-            prompts = self._expand(prompts)
-        self._require_text_encoder(name, prompts)
-        if self.prompt_cache is None:
-            return encode_text(self.tokenizer, self.text_encoder, prompts, device)
-        if self.tokenizer is not None:
-            warn_of_cuts(self.tokenizer, prompts)
-        return self.prompt_cache.encode(
-            prompts, lambda missing: embed_text(self.tokenizer, self.text_encoder, missing, device)
-        )
-
-    def _expand(self, prompts: list[str]) -> list[str]:
-        """What is encoded in the place of prompts."""
-        self.expanded_prompts = None
-        if self.prompt_expander is None:
-            return prompts
-        texts = check_prompt("the prompt expander's answer", list(self.prompt_expander(prompts)))
-        if len(texts) != len(prompts):
-            raise UserError(
-                f"the prompt expander gave {len(texts)} texts for {len(prompts)} prompts: give one for each"
-            )
-        self.expanded_prompts = texts
-        return texts
-
-    def _require_text_encoder(self, name: str, prompts: Sequence[str]) -> None:
-        if self.text_encoder is not None and self.tokenizer is not None:
-            return
-        if self.prompt_cache is None:
-            raise UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
-        if not self.prompt_cache.has(prompts):
-            folder = self.prompt_cache.folder
-            raise UserError(f"this pipeline has no text encoder, and the prompt cache {folder} lacks a {name}: load it")
-
-    def _check_text(
-        self,
-        prompt: Any,
-        negative_prompt: Any,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        unet: UNet2DConditionModel,
-    ) -> int:
-        """Refuse wrong texts before anything is encoded; returns the number of prompts, 0 without any."""
-        count = self._count_texts("prompt", prompt, prompt_embeds, unet)
-        negatives = self._count_texts("negative_prompt", negative_prompt, negative_prompt_embeds, unet)
-        if negatives and _takes_guidance(unet):
-            raise UserError("a distilled model has no negative branch: leave out the negative prompt")
-        if negatives > 1 and count and negatives != count:
-            raise UserError(
-                f"{negatives} negative prompts for {count} prompts: give one for each prompt, or one for all"
-            )
-        return count
-
-    def _count_texts(self, name: str, text: Any, embeds: torch.Tensor | None, unet: UNet2DConditionModel) -> int:
-        if text is not None and embeds is not None:
-            raise UserError(f"both {name} and {name}_embeds are given: leave one out")
-        if embeds is not None:
-            inputs.check_embeds(f"{name}_embeds", embeds, unet.config.cross_attention_dim)
-            return len(embeds)
-        if text is None:
-            return 0
-        texts = check_prompt(name, text)
-        expands = name == "prompt" and self.prompt_expander is not None  # into texts that nobody knows yet
-        self._require_text_encoder(name, [] if expands else texts)
-        return len(texts)
 
     # Settings of a call
 
@@ -360,14 +238,14 @@ class RelayPipelineBase(ModePipeline, RelayLoraMixin, SwitchesMixin, LightMixin)
         """
         unet, guidance = stage.unet, getattr(self, stage.guidance)
         sample = stage.scheduler.scale_model_input(latents, timestep).to(unet.dtype)
-        guided = guidance > 1 and not _takes_guidance(unet) and run.negative_prompt_embeds is not None
+        guided = guidance > 1 and not takes_guidance(unet) and run.negative_prompt_embeds is not None
         if run.text is None or run.text[0] != guided:
             run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
             if self.compiled:
                 project_text(unet, run.text[1])
         rows = len(sample) * (2 if guided else 1)
         condition = None
-        if _takes_guidance(unet):
+        if takes_guidance(unet):
             condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample).expand(rows, -1)
         labels = None if stage.labels is None else stage.labels.to(unet.dtype).expand(rows, -1)
 
@@ -508,8 +386,3 @@ def _text(run: Run, guided: bool, fewer_texts: bool) -> torch.Tensor:
     if not guided or (fewer_texts and not run.negative_prompt_embeds.any()):
         return run.prompt_embeds.clone()
     return torch.cat([run.negative_prompt_embeds, run.prompt_embeds])
-
-
-def _takes_guidance(unet: UNet2DConditionModel) -> bool:
-    """Whether a (distilled) UNet takes guidance as a condition, with no second branch."""
-    return unet.config.time_cond_proj_dim is not None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 
 _SHARED: dict[str, Any] = {
@@ -98,6 +99,11 @@ def size_conditions(
         numbers.flatten(), width, flip_sin_to_cos=True, downscale_freq_shift=0, max_period=10000
     )
     return embeddings.reshape(len(numbers), 6 * width)
+
+
+def takes_guidance(unet: UNet2DConditionModel) -> bool:
+    """Whether a (distilled) UNet takes guidance as a condition, with no second branch."""
+    return unet.config.time_cond_proj_dim is not None
 
 
 def guidance_condition(guidance: torch.Tensor | Sequence[float] | float, width: int) -> torch.Tensor:

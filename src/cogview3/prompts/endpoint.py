@@ -121,7 +121,8 @@ class Endpoint:
     Args:
         url: address up to and with "/v1", or of the chat completions themselves.
         model: the model's name there.
-        key_env: environment variable of the key; None takes `DEFAULT_KEY` if that is set.
+        key_env: environment variable of the key; None takes `DEFAULT_KEY` if that is set and the address is of https
+            or of this machine, where nobody can read it on its way.
         timeout: seconds for one request, its whole answer included.
         retry: what is done about failures that may pass.
         budget: what may be spent; shared by all that asks.
@@ -150,7 +151,7 @@ class Endpoint:
             raise UserError(f"timeout {self.timeout}: give seconds above 0")
         if taken := sorted({"model", "messages", "response_format", "stream", "n"} & self.extra.keys()):
             raise UserError(f"{', '.join(taken)}: not to be set; give other fields, such as temperature")
-        self._key = read_key(self.key_env)
+        self._key = read_key(self.key_env) if self.key_env or is_private(self.url) else None
         self._http = _library()
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
         self._client = self._http.Client(
@@ -297,9 +298,14 @@ class Endpoint:
         if (status in _TRANSIENT or status >= 500 or status == 200) and not no_credit and status not in _HOPELESS:
             raise _Failure(told, _retry_after(headers))
         if status in (401, 403) and not self._key:
-            told += f"; no key was sent: set {self.key_env or DEFAULT_KEY}"
+            told += f"; no key was sent: {self._how_to_send_one()}"
         kind = Unusable if status in _HOPELESS or 300 <= status < 400 or no_credit else Refused
         raise kind(f"{self.shown}: {told}")
+
+    def _how_to_send_one(self) -> str:
+        if os.environ.get(DEFAULT_KEY) and not is_private(self.url):
+            return f"{DEFAULT_KEY} goes over https alone unless it is named as the key's variable"
+        return f"set {DEFAULT_KEY}"
 
     def _hide(self, text: str) -> str:
         """The text without the key, should it hold it."""
@@ -317,6 +323,12 @@ def chat_address(url: str) -> str:
     if not path.endswith("/chat/completions"):
         path += "/chat/completions"
     return urlunsplit(parts._replace(path=path, fragment=""))
+
+
+def is_private(url: str) -> bool:
+    """Whether nobody can read what is sent there on its way: https, or this machine itself."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def read_key(name: str | None) -> SecretStr | None:
