@@ -1,10 +1,11 @@
 """Tiny real components: the classes that real models are made of, at toy width, built in memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -13,6 +14,15 @@ from cogview3.models.unet import unet_config
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Accelerate keeps one state for the whole process, and refuses another precision in it."""
+    monkeypatch.setenv("COGVIEW3_TENSORBOARD", "0")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """The benchmark of training: both kinds of step do the same work, and the report adds up. Speed is not tested."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from typer.testing import CliRunner
 
 from cogview3.bench import training
@@ -17,14 +15,11 @@ from cogview3.diffusion import schedule
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scenes' network on the smallest pictures; full is as small."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(training, "SCALES", {"small": Scale(64, 5, 16, 2, False), "full": Scale(64, 5, 16, 2, True)})
     model = {"block_out_channels": [8, 16, 16], "head_dim": 8, "norm_num_groups": 4, "size_embedding": 8}
     monkeypatch.setattr(training, "FULL", model)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])

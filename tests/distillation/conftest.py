@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cogview3.config import DistillRecipe, parse_recipe
-from tests.training.conftest import COMMON, TABLES, fresh_accelerator, runs
+from tests.training.conftest import COMMON, TABLES, runs
 
-__all__ = ["fresh_accelerator", "runs"]  # fixtures
+__all__ = ["runs"]  # a fixture
 
 STEPS = {"base": [4, 2, 1], "relay": [4, 2, 1]}
 

@@ -1,7 +1,6 @@
 """Tiny recipes of all four kinds, and runs of them that went through undisturbed."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,6 @@ def tiny_recipe(kind: str, runs: Path, **changes: Any) -> Recipe:
         table, _, key = name.partition("__")
         tables.setdefault(table, {})[key] = value
     return parse_recipe(tables, "tiny")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate keeps one state for the whole process, and refuses another precision in it."""
-    monkeypatch.setenv("COGVIEW3_TENSORBOARD", "0")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
