@@ -10,8 +10,12 @@ from cogview3.config.tables import (
     Distill,
     DistillRelay,
     DistillTrain,
+    ExpanderData,
+    ExpanderModel,
     LatentData,
     Optimizer,
+    RecaptionerData,
+    RecaptionerModel,
     RelayObjective,
     Table,
     TextData,
@@ -41,6 +45,19 @@ class TextHeader(_Header):
     """Table [recipe] of a text encoder; `start_from` gives the encoder's weights and the tokenizer."""
 
     kind: Literal["text"]
+    start_from: str | None = None
+
+
+class RecaptionerHeader(_Header):
+    """Table [recipe] of a small recaptioner."""
+
+    kind: Literal["recaptioner"]
+
+
+class ExpanderHeader(_Header):
+    """Table [recipe] of a small prompt expander; `start_from` gives encoder and tokenizer, as of a text encoder."""
+
+    kind: Literal["expander"]
     start_from: str | None = None
 
 
@@ -91,6 +108,22 @@ class TextRecipe(_Recipe):
     recipe: TextHeader
     model: TextModel = TextModel()
     data: TextData = TextData()
+
+
+class RecaptionerRecipe(_Recipe):
+    """How to train a small recaptioner."""
+
+    recipe: RecaptionerHeader
+    model: RecaptionerModel = RecaptionerModel()
+    data: RecaptionerData = RecaptionerData()
+
+
+class ExpanderRecipe(_Recipe):
+    """How to train a small prompt expander."""
+
+    recipe: ExpanderHeader
+    model: ExpanderModel = ExpanderModel()
+    data: ExpanderData = ExpanderData()
 
 
 def _no_low_resolution(data: LatentData) -> LatentData:
@@ -197,10 +230,13 @@ class DistillRelayRecipe(_Rounds):
 
 DistillRound = DistillBaseRound | DistillRelayRound
 DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
-Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | DistillRecipe
+CaptionRecipe = RecaptionerRecipe | ExpanderRecipe
+Recipe = VaeRecipe | TextRecipe | CaptionRecipe | BaseRecipe | RelayRecipe | DistillRound | DistillRecipe
 KINDS: dict[str, type[_Recipe]] = {
     "vae": VaeRecipe,
     "text": TextRecipe,
+    "recaptioner": RecaptionerRecipe,
+    "expander": ExpanderRecipe,
     "base": BaseRecipe,
     "relay": RelayRecipe,
     "distill_base": DistillBaseRecipe,

@@ -122,6 +122,69 @@ class TextData(Table):
     tokenizer_captions: Positive = 8_000
 
 
+class RecaptionerModel(Table):
+    """LLaVA: SigLIP's vision transformer on pictures of `image_size`, and a causal language model of Llama's kind."""
+
+    image_size: Annotated[int, Field(ge=32)] = 128
+    patch_size: Annotated[Positive, Checked] = 16
+    head_dim: Positive = 32
+    vision_width: Annotated[Positive, Checked] = 192
+    vision_layers: Positive = 5
+    text_width: Annotated[Positive, Checked] = 192
+    text_layers: Positive = 3
+    vocab_size: Annotated[int, Field(ge=512)] = 1024
+
+    @field_validator("patch_size")
+    @classmethod
+    def _divides(cls, number: int, info: ValidationInfo) -> int:
+        if info.data.get("image_size", number) % number:
+            raise ValueError(f"does not divide image_size {info.data['image_size']}; give a divisor")
+        return number
+
+    @field_validator("vision_width", "text_width")
+    @classmethod
+    def _of_heads(cls, width: int, info: ValidationInfo) -> int:
+        head = info.data.get("head_dim", width)
+        if width % head:
+            raise ValueError(f"not a multiple of head_dim {head}; give one")
+        return width
+
+
+class RecaptionerData(Table):
+    """Pictures with alt-texts of random scenes.
+
+    Attributes:
+        captioned_share: of a batch's pictures, those for which the caption is learned too; from all, what is where.
+        resized_share: pictures drawn at twice the size and resized, as pictures of data sets are.
+        empty_share: pictures without an alt-text.
+        tokenizer_captions: captions read to build the tokenizer.
+    """
+
+    captioned_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    resized_share: Share = 0.5
+    empty_share: Share = 0.03
+    tokenizer_captions: Positive = 8_000
+
+
+class ExpanderModel(Table):
+    """T5 with gated GELU, as `TextModel`; `max_length` holds for prompts and for what is written."""
+
+    d_model: Positive = 128
+    d_kv: Positive = 32
+    d_ff: Positive = 320
+    num_heads: Positive = 4
+    num_layers: Positive = 4
+    num_decoder_layers: Positive = 3
+    vocab_size: Annotated[int, Field(ge=512)] = 1024
+    max_length: Annotated[int, Field(ge=16)] = 96
+
+
+class ExpanderData(Table):
+    """Brief prompts of random scenes, and captions read to build the tokenizer (unless `start_from` gives one)."""
+
+    tokenizer_captions: Positive = 8_000
+
+
 class UNetModel(Table):
     """UNet2DConditionModel of three levels: DownBlock2D, CrossAttnDownBlock2D x 2."""
 

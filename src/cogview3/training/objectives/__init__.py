@@ -65,6 +65,14 @@ def build(recipe: Recipe) -> Objective:
         from cogview3.training.objectives.text import TextTraining
 
         return TextTraining(recipe)
+    if recipe.kind == "recaptioner":
+        from cogview3.training.objectives.recaptioner import RecaptionerTraining
+
+        return RecaptionerTraining(recipe)
+    if recipe.kind == "expander":
+        from cogview3.training.objectives.expander import ExpanderTraining
+
+        return ExpanderTraining(recipe)
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)
