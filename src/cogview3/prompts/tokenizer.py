@@ -47,13 +47,24 @@ def build_tokenizer(
     special = [(name, 0.0) for name in (PAD, END, UNKNOWN)]
     characters = [(name, _CHARACTER_SCORE) for name in _CHARACTERS if name not in dict(words)]
     backend = _backend(special + words + characters + [(name, _BYTE_SCORE) for name in _BYTES], unknown=2)
-    no_space = [decoders.Replace(f" {mark}", mark) for mark in _CLOSING]
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse(), *no_space])
+    backend.decoder = _decoder()
     if ends_texts:
         backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=max_length
     )
+
+
+def writes_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same tokenizer, made by an earlier `build_tokenizer`, with the decoder of today's; changed in place."""
+    tokenizer.backend_tokenizer.decoder = _decoder()
+    return tokenizer
+
+
+def _decoder() -> decoders.Decoder:
+    """Tokens to text; punctuation, a token of its own, loses the space before it."""
+    no_space = [decoders.Replace(f" {mark}", mark) for mark in _CLOSING]
+    return decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse(), *no_space])
 
 
 def _most_common(counts: Counter[str], room: int) -> list[tuple[str, int]]:

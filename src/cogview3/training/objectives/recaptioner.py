@@ -26,7 +26,6 @@ from transformers import (
 
 from cogview3.captions.request import request
 from cogview3.config import RecaptionerModel, RecaptionerRecipe
-from cogview3.data.latents import to_tensor
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import (
@@ -41,6 +40,7 @@ from cogview3.data.scenes.scene import (
     Scene,
     sample_scene,
 )
+from cogview3.evaluation.written import recaption_figures
 from cogview3.prompts.tokenizer import build_tokenizer
 from cogview3.training.objectives import Batch, Objective
 
@@ -128,21 +128,22 @@ class Recaptioner(nn.Module):
         width = config.vision_config.hidden_size
         self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(_PATCH_CLASSES)))
 
-    def forward(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the patches tell, and the texts of the first pictures.
+    def forward(self, pictures: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the patches tell, and how the texts of some of the pictures go on.
 
         Args:
             pictures: (B, 3, S, S) in [-1, 1].
-            tokens: (C, L), C <= B, picture's places included.
+            tokens: (B, L), the picture's places included.
+            rows: (B,) bool, C of them true: those whose text is read.
 
         Returns:
-            logits of the patches (B, P, 51), and of each next token (C, L, vocabulary).
+            Logits of the patches (B, P, 51), and of each next token (C, L, vocabulary).
         """
         model = self.llava.model
         patches = model.vision_tower(pictures, output_hidden_states=True).hidden_states[-1]
-        embeddings = model.get_input_embeddings()(tokens)
-        projected = model.multi_modal_projector(patches[: len(tokens)]).to(embeddings.dtype)
-        places = (tokens == self.llava.config.image_token_id).unsqueeze(-1)
+        embeddings = model.get_input_embeddings()(tokens[rows])
+        projected = model.multi_modal_projector(patches[rows]).to(embeddings.dtype)
+        places = (tokens[rows] == self.llava.config.image_token_id).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(places, projected)
         hidden = model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         return self.patch_head(patches).float(), self.llava.lm_head(hidden).float()
@@ -204,38 +205,42 @@ class RecaptionerTraining(Objective):
         prompt = [self.tokenizer.convert_tokens_to_ids(IMAGE)] * self.side**2 + asked
         return prompt + caption, [IGNORED] * len(prompt) + caption
 
+    def _is_captioned(self, index: int) -> bool:
+        share = self.recipe.data.captioned_share
+        return int((index + 1) * share) > int(index * share)
+
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Pictures (B, 3, S, S), labels of their patches (B, 10, P), tokens of texts and their labels (C, L)."""
+        """Pictures (B, 3, S, S), labels of their patches (B, 10, P), tokens of texts and their labels (B, L).
+
+        Of pictures whose caption is not learned, all tokens are padding.
+        """
         data, seed = self.recipe.data, self.recipe.train.seed
         samples = [self._sample(seed, index) for index in indices]
         chances = [np.random.default_rng([seed, index, 1]).random(2) for index in indices]
-        captioned = max(1, round(len(indices) * data.captioned_share))
-        texts = [
-            self._tokens(scene, "" if chance[0] < data.empty_share else old.text)
-            for (scene, old), chance in list(zip(samples, chances, strict=True))[:captioned]
-        ]
-        length = self.side**2 + MAX_TEXT
-        padded = [
-            (
-                tokens + [self.tokenizer.pad_token_id] * (length - len(tokens)),
-                labels + [IGNORED] * (length - len(tokens)),
-            )
-            for tokens, labels in texts
-        ]
+        tokens = torch.full((len(indices), self.side**2 + MAX_TEXT), self.tokenizer.pad_token_id)
+        labels = torch.full_like(tokens, IGNORED)
+        for row, (index, (scene, old), chance) in enumerate(zip(indices, samples, chances, strict=True)):
+            if self._is_captioned(index):
+                told, wanted = self._tokens(scene, "" if chance[0] < data.empty_share else old.text)
+                tokens[row, : len(told)], labels[row, : len(told)] = torch.tensor(told), torch.tensor(wanted)
         scenes = [scene for scene, _ in samples]
         return {
             "pictures": self._pictures(scenes, [bool(chance[1] < data.resized_share) for chance in chances]),
             "patches": torch.from_numpy(np.stack([patch_labels(scene, self.side) for scene in scenes])),
-            "tokens": torch.tensor([tokens for tokens, _ in padded]),
-            "labels": torch.tensor([labels for _, labels in padded]),
+            "tokens": tokens,
+            "labels": labels,
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy of the captions' tokens, and of what patches tell."""
-        used = (batch["tokens"] != self.tokenizer.pad_token_id).any(0).sum()
-        tokens, labels = batch["tokens"][:, :used], batch["labels"][:, :used]
-        told, logits = self.trained(batch["pictures"], tokens)
-        caption = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        filled = batch["tokens"] != self.tokenizer.pad_token_id
+        rows, length = filled.any(1), int(filled.any(0).sum())
+        labels = batch["labels"][rows, :length]
+        told, logits = self.trained(batch["pictures"], batch["tokens"][:, :length], rows)
+        wanted = labels[:, 1:].flatten()
+        caption = functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
+        ) / max(1, int((wanted != IGNORED).sum()))  # a small batch may hold no caption
         parts = told.split(_PATCH_CLASSES, -1)
         each = [
             functional.cross_entropy(part.flatten(0, 1), batch["patches"][:, i].flatten(), ignore_index=IGNORED)
@@ -268,8 +273,7 @@ class RecaptionerTraining(Objective):
         samples = [self._sample(settings.seed, index, kind) for index, kind in enumerate(kinds)]
         pictures = self._pictures([scene for scene, _ in samples], [index % 4 < 2 for index in range(len(samples))])
         written = self.write(pictures, [old.text for _, old in samples])
-        right = [text == captions.plain(scene).text for (scene, _), text in zip(samples, written, strict=True)]
-        return {"captions_right": sum(right) / len(right)}
+        return recaption_figures([scene for scene, _ in samples], [old for _, old in samples], written)
 
     def samples(self) -> None:
         """Nothing to see."""
