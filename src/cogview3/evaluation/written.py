@@ -8,7 +8,7 @@ from cogview3.config import UserError
 from cogview3.data.scenes.captions import Caption
 from cogview3.data.scenes.parser import is_consistent, parse, reading_of
 from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene, is_held_out
-from cogview3.data.scenes.score import match, score
+from cogview3.data.scenes.score import match_objects, score
 
 
 def recaption_figures(scenes: Sequence[Scene], olds: Sequence[Caption], written: Sequence[str]) -> dict[str, float]:
@@ -63,7 +63,7 @@ def wrong_statements_kept(scene: Scene, old: Caption, told: Facts | None) -> lis
     """For each wrong statement of an old caption whether a new one's facts hold it too; None holds nothing."""
     truth, stated = scene.facts(), old.facts
     reading = reading_of(told) if told else None
-    same = match(replace(truth, relations=()), reading) if reading else {}  # scene's object -> new caption's
+    same = match_objects(replace(truth, relations=()), reading) if reading else {}  # scene's object -> new caption's
     kept = [
         told is not None and getattr(told, name) == getattr(stated, name)
         for name in ("ground", "texture", "count")

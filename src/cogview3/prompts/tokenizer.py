@@ -29,7 +29,7 @@ def build_tokenizer(
         texts: captions to count words in.
         vocab_size: tokens in all, with 3 special ones, 37 characters and 256 bytes; ids that no word fills stay free.
         max_length: `model_max_length`, tokens that every prompt is padded or cut to.
-        ends_texts: append the end token; not for a causal model, whose texts go on.
+        ends_texts: append the end token, and pad on the right; not for a causal model, whose texts go on.
 
     Raises:
         UserError: a vocabulary too small for words.
@@ -51,7 +51,12 @@ def build_tokenizer(
     if ends_texts:
         backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=max_length
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=max_length,
+        padding_side="right" if ends_texts else "left",
     )
 
 

@@ -52,8 +52,9 @@ def reading_of(facts: Facts) -> Reading:
 
 
 def is_consistent(facts: Facts) -> bool:
-    """Whether there can be such a scene: as many objects as stated, no two in a cell, none of its ground's color,
-    each stated relation as the places have it.
+    """Whether there can be such a scene.
+
+    There are as many objects as stated, no two in a cell, none of its ground's color; relations are as places have it.
     """
     objects = facts.objects
     return (

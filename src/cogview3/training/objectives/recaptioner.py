@@ -171,7 +171,6 @@ class RecaptionerTraining(Objective):
 
         tokenizer = build_tokenizer(texts(), self.recipe.model.vocab_size - 1, 1024, ends_texts=False)
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-        tokenizer.padding_side = "left"
         return tokenizer
 
     def prepare(self, device: str) -> None:
