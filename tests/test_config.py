@@ -106,8 +106,8 @@ def test_recipes_are_frozen(stage: Path) -> None:
         ("model.norm_num_groups=3", ["model.norm_num_groups", "[8, 16, 16]", "common divisor", "3"]),
         ("model.head_dim=6", ["model.head_dim", "[16, 16]", "6"]),
         ("recipe.name=../x", ["recipe.name", "pattern", "'../x'"]),
-        ("recipe.kind=magic", ["recipe.kind", "'magic'", "vae, text, base, relay"]),
-        ("recipe.kind=[1]", ["recipe.kind", "[1]", "vae, text, base, relay"]),
+        ("recipe.kind=magic", ["recipe.kind", "'magic'", "vae, text, recaptioner, expander, base, relay"]),
+        ("recipe.kind=[1]", ["recipe.kind", "[1]", "vae, text, recaptioner, expander, base, relay"]),
     ],
 )
 def test_wrong_values_are_refused_by_key_value_and_mend(stage: Path, override: str, words: list[str]) -> None:

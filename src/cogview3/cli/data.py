@@ -38,6 +38,7 @@ class Captions(StrEnum):
     comprehensive = "comprehensive"
     brief = "brief"
     alt_text = "alt-text"
+    plain = "plain"
 
 
 class Layout(StrEnum):
@@ -73,6 +74,9 @@ def scenes(
     captions: Annotated[
         Captions, typer.Option("--captions", help="Which caption goes into the .txt.")
     ] = Captions.comprehensive,
+    new: Annotated[
+        Captions | None, typer.Option("--new", help="Which captions go into a sidecar beside each tar, as new ones.")
+    ] = None,
     layout: Annotated[Layout, typer.Option("--layout", help="WebDataset tars, or plain files.")] = Layout.tar,
     shard: Annotated[int, typer.Option("--shard", min=1, max=10_000, help="Pictures a tar.")] = 1000,
     seed: SeedOption = None,
@@ -83,6 +87,8 @@ def scenes(
     Captions are true of their pictures, but for some of the alt-texts.
     """
     check_writable(out)
+    if new is not None and layout is Layout.folder:
+        raise UserError(f"--new {new} writes sidecars of tars; leave out --layout folder, or --new")
     from cogview3.cli.progress import counter
     from cogview3.data.scenes.write import write_scenes
 
@@ -93,11 +99,13 @@ def scenes(
             count,
             size=size,
             caption=str(captions),
+            new=None if new is None else str(new),
             seed=seed,
             shard=shard if layout is Layout.tar else None,
             progress=progress,
         )
     result = {"out": str(out), "count": count, "size": size, "captions": str(captions), "seed": seed}
+    result |= {} if new is None else {"new": str(new)}
     report(result, f"{count} scenes written to {out} (seed {seed})", as_json)
 
 

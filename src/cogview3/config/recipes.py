@@ -11,11 +11,15 @@ from cogview3.config.tables import (
     DistillRelay,
     DistillTrain,
     EnlargerModel,
+    ExpanderData,
+    ExpanderModel,
     LightData,
     LightDecoderModel,
     LightDecoderObjective,
     Lora,
     Optimizer,
+    RecaptionerData,
+    RecaptionerModel,
     RelayObjective,
     SceneData,
     ShardData,
@@ -47,6 +51,19 @@ class TextHeader(_Header):
     """Table [recipe] of a text encoder; `start_from` gives the encoder's weights and the tokenizer."""
 
     kind: Literal["text"]
+    start_from: str | None = None
+
+
+class RecaptionerHeader(_Header):
+    """Table [recipe] of a small recaptioner."""
+
+    kind: Literal["recaptioner"]
+
+
+class ExpanderHeader(_Header):
+    """Table [recipe] of a small prompt expander; `start_from` gives encoder and tokenizer, as of a text encoder."""
+
+    kind: Literal["expander"]
     start_from: str | None = None
 
 
@@ -97,6 +114,22 @@ class TextRecipe(_Recipe):
     recipe: TextHeader
     model: TextModel = TextModel()
     data: TextData = TextData()
+
+
+class RecaptionerRecipe(_Recipe):
+    """How to train a small recaptioner."""
+
+    recipe: RecaptionerHeader
+    model: RecaptionerModel = RecaptionerModel()
+    data: RecaptionerData = RecaptionerData()
+
+
+class ExpanderRecipe(_Recipe):
+    """How to train a small prompt expander."""
+
+    recipe: ExpanderHeader
+    model: ExpanderModel = ExpanderModel()
+    data: ExpanderData = ExpanderData()
 
 
 DATA_TABLES = {"<scenes>": SceneData, "<shards>": ShardData}
@@ -261,11 +294,14 @@ class DistillRelayRecipe(_Rounds):
 
 DistillRound = DistillBaseRound | DistillRelayRound
 DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
+CaptionRecipe = RecaptionerRecipe | ExpanderRecipe
 LightRecipe = EnlargerRecipe | LightDecoderRecipe
-Recipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | LightRecipe | DistillRound | DistillRecipe
+Recipe = VaeRecipe | TextRecipe | CaptionRecipe | BaseRecipe | RelayRecipe | LightRecipe | DistillRound | DistillRecipe
 KINDS: dict[str, type[_Recipe]] = {
     "vae": VaeRecipe,
     "text": TextRecipe,
+    "recaptioner": RecaptionerRecipe,
+    "expander": ExpanderRecipe,
     "base": BaseRecipe,
     "relay": RelayRecipe,
     "enlarger": EnlargerRecipe,

@@ -143,6 +143,84 @@ class TextData(Table):
     tokenizer_captions: Positive = 8_000
 
 
+class RecaptionerModel(Table):
+    """LLaVA: a Swin transformer on pictures of `image_size`, and a causal language model of Llama's kind.
+
+    Attributes:
+        patch_size: pixels of the first level's patches; each level after it halves their number and doubles the width.
+        vision_width: of the first level.
+        vision_depths: layers of each level. The last level's patches go into the text.
+        vision_window: patches along a side that see each other.
+    """
+
+    patch_size: Positive = 4
+    head_dim: Positive = 24
+    vision_width: Annotated[Positive, Checked] = 48
+    vision_depths: Annotated[list[Positive], Field(min_length=1)] = [2, 2, 4]
+    vision_window: Positive = 8
+    image_size: Annotated[int, Field(ge=32), Checked] = 128
+    text_width: Annotated[Positive, Checked] = 192
+    text_layers: Positive = 3
+    vocab_size: Annotated[int, Field(ge=512)] = 1024
+
+    @property
+    def coarsest_patch(self) -> int:
+        """Side in pixels of the last level's patches."""
+        return self.patch_size * 2 ** (len(self.vision_depths) - 1)
+
+    @field_validator("image_size")
+    @classmethod
+    def _divides(cls, number: int, info: ValidationInfo) -> int:
+        if {"patch_size", "vision_depths"} <= info.data.keys():
+            patch = info.data["patch_size"] * 2 ** (len(info.data["vision_depths"]) - 1)
+            if number % patch:
+                raise ValueError(f"not a multiple of {patch}, the last level's patches; give one")
+        return number
+
+    @field_validator("vision_width", "text_width")
+    @classmethod
+    def _of_heads(cls, width: int, info: ValidationInfo) -> int:
+        head = info.data.get("head_dim", width)
+        if width % head:
+            raise ValueError(f"not a multiple of head_dim {head}; give one")
+        return width
+
+
+class RecaptionerData(Table):
+    """Pictures with alt-texts of random scenes.
+
+    Attributes:
+        captioned_share: of a batch's pictures, those for which the caption is learned too; from all, what is where.
+        resized_share: pictures drawn at twice the size and resized, as pictures of data sets are.
+        empty_share: pictures without an alt-text.
+        tokenizer_captions: captions read to build the tokenizer.
+    """
+
+    captioned_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    resized_share: Share = 0.5
+    empty_share: Share = 0.03
+    tokenizer_captions: Positive = 8_000
+
+
+class ExpanderModel(Table):
+    """T5 with gated GELU, as `TextModel`; `max_length` holds for prompts and for what is written."""
+
+    d_model: Positive = 128
+    d_kv: Positive = 32
+    d_ff: Positive = 320
+    num_heads: Positive = 4
+    num_layers: Positive = 4
+    num_decoder_layers: Positive = 3
+    vocab_size: Annotated[int, Field(ge=512)] = 1024
+    max_length: Annotated[int, Field(ge=16)] = 96
+
+
+class ExpanderData(Table):
+    """Brief prompts of random scenes, and captions read to build the tokenizer (unless `start_from` gives one)."""
+
+    tokenizer_captions: Positive = 8_000
+
+
 class UNetModel(Table):
     """UNet2DConditionModel of three levels: DownBlock2D, CrossAttnDownBlock2D x 2."""
 

@@ -15,6 +15,8 @@ _ARTICLES = {"a", "an", "another", "one", "single", "lone", "1"}
 _STOPS = {"a", "an", "the", "another", "on", "at", "by", "with", "from", "above", "below", "under", "over", "beside"}
 _STOPS |= {"left", "right", "beneath", "underneath", "behind", "between", "near", "next", "to"}
 _ENDS = frozenset(".;:!?")
+_VERBAL = re.compile(r"[aeiouy].*(ing|ed)$")  # "running", "edged"; not "ring"
+_BARE_SHADES = {"dark": "black", "light": "white"}  # colors that a shade without one may become
 _REACH = 6  # words between a number or a color and its noun
 _ABSENT = {"outline": {"unoutlined", "borderless", "edgeless"}, "pattern": {"plain", "solid", "unpatterned", "filled"}}
 _ABSENT |= {name: {"plain", "solid", "unpatterned"} for name in ("striped", "dotted", "checkered")}
@@ -88,7 +90,7 @@ def _words(text: str) -> list[_Word]:
 
 
 def _same(word: _Word, other: _Word) -> bool:
-    return word.text == other.text or word.meaning == other.meaning
+    return word.text == other.text or word.meaning == other.meaning or other.color == _BARE_SHADES.get(word.meaning, "")
 
 
 def _run(words: Sequence[_Word], start: int) -> list[int]:
@@ -104,7 +106,7 @@ def _head(words: Sequence[_Word], start: int) -> int | None:
     if start + 1 < len(words) and words[start].text in ("and", ",") and words[start + 1].color is not None:
         start += 1  # "red and white flag"
     run = [place for place in _run(words, start) if words[place].color is None]
-    nouns = [place for place in run if not words[place].text.endswith(("ing", "ed"))] or run
+    nouns = [place for place in run if not _VERBAL.search(words[place].text)] or run
     plural = [place for place in nouns if is_plural(words[place].text)]
     return plural[0] if plural else nouns[-1] if nouns else None
 
@@ -214,17 +216,22 @@ def _denied(asked: Sequence[_Word]) -> list[int]:
                 if at >= len(asked) or asked[at].text not in {"or", "nor"}:
                     break
                 at += 1
-        elif word.joined and place + 1 < len(asked) and asked[place + 1].text == "free":
+        elif _is_free(asked, place):
             places.append(place)
     return places
 
 
+def _is_free(words: Sequence[_Word], place: int) -> bool:
+    """Whether a word begins one such as "sugar-free"."""
+    return words[place].joined and place + 1 < len(words) and words[place + 1].text == "free"
+
+
 def _under_denial(told: Sequence[_Word], place: int, reach: int, ends: frozenset[str] = _ENDS | {",", "but"}) -> bool:
     """Whether a negation stands before a word, in its clause."""
-    if told[place].joined and place + 1 < len(told) and told[place + 1].text == "free":
+    if _is_free(told, place):
         return True
     for each in range(place - 1, max(-1, place - 1 - reach), -1):
-        if told[each].text in ends:
+        if told[each].text in ends or (told[each].text == "and" and told[each + 1].text in _ARTICLES):
             return False
         if told[each].text in NEGATIONS or (
             told[each].text in ("free", "empty") and told[each + 1].text in ("of", "from")
@@ -247,7 +254,11 @@ def _is_denied(noun: _Word, told: Sequence[_Word], asked: Sequence[_Word], denie
         return False
     # "a ring without an outline" leaves outlines to other things, "no cars" leaves no cars
     also_wanted = any(_same(word, noun) and at not in denied for at, word in enumerate(asked))
-    return not affirmed or also_wanted or any(word.text == "without" for word in asked)
+    return (
+        not affirmed
+        or also_wanted
+        or any(word.text == "without" or _is_free(asked, at) for at, word in enumerate(asked))
+    )
 
 
 def _lacks(word: str, noun: _Word) -> bool:

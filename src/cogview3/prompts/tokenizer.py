@@ -13,10 +13,13 @@ from cogview3.config import UserError
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _BYTES = [f"<0x{value:02X}>" for value in range(256)]
 _CHARACTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", "▁"]
+_CLOSING = ".,:;?!"  # stand without a space before them; each is a word of its own
 _CHARACTER_SCORE, _BYTE_SCORE = -20.0, -40.0  # words first, then characters, bytes last
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int, ends_texts: bool = True
+) -> PreTrainedTokenizerFast:
     """Make a Unigram tokenizer of the most frequent words. As in T5: pad 0, end 1, unknown 2, the end token appended.
 
     Words are scored by their frequency. Unigram training, made for open text, splits the words of a small closed
@@ -26,6 +29,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         texts: captions to count words in.
         vocab_size: tokens in all, with 3 special ones, 37 characters and 256 bytes; ids that no word fills stay free.
         max_length: `model_max_length`, tokens that every prompt is padded or cut to.
+        ends_texts: append the end token, and pad on the right; not for a causal model, whose texts go on.
 
     Raises:
         UserError: a vocabulary too small for words.
@@ -43,11 +47,29 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     special = [(name, 0.0) for name in (PAD, END, UNKNOWN)]
     characters = [(name, _CHARACTER_SCORE) for name in _CHARACTERS if name not in dict(words)]
     backend = _backend(special + words + characters + [(name, _BYTE_SCORE) for name in _BYTES], unknown=2)
-    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
-    backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    backend.decoder = _decoder()
+    if ends_texts:
+        backend.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=max_length
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=max_length,
+        padding_side="right" if ends_texts else "left",
     )
+
+
+def writes_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same tokenizer, made by an earlier `build_tokenizer`, with the decoder of today's; changed in place."""
+    tokenizer.backend_tokenizer.decoder = _decoder()
+    return tokenizer
+
+
+def _decoder() -> decoders.Decoder:
+    """Tokens to text; punctuation, a token of its own, loses the space before it."""
+    no_space = [decoders.Replace(f" {mark}", mark) for mark in _CLOSING]
+    return decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse(), *no_space])
 
 
 def _most_common(counts: Counter[str], room: int) -> list[tuple[str, int]]:

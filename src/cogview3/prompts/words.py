@@ -95,7 +95,9 @@ _PHRASES = (  # of several words, and what they count as
     (r"\bhorizontal stripes\b", "stripes"),
     (r"\bgrid lines\b", "grid"),
     (r"\bno pattern\b", "plain"),
-    (r"\bunoutlined\b", "without outline"),
+    (r"\b(unoutlined|borderless|edgeless)\b", "outline-free"),
+    (r"\bwith no\b", "without"),
+    (r"\bwith ([^,.;:]*?) and no\b", r"with \1 without"),
     (
         r"\b(on|against|in front of) ((?:an? )?(?:[a-z]+ ){0,2}(?:COLORS)(?: grid| tiles)?)"
         r"(?= ?[,.;:)]|$| with| are| is| there)",

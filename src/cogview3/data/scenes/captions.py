@@ -19,6 +19,7 @@ from cogview3.data.scenes.clauses import (
     is_unique,
     joined,
     leave_out_rest,
+    line_color,
     noun_for,
     say_shared,
     sentence_case,
@@ -42,7 +43,7 @@ from cogview3.data.scenes.scene import (
 )
 from cogview3.data.scenes.vocabulary import suggestions, unknown_words, vocabulary
 
-__all__ = ["Caption", "alt_text", "brief", "comprehensive", "suggestions", "unknown_words", "vocabulary"]
+__all__ = ["Caption", "alt_text", "brief", "comprehensive", "plain", "suggestions", "unknown_words", "vocabulary"]
 
 MAX_WORDS = 75  # of a comprehensive caption; with punctuation it then stays under 96 tokens
 FEWER_SHARE = 0.05  # brief captions that leave objects out
@@ -52,11 +53,15 @@ FILE_NAME_SHARE = 0.12  # alt-texts that are file names
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, the facts that it states (objects in the scene's order), and how many of these are wrong."""
+    """A text, the facts that it states (objects in the scene's order), and how many of these are wrong.
+
+    `told` holds the scene's indices of the objects, in the order in which the text first names them.
+    """
 
     text: str
     facts: Facts
     wrong: int = 0
+    told: tuple[int, ...] = ()
 
 
 def comprehensive(scene: Scene, rng: np.random.Generator) -> Caption:
@@ -68,13 +73,36 @@ def comprehensive(scene: Scene, rng: np.random.Generator) -> Caption:
         text, relations = _comprehensive_text(scene, rng)
         if len(text.split()) <= MAX_WORDS:
             facts = replace(scene.facts(), relations=relations)
-            return Caption(spelled(text if rng.random() < 0.1 else sentence_case(text), rng), facts)
+            told = tuple(range(len(scene.objects)))
+            return Caption(spelled(text if rng.random() < 0.1 else sentence_case(text), rng), facts, told=told)
+
+
+def plain(scene: Scene, order: Sequence[int] | None = None) -> Caption:
+    """Describe a scene wholly in one fixed way: of the phrasings of `comprehensive`, a plain one.
+
+    Every fact but relations is stated once, each object's place before the rest of it: "two shapes on a tiled blue
+    background: at the top a small plain red star with no outline and in the center a ...". What small models learn to
+    write. In lower case, at most 76 words.
+
+    Args:
+        scene: the scene.
+        order: indices of its objects in the order to tell them; the scene's own by default.
+    """
+    order = tuple(range(len(scene.objects)) if order is None else order)
+    parts = [
+        f"{w.PLACES[item.position].texts[0]} a {item.size} {item.fill} {item.color} {item.shape} with "
+        + (f"a {line_color(scene.ground)} outline" if item.outline else "no outline")
+        for item in (scene.objects[index] for index in order)
+    ]
+    things = f"{w.NUMBERS[len(parts)].texts[0]} {'shape' if len(parts) == 1 else 'shapes'}"
+    ground = f"a {scene.texture} {scene.ground} background"
+    return Caption(f"{things} on {ground}: {enumerated(parts)}.", replace(scene.facts(), relations=()), told=order)
 
 
 def brief(scene: Scene, rng: np.random.Generator) -> Caption:
     """Describe a scene as a user's prompt would: all objects (rarely fewer), a few facts of each."""
-    text, facts, _ = _brief(scene, rng)
-    return Caption(text, facts)
+    text, facts, told = _brief(scene, rng)
+    return Caption(text, facts, told=told)
 
 
 def alt_text(scene: Scene, rng: np.random.Generator) -> Caption:
@@ -83,12 +111,12 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> Caption:
     `facts` holds what the text states, also what it states wrongly; `wrong` counts the latter.
     """
     told = _with_one_change(scene, rng) if rng.random() < WRONG_SHARE else scene
-    text, facts, mentioned = _brief(told, rng)
+    text, facts, order = _brief(told, rng)
     patterns = w.FILE_NAMES if rng.random() < FILE_NAME_SHARE else w.ALT_PATTERNS
     noise = {name: rng.integers(*bounds) for name, bounds in w.ALT_NUMBERS.items()}
     slug = re.sub(r"\W+", "-_"[rng.integers(2)], text.lower()).strip("-_")
     text = patterns[rng.integers(len(patterns))].format(caption=text.rstrip(".?"), slug=slug, **noise)
-    return Caption(text, facts, _count_wrong(facts, mentioned, scene))
+    return Caption(text, facts, _count_wrong(facts, sorted(order), scene), order)
 
 
 def _comprehensive_text(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[Relation, ...]]:
@@ -149,7 +177,7 @@ def _relation_sentence(
 
 @dataclass(frozen=True)
 class _Body:
-    """The part of a brief caption about objects. Keys and relations use the scene's indices."""
+    """The part of a brief caption about objects. Keys, in the text's order, and relations use the scene's indices."""
 
     text: str
     stated: dict[int, ObjectFacts]
@@ -159,8 +187,8 @@ class _Body:
     be: str = "is"  # after "there"
 
 
-def _brief(scene: Scene, rng: np.random.Generator) -> tuple[str, Facts, list[int]]:
-    """A brief caption: its text, its facts, and the scene's indices of the objects in them."""
+def _brief(scene: Scene, rng: np.random.Generator) -> tuple[str, Facts, tuple[int, ...]]:
+    """A brief caption: its text, its facts, and the scene's indices of the objects as the text tells them."""
     order = list(map(int, rng.permutation(len(scene.objects))))
     if len(order) > 1 and rng.random() < FEWER_SHARE:
         order = order[: rng.integers(1, len(order))]
@@ -177,7 +205,7 @@ def _brief(scene: Scene, rng: np.random.Generator) -> tuple[str, Facts, list[int
     mentioned = sorted(body.stated)
     relations = tuple(Relation(mentioned.index(r.first), r.kind, mentioned.index(r.second)) for r in body.relations)
     facts = Facts(ground, texture, body.count, tuple(body.stated[i] for i in mentioned), relations)
-    return text, facts, mentioned
+    return text, facts, tuple(body.stated)
 
 
 def _some_facts(item: SceneObject, rng: np.random.Generator, position: bool = False) -> ObjectFacts:
@@ -249,6 +277,7 @@ def _related_body(scene: Scene, order: list[int], rng: np.random.Generator) -> _
     if not is_sentence and len(relations) == 1 and rng.random() < 0.15:
         to_it = w.RELATIONS_TO_IT[relations[0].kind].pick(rng)
         parts = [f"{phrases[second]} with {phrases[first]} {to_it}"]
+        stated = {second: stated.pop(second), **stated}
     else:
         parts = [f"{phrases[first]} {verb}{told} {phrases[second]}"]
     for place, index in enumerate(order[2:], 2):

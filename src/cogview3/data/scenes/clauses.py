@@ -48,7 +48,7 @@ def noun_for(stated: ObjectFacts, item: SceneObject, ground: str, rng: np.random
     noun = w.NOUNS[stated.shape].pick(rng) if stated.shape else w.THINGS.pick(rng)
     after = " and ".join(filter(None, [fill_detail, outline_detail]))
     if not after and stated.outline is not None and not words["outline"]:
-        after = w.OUTLINE_ENDINGS[_yes_no(stated.outline)].pick(rng).format(line=_line(ground))
+        after = w.OUTLINE_ENDINGS[_yes_no(stated.outline)].pick(rng).format(line=line_color(ground))
     elif after:
         after = f"with {after}"
     return Noun(" ".join(order.format(**words).split()), noun, after, words["color"])
@@ -77,7 +77,7 @@ def _outline_words(
     if bare or chance < (0.4 if outline else 0.15):
         return w.OUTLINES[_yes_no(outline)].pick(rng), ""
     if after_with or chance < 0.75:
-        tone = w.TONES[_line(ground)].pick(rng)
+        tone = w.TONES[line_color(ground)].pick(rng)
         return "", w.OUTLINE_DETAILS[_yes_no(outline)].pick(rng).format(tone=tone)
     return "", ""
 
@@ -86,7 +86,7 @@ def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _line(ground: str) -> str:
+def line_color(ground: str) -> str:
     """Color of outlines on this ground."""
     return "white" if ground == "black" else "black"
 

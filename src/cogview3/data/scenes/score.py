@@ -67,7 +67,7 @@ def score(stated: Facts, picture: np.ndarray | Image.Image | Reading) -> Score:
     _check(stated)
     reading = picture if isinstance(picture, Reading) else read(picture)
     found = reading.facts
-    match = _match(stated, reading)
+    match = match_objects(stated, reading)
     facts = [
         ScoredFact(kind, None, getattr(stated, kind) == getattr(found, kind))
         for kind in ("ground", "texture", "count")
@@ -99,7 +99,7 @@ def _check(stated: Facts) -> None:
         raise UserError("no facts are stated, so nothing can be scored; state at least one")
 
 
-def _match(stated: Facts, reading: Reading) -> dict[int, int]:
+def match_objects(stated: Facts, reading: Reading) -> dict[int, int]:
     """Index of the object read for each stated one, with the most facts right.
 
     Among equals the match wins whose objects lie furthest along the stated relations.

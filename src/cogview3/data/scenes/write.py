@@ -7,20 +7,29 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 from PIL import Image
 
+from cogview3 import __version__
 from cogview3.checkpoints import whole_folder
 from cogview3.config import UserError
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
+from cogview3.data.sidecars import write_sidecar
 
 CAPTIONS: dict[str, Callable[[Scene, np.random.Generator], captions.Caption]] = {
     "comprehensive": captions.comprehensive,
     "brief": captions.brief,
     "alt-text": captions.alt_text,
+    "plain": lambda scene, rng: captions.plain(scene),
 }
 """The kinds of caption that can go beside a picture."""
+
+SIDECAR = pyarrow.schema(
+    [(name, pyarrow.string()) for name in ("key", "old", "new", "model", "version", "status", "error")]
+)
+"""Columns of a captions sidecar."""
 
 MAX_SHARD = 10_000
 """Scenes that a tar can hold: keys are a shard's five digits and a sample's four, as in img2dataset."""
@@ -35,6 +44,7 @@ def write_scenes(
     *,
     size: int = 256,
     caption: str = "comprehensive",
+    new: str | None = None,
     seed: int = 0,
     shard: int | None = 1000,
     progress: Callable[[int], None] = lambda done: None,
@@ -42,13 +52,14 @@ def write_scenes(
     """Write `count` scenes, each as `key.png`, `key.txt` (its caption) and `key.json`.
 
     The JSON holds caption, width, height, the scene, and the facts that the caption states. Picture i depends
-    on `seed` and i alone. The folder appears whole or not at all.
+    on `seed` and i alone, as do its captions. The folder appears whole or not at all.
 
     Args:
         out: folder to make; it must not exist yet, or be empty.
         count: number of scenes, 1 or more.
         size: side of the pictures in pixels.
         caption: kind of caption, a key of `CAPTIONS`.
+        new: kind of the new captions in a sidecar beside each tar, as a recaptioner writes them; None for no sidecar.
         seed: 0 or more.
         shard: scenes in one tar (`00000.tar`, `00001.tar`, ...), up to `MAX_SHARD`; None writes plain files.
         progress: called with the number of scenes drawn so far.
@@ -56,25 +67,48 @@ def write_scenes(
     Raises:
         UserError: a value outside these ranges, or `out` holds something already.
     """
-    _check(out, count, caption, seed, shard)
+    _check(out, count, caption, new, seed, shard)
     per_shard = shard or count
     with whole_folder(out) as folder:
         for number, start in enumerate(range(0, count, per_shard)):
-            samples = (
-                (f"{number * MAX_SHARD + index - start:09}", _files(seed, index, size, caption, progress))
+            keys = {
+                index: f"{number * MAX_SHARD + index - start:09}"
                 for index in range(start, min(start + per_shard, count))
-            )
+            }
+            samples = ((key, _files(seed, index, size, caption, progress)) for index, key in keys.items())
             if shard is None:
                 _write_folder(folder, samples)
             else:
                 write_samples(folder / f"{number:05}.tar", samples)
+            if new is not None:
+                _write_new(folder / f"{number:05}.captions.parquet", keys, seed, caption, new)
 
 
-def _check(out: Path, count: int, caption: str, seed: int, shard: int | None) -> None:
+def _draw(seed: int, index: int, *kinds: str) -> tuple[Scene, list[captions.Caption]]:
+    """Scene `index`, and captions of these kinds one after the other."""
+    rng = np.random.default_rng([seed, index])
+    scene = sample_scene(rng)
+    return scene, [CAPTIONS[kind](scene, rng) for kind in kinds]
+
+
+def _write_new(path: Path, keys: dict[int, str], seed: int, caption: str, new: str) -> None:
+    """The sidecar of one tar; `keys` by the scenes' indices."""
+    rows = []
+    for index, key in keys.items():
+        _, (old, told) = _draw(seed, index, caption, new)
+        rows.append({"key": key, "old": old.text, "new": told.text, "status": "ok", "error": ""})
+    made = {"model": f"scenes/{new}", "version": __version__}
+    write_sidecar(str(path), pyarrow.Table.from_pylist([row | made for row in rows], SIDECAR), {**made, "seed": seed})
+
+
+def _check(out: Path, count: int, caption: str, new: str | None, seed: int, shard: int | None) -> None:
     if count < 1:
         raise UserError(f"count {count}: give 1 or more")
-    if caption not in CAPTIONS:
-        raise UserError(f"caption {caption!r}: choose from {', '.join(CAPTIONS)}")
+    for name, kind in (("caption", caption), ("new", new)):
+        if kind is not None and kind not in CAPTIONS:
+            raise UserError(f"{name} {kind!r}: choose from {', '.join(CAPTIONS)}")
+    if new is not None and shard is None:
+        raise UserError(f"new {new!r}: new captions lie beside tars; write tars, or leave it out")
     if seed < 0:
         raise UserError(f"seed {seed}: give 0 or more")
     if shard is not None and not 1 <= shard <= MAX_SHARD:
@@ -87,9 +121,7 @@ def _files(
     seed: int, index: int, size: int, caption: str, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, bytes]]:
     """Suffix and contents of each of a sample's files."""
-    rng = np.random.default_rng([seed, index])
-    scene = sample_scene(rng)
-    told = CAPTIONS[caption](scene, rng)
+    scene, [told] = _draw(seed, index, caption)
     picture = io.BytesIO()
     Image.fromarray(render(scene, size)).save(picture, format="PNG", compress_level=1)
     record = {

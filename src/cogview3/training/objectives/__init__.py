@@ -90,6 +90,14 @@ def build(recipe: Recipe) -> Objective:
         from cogview3.training.objectives import light
 
         return light.EnlargerTraining(recipe) if recipe.kind == "enlarger" else light.LightDecoderTraining(recipe)
+    if recipe.kind == "recaptioner":
+        from cogview3.training.objectives.recaptioner import RecaptionerTraining
+
+        return RecaptionerTraining(recipe)
+    if recipe.kind == "expander":
+        from cogview3.training.objectives.expander import ExpanderTraining
+
+        return ExpanderTraining(recipe)
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)

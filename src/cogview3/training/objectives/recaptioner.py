@@ -1,0 +1,306 @@
+"""The small recaptioner's objective: from a picture and its noisy alt-text, the comprehensive caption.
+
+Its classes are those of large ones (LLaVA: a vision transformer's patches stand before the text of a causal language
+model), so that the same commands run it. The vision transformer is a Swin (Liu et al. 2021), whose small windows on
+fine patches learn stripes and outlines from far fewer pictures than global attention on coarse ones does. Written
+captions alone would still teach it slowly; beside them every patch must tell which object covers it and all facts about
+this object. That head is not kept.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    SiglipImageProcessorPil,
+    SwinConfig,
+)
+
+from cogview3.captions.request import request
+from cogview3.config import RecaptionerModel, RecaptionerRecipe
+from cogview3.data.scenes import captions
+from cogview3.data.scenes.render import render
+from cogview3.data.scenes.scene import (
+    COLORS,
+    COUNT_WEIGHTS,
+    FILLS,
+    GROUNDS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    sample_scene,
+)
+from cogview3.evaluation.written import recaption_figures
+from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.training.objectives import Batch, Objective
+
+IMAGE = "<image>"
+MAX_NEW_TOKENS = 96  # a caption of four objects has 72
+MAX_TEXT = 144  # tokens of request and caption; longer alt-texts are left out in training
+IGNORED = -100  # label of what is not to be learned
+
+_NUMBERS = len(COUNT_WEIGHTS)
+_PATCH_CLASSES = (  # number of the object that covers a patch (0: none), its facts, the scene's
+    *(_NUMBERS + 1, len(SHAPES), len(COLORS), len(FILLS), 2, len(SIZES), len(POSITIONS)),
+    *(len(GROUNDS), len(TEXTURES), _NUMBERS),
+)
+
+
+def patch_labels(scene: Scene, side: int) -> np.ndarray:
+    """Class of each of side x side patches in each of ten respects, (10, side * side), IGNORED where there is none.
+
+    In the order of the head: number of the object whose square holds the patch's center, counted from 1 in reading
+    order, 0 for none; its shape, color, fill, outline, size and position; ground, texture and number of objects.
+    """
+    labels = np.full((len(_PATCH_CLASSES), side, side), IGNORED)
+    labels[0] = 0
+    labels[-3:] = np.reshape(
+        [GROUNDS.index(scene.ground), TEXTURES.index(scene.texture), len(scene.objects) - 1], (3, 1, 1)
+    )
+    centers = (np.arange(side) + 0.5) / side
+    for number, item in enumerate(scene.objects, 1):
+        half = SIZES[item.size] / 2
+        inside = np.ix_(abs(centers - item.y) < half, abs(centers - item.x) < half)
+        facts = (
+            SHAPES.index(item.shape),
+            COLORS.index(item.color),
+            FILLS.index(item.fill),
+            int(item.outline),
+            list(SIZES).index(item.size),
+            POSITIONS.index(item.position),
+        )
+        for respect, value in enumerate((number, *facts)):
+            labels[respect][inside] = value
+    return labels.reshape(len(_PATCH_CLASSES), -1)
+
+
+def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
+    """Configuration at the recipe's widths: all patches of the vision transformer's last layer go into the text."""
+    levels = range(len(model.vision_depths))
+    vision = SwinConfig(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        embed_dim=model.vision_width,
+        depths=model.vision_depths,
+        num_heads=[2**level * model.vision_width // model.head_dim for level in levels],
+        window_size=model.vision_window,
+        mlp_ratio=3.0,
+        drop_path_rate=0.0,
+        use_absolute_embeddings=True,  # where a patch lies is one of the facts
+    )
+    text = LlamaConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.text_width,
+        intermediate_size=2 * model.text_width,
+        num_hidden_layers=model.text_layers,
+        num_attention_heads=model.text_width // model.head_dim,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(model.image_size // model.coarsest_patch) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+
+
+class Recaptioner(nn.Module):
+    """LLaVA, and the head that tells from each patch what covers it."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.llava = LlavaForConditionalGeneration(config)
+        self.llava.model.vision_tower.layernorm.requires_grad_(False)  # of no use for what LLaVA takes
+        width = config.vision_config.hidden_size
+        self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(_PATCH_CLASSES)))
+
+    def forward(self, pictures: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the patches tell, and how the texts of some of the pictures go on.
+
+        Args:
+            pictures: (B, 3, S, S) in [-1, 1].
+            tokens: (B, L), the picture's places included.
+            rows: (B,) bool, C of them true: those whose text is read.
+
+        Returns:
+            Logits of the patches (B, P, 51), and of each next token (C, L, vocabulary).
+        """
+        model = self.llava.model
+        patches = model.vision_tower(pictures, output_hidden_states=True).hidden_states[-1]
+        embeddings = model.get_input_embeddings()(tokens[rows])
+        projected = model.multi_modal_projector(patches[rows]).to(embeddings.dtype)
+        places = (tokens[rows] == self.llava.config.image_token_id).unsqueeze(-1)
+        embeddings = embeddings.masked_scatter(places, projected)
+        hidden = model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return self.patch_head(patches).float(), self.llava.lm_head(hidden).float()
+
+
+class RecaptionerTraining(Objective):
+    """Train to write `captions.plain` of a scene from its picture and an alt-text, which is sometimes wrong."""
+
+    def __init__(self, recipe: RecaptionerRecipe) -> None:
+        super().__init__()
+        self.recipe, model = recipe, recipe.model
+        self.tokenizer = self._new_tokenizer()
+        torch.manual_seed(recipe.train.seed)
+        self.trained = Recaptioner(llava_config(model, self.tokenizer))
+        self.side = model.image_size // model.coarsest_patch
+        self.processor = new_processor(model, self.tokenizer)
+
+    def _new_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of words of requests and captions, with a token for the picture; ends no text by itself."""
+
+        def texts() -> Iterator[str]:
+            for index in range(self.recipe.data.tokenizer_captions):
+                scene, old = self._sample(self.recipe.train.seed + 1, index)
+                yield f"{request(old.text)} {captions.plain(scene).text}"
+
+        tokenizer = build_tokenizer(texts(), self.recipe.model.vocab_size - 1, 1024, ends_texts=False)
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+        return tokenizer
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.llava.set_attn_implementation("eager")
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, whose order follows from the captions' wording."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+
+    def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
+        rng = np.random.default_rng([seed, index])
+        scene = sample_scene(rng, triples)
+        return scene, captions.alt_text(scene, rng)
+
+    def _pictures(self, scenes: list[Scene], resized: list[bool]) -> Tensor:
+        """(B, 3, S, S) in [-1, 1], as the processor makes them of pictures of this or of twice the size."""
+        size = self.recipe.model.image_size
+        pictures = [render(scene, 2 * size if twice else size) for scene, twice in zip(scenes, resized, strict=True)]
+        images = self.processor.image_processor
+        return images([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
+
+    def _tokens(self, scene: Scene, old: str) -> tuple[list[int], list[int]]:
+        """Tokens of picture, request, caption and end; and the labels, IGNORED before the caption."""
+        caption = [*self.tokenizer(captions.plain(scene).text).input_ids, self.tokenizer.eos_token_id]
+        asked = self.tokenizer(request(old)).input_ids
+        if len(asked) + len(caption) > MAX_TEXT:
+            asked = self.tokenizer(request("")).input_ids
+        prompt = [self.tokenizer.convert_tokens_to_ids(IMAGE)] * self.side**2 + asked
+        return prompt + caption, [IGNORED] * len(prompt) + caption
+
+    def _is_captioned(self, index: int) -> bool:
+        share = self.recipe.data.captioned_share
+        return int((index + 1) * share) > int(index * share)
+
+    def batch(self, first: int, indices: list[int]) -> Batch:
+        """Pictures (B, 3, S, S), labels of their patches (B, 10, P), tokens of texts and their labels (B, L).
+
+        Of pictures whose caption is not learned, all tokens are padding.
+        """
+        data, seed = self.recipe.data, self.recipe.train.seed
+        samples = [self._sample(seed, index) for index in indices]
+        chances = [np.random.default_rng([seed, index, 1]).random(2) for index in indices]
+        tokens = torch.full((len(indices), self.side**2 + MAX_TEXT), self.tokenizer.pad_token_id)
+        labels = torch.full_like(tokens, IGNORED)
+        for row, (index, (scene, old), chance) in enumerate(zip(indices, samples, chances, strict=True)):
+            if self._is_captioned(index):
+                told, wanted = self._tokens(scene, "" if chance[0] < data.empty_share else old.text)
+                tokens[row, : len(told)], labels[row, : len(told)] = torch.tensor(told), torch.tensor(wanted)
+        scenes = [scene for scene, _ in samples]
+        return {
+            "pictures": self._pictures(scenes, [bool(chance[1] < data.resized_share) for chance in chances]),
+            "patches": torch.from_numpy(np.stack([patch_labels(scene, self.side) for scene in scenes])),
+            "tokens": tokens,
+            "labels": labels,
+        }
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the captions' tokens, and of what patches tell."""
+        filled = batch["tokens"] != self.tokenizer.pad_token_id
+        rows, length = filled.any(1), int(filled.any(0).sum())
+        labels = batch["labels"][rows, :length]
+        told, logits = self.trained(batch["pictures"], batch["tokens"][:, :length], rows)
+        wanted = labels[:, 1:].flatten()
+        caption = functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
+        ) / max(1, int((wanted != IGNORED).sum()))  # a small batch may hold no caption
+        parts = told.split(_PATCH_CLASSES, -1)
+        each = [
+            functional.cross_entropy(part.flatten(0, 1), batch["patches"][:, i].flatten(), ignore_index=IGNORED)
+            for i, part in enumerate(parts)
+        ]
+        patches = sum(each) / len(each)
+        return {"loss": caption + patches, "caption": caption, "patches": patches}
+
+    @torch.no_grad()
+    def write(self, pictures: Tensor, olds: list[str], chunk: int = 64) -> list[str]:
+        """Greedy captions of pictures (B, 3, S, S) in [-1, 1] with their alt-texts."""
+        written: list[str] = []
+        device = self.trained.llava.device
+        for start in range(0, len(olds), chunk):
+            prompts = [IMAGE * self.side**2 + request(old) for old in olds[start : start + chunk]]
+            inputs = self.tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+            tokens = self.trained.llava.generate(
+                **inputs.to(device),
+                pixel_values=pictures[start : start + chunk].to(device),
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+            )
+            written += self.tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        return written
+
+    def validate(self) -> dict[str, float]:
+        """How true greedy captions are, on scenes of `validate.seed`; every second one with a held-out triple."""
+        settings = self.recipe.validate_
+        kinds = [("seen", "held-out")[index % 2] for index in range(settings.images)]
+        samples = [self._sample(settings.seed, index, kind) for index, kind in enumerate(kinds)]
+        pictures = self._pictures([scene for scene, _ in samples], [index % 4 < 2 for index in range(len(samples))])
+        written = self.write(pictures, [old.text for _, old in samples])
+        return recaption_figures([scene for scene, _ in samples], [old for _, old in samples], written)
+
+    def samples(self) -> None:
+        """Nothing to see."""
+
+    def save(self, folder: Path) -> None:
+        """Write `recaptioner/`: a folder of transformers, with model and processor."""
+        self.trained.llava.generation_config.max_new_tokens = MAX_NEW_TOKENS
+        self.trained.llava.save_pretrained(folder / "recaptioner")
+        self.processor.save_pretrained(folder / "recaptioner")
+
+
+def new_processor(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    """What makes inputs of pictures and texts, with a chat template that adds nothing to the text."""
+    size = {"height": model.image_size, "width": model.image_size}
+    return LlavaProcessor(
+        image_processor=SiglipImageProcessorPil(size=size),
+        tokenizer=tokenizer,
+        patch_size=model.coarsest_patch,
+        vision_feature_select_strategy="full",
+        image_token=IMAGE,
+        chat_template=(
+            "{% for message in messages if message.role == 'user' %}{% for part in message.content %}"
+            "{% if part.type == 'image' %}" + IMAGE + "{% else %}{{ part.text }}{% endif %}"
+            "{% endfor %}{% endfor %}"
+        ),
+    )
