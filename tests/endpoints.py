@@ -65,19 +65,18 @@ def serving(answering: Answering) -> Iterator[Server]:
                 state["now"] += 1
                 server.most_at_once = max(server.most_at_once, state["now"])
             try:
-                self.reply(answering(body, number), body)
-            except OSError:
-                self.close_connection = True
+                reply = answering(body, number)
+                over.wait(10 if reply.kind == "silent" else reply.delay)
             finally:
                 with lock:
-                    state["now"] -= 1
+                    state["now"] -= 1  # before the client can know and ask again
+            try:
+                self.reply(reply, body)
+            except OSError:
+                self.close_connection = True
 
         def reply(self, reply: Reply, body: dict[str, Any]) -> None:
-            if reply.delay:
-                over.wait(reply.delay)
             if reply.kind in ("close", "silent"):
-                if reply.kind == "silent":
-                    over.wait(10)
                 self.close_connection = True
                 return
             content = reply.text.encode()

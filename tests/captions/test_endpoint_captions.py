@@ -1,6 +1,7 @@
 """Re-captioning by an endpoint, and the command."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,14 @@ def job(url: str, **options: Any) -> EndpointJob:
 
 
 def test_rows_come_from_answers(tars: list[str], tmp_path: Path) -> None:
-    with serving(good) as server:
+    together = threading.Barrier(2)
+
+    def answering(body: dict[str, Any], number: int) -> Reply:
+        if number < 2:
+            together.wait(30)
+        return good(body, number)
+
+    with serving(answering) as server:
         result = recaption(find_shards(tars), job(server.url, temperature=0.5, seed=9, max_new_tokens=90), here)
         again = recaption(find_shards(tars), job(server.url, temperature=0.5, seed=9, max_new_tokens=90), here)
     assert (result["images"], result["tokens"], again["images"], len(server.bodies)) == (15, 150, 0, 15)

@@ -26,6 +26,7 @@ from transformers import (
     SwinConfig,
 )
 
+from cogview3.captions.inputs import IGNORED
 from cogview3.captions.request import request
 from cogview3.config import RecaptionerModel, RecaptionerRecipe
 from cogview3.data.scenes import captions
@@ -49,7 +50,6 @@ from cogview3.training.objectives import Batch, Objective
 IMAGE = "<image>"
 MAX_NEW_TOKENS = 96  # a caption of four objects has 72
 MAX_TEXT = 144  # tokens of request and caption; longer alt-texts are left out in training
-IGNORED = -100  # label of what is not to be learned
 
 _NUMBERS = len(COUNT_WEIGHTS)
 _PATCH_CLASSES = (  # number of the object that covers a patch (0: none), its facts, the scene's

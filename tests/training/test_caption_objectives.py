@@ -1,0 +1,212 @@
+"""Training of the small recaptioner and the small expander of scenes."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import AutoModelForImageTextToText, AutoProcessor, T5EncoderModel
+
+from cogview3.captions.model import ModelJob
+from cogview3.captions.request import request
+from cogview3.captions.rows import Sample
+from cogview3.config import UserError, parse_recipe
+from cogview3.data.entries import Entry
+from cogview3.data.scenes import captions
+from cogview3.data.scenes.render import render
+from cogview3.data.scenes.scene import COLORS, FILLS, GROUNDS, POSITIONS, SHAPES, Scene, SceneObject, sample_scene
+from cogview3.prompts.expand import LocalWriter
+from cogview3.training.loop import train
+from cogview3.training.objectives import build
+from cogview3.training.objectives.expander import ExpanderTraining, told_scene
+from cogview3.training.objectives.recaptioner import IGNORED, IMAGE, RecaptionerTraining, patch_labels
+from tests.data.conftest import encoded
+from tests.training.conftest import COMMON, TABLES
+
+MODELS: dict[str, dict[str, Any]] = {
+    "recaptioner": {
+        "model": {
+            **{"image_size": 32, "patch_size": 4, "head_dim": 8, "vision_width": 8, "vision_depths": [1, 2]},
+            **{"vision_window": 2, "text_width": 16, "text_layers": 1, "vocab_size": 512},
+        },
+        "data": {"tokenizer_captions": 64},
+    },
+    "expander": {
+        "model": {**TABLES["text"]["model"], "num_decoder_layers": 1, "max_length": 96},
+        "data": {"tokenizer_captions": 64},
+    },
+}
+
+
+def recipe(kind: str, **changes: Any) -> Any:
+    tables = copy.deepcopy({**COMMON, **MODELS[kind], "recipe": {"name": kind, "kind": kind}})
+    for name, value in changes.items():
+        table, _, key = name.partition("__")
+        tables.setdefault(table, {})[key] = value
+    return parse_recipe(tables, "tiny")
+
+
+@pytest.fixture(scope="module")
+def caption_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of one run of each kind; for reading only."""
+    folder = tmp_path_factory.mktemp("captions")
+    for kind in MODELS:
+        train(recipe(kind), folder / kind, device="cpu")
+    return folder
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_sample_is_the_same_in_every_batch(kind: str) -> None:
+    one, other = build(recipe(kind)), build(recipe(kind))
+    together = one.batch(0, [0, 1, 2])
+    alone = [other.batch(0, [index]) for index in (2, 0, 1)]
+    for name, values in together.items():
+        assert torch.equal(values, torch.cat([alone[1][name], alone[2][name], alone[0][name]])), name
+
+
+def squeezed(text: str) -> str:
+    """As a tokenizer gives it back but for where it puts spaces."""
+    return "".join(text.lower().split())
+
+
+# Recaptioner
+
+STAR = SceneObject("star", "blue", "striped", True, "large", 0.25, 0.25)
+SCENE = Scene("green", "tiled", (STAR, SceneObject("ring", "red", "plain", False, "small", 0.75, 0.75)))
+
+
+def test_patches_tell_what_covers_their_centers() -> None:
+    """Of ten a side, the large star (0.47 wide, at 1/4) covers the first five, the small ring (0.30) the 7th to 9th."""
+    labels = patch_labels(SCENE, 10).reshape(10, 10, 10)
+    covered = np.zeros((10, 10), int)
+    covered[:5, :5] = 1
+    covered[6:9, 6:9] = 2
+    assert labels[0].tolist() == covered.tolist()
+    assert labels[1:5, 7, 7].tolist() == [SHAPES.index("ring"), COLORS.index("red"), FILLS.index("plain"), 0]
+    facts = labels[1:7, 1, 0].tolist()
+    assert facts[:4] == [SHAPES.index("star"), COLORS.index("blue"), FILLS.index("striped"), 1]
+    assert POSITIONS[facts[5]] == STAR.position
+    assert (labels[1:7, covered == 0] == IGNORED).all()
+    assert labels[7:, 3, 0].tolist() == [GROUNDS.index("green"), 1, 1]  # tiled is the second texture; two objects
+
+
+def test_logits_are_those_of_transformers() -> None:
+    """Its own forward pass, which puts the picture into the text by itself."""
+    objective = build(recipe("recaptioner"))
+    assert isinstance(objective, RecaptionerTraining)
+    batch = objective.batch(0, [0, 1, 2, 3])
+    rows = (batch["tokens"] != objective.tokenizer.pad_token_id).any(1)
+    assert rows.tolist() == [False, True, False, True]  # half of them are captioned
+    llava = objective.trained.llava.eval()
+    with torch.no_grad():
+        _, told = objective.trained(batch["pictures"], batch["tokens"], rows)
+        wanted = llava(input_ids=batch["tokens"][rows], pixel_values=batch["pictures"][rows]).logits
+    torch.testing.assert_close(told, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_is_of_captions_alone_and_of_patches() -> None:
+    objective = build(recipe("recaptioner", data__captioned_share=1.0))
+    assert isinstance(objective, RecaptionerTraining)
+    batch = objective.batch(0, [0, 1])
+    losses = objective.eval()(batch)
+    tokens, labels = batch["tokens"], batch["labels"]
+    with torch.no_grad():
+        logits = objective.trained.llava(input_ids=tokens, pixel_values=batch["pictures"]).logits
+    expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    torch.testing.assert_close(losses["caption"].detach(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(losses["loss"], losses["caption"] + losses["patches"])
+    for row in range(2):
+        text = objective.tokenizer.decode(labels[row][labels[row] != IGNORED], skip_special_tokens=True)
+        asked = objective.tokenizer.decode(tokens[row][labels[row] == IGNORED], skip_special_tokens=True)
+        scene, old = objective._sample(0, row)
+        assert text == captions.plain(scene).text
+        assert squeezed(asked) in (squeezed(request(old.text)), squeezed(request("")))
+
+
+def test_the_saved_model_is_one_of_transformers_and_runs_as_others_do(caption_runs: Path) -> None:
+    folder = caption_runs / "recaptioner" / "weights" / "recaptioner"
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert model.config.image_seq_length == (32 // 8) ** 2
+    asked = processor(text=IMAGE + request("a red star"), images=Image.new("RGB", (40, 30)), return_tensors="pt")
+    assert int((asked["input_ids"] == model.config.image_token_id).sum()) == (32 // 8) ** 2
+    job = ModelJob(str(caption_runs / "recaptioner"), max_new_tokens=8)
+    writer = job.load(0)
+    picture = Image.fromarray(render(SCENE, 64))
+    given = [Sample(Entry(key, encoded(picture, "PNG"), "png", "a star", None, {})) for key in "ab"]
+    rows = [row for part in writer.run(given) for row in part]
+    assert [row.key for row in rows] == ["a", "b"]
+    objective = build(recipe("recaptioner"))
+    assert isinstance(objective, RecaptionerTraining)
+    objective.trained.llava.load_state_dict(model.state_dict())
+    pictures = objective._pictures([SCENE], [True])
+    inputs = objective.processor(text=IMAGE + request("a star"), images=picture, return_tensors="pt")
+    torch.testing.assert_close(pictures, inputs["pixel_values"])
+
+
+def test_models_that_cannot_be_are_refused() -> None:
+    for changes, words in (
+        ({"model__image_size": 36}, "model.image_size: not a multiple of 8, the last level's patches; give one"),
+        ({"model__vision_width": 12}, "model.vision_width: not a multiple of head_dim 8"),
+        ({"model__text_width": 20}, "model.text_width: not a multiple of head_dim 8"),
+        ({"model__vision_depths": []}, "model.vision_depths"),
+        ({"data__captioned_share": 0}, "data.captioned_share"),
+    ):
+        with pytest.raises(UserError) as caught:
+            recipe("recaptioner", **changes)
+        assert words in str(caught.value)
+
+
+# Expander
+
+
+def test_prompts_and_captions_tell_objects_in_one_order() -> None:
+    objective = build(recipe("expander"))
+    assert isinstance(objective, ExpanderTraining)
+    batch = objective.batch(0, [0, 1, 2, 3])
+    for row in range(4):
+        rng = np.random.default_rng([0, row])
+        scene = sample_scene(rng, "seen")
+        prompt = captions.brief(scene, rng)
+        decode = objective.tokenizer.decode
+        wanted = told_scene(scene, prompt.told)
+        assert [item.shape for item in wanted.objects] == [scene.objects[index].shape for index in prompt.told]
+        assert decode(batch["captions"][row], skip_special_tokens=True) == captions.plain(wanted).text
+        assert squeezed(decode(batch["prompts"][row], skip_special_tokens=True)) == squeezed(prompt.text)
+
+
+def test_the_expander_may_begin_with_a_text_encoder(runs: Path) -> None:
+    shared = {"recipe__start_from": str(runs / "text")}
+    objective = build(recipe("expander", **shared))
+    assert isinstance(objective, ExpanderTraining)
+    encoder = T5EncoderModel.from_pretrained(runs / "text" / "weights" / "text_encoder")
+    began = objective.trained.encoder.state_dict()
+    for name, values in encoder.encoder.state_dict().items():
+        assert torch.equal(began[name], values), name
+    assert torch.equal(objective.trained.shared.weight, encoder.shared.weight)
+    with pytest.raises(UserError, match=r"reads 96 tokens; set model\.max_length to that, not to 64"):
+        build(recipe("expander", model__max_length=64, **shared))
+
+
+def test_the_saved_expander_writes_what_the_objective_writes(caption_runs: Path) -> None:
+    folder = caption_runs / "expander" / "weights" / "expander"
+    writer = LocalWriter(folder, max_tokens=96)
+    assert writer.name == "expander"
+    objective = build(recipe("expander"))
+    assert isinstance(objective, ExpanderTraining)
+    objective.trained.load_state_dict(writer._model.state_dict())
+    (text,) = writer.write("two red stars", 0, "", ())
+    assert [text] == objective.write(["two red stars"])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_validation_scores_written_texts(kind: str) -> None:
+    """A model of random weights writes nothing that can be read, and is scored zero."""
+    objective = build(recipe(kind))
+    figures = objective.validate()
+    assert figures == objective.validate()
+    assert (figures["read"], figures["facts_right" if kind == "recaptioner" else "facts_kept"]) == (0, 0)
