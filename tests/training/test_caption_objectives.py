@@ -1,6 +1,7 @@
 """Training of the small recaptioner and the small expander of scenes."""
 
 import copy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ from cogview3.prompts.expand import LocalWriter
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.objectives.expander import ExpanderTraining, told_scene
-from cogview3.training.objectives.recaptioner import IGNORED, IMAGE, RecaptionerTraining, patch_labels
+from cogview3.training.objectives.recaptioner import (
+    IGNORED,
+    IMAGE,
+    PATCH_WEIGHT,
+    RecaptionerTraining,
+    patch_labels,
+)
 from tests.data.conftest import encoded
 from tests.training.conftest import COMMON, TABLES
 
@@ -118,7 +125,20 @@ def test_the_loss_is_of_captions_alone_and_of_patches() -> None:
         logits = objective.trained.llava(input_ids=tokens, pixel_values=batch["pictures"]).logits
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     torch.testing.assert_close(losses["caption"].detach(), expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(losses["loss"], losses["caption"] + losses["patches"])
+    with torch.no_grad():
+        levels, _ = objective.trained(batch["pictures"], tokens, torch.tensor([True, True]))
+    assert [level.shape[1] for level in levels] == [16, 16]  # 4 x 4 patches of 8 pixels after both levels
+    means = []
+    for level in levels:
+        starts = np.cumsum([0, 5, len(SHAPES), len(COLORS), len(FILLS), 2, 3, len(POSITIONS), len(GROUNDS), 2, 4])
+        each = []
+        for respect, (start, end) in enumerate(pairwise(starts)):
+            known = batch["patches_4"][:, respect] != IGNORED
+            chances = level[..., start:end].softmax(-1)[known]
+            each.append(-chances[torch.arange(len(chances)), batch["patches_4"][:, respect][known]].log().mean())
+        means.append(sum(each) / 10)
+    torch.testing.assert_close(losses["patches"].detach(), means[-1])
+    torch.testing.assert_close(losses["loss"].detach(), losses["caption"].detach() + PATCH_WEIGHT * sum(means))
     for row in range(2):
         text = objective.tokenizer.decode(labels[row][labels[row] != IGNORED], skip_special_tokens=True)
         asked = objective.tokenizer.decode(tokens[row][labels[row] == IGNORED], skip_special_tokens=True)

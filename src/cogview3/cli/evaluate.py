@@ -5,6 +5,14 @@ from typing import Annotated
 
 import typer
 
+from cogview3.cli.endpoints import KeyOption
+from cogview3.cli.expand import (
+    ExpanderCacheOption,
+    ExpanderModelOption,
+    ExpanderOption,
+    check_expand,
+    open_expander,
+)
 from cogview3.cli.options import (
     BatchOption,
     Device,
@@ -50,6 +58,13 @@ def evaluate(
         list[str] | None,
         typer.Option("--guidance-response", metavar="LOW,HIGH", help="Compare the change between two guidance scales."),
     ] = None,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Draw descriptions that a language model writes of the prompts.")
+    ] = False,
+    expander: ExpanderOption = None,
+    expander_model: ExpanderModelOption = None,
+    expander_cache: ExpanderCacheOption = None,
+    key_env: KeyOption = None,
     sampler: SamplerOption = None,
     light: LightOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
@@ -67,6 +82,7 @@ def evaluate(
     """
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
+    check_expand(expand, expander, expander_model, expander_cache, key_env)
     responses = [_pair(text) for text in response or []]
     if out is not None:
         check_writable(out)
@@ -81,6 +97,10 @@ def evaluate(
         diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
         transformers.utils.logging.disable_progress_bar()
         place = pick_device(device)
+        made = None
+        if expand:
+            own = tables.split_model(models[0])[0]
+            made = open_expander(own, expander, expander_model, expander_cache, device, key_env=key_env)
         result = tables.evaluate(
             models,
             prompts,
@@ -90,6 +110,7 @@ def evaluate(
             out=out,
             batch=batch,
             responses=responses,
+            expander=made,
             device=place,
             dtype=pick_dtype(dtype, place),
             counter=counter,

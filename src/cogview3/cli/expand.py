@@ -117,6 +117,14 @@ def open_expander(
     return Expander(LocalWriter(folder, pick_device(device)), cache or default_cache())
 
 
+def check_expand(
+    expand: bool, expander: str | None, expander_model: str | None, cache: Path | None, key_env: str | None
+) -> None:
+    """Refuse options of the expander where nothing is expanded. Raises UserError."""
+    if not expand and (expander or expander_model or cache or key_env):
+        raise UserError("--expander, --expander-model, --expander-cache and --key-env are for --expand; add it")
+
+
 def own_expander(model: str) -> Path:
     """The folder of a model's own expander. Raises UserError where it has none."""
     from cogview3.generation.loading import resolve_model

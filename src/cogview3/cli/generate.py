@@ -13,6 +13,7 @@ from cogview3.cli.expand import (
     ExpanderCacheOption,
     ExpanderModelOption,
     ExpanderOption,
+    check_expand,
     expand_all,
     open_expander,
 )
@@ -131,8 +132,7 @@ def generate(
     seeds = list(range(seed, seed + len(texts)))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(out, seed) if grid else None
-    if not expand and (expander or expander_model or expander_cache or key_env):
-        raise UserError("--expander, --expander-model, --expander-cache and --key-env are for --expand; add it")
+    check_expand(expand, expander, expander_model, expander_cache, key_env)
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     picture = {
         "height": height,

@@ -72,6 +72,9 @@ def export(
     light_decoder: Annotated[
         Path | None, typer.Option("--light-decoder", metavar="RUN", help="Run of a light decoder, for light modes.")
     ] = None,
+    expander: Annotated[
+        Path | None, typer.Option("--expander", metavar="RUN", help="Run of a small prompt expander.")
+    ] = None,
     mode: Annotated[
         list[str] | None,
         typer.Option("--mode", metavar="NAME=BASE,RELAY", help="Runs of a further mode, such as 4+1=a,b."),
@@ -94,7 +97,7 @@ def export(
 
         light = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
         light = {name: run for name, run in light.items() if run is not None}
-        result = write(vae=vae, text=text, base=base, relay=relay, modes=modes, out=out, sampling=sampling, light=light)
+        result = write(vae, text, base, relay, modes, out, sampling, light, expander)
     report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 

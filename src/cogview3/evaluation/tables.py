@@ -24,6 +24,7 @@ from cogview3.evaluation.response import correlation
 from cogview3.generation.loading import load_sampling, resolve_model
 from cogview3.generation.modes import pick_mode
 from cogview3.generation.pipeline import CogView3Pipeline
+from cogview3.prompts.expand import Expander
 
 GRID_PICTURES, GRID_COLUMNS = 24, 8
 
@@ -63,6 +64,7 @@ def evaluate(
     out: Path | None = None,
     batch: int = 8,
     responses: Sequence[tuple[float, float]] = (),
+    expander: Expander | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     counter: Counter = silent,
@@ -84,6 +86,7 @@ def evaluate(
         batch: pictures drawn at once.
         responses: pairs of guidance scales; for each, how the pictures change from one to the other, against how the
             first model's do (`evaluation.response`). Takes two models or more.
+        expander: writes out the prompts before they are drawn; scored is what the prompts themselves ask for.
         device: where the networks run.
         dtype: their number format.
         counter: progress bars.
@@ -108,6 +111,12 @@ def evaluate(
         "seed": seed,
         "models": {},
     }
+    told = loaded
+    if expander is not None:
+        expansions = expander.expand_all([prompt.text for prompt in loaded])
+        told = [replace(prompt, text=each.text) for prompt, each in zip(loaded, expansions, strict=True)]
+        kept = {each.prompt: each.reason for each in expansions if each.reason}
+        results["expander"] = {"model": expansions[0].model, "unexpanded": kept}
     reference: dict[str, Metric] = {}
     first_changes: list[Tensor] = []
     for name, (model, mode, sampling) in chosen.items():
@@ -115,17 +124,17 @@ def evaluate(
         pipe.set_progress_bar_config(disable=True)
         own = make_metrics(metrics, loaded, seed)
         with counter(name, len(loaded)) as progress:
-            outcome = _evaluate_one(draw(pipe, loaded, seed, batch, sampling), loaded, own, progress)
+            outcome = _evaluate_one(draw(pipe, told, seed, batch, sampling), loaded, own, progress)
         if reference:
             for key, metric in own.items():
                 outcome.entry[key] |= metric.compare(reference[key]) or {}
         else:
             reference = own
-            for key, floor in _floors(pipe, loaded, seed, batch, sampling, own, counter).items():
+            for key, floor in _floors(pipe, loaded, told, seed, batch, sampling, own, counter).items():
                 outcome.entry[key]["floor"] = floor
         if responses:
             with counter(f"{name}, guidance", len(loaded)) as progress:
-                changes = _changes(pipe, loaded, seed, batch, sampling, responses, progress)
+                changes = _changes(pipe, told, seed, batch, sampling, responses, progress)
             first_changes = first_changes or changes
             outcome.entry["guidance_response"] = [
                 {"guidance": list(pair), **correlation(change, first)}
@@ -142,6 +151,7 @@ def evaluate(
 def _floors(
     pipe: CogView3Pipeline,
     prompts: Sequence[Prompt],
+    told: Sequence[Prompt],
     seed: int,
     batch: int,
     sampling: Overrides,
@@ -152,7 +162,7 @@ def _floors(
     again = {name: type(metric)(prompts, seed) for name, metric in metrics.items() if metric.has_floor}
     if again:
         with counter("the same from other noise", len(prompts)) as progress:
-            _evaluate_one(draw(pipe, prompts, seed + 1, batch, sampling), prompts, again, progress)
+            _evaluate_one(draw(pipe, told, seed + 1, batch, sampling), prompts, again, progress)
     return {name: metrics[name].compare(metric) for name, metric in again.items()}
 
 

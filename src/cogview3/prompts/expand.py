@@ -173,6 +173,8 @@ class LocalWriter:
             raise UserError(f"{folder}: no language model that can be loaded ({reason}); copy it again") from None
         if not self._paired and not self._tokenizer.chat_template:
             raise UserError(f"{folder}: a model without a chat template; give one that was trained to chat, or a T5")
+        if device == "cpu":  # where half precision is slow, and too coarse for some models
+            self._model = self._model.float()
         self._model = self._model.to(device).eval()
         self._max_tokens = max_tokens
         self.name = path.resolve().name

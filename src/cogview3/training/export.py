@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from transformers import AutoTokenizer, T5EncoderModel
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
 
 from cogview3 import checkpoints
 from cogview3.config import Distill, DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, UserError, load_recipe
@@ -29,6 +35,7 @@ def export(
     out: Path,
     sampling: dict[str, Any] | None = None,
     light: dict[str, Path] | None = None,
+    expander: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model folder in diffusers' format, whole or not at all, replacing an earlier one.
 
@@ -41,6 +48,7 @@ def export(
         sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...).
         light: runs or models that hold the "latent_enlarger" or the "light_decoder", trained with this VAE. Beside
             every mode stands then another that uses them, "4+1-light" beside "4+1".
+        expander: a run or model that holds the "expander" of short prompts; `generate --expand` takes it then.
 
     Returns:
         {"out", "modes", "bytes", "components"}.
@@ -57,7 +65,8 @@ def export(
     distilled = {mode: _distilled(mode, default, *runs) for mode, runs in modes.items()}
     table = Sampling(default=name, modes=_with_light_ones({name: default, **distilled}, bool(light)))
     pipe = _assemble(vae, text, base, relay, light or {})
-    further = {}
+    further: dict[str, Any] = {}
+    own_expander = () if expander is None else _load_expander(expander)
     for mode, (unet, relay_unet) in modes.items():
         further[table.modes[mode].unet] = _load_unet(unet, "unet")
         further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet")
@@ -65,6 +74,8 @@ def export(
         pipe.save_pretrained(folder)
         for place, network in further.items():
             network.save_pretrained(folder / place)
+        for part in own_expander:
+            part.save_pretrained(folder / "expander")
         _forget_origins(folder)
         write_sampling(table, folder)
     sizes = folder_sizes(out)
@@ -109,6 +120,16 @@ def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(
         checkpoints.weights_folder(reference, component), torch_dtype=torch.float16
     )
+
+
+def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = checkpoints.weights_folder(reference, "expander")
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=torch.float16)
+        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--expander {reference}: no encoder-decoder that can be loaded ({reason})") from None
 
 
 def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:

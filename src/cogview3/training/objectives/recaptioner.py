@@ -3,8 +3,8 @@
 Its classes are those of large ones (LLaVA: a vision transformer's patches stand before the text of a causal language
 model), so that the same commands run it. The vision transformer is a Swin (Liu et al. 2021), whose small windows on
 fine patches learn stripes and outlines from far fewer pictures than global attention on coarse ones does. Written
-captions alone would still teach it slowly; beside them every patch must tell which object covers it and all facts about
-this object. That head is not kept.
+captions alone would still teach it slowly; beside them every patch, of each level, must tell which object covers it and
+all facts about this object. These heads are not kept.
 """
 
 import hashlib
@@ -50,6 +50,8 @@ from cogview3.training.objectives import Batch, Objective
 IMAGE = "<image>"
 MAX_NEW_TOKENS = 96  # a caption of four objects has 72
 MAX_TEXT = 144  # tokens of request and caption; longer alt-texts are left out in training
+
+PATCH_WEIGHT = 5.0  # of what a level's patches tell, against the caption's tokens
 
 _NUMBERS = len(COUNT_WEIGHTS)
 _PATCH_CLASSES = (  # number of the object that covers a patch (0: none), its facts, the scene's
@@ -124,16 +126,19 @@ def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 class Recaptioner(nn.Module):
-    """LLaVA, and the head that tells from each patch what covers it."""
+    """LLaVA, and the heads that tell from each patch what covers it: one after each level of the vision transformer."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         self.llava = LlavaForConditionalGeneration(config)
         self.llava.model.vision_tower.layernorm.requires_grad_(False)  # of no use for what LLaVA takes
-        width = config.vision_config.hidden_size
-        self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(_PATCH_CLASSES)))
+        first, levels = config.vision_config.embed_dim, len(config.vision_config.depths)
+        widths = [first * 2 ** min(level + 1, levels - 1) for level in range(levels)]  # a level ends by coarsening
+        self.patch_heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(_PATCH_CLASSES))) for width in widths
+        )
 
-    def forward(self, pictures: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pictures: Tensor, tokens: Tensor, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         """What the patches tell, and how the texts of some of the pictures go on.
 
         Args:
@@ -142,16 +147,17 @@ class Recaptioner(nn.Module):
             rows: (B,) bool, C of them true: those whose text is read.
 
         Returns:
-            Logits of the patches (B, P, 51), and of each next token (C, L, vocabulary).
+            Logits of the patches (B, P, 51) after each level, and of each next token (C, L, vocabulary).
         """
         model = self.llava.model
-        patches = model.vision_tower(pictures, output_hidden_states=True).hidden_states[-1]
+        levels = model.vision_tower(pictures, output_hidden_states=True).hidden_states[1:]
         embeddings = model.get_input_embeddings()(tokens[rows])
-        projected = model.multi_modal_projector(patches[rows]).to(embeddings.dtype)
+        projected = model.multi_modal_projector(levels[-1][rows]).to(embeddings.dtype)
         places = (tokens[rows] == self.llava.config.image_token_id).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(places, projected)
         hidden = model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-        return self.patch_head(patches).float(), self.llava.lm_head(hidden).float()
+        told = [head(patches).float() for head, patches in zip(self.patch_heads, levels, strict=True)]
+        return told, self.llava.lm_head(hidden).float()
 
 
 class RecaptionerTraining(Objective):
@@ -163,7 +169,9 @@ class RecaptionerTraining(Objective):
         self.tokenizer = self._new_tokenizer()
         torch.manual_seed(recipe.train.seed)
         self.trained = Recaptioner(llava_config(model, self.tokenizer))
+        sides = [model.image_size // model.patch_size // 2 ** (level + 1) for level in range(len(model.vision_depths))]
         self.side = model.image_size // model.coarsest_patch
+        self.sides = [max(side, self.side) for side in sides]  # of the grids of patches after each level
         self.processor = new_processor(model, self.tokenizer)
 
     def _new_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -214,7 +222,7 @@ class RecaptionerTraining(Objective):
         return int((index + 1) * share) > int(index * share)
 
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Pictures (B, 3, S, S), labels of their patches (B, 10, P), tokens of texts and their labels (B, L).
+        """Pictures (B, 3, S, S), labels of their patches (B, 10, P) by level, tokens of texts and their labels (B, L).
 
         Of pictures whose caption is not learned, all tokens are padding.
         """
@@ -230,13 +238,16 @@ class RecaptionerTraining(Objective):
         scenes = [scene for scene, _ in samples]
         return {
             "pictures": self._pictures(scenes, [bool(chance[1] < data.resized_share) for chance in chances]),
-            "patches": torch.from_numpy(np.stack([patch_labels(scene, self.side) for scene in scenes])),
             "tokens": tokens,
             "labels": labels,
+            **{
+                f"patches_{side}": torch.from_numpy(np.stack([patch_labels(scene, side) for scene in scenes]))
+                for side in sorted(set(self.sides))
+            },
         }
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of the captions' tokens, and of what patches tell."""
+        """Cross entropy of the captions' tokens, and of what patches tell: "patches" is the last level's."""
         filled = batch["tokens"] != self.tokenizer.pad_token_id
         rows, length = filled.any(1), int(filled.any(0).sum())
         labels = batch["labels"][rows, :length]
@@ -245,13 +256,8 @@ class RecaptionerTraining(Objective):
         caption = functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
         ) / max(1, int((wanted != IGNORED).sum()))  # a small batch may hold no caption
-        parts = told.split(_PATCH_CLASSES, -1)
-        each = [
-            functional.cross_entropy(part.flatten(0, 1), batch["patches"][:, i].flatten(), ignore_index=IGNORED)
-            for i, part in enumerate(parts)
-        ]
-        patches = sum(each) / len(each)
-        return {"loss": caption + patches, "caption": caption, "patches": patches}
+        levels = [_patch_loss(each, batch[f"patches_{side}"]) for each, side in zip(told, self.sides, strict=True)]
+        return {"loss": caption + PATCH_WEIGHT * sum(levels), "caption": caption, "patches": levels[-1]}
 
     @torch.no_grad()
     def write(self, pictures: Tensor, olds: list[str], chunk: int = 64) -> list[str]:
@@ -287,6 +293,16 @@ class RecaptionerTraining(Objective):
         self.trained.llava.generation_config.max_new_tokens = MAX_NEW_TOKENS
         self.trained.llava.save_pretrained(folder / "recaptioner")
         self.processor.save_pretrained(folder / "recaptioner")
+
+
+def _patch_loss(told: Tensor, labels: Tensor) -> Tensor:
+    """Mean over ten respects of the cross entropy of logits (B, P, 51) with labels (B, 10, P)."""
+    parts = told.split(_PATCH_CLASSES, -1)
+    each = [
+        functional.cross_entropy(part.flatten(0, 1), labels[:, respect].flatten(), ignore_index=IGNORED)
+        for respect, part in enumerate(parts)
+    ]
+    return torch.stack(each).mean()
 
 
 def new_processor(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
