@@ -2,9 +2,10 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.tables import Overrides, draw, evaluate, generators, grid, show, split_model
+from cogview3.prompts.expand import Expander
 
 
 def drawn(pipe: CogView3Pipeline, batch: int, **overrides: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,6 +61,35 @@ def test_noise_differs_by_seed_and_picture() -> None:
     assert len({tuple(values.tolist()) for values in firsts}) == 15
     again = torch.randn(4, generator=generators(2, [4])[0])
     assert torch.equal(again, firsts[-1])
+
+
+def test_prompts_may_be_expanded_before_they_are_drawn(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptions are drawn; records and scores are of the prompts. One that loses its intent is drawn itself."""
+    prompts = [prompt.text for prompt in load_prompts("scenes-brief", 2)]
+
+    class Writer:
+        name, identity = "writer", "writer"
+
+        def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
+            return ["nothing"] if prompt == prompts[1] else [f"{prompt} on a yellow background"]
+
+    drawn_texts: list[str] = []
+    call = CogView3Pipeline.__call__
+
+    def recording(pipe: CogView3Pipeline, texts: list[str], **options: Any) -> Any:
+        drawn_texts.extend(texts)
+        return call(pipe, texts, **options)
+
+    monkeypatch.setattr(CogView3Pipeline, "__call__", recording)
+    given = {"count": 2, "metrics": ["scene"], "relays": 0}
+    result = evaluate([str(model)], "scenes-brief", **given, expander=Expander(Writer()), out=tmp_path)
+    assert drawn_texts == [f"{prompts[0]} on a yellow background", prompts[1]]
+    assert result["expander"]["model"] == "writer"
+    assert list(result["expander"]["unexpanded"]) == [prompts[1]]
+    lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    assert [line["text"] for line in lines] == prompts
 
 
 def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> None:

@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, T5EncoderModel
 
 from cogview3.captions.model import ModelJob
 from cogview3.captions.request import request
 from cogview3.captions.rows import Sample
+from cogview3.cli.expand import open_expander
+from cogview3.cli.options import Device
 from cogview3.config import UserError, parse_recipe
 from cogview3.data.entries import Entry
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import COLORS, FILLS, GROUNDS, POSITIONS, SHAPES, Scene, SceneObject, sample_scene
 from cogview3.prompts.expand import LocalWriter
+from cogview3.training.export import export
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.objectives.expander import ExpanderTraining, told_scene
@@ -230,3 +234,21 @@ def test_validation_scores_written_texts(kind: str) -> None:
     figures = objective.validate()
     assert figures == objective.validate()
     assert (figures["read"], figures["facts_right" if kind == "recaptioner" else "facts_kept"]) == (0, 0)
+
+
+def test_a_model_brings_its_expander_along(runs: Path, caption_runs: Path, tmp_path: Path) -> None:
+    parts = {name: runs / name for name in ("vae", "text", "base")}
+    made = export(**parts, relay=None, modes={}, out=tmp_path / "m", expander=caption_runs / "expander")
+    assert made["out"] == str(tmp_path / "m")
+    expander = open_expander(str(tmp_path / "m"), None, None, tmp_path / "cache", Device.cpu)
+    rounded = LocalWriter(caption_runs / "expander" / "weights" / "expander")
+    rounded._model = rounded._model.half().float()  # as it is stored
+    wanted = rounded.write("two red stars", 0, "", ())
+    assert expander._writer.write("two red stars", 0, "", ()) == wanted
+    assert load_file(tmp_path / "m" / "expander" / "model.safetensors")["shared.weight"].dtype == torch.float16
+    export(**parts, relay=None, modes={}, out=tmp_path / "bare")
+    with pytest.raises(UserError, match="brings no expander along"):
+        open_expander(str(tmp_path / "bare"), None, None, None, Device.cpu)
+    with pytest.raises(UserError, match="expander"):
+        export(**parts, relay=None, modes={}, out=tmp_path / "none", expander=runs / "text")
+    assert not (tmp_path / "none").exists()
