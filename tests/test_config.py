@@ -51,7 +51,7 @@ def load_packaged(name: str) -> Recipe:
     """A packaged recipe; what its user has to name is named."""
     if name.startswith("paper/"):
         return load_recipe(name, ["data.vae=a", "data.text=b", 'data.shards=["c"]'])
-    return load_recipe(name, ['data.shards=["c"]'] if name == "scenes/own_pictures" else [])
+    return load_recipe(name, ['data.shards=["c"]'] if name in ("scenes/own_pictures", "scenes/base_shards") else [])
 
 
 def test_every_packaged_recipe_loads_and_is_named_after_its_file() -> None:
