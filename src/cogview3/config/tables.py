@@ -202,17 +202,10 @@ class RecaptionerData(Table):
     tokenizer_captions: Positive = 8_000
 
 
-class ExpanderModel(Table):
-    """T5 with gated GELU, as `TextModel`; `max_length` holds for prompts and for what is written."""
+class ExpanderModel(TextModel):
+    """A whole T5: its decoder writes, so it is larger and kept. `max_length` is of prompts and of what it writes."""
 
-    d_model: Positive = 128
-    d_kv: Positive = 32
-    d_ff: Positive = 320
-    num_heads: Positive = 4
-    num_layers: Positive = 4
     num_decoder_layers: Positive = 3
-    vocab_size: Annotated[int, Field(ge=512)] = 1024
-    max_length: Annotated[int, Field(ge=16)] = 96
 
 
 class ExpanderData(Table):

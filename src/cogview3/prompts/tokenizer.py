@@ -1,12 +1,13 @@
 """A T5-like tokenizer of our own: whole words of a small world, lower case, characters and bytes for the rest."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from cogview3.config import UserError
 
@@ -64,6 +65,11 @@ def writes_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """The same tokenizer, made by an earlier `build_tokenizer`, with the decoder of today's; changed in place."""
     tokenizer.backend_tokenizer.decoder = _decoder()
     return tokenizer
+
+
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """64 hexadecimal digits that tell apart vocabularies: their words and the numbers of these."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def _decoder() -> decoders.Decoder:

@@ -4,7 +4,6 @@ A T5 as large ones are. What the prompt leaves open is filled in as random scene
 told in the prompt's order, so that what the prompt says of them is nearly copied.
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
-from cogview3.prompts.tokenizer import build_tokenizer, writes_text
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
 from cogview3.training.objectives import Batch, Objective, start_from
 from cogview3.training.objectives.text import t5_config
 
@@ -86,8 +85,7 @@ class ExpanderTraining(Objective):
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary, whose order follows from the captions' wording."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+        return vocabulary_hash(self.tokenizer)
 
     def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
         """A scene in the order of its prompt, and the prompt."""

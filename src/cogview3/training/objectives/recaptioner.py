@@ -7,7 +7,6 @@ captions alone would still teach it slowly; beside them every patch, of each lev
 all facts about this object. These heads are not kept.
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +43,7 @@ from cogview3.data.scenes.scene import (
     sample_scene,
 )
 from cogview3.evaluation.written import recaption_figures
-from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
 from cogview3.training.objectives import Batch, Objective
 
 IMAGE = "<image>"
@@ -193,8 +192,7 @@ class RecaptionerTraining(Objective):
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary, whose order follows from the captions' wording."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+        return vocabulary_hash(self.tokenizer)
 
     def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
         rng = np.random.default_rng([seed, index])

@@ -6,7 +6,6 @@ object: without that, an encoder long stays with a bag of words. Only the encode
 which color, fill or place belongs to which object.
 """
 
-import hashlib
 from dataclasses import astuple, fields
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +34,7 @@ from cogview3.data.scenes.scene import (
     ObjectFacts,
     sample_scene,
 )
-from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
 from cogview3.training.objectives import Batch, Objective, start_from
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
@@ -210,8 +209,7 @@ class TextTraining(Objective):
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary, whose order follows from the captions' wording."""
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(vocabulary).encode()).hexdigest()
+        return vocabulary_hash(self.tokenizer)
 
     def _caption(self, seed: int, index: int) -> captions.Caption:
         rng = np.random.default_rng([seed, index])
