@@ -37,6 +37,7 @@ class Server:
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    idempotency_keys: list[str | None] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     answered: list[dict[str, Any]] = field(default_factory=list)
     most_at_once: int = 0
@@ -61,6 +62,7 @@ def serving(answering: Answering) -> Iterator[Server]:
                 number = len(server.bodies)
                 server.bodies.append(body)
                 server.keys.append(self.headers.get("Authorization"))
+                server.idempotency_keys.append(self.headers.get("Idempotency-Key"))
                 server.paths.append(self.path)
                 state["now"] += 1
                 server.most_at_once = max(server.most_at_once, state["now"])

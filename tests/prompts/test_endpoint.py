@@ -68,6 +68,16 @@ def test_failures_that_may_pass_are_tried_again(failure: Reply) -> None:
     assert server.paths == ["/v1/chat/completions"] * 3
     assert server.bodies[0] == {"model": "m", "messages": ASK}
     assert server.keys == [f"Bearer {KEY}"] * 3
+    assert len(set(server.idempotency_keys)) == 1
+
+
+def test_each_question_has_an_idempotency_key_of_its_own() -> None:
+    with serving(lambda body, number: Reply(text="hi")) as server:
+        endpoint = Endpoint(server.url, "m", retry=AT_ONCE)
+        endpoint.chat(ASK)
+        endpoint.chat(ASK)
+    assert None not in server.idempotency_keys
+    assert len(set(server.idempotency_keys)) == 2
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ from tests.training.conftest import COMMON, TABLES
 MODELS: dict[str, dict[str, Any]] = {
     "recaptioner": {
         "model": {
-            **{"image_size": 32, "patch_size": 4, "head_dim": 8, "vision_width": 8, "vision_depths": [1, 2]},
-            **{"vision_window": 2, "text_width": 16, "text_layers": 1, "vocab_size": 512},
+            **{"image_size": 32, "vision_width": 8, "vision_depths": [1, 2], "vision_window": 3},
+            **{"head_dim": 8, "text_width": 16, "text_layers": 1, "vocab_size": 512},
         },
         "data": {"tokenizer_captions": 64},
     },
@@ -175,7 +175,7 @@ def test_the_saved_model_is_one_of_transformers_and_runs_as_others_do(caption_ru
 def test_models_that_cannot_be_are_refused() -> None:
     for changes, words in (
         ({"model__image_size": 36}, "model.image_size: not a multiple of 8, the last level's patches; give one"),
-        ({"model__vision_width": 12}, "model.vision_width: not a multiple of head_dim 8"),
+        ({"model__vision_window": 4}, "model.vision_window: even; give an odd number of patches"),
         ({"model__text_width": 20}, "model.text_width: not a multiple of head_dim 8"),
         ({"model__vision_depths": []}, "model.vision_depths"),
         ({"data__captioned_share": 0}, "data.captioned_share"),
@@ -203,15 +203,78 @@ def test_prompts_and_captions_tell_objects_in_one_order() -> None:
         assert squeezed(decode(batch["prompts"][row], skip_special_tokens=True)) == squeezed(prompt.text)
 
 
+def test_words_of_prompts_and_captions_are_told_their_object() -> None:
+    """The labels of named and written words are the facts that the prompt states of just that object."""
+    objective = build(recipe("expander"))
+    assert isinstance(objective, ExpanderTraining)
+    indices = list(range(12))
+    batch = objective.batch(0, indices)
+    seen = 0
+    for row in indices:
+        scene, prompt = objective._sample(0, row)
+        about = batch["about"][row]
+        for place, index in enumerate(prompt.told):
+            number = sorted(prompt.told).index(index)
+            item, stated = scene.objects[place], prompt.facts.objects[number]
+            assert batch["order"][row, number] == place
+            text = objective.tokenizer.decode(batch["captions"][row][about == number])
+            assert f"{item.size} {item.fill} {item.color} {item.shape} with" in text
+            assert text.endswith("outline")
+            assert text.count("outline") == 1
+            shape = int(batch["labels"][row].reshape(-1)[3 + 6 * number])
+            assert stated.shape == (SHAPES[shape - 1] if shape else None)
+            seen += 1
+        assert (batch["order"][row, len(prompt.told) :] == IGNORED).all()
+        head = objective.tokenizer.decode(batch["captions"][row][:8])
+        assert head.startswith(("one shape on", "two shapes on", "three shapes on", "four shapes on"))
+        assert (about[:5] == -1).all()  # number and ground are no object's
+    assert seen > len(indices)
+
+
+def test_the_expander_loss_is_of_captions_and_of_what_words_tell() -> None:
+    """Against transformers' own loss, and against the definition, word by word."""
+    objective = build(recipe("expander"))
+    assert isinstance(objective, ExpanderTraining)
+    objective.eval()
+    batch = objective.batch(0, [0, 1, 2, 3])
+    pad = objective.tokenizer.pad_token_id
+    mask, wanted = (batch["prompts"] != pad).long(), batch["captions"].masked_fill(batch["captions"] == pad, IGNORED)
+    t5 = objective.trained.t5
+    with torch.no_grad():
+        losses = objective(batch)
+        told = t5(input_ids=batch["prompts"], attention_mask=mask, labels=wanted, output_hidden_states=True)
+        read, written = told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
+        named = objective.trained.named_values(read), batch["named"]
+        about = objective.trained.written_values(written), batch["about"]
+        order = objective.trained.named_order(read).log_softmax(-1)
+    sizes = [len(SHAPES) + 1, len(COLORS) + 1, len(FILLS) + 1, 3, 4, len(POSITIONS) + 1]
+    means = []
+    for logits, objects in (named, about):
+        costs = []
+        for row, place in (objects >= 0).nonzero().tolist():
+            facts = batch["labels"][row, 3:].reshape(4, 6)[objects[row, place]]
+            parts = logits[row, place].split(sizes)
+            costs += [-part.log_softmax(-1)[fact].item() for part, fact in zip(parts, facts, strict=True)]
+        means.append(np.mean(costs))
+    ranks = [
+        -order[row, place, batch["order"][row, batch["named"][row, place]]].item()
+        for row, place in (batch["named"] >= 0).nonzero().tolist()
+    ]
+    assert losses["caption"].item() == pytest.approx(told.loss.item(), rel=1e-5)
+    assert losses["naming"].item() == pytest.approx(means[0] + np.mean(ranks), rel=1e-4)
+    assert losses["writing"].item() == pytest.approx(means[1], rel=1e-4)
+    assert losses["loss"].item() == pytest.approx(sum(losses[name].item() for name in ("caption", "naming", "writing")))
+
+
 def test_the_expander_may_begin_with_a_text_encoder(runs: Path) -> None:
     shared = {"recipe__start_from": str(runs / "text")}
     objective = build(recipe("expander", **shared))
     assert isinstance(objective, ExpanderTraining)
     encoder = T5EncoderModel.from_pretrained(runs / "text" / "weights" / "text_encoder")
-    began = objective.trained.encoder.state_dict()
+    began = objective.trained.t5.encoder.state_dict()
     for name, values in encoder.encoder.state_dict().items():
         assert torch.equal(began[name], values), name
-    assert torch.equal(objective.trained.shared.weight, encoder.shared.weight)
+    assert torch.equal(objective.trained.t5.shared.weight, encoder.shared.weight)
     with pytest.raises(UserError, match=r"reads 96 tokens; set model\.max_length to that, not to 64"):
         build(recipe("expander", model__max_length=64, **shared))
 
@@ -222,7 +285,7 @@ def test_the_saved_expander_writes_what_the_objective_writes(caption_runs: Path)
     assert writer.name == "expander"
     objective = build(recipe("expander"))
     assert isinstance(objective, ExpanderTraining)
-    objective.trained.load_state_dict(writer._model.state_dict())
+    objective.trained.t5.load_state_dict(writer._model.state_dict())
     (text,) = writer.write("two red stars", 0, "", ())
     assert [text] == objective.write(["two red stars"])
 

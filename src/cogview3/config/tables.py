@@ -144,21 +144,20 @@ class TextData(Table):
 
 
 class RecaptionerModel(Table):
-    """LLaVA: a Swin transformer on pictures of `image_size`, and a causal language model of Llama's kind.
+    """LLaVA: a FocalNet on pictures of `image_size`, and a causal language model of Llama's kind.
 
     Attributes:
-        patch_size: pixels of the first level's patches; each level after it halves their number and doubles the width.
-        vision_width: of the first level.
+        vision_width: of the first level, whose patches have 4 pixels; each level after it halves their number and
+            doubles the width.
         vision_depths: layers of each level. The last level's patches go into the text.
-        vision_window: patches along a side that see each other.
+        vision_window: side in patches of the smallest neighborhood that is mixed; odd.
     """
 
-    patch_size: Positive = 4
-    head_dim: Positive = 24
-    vision_width: Annotated[Positive, Checked] = 48
+    vision_width: Positive = 48
     vision_depths: Annotated[list[Positive], Field(min_length=1)] = [2, 2, 4]
-    vision_window: Positive = 8
+    vision_window: Annotated[Positive, Checked] = 3
     image_size: Annotated[int, Field(ge=32), Checked] = 128
+    head_dim: Positive = 24
     text_width: Annotated[Positive, Checked] = 192
     text_layers: Positive = 3
     vocab_size: Annotated[int, Field(ge=512)] = 1024
@@ -166,24 +165,34 @@ class RecaptionerModel(Table):
     @property
     def coarsest_patch(self) -> int:
         """Side in pixels of the last level's patches."""
-        return self.patch_size * 2 ** (len(self.vision_depths) - 1)
+        return _coarsest_patch(self.vision_depths)
+
+    @field_validator("vision_window")
+    @classmethod
+    def _is_odd(cls, number: int) -> int:
+        if number % 2 == 0:
+            raise ValueError("even; give an odd number of patches")
+        return number
 
     @field_validator("image_size")
     @classmethod
     def _divides(cls, number: int, info: ValidationInfo) -> int:
-        if {"patch_size", "vision_depths"} <= info.data.keys():
-            patch = info.data["patch_size"] * 2 ** (len(info.data["vision_depths"]) - 1)
-            if number % patch:
-                raise ValueError(f"not a multiple of {patch}, the last level's patches; give one")
+        patch = _coarsest_patch(info.data.get("vision_depths", [1]))
+        if number % patch:
+            raise ValueError(f"not a multiple of {patch}, the last level's patches; give one")
         return number
 
-    @field_validator("vision_width", "text_width")
+    @field_validator("text_width")
     @classmethod
     def _of_heads(cls, width: int, info: ValidationInfo) -> int:
         head = info.data.get("head_dim", width)
         if width % head:
             raise ValueError(f"not a multiple of head_dim {head}; give one")
         return width
+
+
+def _coarsest_patch(depths: list[int]) -> int:
+    return 4 * 2 ** (len(depths) - 1)
 
 
 class RecaptionerData(Table):

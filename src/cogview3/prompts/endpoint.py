@@ -10,6 +10,7 @@ import random
 import re
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -209,8 +210,12 @@ class Endpoint:
         return replace(answer, usage=before + answer.usage)
 
     def _persist(self, body: Mapping[str, Any]) -> Answer:
-        """Ask until there is an answer, a reason why there will be none, or no try left."""
+        """Ask until there is an answer, a reason why there will be none, or no try left.
+
+        All tries carry one Idempotency-Key, by which servers that know it bill a request once.
+        """
         content = json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
         usage, failure = Usage(), None
         try:
             for number in range(self.retry.tries):
@@ -220,7 +225,7 @@ class Endpoint:
                 usage += Usage(requests=1)
                 tokens, answered = None, False
                 try:
-                    data = self._post(content)
+                    data = self._post(content, headers)
                     tokens = _tokens(data)
                     text, finish, refusal = _first_choice(data)
                     answered = True
@@ -259,12 +264,11 @@ class Endpoint:
                 return
             delay = 0.0
 
-    def _post(self, content: bytes) -> Any:
+    def _post(self, content: bytes, headers: Mapping[str, str]) -> Any:
         """The JSON of a successful answer. Raises _Failure, Refused or Unusable."""
         until = time.monotonic() + self.timeout
         try:
-            request = {"content": content, "headers": {"Content-Type": "application/json"}}
-            with self._client.stream("POST", self.url, **request) as response:
+            with self._client.stream("POST", self.url, content=content, headers=headers) as response:
                 received = bytearray()
                 for piece in response.iter_bytes():
                     received += piece

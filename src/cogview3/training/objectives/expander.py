@@ -1,15 +1,21 @@
 """The small expander's objective: from a brief prompt, a comprehensive caption of a scene that fits it.
 
 A T5 as large ones are. What the prompt leaves open is filled in as random scenes have it, each fact once. Objects are
-told in the prompt's order, so that what the prompt says of them is nearly copied.
+told in the prompt's order, so that what the prompt says of them is nearly copied. Captions alone teach that slowly:
+much in them is chance, and a third object long repeats the second. So, as in the text encoder's training (`text.py`),
+every word of the prompt that names an object must tell what is stated of it and which one it is in the prompt's order;
+and every word of the caption what the prompt states of the object that it is about. These heads are not kept.
 """
 
+import re
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -25,7 +31,15 @@ from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
 from cogview3.training.objectives import Batch, Objective, start_from
-from cogview3.training.objectives.text import t5_config
+from cogview3.training.objectives.text import (
+    MAX_OBJECTS,
+    OBJECT_CLASSES,
+    fact_labels,
+    named_objects,
+    naming_loss,
+    naming_words,
+    t5_config,
+)
 
 IGNORED = -100  # label of padding
 
@@ -44,6 +58,32 @@ def told_scene(scene: Scene, told: tuple[int, ...]) -> Scene:
     return replace(scene, objects=tuple(scene.objects[index] for index in told))
 
 
+class Expander(nn.Module):
+    """T5, and the heads that tell from words of prompt and caption what the prompt states of their object."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.t5 = T5ForConditionalGeneration(config)
+        self.named_values = nn.Linear(config.d_model, sum(OBJECT_CLASSES))
+        self.named_order = nn.Linear(config.d_model, MAX_OBJECTS)
+        self.written_values = nn.Linear(config.d_model, sum(OBJECT_CLASSES))
+
+    def forward(self, prompts: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The captions' cross entropy, and what words tell.
+
+        Args:
+            prompts: (B, L), mask: (B, L), 1 where there is a token.
+            labels: (B, M), the captions, IGNORED at padding.
+
+        Returns:
+            The loss, logits of prompts' words (B, L, 40) for facts and (B, L, 4) for order, of captions' (B, M, 40).
+        """
+        told = self.t5(input_ids=prompts, attention_mask=mask, labels=labels, output_hidden_states=True)
+        read, written = told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
+        heads = self.named_values(read), self.named_order(read), self.written_values(written)
+        return told.loss, *(logits.float() for logits in heads)
+
+
 class ExpanderTraining(Objective):
     """Train to write `captions.plain` of a scene from a brief caption of it."""
 
@@ -53,7 +93,8 @@ class ExpanderTraining(Objective):
         reference = recipe.recipe.start_from
         self.tokenizer = self._known_tokenizer(reference) if reference else self._new_tokenizer()
         torch.manual_seed(recipe.train.seed)
-        self.trained = T5ForConditionalGeneration(expander_config(recipe.model, self.tokenizer))
+        self.trained = Expander(expander_config(recipe.model, self.tokenizer))
+        self._words = naming_words()
         if reference:
             self._start(reference)
 
@@ -76,12 +117,12 @@ class ExpanderTraining(Objective):
         """Take over a text encoder's weights; the decoder begins anew."""
         encoder = T5EncoderModel(t5_config(self.recipe.model))
         start_from(encoder, reference, "text_encoder")
-        self.trained.load_state_dict(encoder.state_dict(), strict=False)
+        self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)
 
     def prepare(self, device: str) -> None:
         """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
         if torch.device(device).type == "cpu":
-            self.trained.set_attn_implementation("eager")
+            self.trained.t5.set_attn_implementation("eager")
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary, whose order follows from the captions' wording."""
@@ -101,17 +142,50 @@ class ExpanderTraining(Objective):
         ).input_ids
 
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Tokens of prompts and of captions, (B, L) each, padded."""
+        """Tokens of prompts and captions (B, L), the objects that they name or are about (B, L), and facts.
+
+        Objects are numbered as in the facts: "labels" (B, 27), and "order" (B, 4), each object's place in the prompt.
+        """
         samples = [self._sample(self.recipe.train.seed, index) for index in indices]
-        prompts, wanted = [prompt.text for _, prompt in samples], [captions.plain(scene).text for scene, _ in samples]
-        return {"prompts": self._tokens(prompts), "captions": self._tokens(wanted)}
+        prompts = self._tokens([prompt.text for _, prompt in samples])
+        written = [captions.plain(scene).text for scene, _ in samples]
+        named, about, order = [], [], []
+        for row, text, (_, prompt) in zip(prompts.tolist(), written, samples, strict=True):
+            named.append(named_objects(self.tokenizer.convert_ids_to_tokens(row), prompt.facts, self._words))
+            numbers = [sorted(prompt.told).index(index) for index in prompt.told]
+            about.append([numbers[place] if place >= 0 else -1 for place in self._places(text)])
+            places = [numbers.index(number) for number in range(len(numbers))]
+            order.append(places + [IGNORED] * (MAX_OBJECTS - len(places)))
+        return {
+            "prompts": prompts,
+            "captions": self._tokens(written),
+            "named": torch.tensor(named),
+            "about": torch.tensor(about),
+            "labels": torch.tensor([fact_labels(prompt.facts)[0] for _, prompt in samples]),
+            "order": torch.tensor(order),
+        }
+
+    def _places(self, caption: str) -> list[int]:
+        """For each token of a caption which of the objects that it tells, in order, it is about; -1 for none."""
+        length = self.recipe.model.max_length
+        start = caption.index(":") + 1
+        ends = [match.end() for match in re.finditer("outline", caption)]
+        spans = self.tokenizer(caption, max_length=length, truncation=True, return_offsets_mapping=True).offset_mapping
+        places = [bisect_left(ends, end) if end > max(start, begin) else -1 for begin, end in spans]
+        return [place if place < len(ends) else -1 for place in places] + [-1] * (length - len(places))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of the captions' tokens."""
+        """Cross entropy of the captions' tokens, and of what words tell of their objects."""
         prompts, wanted = (self._cut(batch[name]) for name in ("prompts", "captions"))
         pad = self.tokenizer.pad_token_id
         labels = wanted.masked_fill(wanted == pad, IGNORED)
-        return {"loss": self.trained(input_ids=prompts, attention_mask=(prompts != pad).long(), labels=labels).loss}
+        caption, values, order, written = self.trained(prompts, (prompts != pad).long(), labels)
+        named, about = batch["named"][:, : prompts.shape[1]], batch["about"][:, : wanted.shape[1]]
+        row, place = (named >= 0).nonzero(as_tuple=True)
+        ordering = functional.cross_entropy(order[row, place], batch["order"][row, named[row, place]], reduction="sum")
+        naming = naming_loss(values, named, batch["labels"]) + ordering / max(1, len(row))
+        writing = naming_loss(written, about, batch["labels"])
+        return {"loss": caption + naming + writing, "caption": caption, "naming": naming, "writing": writing}
 
     def _cut(self, tokens: Tensor) -> Tensor:
         """Without the columns that are padding in every row."""
@@ -122,9 +196,9 @@ class ExpanderTraining(Objective):
         """Greedy expansions."""
         written: list[str] = []
         for start in range(0, len(prompts), chunk):
-            tokens = self._cut(self._tokens(prompts[start : start + chunk])).to(self.trained.device)
+            tokens = self._cut(self._tokens(prompts[start : start + chunk])).to(self.trained.t5.device)
             mask = (tokens != self.tokenizer.pad_token_id).long()
-            told = self.trained.generate(
+            told = self.trained.t5.generate(
                 input_ids=tokens, attention_mask=mask, max_new_tokens=self.recipe.model.max_length, do_sample=False
             )
             written += self.tokenizer.batch_decode(told, skip_special_tokens=True)
@@ -147,6 +221,6 @@ class ExpanderTraining(Objective):
 
     def save(self, folder: Path) -> None:
         """Write `expander/`: a folder of transformers, with model and tokenizer."""
-        self.trained.generation_config.max_new_tokens = self.recipe.model.max_length
-        self.trained.save_pretrained(folder / "expander")
+        self.trained.t5.generation_config.max_new_tokens = self.recipe.model.max_length
+        self.trained.t5.save_pretrained(folder / "expander")
         self.tokenizer.save_pretrained(folder / "expander")

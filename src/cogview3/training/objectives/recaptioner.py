@@ -1,10 +1,10 @@
 """The small recaptioner's objective: from a picture and its noisy alt-text, the comprehensive caption.
 
-Its classes are those of large ones (LLaVA: a vision transformer's patches stand before the text of a causal language
-model), so that the same commands run it. The vision transformer is a Swin (Liu et al. 2021), whose small windows on
-fine patches learn stripes and outlines from far fewer pictures than global attention on coarse ones does. Written
-captions alone would still teach it slowly; beside them every patch, of each level, must tell which object covers it and
-all facts about this object. These heads are not kept.
+Its classes are those of large ones (LLaVA: a vision encoder's patches stand before the text of a causal language
+model), so that the same commands run it. The vision encoder is a FocalNet (Yang et al. 2022), whose convolutions learn
+shapes and fills from fewer pictures than attention does. Written captions alone would still teach it slowly; beside
+them every patch, of each level, must tell which object covers it and all facts about this object. These heads are not
+kept.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    FocalNetConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
-    SwinConfig,
 )
 
 from cogview3.captions.inputs import IGNORED
@@ -88,18 +88,19 @@ def patch_labels(scene: Scene, side: int) -> np.ndarray:
 
 
 def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
-    """Configuration at the recipe's widths: all patches of the vision transformer's last layer go into the text."""
-    levels = range(len(model.vision_depths))
-    vision = SwinConfig(
+    """Configuration at the recipe's widths: all patches of the vision encoder's last level go into the text."""
+    levels = len(model.vision_depths)
+    vision = FocalNetConfig(
         image_size=model.image_size,
-        patch_size=model.patch_size,
         embed_dim=model.vision_width,
+        hidden_sizes=[model.vision_width * 2**level for level in range(levels)],
         depths=model.vision_depths,
-        num_heads=[2**level * model.vision_width // model.head_dim for level in levels],
-        window_size=model.vision_window,
+        focal_levels=[2] * levels,
+        focal_windows=[model.vision_window] * levels,
         mlp_ratio=3.0,
         drop_path_rate=0.0,
-        use_absolute_embeddings=True,  # where a patch lies is one of the facts
+        use_conv_embed=True,  # patches overlap: of 7 pixels, every 4
+        hidden_size=model.vision_width * 2 ** (levels - 1),  # by which name LLaVA asks for it
     )
     text = LlamaConfig(
         vocab_size=model.vocab_size,
@@ -125,12 +126,13 @@ def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 class Recaptioner(nn.Module):
-    """LLaVA, and the heads that tell from each patch what covers it: one after each level of the vision transformer."""
+    """LLaVA, and the heads that tell from each patch what covers it: one after each level of the vision encoder."""
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         self.llava = LlavaForConditionalGeneration(config)
         self.llava.model.vision_tower.layernorm.requires_grad_(False)  # of no use for what LLaVA takes
+        _initialize(self.llava.model.vision_tower)
         first, levels = config.vision_config.embed_dim, len(config.vision_config.depths)
         widths = [first * 2 ** min(level + 1, levels - 1) for level in range(levels)]  # a level ends by coarsening
         self.patch_heads = nn.ModuleList(
@@ -159,6 +161,18 @@ class Recaptioner(nn.Module):
         return told, self.llava.lm_head(hidden).float()
 
 
+def _initialize(vision: nn.Module) -> None:
+    """Begin with weights that keep a signal's size (He et al. 2015).
+
+    The library's, of standard deviation 0.02 everywhere, let almost nothing through depthwise filters of 3 x 3.
+    """
+    for module in vision.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+
+
 class RecaptionerTraining(Objective):
     """Train to write `captions.plain` of a scene from its picture and an alt-text, which is sometimes wrong."""
 
@@ -168,7 +182,7 @@ class RecaptionerTraining(Objective):
         self.tokenizer = self._new_tokenizer()
         torch.manual_seed(recipe.train.seed)
         self.trained = Recaptioner(llava_config(model, self.tokenizer))
-        sides = [model.image_size // model.patch_size // 2 ** (level + 1) for level in range(len(model.vision_depths))]
+        sides = [model.image_size // 2 ** (level + 3) for level in range(len(model.vision_depths))]
         self.side = model.image_size // model.coarsest_patch
         self.sides = [max(side, self.side) for side in sides]  # of the grids of patches after each level
         self.processor = new_processor(model, self.tokenizer)

@@ -50,7 +50,7 @@ _OBJECT_VALUES = (
 _PAIRS = tuple((i, j) for i in range(MAX_OBJECTS) for j in range(i + 1, MAX_OBJECTS))
 _SLOTS = (GROUNDS, TEXTURES, _COUNTS) + _OBJECT_VALUES * MAX_OBJECTS + (RELATIONS,) * len(_PAIRS)
 _OFFSETS = tuple(np.cumsum([0] + [len(values) + 1 for values in _SLOTS]))  # each slot: "not stated", then its values
-_OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
+OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
 _SCENE_SLOTS, _OBJECT_SLOTS = 3, len(_OBJECT_VALUES) * MAX_OBJECTS
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -131,6 +131,22 @@ def named_objects(pieces: list[str], facts: Facts, words: dict[str, tuple[str, s
     return named
 
 
+def naming_loss(told: Tensor, named: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of what words tell of the objects that they name.
+
+    Args:
+        told: (B, L, 40), logits of each of an object's six facts at each token, as OBJECT_CLASSES splits them.
+        named: (B, L), as `named_objects` gives them, -1 at padding.
+        labels: (B, 27), as `fact_labels` gives them.
+    """
+    row, place = (named >= 0).nonzero(as_tuple=True)
+    objects = labels[:, _SCENE_SLOTS:].view(len(labels), MAX_OBJECTS, -1)
+    wanted = objects[row, named[row, place]]
+    parts = told[row, place].split(OBJECT_CLASSES, -1)
+    each = [functional.cross_entropy(part, wanted[:, i], reduction="sum") for i, part in enumerate(parts)]
+    return sum(each) / (len(parts) * max(1, len(row)))  # a small batch may name nothing
+
+
 class FactReader(nn.Module):
     """T5 encoder and decoder with one learned query for each slot of `fact_labels`."""
 
@@ -139,7 +155,7 @@ class FactReader(nn.Module):
         self.t5 = T5Model(t5_config(model))
         self.queries = nn.Parameter(torch.randn(len(_SLOTS), model.d_model))
         self.values = nn.Linear(model.d_model, int(_OFFSETS[-1]))
-        self.word_values = nn.Linear(model.d_model, sum(_OBJECT_CLASSES))
+        self.word_values = nn.Linear(model.d_model, sum(OBJECT_CLASSES))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of tokens (B, L): of slots (B, slots, values), other slots' values masked, and of words (B, L, 40)."""
@@ -248,12 +264,7 @@ class TextTraining(Objective):
         labels = matched_labels(logits, batch["labels"], batch["relations"])
         targets = labels + torch.tensor(_OFFSETS[:-1], device=logits.device)
         slots = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        row, place = (batch["named"] >= 0).nonzero(as_tuple=True)
-        objects = batch["labels"][:, _SCENE_SLOTS:].view(len(labels), MAX_OBJECTS, -1)
-        wanted = objects[row, batch["named"][row, place]]
-        told = words[row, place].split(_OBJECT_CLASSES, -1)
-        each = [functional.cross_entropy(kind, wanted[:, i], reduction="sum") for i, kind in enumerate(told)]
-        naming = sum(each) / (len(told) * max(1, len(row)))  # a small batch may name nothing
+        naming = naming_loss(words, batch["named"], batch["labels"])
         return {"loss": slots + naming, "slots": slots, "naming": naming}
 
     @torch.no_grad()
