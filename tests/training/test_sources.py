@@ -34,8 +34,11 @@ SIZES = ((80, 80), (60, 100), (110, 70), (64, 64), (200, 90))
 DATA = {"size": 96, "bucket_step": 32, "readers": 2, "workers": 0, "buffer": 4, "text_dropout": 0.0}
 
 
-def write_pictures(folder: Path, count: int = 20, tars: int = 2, broken: int = 0) -> str:
-    """Tars of pictures of several ratios, PNG, with old captions; the first `broken` of each are cut off."""
+def write_pictures(folder: Path, count: int = 20, tars: int = 2, broken: int = 0, long: bool = False) -> str:
+    """Tars of pictures of several ratios, PNG, with old captions; the first `broken` of each are cut off.
+
+    With `long` every fifth caption has 200 words.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for tar in range(tars):
         files = []
@@ -43,7 +46,7 @@ def write_pictures(folder: Path, count: int = 20, tars: int = 2, broken: int = 0
             key, content = f"{tar}{number:03}", encoded(picture(100 * tar + number, *SIZES[number % 5]), "PNG")
             files += [
                 (f"{key}.png", content[:60] if number < broken else content),
-                (f"{key}.txt", b"old " + key.encode()),
+                (f"{key}.txt", f"old {key}{' red' * 200 * (long and number % 5 == 0)}".encode()),
             ]
         (folder / f"{tar:05}.tar").write_bytes(tar_bytes(files))
     return f"{folder}/*.tar"
@@ -182,6 +185,23 @@ def test_filters_and_weights_of_the_recipe_are_obeyed(runs: Path, tmp_path: Path
     assert {int(name[-3:]) % 5 for name in names} == {0, 2}, "60 and 64 are too small, 200 x 90 is too long"
     assert abs(sum("rare" in name for name in names) - 8) < 4 * (80 * 0.1 * 0.9) ** 0.5
     assert objective.source.figures()["data_left_out"] > 0
+
+
+def test_captions_beyond_the_text_length_are_counted_across_a_stop(runs: Path, tmp_path: Path, capsys: Any) -> None:
+    tars = write_pictures(tmp_path / "long", long=True)
+    recipe = shard_recipe("base", runs, tars, data__buckets=False)
+    objective = ready(recipe)
+    assert objective.source.figures()["data_captions_cut"] == 0
+    batches(objective, 4)
+    position = objective.state()
+    batches(objective, 6)  # the rest of the epoch
+    figures = objective.source.figures()
+    assert figures["data_captions_cut"] == pytest.approx(0.2)
+    assert "20.0% of the captions are cut to 96 tokens" in capsys.readouterr().err
+    again = ready(recipe)
+    again.load_state(position)
+    batches(again, 6)
+    assert again.source.figures() == figures
 
 
 # Positions

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from cogview3 import checkpoints
 from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, ShardData, UserError
@@ -25,6 +26,7 @@ from cogview3.data.report import listed
 from cogview3.data.shards import CaptionedImages
 from cogview3.data.workers import WorkerSamples
 from cogview3.prompts.cache import encoder_fingerprint
+from cogview3.prompts.encode import left_out, text_length
 from cogview3.training.sources import Samples, Source
 
 _CHUNK_PIXELS = 2**22  # encoded at once
@@ -43,6 +45,8 @@ class ShardSource(Source):
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
         self._batches = BucketBatches(self._samples, recipe.train.batch, text_dropout=0)
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
+        self._told, self._cut = 0, 0  # captions, and those beyond the text length
         make(0, data.readers)  # wrong addresses and settings are told now, not by a worker
         if data.validation:
             find_shards(data.validation)
@@ -79,6 +83,8 @@ class ShardSource(Source):
     def take(self, first: int, indices: list[int]) -> Samples:
         """As `Source.take`; which samples these are follows from those before, not from their numbers."""
         batch = self._batches.take(len(indices))
+        self._told += len(batch.captions)
+        self._cut += sum(bool(left_out(self._tokenizer, caption)) for caption in batch.captions)
         return self._taken(batch, self._seed)
 
     def _taken(self, batch: Batch, seed: int, mode: bool = False) -> Samples:
@@ -147,7 +153,10 @@ class ShardSource(Source):
         return self._fixed.captions[:count], np.stack([np.asarray(picture) for picture in small])
 
     def figures(self) -> dict[str, float]:
-        """Counts of this process's samples by what became of them; the reasons go to the terminal."""
+        """Counts of this process's samples by what became of them; the reasons go to the terminal.
+
+        "data_captions_cut" is the share of captions that were longer than the text encoder reads.
+        """
         report = self._samples.report
         broken, filtered, mended = (counts.total() for counts in (report.broken, report.filtered, report.mended))
         if broken or filtered or mended:
@@ -156,13 +165,19 @@ class ShardSource(Source):
                 f"{listed(report.filtered)}; mended: {listed(report.mended)}",
                 file=sys.stderr,
             )
-        return {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
+        cut = self._cut / max(1, self._told)
+        if cut > 0:
+            length = text_length(self._tokenizer)
+            print(f"data: {cut:.1%} of the captions are cut to {length} tokens", file=sys.stderr)
+        counts = {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
+        return counts | {"data_captions_cut": cut}
 
     # Position
 
     def state(self) -> dict[str, Any]:
         """As `Source.state`."""
-        return {"world": self.world, "processes": {str(self.rank): self._batches.state_dict()}}
+        own = self._batches.state_dict() | {"captions": [self._told, self._cut]}
+        return {"world": self.world, "processes": {str(self.rank): own}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly, after a run of as many processes.
@@ -176,9 +191,13 @@ class ShardSource(Source):
             print("the checkpoint has no position in the data: it is read from the beginning", file=sys.stderr)
             return
         processes = state["processes"]
+        counts = {rank: process.get("captions", (0, 0)) for rank, process in processes.items()}
         if state["world"] == self.world:
+            self._told, self._cut = counts[str(self.rank)]
             self._batches.load_state_dict(processes[str(self.rank)])
             return
+        if self.rank == 0:
+            self._told, self._cut = map(sum, zip(*counts.values(), strict=True))
         if self.rank == 0:
             print(
                 f"the checkpoint is of {state['world']} processes, here are {self.world}: every picture's turn, crop "
