@@ -22,12 +22,24 @@ from cogview3.config import UserError, parse_recipe
 from cogview3.data.entries import Entry
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
-from cogview3.data.scenes.scene import COLORS, FILLS, GROUNDS, POSITIONS, SHAPES, Scene, SceneObject, sample_scene
+from cogview3.data.scenes.scene import (
+    COLORS,
+    FILLS,
+    GROUNDS,
+    POSITIONS,
+    SHAPES,
+    Facts,
+    ObjectFacts,
+    Relation,
+    Scene,
+    SceneObject,
+    sample_scene,
+)
 from cogview3.prompts.expand import LocalWriter
 from cogview3.training.export import export
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
-from cogview3.training.objectives.expander import ExpanderTraining, told_scene
+from cogview3.training.objectives.expander import ExpanderTraining, relation_labels, relation_loss, told_scene
 from cogview3.training.objectives.recaptioner import (
     IGNORED,
     IMAGE,
@@ -243,27 +255,46 @@ def test_the_expander_loss_is_of_captions_and_of_what_words_tell() -> None:
     with torch.no_grad():
         losses = objective(batch)
         told = t5(input_ids=batch["prompts"], attention_mask=mask, labels=wanted, output_hidden_states=True)
-        read, written = told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
-        named = objective.trained.named_values(read), batch["named"]
-        about = objective.trained.written_values(written), batch["about"]
-        order = objective.trained.named_order(read).log_softmax(-1)
     sizes = [len(SHAPES) + 1, len(COLORS) + 1, len(FILLS) + 1, 3, 4, len(POSITIONS) + 1]
-    means = []
-    for logits, objects in (named, about):
-        costs = []
-        for row, place in (objects >= 0).nonzero().tolist():
-            facts = batch["labels"][row, 3:].reshape(4, 6)[objects[row, place]]
-            parts = logits[row, place].split(sizes)
-            costs += [-part.log_softmax(-1)[fact].item() for part, fact in zip(parts, facts, strict=True)]
-        means.append(np.mean(costs))
-    ranks = [
-        -order[row, place, batch["order"][row, batch["named"][row, place]]].item()
-        for row, place in (batch["named"] >= 0).nonzero().tolist()
-    ]
+    for name, heads, hidden, objects in (
+        ("naming", objective.trained.named, told.encoder_last_hidden_state, batch["named"]),
+        ("writing", objective.trained.written, told.decoder_hidden_states[-1], batch["about"]),
+    ):
+        words = (objects >= 0).nonzero().tolist()
+        cost = 0.0
+        for row, place in words:
+            number = objects[row, place]
+            facts = batch["labels"][row, 3:].reshape(4, 6)[number]
+            with torch.no_grad():
+                values = heads.values(hidden[row, place]).split(sizes)
+                order = heads.order(hidden[row, place]).softmax(-1)
+                relations = heads.relations(hidden[row, place]).reshape(4, 2, 3).softmax(-1)
+            cost += sum(-part.softmax(-1)[fact].log().item() for part, fact in zip(values, facts, strict=True)) / 6
+            cost -= order[batch["order"][row, number]].log().item()
+            for other, axis in np.ndindex(4, 2):
+                label = int(batch["relations"][row, number, other, axis])
+                cost -= relations[other, axis, label].log().item() if label != IGNORED else 0.0
+        assert len(words) > 8
+        assert losses[name].item() == pytest.approx(cost / len(words), rel=1e-4)
     assert losses["caption"].item() == pytest.approx(told.loss.item(), rel=1e-5)
-    assert losses["naming"].item() == pytest.approx(means[0] + np.mean(ranks), rel=1e-4)
-    assert losses["writing"].item() == pytest.approx(means[1], rel=1e-4)
     assert losses["loss"].item() == pytest.approx(sum(losses[name].item() for name in ("caption", "naming", "writing")))
+
+
+def test_relations_are_told_both_ways_by_places_in_the_prompt() -> None:
+    """Objects 0, 1 and 2 of the facts stand third, first and second in the prompt; 0 is left of and above 2."""
+    relations = (Relation(0, "left of", 2), Relation(0, "above", 2), Relation(1, "below", 0))
+    facts = Facts("blue", None, None, (ObjectFacts(), ObjectFacts(), ObjectFacts()), relations)
+    labels = np.array(relation_labels(facts, [2, 0, 1]))
+    nothing = [IGNORED, IGNORED]
+    assert labels[0].tolist() == [[0, 1], [1, 1], nothing, nothing]
+    assert labels[1].tolist() == [nothing, [0, 0], [0, 2], nothing]
+    assert labels[2].tolist() == [[0, 0], nothing, [2, 2], nothing]
+    assert (labels[3] == IGNORED).all()
+
+
+def test_a_prompt_of_one_object_has_no_relations_to_learn() -> None:
+    nothing = torch.full((1, 4, 4, 2), IGNORED)
+    assert relation_loss(torch.randn(1, 5, 24), torch.tensor([[-1, 0, -1, 0, -1]]), nothing) == 0
 
 
 def test_the_expander_may_begin_with_a_text_encoder(runs: Path) -> None:
@@ -277,6 +308,19 @@ def test_the_expander_may_begin_with_a_text_encoder(runs: Path) -> None:
     assert torch.equal(objective.trained.t5.shared.weight, encoder.shared.weight)
     with pytest.raises(UserError, match=r"reads 96 tokens; set model\.max_length to that, not to 64"):
         build(recipe("expander", model__max_length=64, **shared))
+
+
+def test_the_expander_may_go_on_from_another(caption_runs: Path) -> None:
+    objective = build(recipe("expander", recipe__start_from=str(caption_runs / "expander")))
+    assert isinstance(objective, ExpanderTraining)
+    stored = load_file(caption_runs / "expander" / "weights" / "expander" / "model.safetensors")
+    began = objective.trained.t5.state_dict()
+    assert len(stored) > 20
+    for name, values in stored.items():
+        assert torch.equal(began[name], values), name
+    assert objective.write(["a red star"]) == LocalWriter(
+        caption_runs / "expander" / "weights" / "expander", max_tokens=96
+    ).write("a red star", 0, "", ())
 
 
 def test_the_saved_expander_writes_what_the_objective_writes(caption_runs: Path) -> None:

@@ -2,14 +2,17 @@
 
 A T5 as large ones are. What the prompt leaves open is filled in as random scenes have it, each fact once. Objects are
 told in the prompt's order, so that what the prompt says of them is nearly copied. Captions alone teach that slowly:
-much in them is chance, and a third object long repeats the second. So, as in the text encoder's training (`text.py`),
-every word of the prompt that names an object must tell what is stated of it and which one it is in the prompt's order;
-and every word of the caption what the prompt states of the object that it is about. These heads are not kept.
+much in them is chance, a third object long repeats the second, and places long ignore relations. So, as in the text
+encoder's training (`text.py`), every word of the prompt that names an object must tell what is stated of it, which one
+it is in the prompt's order, and how it stands to the others; and every word of the caption the same of the object that
+it is about. These heads are not kept.
 """
 
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from transformers import (
 from cogview3 import checkpoints
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
-from cogview3.data.scenes.scene import Scene, sample_scene
+from cogview3.data.scenes.scene import Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
 from cogview3.training.objectives import Batch, Objective, start_from
@@ -42,6 +45,7 @@ from cogview3.training.objectives.text import (
 )
 
 IGNORED = -100  # label of padding
+_AXES = ("left of", "right of"), ("above", "below")
 
 
 def expander_config(model: ExpanderModel, tokenizer: PreTrainedTokenizerBase) -> T5Config:
@@ -58,30 +62,84 @@ def told_scene(scene: Scene, told: tuple[int, ...]) -> Scene:
     return replace(scene, objects=tuple(scene.objects[index] for index in told))
 
 
+def relation_labels(facts: Facts, places: Sequence[int]) -> list[list[list[int]]]:
+    """How each object stands to the object at each place of the prompt's order, (4, 4, 2).
+
+    Args:
+        facts: the prompt's.
+        places: of its objects in the prompt's order, by their number in the facts.
+
+    Returns:
+        Across, 0 for not stated, 1 left of it and 2 right of it; and down, 1 above it and 2 below it. IGNORED where no
+        object has that place, or this one.
+    """
+    labels = [[[IGNORED] * len(_AXES) for _ in range(MAX_OBJECTS)] for _ in range(MAX_OBJECTS)]
+    for one, other in permutations(range(len(places)), 2):
+        labels[one][places[other]] = [0] * len(_AXES)
+    for relation in facts.relations:
+        for axis, kinds in enumerate(_AXES):
+            if relation.kind in kinds:
+                value = 1 + kinds.index(relation.kind)
+                labels[relation.first][places[relation.second]][axis] = value
+                labels[relation.second][places[relation.first]][axis] = 3 - value
+    return labels
+
+
+def relation_loss(told: Tensor, objects: Tensor, relations: Tensor) -> Tensor:
+    """Cross entropy of what words tell of their object's relations, summed over relations and averaged over words.
+
+    Args:
+        told: (B, L, 24), logits.
+        objects: (B, L), the object that each word is about, -1 for none.
+        relations: (B, 4, 4, 2), as `relation_labels` gives them.
+    """
+    row, place = (objects >= 0).nonzero(as_tuple=True)
+    wanted = relations[row, objects[row, place]].flatten()
+    logits = told[row, place].reshape(len(wanted), 3)
+    return functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum") / max(1, len(row))
+
+
+class Heads(nn.Module):
+    """What words tell of the object that they name or are about: its facts, its place in order, its relations."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.values = nn.Linear(width, sum(OBJECT_CLASSES))
+        self.order = nn.Linear(width, MAX_OBJECTS)
+        self.relations = nn.Linear(width, MAX_OBJECTS * len(_AXES) * 3)
+
+    def loss(self, hidden: Tensor, objects: Tensor, batch: Batch) -> Tensor:
+        """The three cross entropies together; of hidden states (B, L, width) and objects (B, L), -1 for none."""
+        row, place = (objects >= 0).nonzero(as_tuple=True)
+        order = self.order(hidden).float()[row, place]
+        ordering = functional.cross_entropy(order, batch["order"][row, objects[row, place]], reduction="sum")
+        return (
+            naming_loss(self.values(hidden).float(), objects, batch["labels"])
+            + ordering / max(1, len(row))
+            + relation_loss(self.relations(hidden).float(), objects, batch["relations"])
+        )
+
+
 class Expander(nn.Module):
-    """T5, and the heads that tell from words of prompt and caption what the prompt states of their object."""
+    """T5, and the heads of words of prompts and of captions."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.t5 = T5ForConditionalGeneration(config)
-        self.named_values = nn.Linear(config.d_model, sum(OBJECT_CLASSES))
-        self.named_order = nn.Linear(config.d_model, MAX_OBJECTS)
-        self.written_values = nn.Linear(config.d_model, sum(OBJECT_CLASSES))
+        self.named, self.written = Heads(config.d_model), Heads(config.d_model)
 
-    def forward(self, prompts: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """The captions' cross entropy, and what words tell.
+    def forward(self, prompts: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The captions' cross entropy, and hidden states.
 
         Args:
             prompts: (B, L), mask: (B, L), 1 where there is a token.
             labels: (B, M), the captions, IGNORED at padding.
 
         Returns:
-            The loss, logits of prompts' words (B, L, 40) for facts and (B, L, 4) for order, of captions' (B, M, 40).
+            The loss, the encoder's hidden states (B, L, width), the decoder's (B, M, width).
         """
         told = self.t5(input_ids=prompts, attention_mask=mask, labels=labels, output_hidden_states=True)
-        read, written = told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
-        heads = self.named_values(read), self.named_order(read), self.written_values(written)
-        return told.loss, *(logits.float() for logits in heads)
+        return told.loss, told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
 
 
 class ExpanderTraining(Objective):
@@ -105,7 +163,8 @@ class ExpanderTraining(Objective):
         return build_tokenizer(texts, model.vocab_size, model.max_length)
 
     def _known_tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, "tokenizer"))
+        component = "expander" if _has_expander(reference) else "tokenizer"
+        tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, component))
         if tokenizer.model_max_length != self.recipe.model.max_length:
             raise UserError(
                 f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
@@ -114,7 +173,10 @@ class ExpanderTraining(Objective):
         return writes_text(tokenizer)
 
     def _start(self, reference: str) -> None:
-        """Take over a text encoder's weights; the decoder begins anew."""
+        """Take over an expander's weights, else a text encoder's; then the decoder begins anew."""
+        if _has_expander(reference):
+            start_from(self.trained.t5, reference, "expander")
+            return
         encoder = T5EncoderModel(t5_config(self.recipe.model))
         start_from(encoder, reference, "text_encoder")
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)
@@ -144,18 +206,20 @@ class ExpanderTraining(Objective):
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Tokens of prompts and captions (B, L), the objects that they name or are about (B, L), and facts.
 
-        Objects are numbered as in the facts: "labels" (B, 27), and "order" (B, 4), each object's place in the prompt.
+        Objects are numbered as in the facts: "labels" (B, 27), "order" (B, 4), each object's place in the prompt, and
+        "relations" (B, 4, 4, 2).
         """
         samples = [self._sample(self.recipe.train.seed, index) for index in indices]
         prompts = self._tokens([prompt.text for _, prompt in samples])
         written = [captions.plain(scene).text for scene, _ in samples]
-        named, about, order = [], [], []
+        named, about, order, relations = [], [], [], []
         for row, text, (_, prompt) in zip(prompts.tolist(), written, samples, strict=True):
             named.append(named_objects(self.tokenizer.convert_ids_to_tokens(row), prompt.facts, self._words))
             numbers = [sorted(prompt.told).index(index) for index in prompt.told]
             about.append([numbers[place] if place >= 0 else -1 for place in self._places(text)])
             places = [numbers.index(number) for number in range(len(numbers))]
             order.append(places + [IGNORED] * (MAX_OBJECTS - len(places)))
+            relations.append(relation_labels(prompt.facts, places))
         return {
             "prompts": prompts,
             "captions": self._tokens(written),
@@ -163,6 +227,7 @@ class ExpanderTraining(Objective):
             "about": torch.tensor(about),
             "labels": torch.tensor([fact_labels(prompt.facts)[0] for _, prompt in samples]),
             "order": torch.tensor(order),
+            "relations": torch.tensor(relations),
         }
 
     def _places(self, caption: str) -> list[int]:
@@ -179,12 +244,9 @@ class ExpanderTraining(Objective):
         prompts, wanted = (self._cut(batch[name]) for name in ("prompts", "captions"))
         pad = self.tokenizer.pad_token_id
         labels = wanted.masked_fill(wanted == pad, IGNORED)
-        caption, values, order, written = self.trained(prompts, (prompts != pad).long(), labels)
-        named, about = batch["named"][:, : prompts.shape[1]], batch["about"][:, : wanted.shape[1]]
-        row, place = (named >= 0).nonzero(as_tuple=True)
-        ordering = functional.cross_entropy(order[row, place], batch["order"][row, named[row, place]], reduction="sum")
-        naming = naming_loss(values, named, batch["labels"]) + ordering / max(1, len(row))
-        writing = naming_loss(written, about, batch["labels"])
+        caption, read, written = self.trained(prompts, (prompts != pad).long(), labels)
+        naming = self.trained.named.loss(read, batch["named"][:, : prompts.shape[1]], batch)
+        writing = self.trained.written.loss(written, batch["about"][:, : wanted.shape[1]], batch)
         return {"loss": caption + naming + writing, "caption": caption, "naming": naming, "writing": writing}
 
     def _cut(self, tokens: Tensor) -> Tensor:
@@ -224,3 +286,11 @@ class ExpanderTraining(Objective):
         self.trained.t5.generation_config.max_new_tokens = self.recipe.model.max_length
         self.trained.t5.save_pretrained(folder / "expander")
         self.tokenizer.save_pretrained(folder / "expander")
+
+
+def _has_expander(reference: str) -> bool:
+    try:
+        checkpoints.weights_folder(reference, "expander")
+    except UserError:
+        return False
+    return True
