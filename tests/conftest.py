@@ -1,5 +1,6 @@
 """Tiny real components: the classes that real models are made of, at toy width, built in memory."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,11 @@ from cogview3.models.unet import unet_config
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let equal sums be equal to the last bit: on some processors MKL's depend on where in memory they lie."""
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @pytest.fixture(autouse=True)
