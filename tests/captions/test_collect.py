@@ -1,5 +1,6 @@
 """Collecting triplets from an endpoint that fails in every way, through kills and budgets."""
 
+import hashlib
 import json
 import os
 import re
@@ -9,17 +10,23 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
-from cogview3.captions.journal import JOURNAL, Journal, read_triplets
+from cogview3.captions.journal import JOURNAL, Journal, Name, read_triplets
+from cogview3.captions.pairs import read_pairs
+from cogview3.captions.triplets import collect
 from cogview3.cli.app import app
 from cogview3.config import UserError
+from cogview3.data.formats import find_shards
 from cogview3.prompts.budget import Usage
+from cogview3.prompts.endpoint import Endpoint
 from tests.data.conftest import encoded, ordinary, parquet_bytes, picture, tar_bytes, write_tars
 from tests.endpoints import KEY, Reply, serving
 
@@ -81,6 +88,7 @@ def test_triplets(run: Run, tmp_path: Path) -> None:
     assert result["words"] == {"old": 2, "new": 20}
     row = rows()["0001001"]
     assert row == {
+        "image": hashlib.sha256(encoded(picture(1001))).hexdigest(),
         "shard": str(tmp_path / "shards" / "00001.tar"),
         "key": "0001001",
         "old": "old 0001001",
@@ -107,6 +115,54 @@ def test_nothing_is_asked_twice(run: Run, tmp_path: Path) -> None:
         assert facts(run(server.url, "--every", 2, out="other"))["new"] == 2
     assert set(rows("other")) == {"0000000", "0000002"}
     assert len(list((tmp_path / "out").glob("part-*"))) == 2
+
+
+def test_an_image_under_two_names_is_asked_about_once(run: Run, tmp_path: Path) -> None:
+    write_tars(tmp_path / "shards", (3,))
+    other = ordinary("a", 2) + ordinary("b", 5) + ordinary("c", 5)  # 2 is in the first shard too, 5 is new
+    (tmp_path / "shards" / "00001.tar").write_bytes(tar_bytes(other))
+    with serving(good) as server:
+        result = facts(run(server.url))
+        again = facts(run(server.url))
+    assert (result["triplets"], result["repeated"], len(server.bodies)) == (4, 2, 4)
+    assert (again["new"], again["repeated"], again["moved"]) == (0, 2, 0)
+    assert set(rows()) == {"0000000", "0000001", "0000002", "b"}
+
+
+def test_an_image_with_another_content_under_its_name_is_asked_about(run: Run, tmp_path: Path) -> None:
+    write_tars(tmp_path / "shards", (2,))
+    with serving(good) as server:
+        facts(run(server.url))
+        (tmp_path / "shards" / "00000.tar").write_bytes(tar_bytes(ordinary("0000000", 0) + ordinary("0000001", 7)))
+        result = facts(run(server.url))
+    assert (result["new"], result["triplets"]) == (1, 3)
+
+
+@pytest.mark.parametrize("part_rows", [1, 1000])
+def test_moved_data_are_known_and_found(tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tars(tmp_path / "shards", (3,))
+
+    def collected(server: Any, folder: str) -> dict[str, Any]:
+        endpoint = Endpoint(server.url, "m")
+        return collect(find_shards([str(tmp_path / folder)]), endpoint, tmp_path / "out", part_rows=part_rows)
+
+    with serving(good) as server:
+        collected(server, "shards")
+        (tmp_path / "shards").rename(tmp_path / "elsewhere")
+        if part_rows == 1:  # a crash between noting and rewriting loses nothing
+            with monkeypatch.context() as patched:
+                patched.setattr(Journal, "write_part", lambda journal: None)
+                collected(server, "elsewhere")
+            assert b'"moved"' in (tmp_path / "out" / JOURNAL).read_bytes()
+        result = collected(server, "elsewhere")
+    assert (result["new"], result["triplets"], len(server.bodies)) == (0, 3, 3)
+    assert result["moved"] == (0 if part_rows == 1 else 3)
+    shard = str(tmp_path / "elsewhere" / "00000.tar")
+    assert {(row["shard"], key) for key, row in rows(str(tmp_path / "out")).items()} == {
+        (shard, f"000000{number}") for number in range(3)
+    }
+    assert len(read_pairs([str(tmp_path / "out")]).pairs) == 3
+    assert b'"moved"' not in (tmp_path / "out" / JOURNAL).read_bytes()
 
 
 FAILURES = [
@@ -373,19 +429,23 @@ def test_folders_of_something_else_are_refused(run: Run, tmp_path: Path) -> None
 ROW = {"old": "o", "queries": [], "new": "n", "model": "m", "usage": Usage(1, 2, 3).to_dict()}
 
 
+def name(key: str, shard: str = "s") -> Name:
+    return Name.of(key.encode(), shard, key)
+
+
 def row(key: str) -> dict[str, Any]:
-    return {"shard": "s", "key": key, **ROW}
+    return {**asdict(name(key)), **ROW}
 
 
 def test_parts_are_written_when_full_and_leave_the_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}, part_rows=2) as journal:
         for number in range(5):
-            journal.asking(("s", str(number)))
-            journal.finish(("s", str(number)), row(str(number)), Usage(1, 2, 3))
+            journal.asking(name(str(number)))
+            journal.finish(name(str(number)), row(str(number)), Usage(1, 2, 3))
         assert [path.name for path in journal.parts()] == ["part-00000.parquet", "part-00001.parquet"]
         assert len((tmp_path / "j" / JOURNAL).read_bytes().splitlines()) == 4  # header, sum, asked, done
     with Journal(tmp_path / "j", {}) as journal:
-        assert journal.done == {("s", str(number)) for number in range(5)}
+        assert set(journal.done) == {name(str(number)) for number in range(5)}
         assert journal.spent == Usage(5, 10, 15)
         journal.write_part()
     assert [row["key"] for row in read_triplets(tmp_path / "j").to_pylist()] == ["0", "1", "2", "3", "4"]
@@ -393,8 +453,8 @@ def test_parts_are_written_when_full_and_leave_the_journal(tmp_path: Path) -> No
 
 def test_a_crash_between_a_part_and_the_journal_doubles_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
-        journal.asking(("s", "a"))
-        journal.finish(("s", "a"), row("a"), Usage(1, 2, 3))
+        journal.asking(name("a"))
+        journal.finish(name("a"), row("a"), Usage(1, 2, 3))
         before = (tmp_path / "j" / JOURNAL).read_bytes()
         journal.write_part()
     (tmp_path / "j" / JOURNAL).write_bytes(before)
@@ -406,16 +466,19 @@ def test_a_crash_between_a_part_and_the_journal_doubles_nothing(tmp_path: Path) 
 
 def test_damage_is_told(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
-        journal.put_aside(("s", "a"), "why", Usage(1))
+        journal.put_aside(name("a"), "why", Usage(1))
     path = tmp_path / "j" / JOURNAL
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'{"event": "aside"', b'{"event": aside"'))
     with pytest.raises(UserError, match=r"line 3 is damaged"), Journal(tmp_path / "j", {}):
         pass
-    path.write_bytes(whole.replace(b'"format": 1', b'"format": 9'))
+    path.write_bytes(whole.replace(b'"format": 2', b'"format": 9'))
     with pytest.raises(UserError, match=r"format 9"), Journal(tmp_path / "j", {}):
         pass
     path.write_bytes(whole)
+    parquet.write_table(pyarrow.table({"shard": ["s"], "key": ["a"]}), tmp_path / "j" / "part-00000.parquet")
+    with pytest.raises(UserError, match=r"part-00000.parquet: of an earlier format"), Journal(tmp_path / "j", {}):
+        pass
     (tmp_path / "j" / "part-00000.parquet").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"part-00000.parquet: damaged"), Journal(tmp_path / "j", {}):
         pass
@@ -429,8 +492,8 @@ def test_damage_is_told(tmp_path: Path) -> None:
 
 def test_parts_have_the_columns_that_others_read(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
-        journal.finish(("s", "a"), row("a"), Usage(1))
+        journal.finish(name("a"), row("a"), Usage(1))
         journal.write_part()
         schema = parquet.read_schema(journal.parts()[0])
-    assert schema.names == ["shard", "key", "old", "queries", "new", "model", "usage"]
+    assert schema.names == ["image", "shard", "key", "old", "queries", "new", "model", "usage"]
     assert str(schema.field("queries").type) == "list<element: struct<question: string, answer: string>>"

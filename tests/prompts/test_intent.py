@@ -6,7 +6,7 @@ import pytest
 from cogview3.data.scenes.captions import brief, comprehensive
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.prompts.intent import lost_intent
-from cogview3.prompts.words import is_english, meaning, stem
+from cogview3.prompts.words import is_english, meanings, stem
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,11 @@ from cogview3.prompts.words import is_english, meaning, stem
         ("draw me a picture of a fox please", "A fox in the snow."),
         ("gray wolves", "Grey wolves in a forest, a pack of wolves."),
         ("dark blue sofa", "A deep blue couch."),
+        ("a purple dot & a small cyan plus", "A purple circle lies left of a tiny cyan cross."),
+        ("I'd like a dotted ring; place a star beside it", "A ring with dots and a star."),
+        ("a ring outlined in black and a red star", "A ring with a black outline is left of a red star."),
+        ("a red outlined shape with stripes", "A red striped heart with a black outline."),
+        ("a blue star, a ring not outlined", "A blue star with a white edge and a ring with no outline."),
         ("", "Anything."),
         ("zwei rote Sterne und ein 3D-Kreis", "Two red stars and a 3D circle."),
         ("两只猫，门牌号 42", "Two cats beside a door with the number 42."),
@@ -62,6 +67,10 @@ def test_nothing_is_lost(prompt: str, expanded: str) -> None:
         ("a dark ground", "A light ground.", ["dark"]),
         ("a street with no cars", "A street where cars line the kerb. There are no clouds.", ["no cars"]),
         ("a red star", "There is no red star.", ["star"]),
+        ("a woman in red and white shoes", "A woman with white shoes.", ["red"]),
+        ("a ring not outlined", "A ring with a black outline.", ["no outlined"]),
+        ("a purple dot", "A purple star with blue dots.", ["purple dot"]),
+        ("a red building", "A blue building.", ["red building"]),
         ('a sign that says "OPEN"', 'A sign that says "CLOSED".', ['"OPEN"']),
         ('a sign that says "OPEN"', 'A sign that says "Open".', ['"OPEN"']),
         ("a bus, line 7", "A yellow bus.", ["7", "line"]),
@@ -101,8 +110,9 @@ def test_other_words_do_not() -> None:
     words = ["star", "ring", "red", "bed", "string", "king", "cat", "car", "card", "dog", "house", "horse", "blue"]
     words += ["glass", "grass", "wing", "swing"]
     assert len({stem(word) for word in words}) == len(words)
-    assert meaning("donut") == meaning("rings") == "ring"
-    assert meaning("crimson") == "red"
+    assert meanings("donut") == meanings("rings") == {"ring"}
+    assert meanings("crimson") == {"red"}
+    assert meanings("dots") == {"circle", "dotted"}
 
 
 @pytest.mark.parametrize(

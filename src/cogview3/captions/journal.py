@@ -4,15 +4,18 @@
     out/part-N.parquet    finished triplets, written whole; their lines then leave the journal
     out/.lock             held while a run writes
 
-An image whose last event is "asked" was under way when the run was killed: nobody knows whether it was paid for.
+An image is known by its file's content, whatever it is called and wherever it lies. One whose last event is "asked" was
+under way when the run was killed: nobody knows whether it was paid for.
 """
 
+import hashlib
 import json
 import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,11 @@ from cogview3.config import UserError
 from cogview3.prompts.budget import Usage
 
 JOURNAL = "journal.jsonl"
-FORMAT = 1
+FORMAT = 2
 
 SCHEMA = pyarrow.schema(
     [
+        ("image", pyarrow.string()),
         ("shard", pyarrow.string()),
         ("key", pyarrow.string()),
         ("old", pyarrow.string()),
@@ -50,8 +54,19 @@ SCHEMA = pyarrow.schema(
 )
 """Columns of a part."""
 
-Name = tuple[str, str]
-"""Shard and key of an image."""
+
+@dataclass(frozen=True)
+class Name:
+    """An image: the SHA-256 of its file, which alone is compared, and the shard and key where it was found."""
+
+    image: str
+    shard: str = field(compare=False)
+    key: str = field(compare=False)
+
+    @classmethod
+    def of(cls, picture: bytes, shard: str, key: str) -> "Name":
+        """The name of an image file's content."""
+        return cls(hashlib.sha256(picture).hexdigest(), shard, key)
 
 
 class Journal:
@@ -59,7 +74,7 @@ class Journal:
 
     Attributes:
         spent: by all runs into this folder, as far as answers told.
-        done: images with a triplet.
+        done: images with a triplet, each with the place that its triplet names.
         aside: images that were given up, with the reason.
         doubtful: images that were asked about without an outcome.
 
@@ -78,10 +93,11 @@ class Journal:
         self._folder, self._settings, self._part_rows = folder, dict(settings), part_rows
         self._lock = threading.RLock()
         self.spent = Usage()
-        self.done: set[Name] = set()
+        self.done: dict[Name, Name] = {}
         self.aside: dict[Name, str] = {}
         self.doubtful: set[Name] = set()
         self._rows: dict[Name, dict[str, Any]] = {}
+        self._moved: set[Name] = set()
 
     def __enter__(self) -> "Journal":
         path = self._folder / JOURNAL
@@ -97,7 +113,7 @@ class Journal:
             raise UserError(f"{self._folder}: another run writes there; wait for it, or give another folder") from None
         try:
             for part in self.parts():
-                self.done.update(_names(part))
+                self.done.update((name, name) for name in _names(part))
             if path.exists():
                 self._replay(path)
             self._compact()
@@ -124,11 +140,11 @@ class Journal:
 
     def asking(self, name: Name) -> None:
         """Note that an image is about to be asked about."""
-        self._write({"event": "asked", "shard": name[0], "key": name[1]})
+        self._write({"event": "asked", **asdict(name)})
 
     def paid(self, name: Name, usage: Usage) -> None:
         """Note an answer that was of no use, or a failure, before the image is asked about again."""
-        self._write({"event": "paid", "shard": name[0], "key": name[1], "usage": usage.to_dict()})
+        self._write({"event": "paid", **asdict(name), "usage": usage.to_dict()})
 
     def finish(self, name: Name, row: Mapping[str, Any], usage: Usage) -> None:
         """Note a triplet, whose last answer cost `usage`; writes a part where it is full."""
@@ -139,26 +155,33 @@ class Journal:
 
     def put_aside(self, name: Name, reason: str, usage: Usage) -> None:
         """Note that an image is given up."""
-        self._write({"event": "aside", "shard": name[0], "key": name[1], "reason": reason, "usage": usage.to_dict()})
+        self._write({"event": "aside", **asdict(name), "reason": reason, "usage": usage.to_dict()})
 
     def leave(self, name: Name, usage: Usage) -> None:
         """Note that nothing is under way for an image that is neither done nor given up: a later run asks about it."""
-        self._write({"event": "left", "shard": name[0], "key": name[1], "usage": usage.to_dict()})
+        self._write({"event": "left", **asdict(name), "usage": usage.to_dict()})
+
+    def move(self, name: Name) -> None:
+        """Note that an image with a triplet lies elsewhere now, as `name` says."""
+        self._write({"event": "moved", **asdict(name)})
 
     def write_part(self) -> None:
         """Write the triplets that are in no part yet as one, if there are any, and shorten the journal."""
         with self._lock:
-            if not self._rows:
+            if not self._rows and not self._moved:
                 return
             parts = self.parts()
-            number = _number(parts[-1]) + 1 if parts else 0
-            table = pyarrow.Table.from_pylist(list(self._rows.values()), SCHEMA)
-            with whole_file(self._folder / f"part-{number:05}.parquet") as temporary:
-                parquet.write_table(table, temporary)
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
+            for part in parts if self._moved else ():
+                rows = parquet.read_table(part).to_pylist()
+                places = [self.done[Name(row["image"], "", "")] for row in rows]
+                if any(row["shard"] != place.shard for row, place in zip(rows, places, strict=True)):
+                    _write_rows(part, [row | asdict(place) for row, place in zip(rows, places, strict=True)])
+            if self._rows:
+                number = _number(parts[-1]) + 1 if parts else 0
+                _write_rows(self._folder / f"part-{number:05}.parquet", list(self._rows.values()))
             _sync_folder(self._folder)
             self._rows.clear()
+            self._moved.clear()
             self._compact()
 
     def _write(self, event: Mapping[str, Any]) -> None:
@@ -175,7 +198,7 @@ class Journal:
         if kind == "spent":
             self.spent += Usage(**event["usage"])
             return
-        name = (event["shard"], event["key"])
+        name = Name(event["image"], event["shard"], event["key"])
         usage = Usage(**(event.pop("last", None) or event.get("usage") or {}))
         self.spent += usage
         self.doubtful.discard(name)
@@ -184,8 +207,14 @@ class Journal:
             self.doubtful.add(name)
         elif kind == "aside":
             self.aside[name] = event["reason"]
+        elif kind == "moved":
+            self.done[name] = name
+            if name in self._rows:
+                self._rows[name] |= asdict(name)
+            else:
+                self._moved.add(name)
         elif kind == "done" and name not in self.done:
-            self.done.add(name)
+            self.done[name] = name
             self.aside.pop(name, None)
             self._rows[name] = event
 
@@ -221,10 +250,12 @@ class Journal:
         """The state as a header and events."""
         yield {"format": FORMAT, "settings": self._settings}
         yield {"event": "spent", "usage": self.spent.to_dict()}
-        for (shard, key), reason in self.aside.items():
-            yield {"event": "aside", "shard": shard, "key": key, "reason": reason}
-        for shard, key in sorted(self.doubtful):
-            yield {"event": "asked", "shard": shard, "key": key}
+        for name, reason in self.aside.items():
+            yield {"event": "aside", **asdict(name), "reason": reason}
+        for name in in_order(self.doubtful):
+            yield {"event": "asked", **asdict(name)}
+        for name in in_order(self._moved):
+            yield {"event": "moved", **asdict(self.done[name])}
         for row in self._rows.values():
             yield {"event": "done", **row, "last": Usage().to_dict()}
 
@@ -240,6 +271,11 @@ class Journal:
             os.fsync(file.fileno())
         _sync_folder(self._folder)
         self._file = path.open("ab")
+
+
+def in_order(names: Iterable[Name]) -> list[Name]:
+    """Names by shard and key."""
+    return sorted(names, key=lambda name: (name.shard, name.key))
 
 
 def count_reasons(aside: Mapping[Name, str]) -> dict[str, int]:
@@ -258,12 +294,23 @@ def read_triplets(folder: str | Path) -> pyarrow.Table:
         raise UserError(f"{folder}: a part is damaged ({error}); delete it and collect again") from None
 
 
+def _write_rows(part: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a part whole, and bring it to the disk."""
+    with whole_file(part) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def _names(part: Path) -> list[Name]:
     try:
-        columns = parquet.read_table(part, columns=["shard", "key"]).to_pydict()
+        known = "image" in parquet.read_schema(part).names
+        columns = parquet.read_table(part, columns=["image", "shard", "key"] if known else []).to_pydict()
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{part}: damaged ({error}); restore it, or delete it to pay for its images again") from None
-    return list(zip(columns["shard"], columns["key"], strict=True))
+    if not known:
+        raise UserError(f"{part}: of an earlier format, without hashes of the images; collect into a new folder")
+    return [Name(*each) for each in zip(columns["image"], columns["shard"], columns["key"], strict=True)]
 
 
 def _number(path: Path) -> int | None:

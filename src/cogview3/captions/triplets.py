@@ -12,12 +12,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cogview3.captions import instruction
-from cogview3.captions.journal import Journal, Name, count_reasons, read_triplets
+from cogview3.captions.journal import Journal, Name, count_reasons, in_order, read_triplets
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
@@ -69,7 +70,7 @@ class _Run:
         """Count an image that was dealt with."""
         with self.lock:
             self.counts[what] += 1
-            done = self.counts["done"] + self.counts["aside"] + self.counts["skipped"] + self.counts["unanswered"]
+            done = sum(self.counts[each] for each in ("done", "aside", "skipped", "repeated", "unanswered"))
             self.progress(done, cost(self.endpoint.budget.spent))
 
 
@@ -88,9 +89,10 @@ def collect(
 ) -> dict[str, Any]:
     """Ask about the images of shards, in their order, and write the triplets.
 
-    Images that have a triplet in `out` are left alone. So are those put aside, and those that were under way when a run
-    was killed, since they may have been paid for; unless `again`. Keep sidecars are obeyed. A budget of the endpoint
-    counts for all runs into `out` together.
+    Images are told apart by their files' content, so that none is paid for twice under two names. Those that have a
+    triplet in `out` are left alone, but the triplet is told where they lie now, if their shard was moved. Those put
+    aside are left alone too, and those that were under way when a run was killed, since they may have been paid for;
+    unless `again`. Keep sidecars are obeyed. A budget of the endpoint counts for all runs into `out` together.
 
     Args:
         shards: tars and image folders.
@@ -166,7 +168,7 @@ def _candidates(shards: Sequence[Shard], every: int, count: int | None, run: _Ru
                     run.report.skip(reason)
                 continue
             given += 1
-            yield (address, entry.key), entry
+            yield Name.of(entry.picture, address, entry.key), entry
 
 
 def whole_address(address: str) -> str:
@@ -176,13 +178,32 @@ def whole_address(address: str) -> str:
     return path if local else fs.unstrip_protocol(path)
 
 
+def _is_there(address: str) -> bool:
+    """Whether a shard still lies where a triplet says; what cannot be reached counts as there."""
+    fs, path = filesystem(address)
+    try:
+        return fs.exists(path)
+    except OSError:
+        return True
+
+
 def _feed(run: _Run, candidates: Iterator[tuple[Name, Entry]], again: bool) -> None:
     """Give the threads what is still to be asked, until it ends or they halt."""
     journal = run.journal
+    seen: set[Name] = set()
+    there = lru_cache(None)(_is_there)
     for name, entry in candidates:
         if run.endpoint.stop.is_set():
             return
-        if name in journal.done or (not again and (name in journal.aside or name in journal.doubtful)):
+        if name in seen:
+            run.tell("repeated")
+            continue
+        seen.add(name)
+        known = journal.done.get(name)
+        if known is not None and known.shard != name.shard and not there(known.shard):
+            journal.move(name)
+            run.counts["moved"] += 1
+        if known is not None or (not again and (name in journal.aside or name in journal.doubtful)):
             run.tell("skipped")
             continue
         while not run.endpoint.stop.is_set():
@@ -248,8 +269,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
             messages = instruction.asked_again(messages, answer.text, fault)
             continue
         row = {
-            "shard": name[0],
-            "key": name[1],
+            **asdict(name),
             "old": entry.old,
             "queries": [query.model_dump() for query in told.queries],
             "new": told.result,
@@ -290,11 +310,8 @@ def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
 
 def _write_aside(out: Path, journal: Journal) -> None:
     """`aside.jsonl`: what was put aside or is in doubt, with reasons."""
-    rows = [{"shard": shard, "key": key, "reason": reason} for (shard, key), reason in sorted(journal.aside.items())]
-    rows += [
-        {"shard": shard, "key": key, "reason": "in doubt: under way when the run was killed"}
-        for shard, key in sorted(journal.doubtful)
-    ]
+    reasons = journal.aside | dict.fromkeys(journal.doubtful, "in doubt: under way when the run was killed")
+    rows = [{"shard": each.shard, "key": each.key, "reason": reasons[each]} for each in in_order(reasons)]
     write_text(out / "aside.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -313,6 +330,8 @@ def _report(run: _Run, out: Path, before: int) -> dict[str, Any]:
         "unanswered": dict(run.unanswered),
         "broken": counts["broken"],
         "filtered": counts["filtered"],
+        "moved": run.counts["moved"],
+        "repeated": run.counts["repeated"],
         "repaired": run.counts["repaired"],
         "asked_again": run.counts["asked_again"],
         "schema": run.endpoint.takes_schema,

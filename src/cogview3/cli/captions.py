@@ -111,6 +111,10 @@ def describe(result: dict[str, Any]) -> str:
     for name in ("aside", "unanswered", "broken", "filtered"):
         if result[name]:
             lines.append(f"{name}: {listed(result[name])}")
+    if result["repeated"]:
+        lines.append(f"{result['repeated']} images were there twice")
+    if result["moved"]:
+        lines.append(f"{result['moved']} triplets now name the place that their images were moved to")
     if result["aside"] or result["in_doubt"]:
         doubt = f"{result['in_doubt']} in doubt (under way when a run was killed); " if result["in_doubt"] else ""
         lines.append(f"{doubt}aside.jsonl lists what lacks a triplet; --again asks about it")

@@ -5,6 +5,7 @@ there are, and which keys a table knows, depends on `recipe.kind`; unknown keys,
 refused before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
+from cogview3.config.distill import Distill, DistillRelay
 from cogview3.config.load import OutOfMemory, UserError, load_recipe, parse_recipe, recipe_names
 from cogview3.config.recipes import (
     BaseRecipe,
@@ -26,8 +27,6 @@ from cogview3.config.recipes import (
 )
 from cogview3.config.tables import (
     BaseObjective,
-    Distill,
-    DistillRelay,
     ExpanderModel,
     Lora,
     Optimizer,

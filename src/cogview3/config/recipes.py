@@ -5,11 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
+from cogview3.config.distill import Distill, DistillRelay, DistillTrain
 from cogview3.config.tables import (
     BaseObjective,
-    Distill,
-    DistillRelay,
-    DistillTrain,
     EnlargerModel,
     ExpanderData,
     ExpanderModel,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cogview3.prompts.words import COLORS, FILLER, NEGATIONS, NUMBERS, SHADES, is_english, is_plural, meaning, unified
+from cogview3.prompts.words import COLORS, FILLER, NEGATIONS, NUMBERS, SHADES, is_english, is_plural, meanings, unified
 
 _QUOTED = re.compile(
     r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|„([^“”]+)[“”]|「([^」]+)」|『([^』]+)』|(?<!\w)['‘]([^'’]+)['’](?!\w)"
@@ -14,6 +14,7 @@ _DIGITS = re.compile(r"\d+(?:[.,:]\d+)*")
 _ARTICLES = {"a", "an", "another", "one", "single", "lone", "1"}
 _STOPS = {"a", "an", "the", "another", "on", "at", "by", "with", "from", "above", "below", "under", "over", "beside"}
 _STOPS |= {"left", "right", "beneath", "underneath", "behind", "between", "near", "next", "to"}
+_THINGS = {"shape", "shapes", "object", "objects", "figure", "figures", "thing", "things", "item", "items"}
 _ENDS = frozenset(".;:!?")
 _VERBAL = re.compile(r"[aeiouy].*(ing|ed)$")  # "running", "edged"; not "ring"
 _BARE_SHADES = {"dark": "black", "light": "white"}  # colors that a shade without one may become
@@ -27,7 +28,7 @@ _ENUMERATED = {"another", "other", "second", "third", "fourth", "fifth", "one", 
 @dataclass(frozen=True)
 class _Word:
     text: str
-    meaning: str
+    meanings: frozenset[str]
     number: int | None
     color: str | None
     content: bool
@@ -85,12 +86,14 @@ def _words(text: str) -> list[_Word]:
         number = _as_number(token) if token[0].isdigit() else NUMBERS.get(token)
         content = token[0].isalnum() and token not in FILLER and number is None and token not in NEGATIONS
         content = content and not (token in SHADES and any(each in COLORS for each in tokens[place + 1 : place + 2]))
-        words.append(_Word(token, meaning(token), number, COLORS.get(token), content, joined))
+        words.append(_Word(token, meanings(token), number, COLORS.get(token), content, joined))
     return words
 
 
 def _same(word: _Word, other: _Word) -> bool:
-    return word.text == other.text or word.meaning == other.meaning or other.color == _BARE_SHADES.get(word.meaning, "")
+    if word.text == other.text or word.meanings & other.meanings:
+        return True
+    return other.color is not None and any(other.color == _BARE_SHADES.get(each) for each in word.meanings)
 
 
 def _run(words: Sequence[_Word], start: int) -> list[int]:
@@ -101,12 +104,20 @@ def _run(words: Sequence[_Word], start: int) -> list[int]:
     return list(range(start, end))
 
 
+def _is_listed(words: Sequence[_Word], start: int) -> bool:
+    """Whether a further color follows at once, after a comma or an "and"."""
+    return start + 1 < len(words) and words[start].text in ("and", ",") and words[start + 1].color is not None
+
+
 def _head(words: Sequence[_Word], start: int) -> int | None:
     """Place of the noun that a number or a color before `start` belongs to: the first plural, else the last word."""
-    if start + 1 < len(words) and words[start].text in ("and", ",") and words[start + 1].color is not None:
+    if _is_listed(words, start):
         start += 1  # "red and white flag"
     run = [place for place in _run(words, start) if words[place].color is None]
-    nouns = [place for place in run if not _VERBAL.search(words[place].text)] or run
+    nouns = [place for place in run if not _VERBAL.search(words[place].text)]
+    if run and not nouns and run[-1] + 1 < len(words) and words[run[-1] + 1].text in _THINGS:
+        return None  # "a red outlined shape"
+    nouns = nouns or run
     plural = [place for place in nouns if is_plural(words[place].text)]
     return plural[0] if plural else nouns[-1] if nouns else None
 
@@ -171,7 +182,8 @@ def _lost_colors(asked: Sequence[_Word], told: Sequence[_Word], denied: Sequence
     for place, word in enumerate(asked):
         if word.color is None or place in denied:
             continue
-        head = _head(asked, place + 1)
+        after_in = place > 0 and asked[place - 1].text == "in"  # "edged in black, a red star": not a black star
+        head = None if after_in and _is_listed(asked, place + 1) else _head(asked, place + 1)
         if head is None or head in denied:
             kept = any(other.color == word.color for other in told)
             named = word.text
@@ -246,7 +258,8 @@ def _is_denied(noun: _Word, told: Sequence[_Word], asked: Sequence[_Word], denie
     places = [place for place, word in enumerate(told) if _same(word, noun)]
     without = [word.text for word in told if word.text.endswith("less") or word.text.startswith("un")]
     absent = any(
-        word.text in _ABSENT.get(noun.meaning, ()) or (word.text in without and _lacks(word.text, noun))
+        any(word.text in _ABSENT.get(each, ()) for each in noun.meanings)
+        or (word.text in without and _lacks(word.text, noun))
         for word in told
     )
     affirmed = [place for place in places if not _under_denial(told, place, 8, wide)]
@@ -257,10 +270,11 @@ def _is_denied(noun: _Word, told: Sequence[_Word], asked: Sequence[_Word], denie
     return (
         not affirmed
         or also_wanted
+        or _VERBAL.search(noun.text) is not None  # "a ring, not outlined"
         or any(word.text == "without" or _is_free(asked, at) for at, word in enumerate(asked))
     )
 
 
 def _lacks(word: str, noun: _Word) -> bool:
     """Whether a word such as "treeless" or "unsmiling" denies a noun."""
-    return meaning(word.removesuffix("less")) == noun.meaning or meaning(word.removeprefix("un")) == noun.meaning
+    return bool((meanings(word.removesuffix("less")) | meanings(word.removeprefix("un"))) & noun.meanings)

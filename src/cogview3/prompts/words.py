@@ -145,6 +145,7 @@ FILLER = _set(
     standing stands stand looking looks look having featuring showing shows containing contains made together set
     lies lying lie placed located colored coloured color colour more less much many lot lots few several free nice
     good beautiful lovely great sides higher same both everything nothing everyone nobody else
+    i'd i'm i've let's us place
     me says say said reads reading read size simple thin add scene sized kind
     type
     """
@@ -168,7 +169,7 @@ _FOREIGN = _set(
 
 def unified(text: str) -> str:
     """A text in lower case, with phrases replaced by words that say the same."""
-    text = text.lower().replace("’", "'")
+    text = text.lower().replace("’", "'").replace("&", " and ")
     for pattern, replacement in _PHRASES:
         text = re.sub(pattern.replace("COLORS", "|".join(COLORS)), replacement, text)
     return text
@@ -199,17 +200,18 @@ def stem(word: str) -> str:
 
 
 @cache
-def _groups() -> dict[str, str]:
-    return {stem(word): group.split()[0] for group in _SYNONYMS for word in group.split()}
+def _groups() -> dict[str, frozenset[str]]:
+    pairs = [(stem(word), group.split()[0]) for group in _SYNONYMS for word in group.split()]
+    return {base: frozenset(name for other, name in pairs if other == base) for base, _ in pairs}
 
 
 @cache
-def meaning(word: str) -> str:
-    """The name of all words that count as this one: of its color, its synonyms, or its stem."""
+def meanings(word: str) -> frozenset[str]:
+    """What a word may stand for: its color, each group of synonyms that it is in ("dot" is in two), or its stem."""
     if word in COLORS:
-        return COLORS[word]
+        return frozenset([COLORS[word]])
     base = stem(word)
-    return _groups().get(base, base)
+    return _groups().get(base, frozenset([base]))
 
 
 def is_plural(word: str) -> bool:

@@ -1,0 +1,85 @@
+"""The tables of distillation recipes."""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from cogview3.config.tables import AboveZero, Checked, NotNegative, Positive, Table, Train
+
+
+class DistillTrain(Train):
+    """Length and bookkeeping of a distillation's rounds; `images` of each round, or one number for all."""
+
+    images: Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _one_for_all(cls, images: Any) -> Any:
+        return tuple(images) if isinstance(images, list) else (images,)
+
+
+class Distill(Table):
+    """A teacher, and the numbers of sampling steps that it is brought down to, round by round.
+
+    Attributes:
+        teacher: a run, a model folder or a bundled model.
+        steps: the teacher's, then the student's after each round; each divides the one before it.
+        guidance_range: from where the guidance w of each sample is drawn, uniformly in log w.
+        guidance: w of the pictures and figures of the validation.
+        guidance_width: width of w's embedding, `time_cond_proj_dim`, where the teacher does not take w yet.
+        offset_noise: strength of one more normal number a sample, added to all its noise; samplers add none.
+    """
+
+    teacher: str
+    steps: Annotated[tuple[Positive, ...], Field(min_length=2)]
+    guidance_range: tuple[AboveZero, AboveZero] = (1.0, 12.0)
+    guidance: Annotated[NotNegative, Checked] = 4.0
+    guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
+    offset_noise: NotNegative = 0.0
+
+    @field_validator("steps")
+    @classmethod
+    def _divide(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        for before, after in pairwise(steps):
+            if after >= before or before % after:
+                raise ValueError(
+                    f"{after} is no smaller divisor of {before}; halve, as in [8, 4, 2], or divide by more"
+                )
+        return steps
+
+    @field_validator("guidance_range")
+    @classmethod
+    def _ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
+        if limits[0] > limits[1]:
+            raise ValueError("the lowest guidance comes first, as in [1.0, 12.0]")
+        return limits
+
+    @field_validator("guidance")
+    @classmethod
+    def _within(cls, guidance: float, info: ValidationInfo) -> float:
+        low, high = info.data.get("guidance_range", (guidance, guidance))
+        if not low <= guidance <= high:
+            raise ValueError(f"outside guidance_range; give {low:g} to {high:g}")
+        return guidance
+
+
+class DistillRelay(Distill):
+    """A relay's distillation. What is left out is as the teacher's scheduler has it.
+
+    Attributes:
+        relay_start: T_r. Another one than the teacher's needs `fine_tune_images`.
+        blur_estimate: z_0^t inside the sampler's steps, of teacher and student.
+        fine_tune_images: train the teacher on this many images with T_r = `relay_start` before the first round.
+    """
+
+    relay_start: Annotated[int, Field(ge=1, le=1000)] | None = None
+    blur_estimate: Literal["recompute", "carry"] | None = None
+    fine_tune_images: Annotated[int, Field(ge=0), Checked] = 0
+
+    @field_validator("fine_tune_images")
+    @classmethod
+    def _needs_a_start(cls, images: int, info: ValidationInfo) -> int:
+        if images and info.data.get("relay_start", 0) is None:
+            raise ValueError("fine-tuning is for another relay_start than the teacher's; give it, or leave this out")
+        return images
