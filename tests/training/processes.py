@@ -98,10 +98,12 @@ class Tiny(Objective):
 Act = Callable[["loop._Run"], None]
 
 
-def train_tiny(recipe: BaseRecipe, run: Path, act: Act | None = None) -> dict[str, Any]:
-    """Train; `act` is called after every step."""
+def train_tiny(
+    recipe: BaseRecipe, run: Path, act: Act | None = None, objective: Callable[[Any], Objective] | None = Tiny
+) -> dict[str, Any]:
+    """Train; `act` is called after every step. Without `objective`, the recipe's own."""
     if act is None:
-        return loop.train(recipe, run, device="cpu", objective=Tiny)
+        return loop.train(recipe, run, device="cpu", objective=objective)
     advance = loop._Run._advance
 
     def advance_and_act(this: loop._Run) -> dict[str, float]:
@@ -111,9 +113,18 @@ def train_tiny(recipe: BaseRecipe, run: Path, act: Act | None = None) -> dict[st
 
     loop._Run._advance = advance_and_act
     try:
-        return loop.train(recipe, run, device="cpu", objective=Tiny)
+        return loop.train(recipe, run, device="cpu", objective=objective)
     finally:
         loop._Run._advance = advance
+
+
+def write_keys_and_terminate(run: "loop._Run", folder: Path, images: int) -> None:
+    """Write down a process's pictures; send the second one SIGTERM once it has done so many images."""
+    indices = list(range(run.images - run.recipe.train.batch, run.images))
+    own = [key for key in run.objective.keys(indices) if not key.isdecimal()]  # others' have their number alone
+    with (folder / f"keys-{run.accelerator.process_index}").open("a") as file:
+        file.write("".join(f"{key}\n" for key in own))
+    terminate(run, images, process=1)
 
 
 def terminate(run: loop._Run, images: int, process: int) -> None:

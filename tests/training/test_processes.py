@@ -22,7 +22,9 @@ from tests.training.processes import (
     tiny_run,
     train_tiny,
     write_gradients,
+    write_keys_and_terminate,
 )
+from tests.training.test_sources import shard_recipe, write_pictures
 
 SHARDED = {"sharded": {"train__shard": True}, "copies": {}}
 
@@ -143,6 +145,35 @@ def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(
     for name, value in expected.items():
         # Adam's first steps go by the sign of a gradient, which is rounding where a gradient is next to nothing
         assert (found[name] - value).norm() < 1e-3 * value.norm() + 1e-4, name
+
+
+@pytest.mark.parametrize("kind", [pytest.param("sharded", marks=pytest.mark.slow), "copies"])
+def test_two_processes_train_from_shards_through_a_signal_on_each_picture_once(
+    runs: Path, tmp_path: Path, kind: str
+) -> None:
+    """An epoch of 20 pictures; with FSDP2 in buckets of many sizes, of which the processes may have different ones."""
+    shards = write_pictures(tmp_path / "tars")
+    lengths = {"train__images": 20, "train__batch": 4, "train__checkpoint_images": 8, "validate__every_images": 16}
+    recipe = shard_recipe("base", runs, shards, data__buckets=kind == "sharded", **lengths, **SHARDED[kind])
+    log = tmp_path / "log"
+
+    def run(name: str, stop_at: int) -> list[int]:
+        (tmp_path / f"{name}-keys").mkdir(exist_ok=True)
+        act = partial(write_keys_and_terminate, folder=tmp_path / f"{name}-keys", images=stop_at)
+        return in_processes(2, train_tiny, recipe, tmp_path / name, act, None, log=log)
+
+    def keys(name: str) -> list[list[str]]:
+        return [(tmp_path / f"{name}-keys" / f"keys-{process}").read_text().split("\n")[:-1] for process in (0, 1)]
+
+    assert run("whole", stop_at=-1) == [0, 0], told(log)
+    assert run("run", stop_at=12) == [143, 143], told(log)
+    assert run("run", stop_at=-1) == [0, 0], told(log)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert keys("run") == keys("whole")
+    seen = [key for own in keys("run") for key in own]
+    assert len(seen) == 20
+    if kind == "copies":  # buckets put what is left of an epoch into the next
+        assert len(set(seen)) == 20
 
 
 CALLS, CHECKPOINT_CALLS = 1_000_000, 300_000  # somewhat less than a run, and a checkpoint, take
