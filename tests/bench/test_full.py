@@ -23,6 +23,9 @@ BRIEF = {
     "CogView3 50+10": replace(SYSTEMS["CogView3 50+10"], mode=Mode(steps=2, relay_steps=2)),
     "CogView3 8+2": replace(SYSTEMS["CogView3 8+2"], mode=Mode(steps=3, relay_steps=2, distilled=True)),
     "CogView3 4+1": replace(SYSTEMS["CogView3 4+1"], mode=Mode(steps=2, relay_steps=1, distilled=True)),
+    "CogView3 4+1 light": replace(
+        SYSTEMS["CogView3 4+1 light"], mode=Mode(steps=2, relay_steps=1, distilled=True, light=True)
+    ),
     "Stable Cascade 20+10": replace(SYSTEMS["Stable Cascade 20+10"], steps=2, decoder_steps=2),
     "LCM-SDXL 4": replace(SYSTEMS["LCM-SDXL 4"], steps=2),
 }
@@ -84,7 +87,7 @@ def test_saving_the_text_saves_what_it_costs() -> None:
 
 
 def test_a_report_holds_together() -> None:
-    chosen = [BASELINE, "CogView3 4+1"]
+    chosen = [BASELINE, "CogView3 4+1", "CogView3 4+1 light"]
     told: list[int] = []
 
     def counter(name: str, total: int) -> Any:
@@ -92,7 +95,7 @@ def test_a_report_holds_together() -> None:
 
     result = full.run((64, SIDE), (1, 2), 1, "cpu", False, chosen, "tiny", counter)
     rows = {(row["system"], row["side"], row["batch"]): row for row in result["rows"]}
-    assert len(rows) == 2 * 2 + 2  # the peers draw the first size alone
+    assert len(rows) == 2 * 2 * 2 + 2  # the peers draw the first size alone
     base = rows[BASELINE, 64, 2]
     assert base["ratio"] == 1
     for row in rows.values():
@@ -106,7 +109,7 @@ def test_a_report_holds_together() -> None:
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     text = full.describe(result)
     assert "not compiled" in text
-    assert text.count("\n| CogView3 4+1") == 4
+    assert text.count("\n| CogView3 4+1 |") == text.count("\n| CogView3 4+1 light |") == 4
     assert of_times(result).size[0] == 1000
 
 
@@ -129,6 +132,7 @@ def test_counts_at_full_size() -> None:
     assert ratios["CogView3 50+10"] == pytest.approx(0.434, abs=2e-3)
     assert ratios["CogView3 8+2"] == pytest.approx(0.068, abs=1e-3)
     assert ratios["CogView3 4+1"] == pytest.approx(0.049, abs=1e-3)
+    assert ratios["CogView3 4+1 light"] == pytest.approx(0.0236, abs=3e-4)
     assert ratios["LCM-SDXL 4"] == pytest.approx(0.055, abs=1e-3)
 
 

@@ -23,6 +23,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.unet import unet_config
 
 TEXT_LENGTH, CLIP_LENGTH = 225, 77
@@ -99,6 +100,8 @@ _FULL: dict[str, dict[str, Any]] = {
     "relay_unet": unet_config("full", sample_size=128),
     "distilled_unet": unet_config("full", time_cond_proj_dim=512),
     "distilled_relay_unet": unet_config("full", time_cond_proj_dim=256, sample_size=128),
+    "latent_enlarger": {"width": 256, "num_blocks": 6},
+    "light_decoder": {"width": 256, "num_blocks": 6},
     "sdxl_unet": _SDXL_UNET,
     "lcm_unet": _SDXL_UNET | {"time_cond_proj_dim": 256},
     "prior": _PRIOR,
@@ -139,6 +142,8 @@ _TINY: dict[str, dict[str, Any]] = {
     "relay_unet": unet_config("tiny", sample_size=8),
     "distilled_unet": unet_config("tiny", time_cond_proj_dim=8),
     "distilled_relay_unet": unet_config("tiny", time_cond_proj_dim=8, sample_size=8),
+    "latent_enlarger": {"width": 8, "num_blocks": 1},
+    "light_decoder": {"width": 8, "num_blocks": 1},
     "sdxl_unet": _TINY_SDXL,
     "lcm_unet": _TINY_SDXL | {"time_cond_proj_dim": 8},
     "prior": _PRIOR
@@ -161,6 +166,8 @@ _KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "clip": lambda config: CLIPTextModel(_clip(config)),
     "big_clip": lambda config: CLIPTextModelWithProjection(_clip(config)),
     "vae": lambda config: AutoencoderKL(**config),
+    "latent_enlarger": lambda config: LatentEnlarger(**config),
+    "light_decoder": lambda config: LightDecoder(**config),
     "prior": lambda config: StableCascadeUNet(**config),
     "decoder": lambda config: StableCascadeUNet(**config),
     "vqgan": lambda config: PaellaVQModel(**config),

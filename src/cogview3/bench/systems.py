@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cogview3.bench.networks import CLIP_LENGTH, TEXT_LENGTH, build, clip_tokenizer, t5_tokenizer
 from cogview3.bench.stopwatch import Watched
 from cogview3.generation.attention import constant_text
+from cogview3.generation.light import LIGHT_COMPONENTS
 from cogview3.generation.modes import Mode
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
@@ -145,7 +146,7 @@ class RelaySystem(System):
     """This system in one of its modes.
 
     Attributes:
-        mode: steps and guidance.
+        mode: steps and guidance, and whether the light parts stand in for the VAE.
         distilled: whether guidance is a condition, with no second branch.
         plain: count cross attention as if it were computed anew at every step and for both branches.
     """
@@ -157,12 +158,12 @@ class RelaySystem(System):
     def names(self) -> tuple[str, ...]:
         """Names of the networks that it uses."""
         prefix = "distilled_" if self.distilled else ""
-        return ("t5", "vae", f"{prefix}unet", f"{prefix}relay_unet")
+        return ("t5", "vae", f"{prefix}unet", f"{prefix}relay_unet", *(LIGHT_COMPONENTS if self.mode.light else ()))
 
     def pipe(self, networks: Networks) -> CogView3Pipeline:
         """Base and relays from 512 pixels at full size."""
-        t5, vae, unet, relay = map(networks.get, self.names())
-        pipe = CogView3Pipeline(t5_tokenizer(), t5, vae, unet, base_scheduler(), relay, RelayScheduler())
+        t5, vae, unet, relay, *light = map(networks.get, self.names())
+        pipe = CogView3Pipeline(t5_tokenizer(), t5, vae, unet, base_scheduler(), relay, RelayScheduler(), *light)
         pipe._use_mode(self.name, self.mode)
         return pipe
 
@@ -175,27 +176,32 @@ class RelaySystem(System):
         return max(1, math.ceil(math.log2(side / 512)))
 
     def watched(self, networks: Networks) -> list[Watched]:
-        """Text, base, relay, and the two halves of the VAE."""
-        t5, vae, unet, relay = map(networks.get, self.names())
+        """Text, base, relay, and as "vae" its two halves or what stands in for them."""
+        t5, vae, unet, relay, *light = map(networks.get, self.names())
+        halves = [(network, "forward") for network in light] or [(vae, "decode"), (vae, "encode")]
         return [
             ("text", t5, "forward"),
             ("base", unet, "forward"),
             ("relay", relay, "forward"),
-            ("vae", vae, "decode"),
-            ("vae", vae, "encode"),
+            *(("vae", network, method) for network, method in halves),
         ]
 
     def operations(self, networks: Networks, side: int) -> dict[str, int]:
         """By part; decoding and encoding between the stages belong to "vae"."""
-        t5, vae, unet, relay = map(networks.get, self.names())
+        t5, vae, unet, relay, *light = map(networks.get, self.names())
         parts = {"text": operations(t5, _tokens(TEXT_LENGTH)), "relay": 0}
         low = side >> self.relays(side)
         parts["base"] = self._stage(unet, low // 8, self.mode.steps)
-        parts["vae"] = operations(vae, (1, 4, low // 8, low // 8), method="decode")
+        parts["vae"] = 0 if light else operations(vae, (1, 4, low // 8, low // 8), method="decode")
         for larger in (low << number for number in range(1, self.relays(side) + 1)):
-            parts["vae"] += operations(vae, (1, 3, larger, larger), method="encode")
-            parts["vae"] += operations(vae, (1, 4, larger // 8, larger // 8), method="decode")
+            if light:
+                parts["vae"] += operations(light[0], (1, 4, larger // 16, larger // 16))
+            else:
+                parts["vae"] += operations(vae, (1, 3, larger, larger), method="encode")
+                parts["vae"] += operations(vae, (1, 4, larger // 8, larger // 8), method="decode")
             parts["relay"] += self._stage(relay, larger // 8, self.mode.relay_steps)
+        if light:
+            parts["vae"] += operations(light[1], (1, 4, side // 8, side // 8))
         return parts
 
     def _stage(self, unet: nn.Module, side: int, steps: int) -> int:
@@ -362,6 +368,7 @@ class StableCascade(System):
 _FULL = Mode(steps=50, relay_steps=10, relay_start=500, blur_estimate="recompute", guidance=7.5)
 _EIGHT = Mode(steps=8, relay_steps=2, relay_start=500, distilled=True)
 _FOUR = Mode(steps=4, relay_steps=1, relay_start=200, distilled=True)
+_LIGHT = Mode(steps=4, relay_steps=1, relay_start=200, distilled=True, light=True)
 
 BASELINE = "SDXL 50"
 """What times and operations are given as a ratio to, at the same size and batch."""
@@ -373,6 +380,7 @@ SYSTEMS: Mapping[str, System] = {
         RelaySystem("CogView3 50+10", mode=_FULL),
         RelaySystem("CogView3 8+2", mode=_EIGHT, distilled=True),
         RelaySystem("CogView3 4+1", mode=_FOUR, distilled=True),
+        RelaySystem("CogView3 4+1 light", mode=_LIGHT, distilled=True),
         StableCascade("Stable Cascade 20+10"),
         StableDiffusionXL("LCM-SDXL 4", steps=4, guidance=8.0, lcm=True),
     )

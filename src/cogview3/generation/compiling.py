@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 
 from cogview3.config import UserError
 
 REGIONS: Mapping[str, tuple[str, ...]] = {
     "UNet2DConditionModel": ("BasicTransformerBlock", "ResnetBlock2D"),
     "AutoencoderKL": ("ResnetBlock2D",),
+    "LatentEnlarger": ("_Block",),
+    "LightDecoder": ("_Block",),
     "StableCascadeUNet": ("SDCascadeResBlock", "SDCascadeAttnBlock", "SDCascadeTimestepBlock"),
     "PaellaVQModel": ("MixingResidualBlock",),
 }
@@ -50,11 +52,11 @@ def check_compiler(device: str) -> None:
 def compile_networks(
     pipe: DiffusionPipeline, graphs: bool = False, dynamic: bool | None = True, backend: str = "inductor"
 ) -> list[str]:
-    """`compile_network` for each of a pipeline's; returns the names of those that it knows. The VAE takes no graphs."""
+    """`compile_network` for each of a pipeline's; returns the names of those that it knows. Graphs are for UNets alone."""
     return [
         name
         for name, network in pipe.components.items()
-        if compile_network(network, graphs and not isinstance(network, AutoencoderKL), dynamic, backend)
+        if compile_network(network, graphs and isinstance(network, UNet2DConditionModel), dynamic, backend)
     ]
 
 
