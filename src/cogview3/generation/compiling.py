@@ -52,7 +52,7 @@ def check_compiler(device: str) -> None:
 def compile_networks(
     pipe: DiffusionPipeline, graphs: bool = False, dynamic: bool | None = True, backend: str = "inductor"
 ) -> list[str]:
-    """`compile_network` for each of a pipeline's; returns the names of those that it knows. Graphs are for UNets alone."""
+    """`compile_network` for each of a pipeline's, graphs for UNets alone; returns the names of those that it knows."""
     return [
         name
         for name, network in pipe.components.items()
