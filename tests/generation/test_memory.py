@@ -18,6 +18,7 @@ from cogview3.generation import base, compiling, memory, placement
 from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.memory import GIB, MARGIN, MODES, Picture, estimates, peak_bytes, skeletons, weight_bytes
 from cogview3.generation.placement import Placement, check_free, explained, model_estimates, place, quantize_network
+from cogview3.models.light import LatentEnlarger, LightDecoder
 
 CALL = {"num_inference_steps": 2, "relay_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
 
@@ -263,6 +264,19 @@ def test_compiled_blocks_compute_the_same(make_unet: Callable[..., Any]) -> None
         torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
         assert counters["stats"]["unique_graphs"] == first, "the second step was compiled anew"
     assert compiling.compile_seconds() > 0
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("network", [LatentEnlarger(width=8, num_blocks=2), LightDecoder(width=8, num_blocks=2)])
+def test_compiled_light_parts_compute_the_same(network: torch.nn.Module) -> None:
+    torch._dynamo.reset()
+    latents = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        expected = network(latents)
+        assert compiling.compile_network(network, backend="eager")
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        torch.testing.assert_close(network(latents), expected, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before, "no block was compiled"
     torch._dynamo.reset()
 
 
