@@ -31,6 +31,7 @@ class LightJob:
     loads: bool = True
     flavor: str = "plain"
     name: str = "light"
+    has_budget: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:

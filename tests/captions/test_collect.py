@@ -138,6 +138,36 @@ def test_an_image_with_another_content_under_its_name_is_asked_about(run: Run, t
     assert (result["new"], result["triplets"]) == (1, 3)
 
 
+def test_a_shard_written_anew_keeps_each_caption_with_its_image(run: Run, tmp_path: Path) -> None:
+    """Keys run anew after a picture was taken out: known images are found under their new keys, none is mixed up."""
+    write_tars(tmp_path / "shards", (3,))
+    with serving(good) as server:
+        facts(run(server.url))
+        (tmp_path / "shards" / "00000.tar").write_bytes(tar_bytes(ordinary("0000000", 1) + ordinary("0000001", 2)))
+        result = facts(run(server.url))
+    assert (result["new"], result["moved"]) == (0, 2)
+    found = read_pairs([str(tmp_path / "out")])
+    assert [(pair.key, pair.new) for pair in found.pairs] == [
+        ("0000000", told("0000001")["result"]), ("0000001", told("0000002")["result"]),
+    ]  # fmt: skip
+    (tmp_path / "shards" / "00000.tar").write_bytes(tar_bytes(ordinary("0000000", 1) + ordinary("0000001", 9)))
+    changed = read_pairs([str(tmp_path / "out")])
+    assert [pair.key for pair in changed.pairs] == ["0000000"]
+    assert changed.report.broken == {"another picture under its key": 1}
+
+
+def test_an_endpoint_that_refuses_the_first_images_ends_the_run_and_puts_none_aside(run: Run, tmp_path: Path) -> None:
+    write_tars(tmp_path / "shards", (15,))
+    with serving(lambda body, number: Reply("status", "no images here", status=400)) as server:
+        failed = run(server.url, "--concurrency", 1)
+    assert failed.exit_code == 1
+    assert "no images here" in failed.stderr
+    assert "the first 10 images" in failed.stderr
+    with serving(lambda body, number: Reply("status", "bad", 400) if number < 4 else good(body)) as server:
+        result = facts(run(server.url, "--concurrency", 1))  # two images, each with and without a schema
+    assert (result["new"], result["aside"].popitem()[1]) == (13, 2)
+
+
 @pytest.mark.parametrize("part_rows", [1, 1000])
 def test_moved_data_are_known_and_found(tmp_path: Path, part_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tars(tmp_path / "shards", (3,))

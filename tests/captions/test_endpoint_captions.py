@@ -3,20 +3,26 @@
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from cogview3.captions import endpoint as module
 from cogview3.captions.endpoint import MOST_IN_A_ROW, EndpointJob
-from cogview3.captions.recaption import recaption
+from cogview3.captions.engines import local
+from cogview3.captions.parts import Part
+from cogview3.captions.recaption import Task, caption_shard, recaption
 from cogview3.captions.request import request
 from cogview3.captions.rows import CannotGoOn
 from cogview3.cli.app import app
 from cogview3.cli.recaption import duration
 from cogview3.config import UserError
+from cogview3.data.entries import develop
 from cogview3.data.formats import find_shards
+from tests.captions.light import LightJob
 from tests.captions.test_recaption import here, rows, state_of
 from tests.data.conftest import all_keys, write_tars
 from tests.endpoints import KEY, Reply, serving
@@ -103,6 +109,43 @@ def test_a_wrong_key_ends_the_job(tars: list[str]) -> None:
         pytest.raises(CannotGoOn, match="HTTP 401"),
     ):
         recaption(find_shards(tars), job(server.url), here)
+
+
+def test_an_endpoint_that_refuses_the_first_pictures_ends_the_job_and_marks_none(tmp_path: Path) -> None:
+    tars = write_tars(tmp_path / "tars", (4, 20))
+    with (
+        serving(lambda body, number: Reply("status", "no field temperature", status=400)) as server,
+        pytest.raises(CannotGoOn, match=f"no field temperature.*the first {MOST_IN_A_ROW} pictures"),
+    ):
+        recaption(find_shards(tars), job(server.url, requests=1), here)
+    assert len(server.bodies) == MOST_IN_A_ROW
+    with serving(good) as server:
+        assert recaption(find_shards(tars), job(server.url), here)["images"] == 24
+    assert [row["status"] for row in rows(tmp_path / "tars")] == ["ok"] * 24
+
+
+def test_a_failure_of_our_own_keeps_what_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars = write_tars(tmp_path / "tars", (5,))
+
+    def develop_or_fail(entry: Any, filters: Any) -> Any:
+        if entry.key == "0000001":
+            raise RuntimeError("no memory")
+        return develop(entry, filters)
+
+    monkeypatch.setattr(module, "develop", develop_or_fail)
+    with serving(lambda body, number: replace(good(body, number), delay=0.3)) as server:
+        task = Task(job(server.url), job(server.url).settings)
+        with pytest.raises(RuntimeError, match="no memory"):
+            list(caption_shard(find_shards(tars)[0], task, job(server.url, requests=2).load(0)))
+    part = Part(find_shards(tars)[0], task.settings)
+    assert "0000000" in part.rows
+
+
+def test_a_worker_with_a_budget_is_not_replaced(tars: list[str], tmp_path: Path) -> None:
+    with pytest.raises(CannotGoOn, match="ended by SIGKILL, and with it the count of what it spent"):
+        recaption(find_shards(tars), LightJob(tmp_path, once="0000003", has_budget=True), local)
+    assert job("http://127.0.0.1:1/v1", limits=(5, None, None)).has_budget
+    assert not job("http://127.0.0.1:1/v1").has_budget
 
 
 def test_jobs_are_checked_before_they_run() -> None:

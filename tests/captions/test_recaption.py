@@ -16,6 +16,7 @@ from pyarrow import parquet
 from cogview3.captions import engines, parts
 from cogview3.captions.engines import local, make_engine
 from cogview3.captions.recaption import Standing, Task, caption_shard, recaption
+from cogview3.captions.rows import UNANSWERED, Row
 from cogview3.config import UserError
 from cogview3.data.formats import find_shards
 from cogview3.data.sidecars import read_captions, read_notes
@@ -137,6 +138,15 @@ def test_a_begun_shard_goes_on_after_its_last_batch(tmp_path: Path, torn: bytes)
     assert job.log() == all_keys((9,))
     assert [row["key"] for row in rows(tmp_path / "tars")] == all_keys((9,))
     assert leftovers(tmp_path / "tars") == []
+
+
+def test_of_a_key_the_last_row_counts(tmp_path: Path) -> None:
+    """One that was not answered at first, and then was."""
+    (shard,) = find_shards(write_tars(tmp_path / "tars", (1,)))
+    part = parts.Part(shard, {})
+    part.add([Row("0000000", "old", None, UNANSWERED, "busy")])
+    part.add([Row("0000000", "old", "new")])
+    assert parts.Part(shard, {}).rows["0000000"].new == "new"
 
 
 def test_parts_at_addresses_that_take_whole_files_alone(tmp_path: Path) -> None:

@@ -311,6 +311,35 @@ def test_what_was_spent_before_counts() -> None:
     assert "1000 tokens is spent" in budget.reserve()
 
 
+def test_after_a_resumption_the_first_request_goes_alone() -> None:
+    """What requests cost on average before, failed ones included, says little of what the next ones will cost."""
+    spent = Usage(1000, 190_000, 10_000)
+    with serving(lambda body, number: Reply(text="x", usage=(1900, 100), delay=0.05)) as server:
+        endpoint = Endpoint(server.url, "m", budget=Budget(tokens=213_000, spent=spent))
+        outcomes: list[str] = []
+
+        def work() -> None:
+            try:
+                outcomes.append(endpoint.chat(ASK).text)
+            except Spent:
+                outcomes.append("spent")
+
+        threads = [threading.Thread(target=work) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert outcomes.count("x") == 6
+    assert endpoint.budget.spent.tokens == 200_000 + 6 * 2000
+
+
+def test_answers_that_cannot_be_encoded_or_counted_are_mended() -> None:
+    broken = '{"choices": [{"message": {"content": "a star \\ud83d."}}], "usage": {"prompt_tokens": 1e999}}'
+    with serving(lambda body, number: Reply("raw", broken)) as server:
+        answer = Endpoint(server.url, "m").chat(ASK)
+    assert (answer.text, answer.usage) == ("a star ?.", Usage(1))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -321,6 +350,8 @@ def test_what_was_spent_before_counts() -> None:
         (lambda: Retry(first=-1.0), "first -1"),
         (lambda: Endpoint("ftp://a", "m"), "ftp://a"),
         (lambda: Endpoint("localhost:8000", "m"), "localhost:8000"),
+        (lambda: Endpoint("http://[::1/v1", "m"), "not an address"),
+        (lambda: Endpoint("http://localhost:80a0/v1", "m"), "80a0/v1: not an address"),
         (lambda: Endpoint("http://a", ""), "not named"),
         (lambda: Endpoint("http://a", "m", timeout=0), "timeout 0"),
         (lambda: Endpoint("http://a", "m", extra={"stream": True}), "stream"),
@@ -369,9 +400,10 @@ def test_the_key_is_nowhere(everything_logged: pytest.LogCaptureFixture) -> None
 
 
 def test_addresses_with_passwords_are_refused_without_showing_them() -> None:
-    with pytest.raises(UserError) as caught:
-        Endpoint(f"https://user:{KEY}@a/v1", "m")
-    assert KEY not in str(caught.value)
+    for address in (f"https://user:{KEY}@a/v1", f"user:{KEY}@a/v1", f"ftp://a/v1?key={KEY}"):
+        with pytest.raises(UserError) as caught:
+            Endpoint(address, "m")
+        assert KEY not in str(caught.value)
 
 
 def test_keys_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,13 @@ def test_failures_of_the_model_are_told_and_it_is_left_in_peace() -> None:
     assert len(writer.asked) == 2
 
 
+def test_whatever_a_model_meets_no_picture_is_lost() -> None:
+    writer = Writer(RuntimeError("CUDA out of memory"), ValueError())
+    expansions = Expander(writer).expand_all(["a", "b"])
+    assert [each.text for each in expansions] == ["a", "b"]
+    assert [each.reason for each in expansions] == ["RuntimeError: CUDA out of memory", "ValueError"]
+
+
 def test_a_damaged_or_read_only_cache_does_no_harm(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Expander(Writer(GOOD), tmp_path / "cache").expand("two red stars")
     next((tmp_path / "cache").iterdir()).write_text("{")

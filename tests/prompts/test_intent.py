@@ -81,6 +81,16 @@ def test_what_is_lost_is_named(prompt: str, expanded: str, lost: list[str]) -> N
     assert sorted(lost_intent(prompt, expanded)) == sorted(lost)
 
 
+def test_any_two_texts_will_do() -> None:
+    rng = np.random.default_rng(0)
+    words = ["no", "without", ",", "and", "red", "star", "stars", "a", "two", "-", "free", "in", ".", "outlined", "not"]
+    words += ["or", "none", "blue", "shape", "7", "light", "is"]
+    for _ in range(3000):
+        prompt, expanded = (" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(2))
+        assert isinstance(lost_intent(prompt, expanded), list), prompt
+    assert lost_intent("outline: none, red circle, blue background", "A red circle on blue ground.") == ["outline"]
+
+
 def test_descriptions_of_scenes_keep_their_brief_captions() -> None:
     """Brief captions against the long ones of the same scenes, and of others.
 
@@ -122,6 +132,12 @@ def test_other_words_do_not() -> None:
         ("The cat of Juan García sits in the sun", True),
         ("Ein roter Stern auf dem Tisch", False),
         ("une étoile rouge", False),
+        ("zwei Katzen ohne Halsband", False),
+        ("deux chats noirs", False),
+        ("dos gatos negros", False),
+        ("tre gatti neri", False),
+        ("rote Sterne im Himmel", False),
+        ("two cats in hats", True),
         ("два кота", False),
         ("红色的星星", False),
         ("12 34", True),

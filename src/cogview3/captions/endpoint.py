@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -14,10 +14,13 @@ from cogview3.data.entries import develop
 from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
 from cogview3.prompts.budget import Budget, Price
-from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Retry
+from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Retry, Unusable
 
 MOST_IN_A_ROW = 10
 """Pictures without an answer one after the other, after which the endpoint counts as gone."""
+
+
+_REFUSED = "refused: "
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class EndpointJob:
             "fields": dict(self.fields),
         }
 
+    @property
+    def has_budget(self) -> bool:
+        """Whether there are limits."""
+        return any(limit is not None for limit in self.limits)
+
     def connect(self) -> Endpoint:
         """A connection. Raises UserError as `Endpoint` does."""
         fixed: dict[str, Any] = {"temperature": self.temperature}
@@ -95,7 +103,9 @@ class EndpointWriter:
 
     def __init__(self, endpoint: Endpoint, job: EndpointJob) -> None:
         self.endpoint, self.job = endpoint, job
-        self._in_a_row = 0
+        self._in_a_row, self._refused = 0, 0
+        self._answered = False
+        self._held: list[Row] = []
 
     def run(self, samples: Iterable[Sample]) -> Iterator[list[Row]]:
         """As `rows.Writer.run`, each as its answer comes."""
@@ -106,21 +116,37 @@ class EndpointWriter:
                 while True:
                     asked |= {pool.submit(self._ask, s) for s in islice(waiting, self.job.requests - len(asked))}
                     if not asked:
+                        yield self._released()
                         return
                     finished, asked = wait(asked, return_when=FIRST_COMPLETED)
                     yield from self._told(finished)
             except GeneratorExit:
                 self.endpoint.stop.set()
                 raise
-            except EndpointError as error:
+            except Exception as error:
                 self.endpoint.stop.set()
-                yield [each.result() for each in wait(asked).done if each.exception() is None]  # they are paid for
-                raise CannotGoOn(str(error)) from None
+                rows = [each.result() for each in wait(asked).done if each.exception() is None]  # they are paid for
+                yield [row for row in rows if self._answered or not row.error.startswith(_REFUSED)]
+                if isinstance(error, EndpointError):
+                    raise CannotGoOn(str(error)) from None
+                raise
 
     def _told(self, finished: Iterable[Future[Row]]) -> Iterator[list[Row]]:
-        """The rows that came; then the error, if one did. Raises GaveUp where too many in a row went unanswered."""
+        """The rows that came; then the error, if one did.
+
+        Raises GaveUp where too many in a row went unanswered, Unusable where the first ones were all refused.
+        """
         errors = [error for each in finished if (error := each.exception())]
         rows = [each.result() for each in finished if not each.exception()]
+        if not self._answered:
+            refused = [row for row in rows if row.error.startswith(_REFUSED)]
+            rows = [row for row in rows if row not in refused]
+            self._held += refused
+            self._refused += len(refused)
+            if self._refused >= MOST_IN_A_ROW:
+                raise Unusable(f"{refused[-1].error}; and so for the first {self._refused} pictures")
+        else:
+            rows = self._released() + rows
         yield rows
         for error in errors:
             raise error
@@ -128,6 +154,14 @@ class EndpointWriter:
             self._in_a_row = self._in_a_row + 1 if row.status == UNANSWERED else 0
             if self._in_a_row >= MOST_IN_A_ROW:
                 raise GaveUp(f"{row.error}; and so for {MOST_IN_A_ROW} pictures in a row")
+
+    def _released(self) -> list[Row]:
+        """Rows that were held back: refusals before the first answer, when it may be the request that is wrong.
+
+        Without an answer by the end of a shard nobody knows: a later run asks again.
+        """
+        held, self._held = self._held, []
+        return held if self._answered else [replace(row, status=UNANSWERED) for row in held]
 
     def _ask(self, sample: Sample) -> Row:
         entry = sample.entry
@@ -142,9 +176,10 @@ class EndpointWriter:
         try:
             answer = self.endpoint.chat([{"role": "user", "content": parts}])
         except Refused as error:
-            return Row(entry.key, entry.old, None, FAILED, f"refused: {error}")
+            return Row(entry.key, entry.old, None, FAILED, f"{_REFUSED}{error}")
         except GaveUp as error:
             return Row(entry.key, entry.old, None, UNANSWERED, str(error))
+        self._answered = True
         tokens = answer.usage.completion_tokens
         if answer.refusal or answer.finish == "content_filter":
             return Row(entry.key, entry.old, None, FAILED, "the model refused", tokens)

@@ -51,8 +51,9 @@ def make_engine(name: str, workers: int | None, tries: int = TRIES, gpus: int = 
 class _Attempts:
     """Shards that wait, and how often each one's worker crashed."""
 
-    def __init__(self, shards: Sequence[Shard], tries: int) -> None:
+    def __init__(self, task: Task, shards: Sequence[Shard], tries: int) -> None:
         self._shards, self._tries = shards, tries
+        self._has_budget = task.job.has_budget
         self.waiting = deque(range(len(shards)))
         self._crashes: Counter[int] = Counter()
 
@@ -61,7 +62,9 @@ class _Attempts:
         return number, self._shards[number]
 
     def crashed(self, number: int, reason: str) -> Iterator[tuple[int, Message]]:
-        """Let a shard be tried again, or give it up."""
+        """Let a shard be tried again, or give it up. Raises CannotGoOn where what was spent is lost with the worker."""
+        if self._has_budget:
+            raise CannotGoOn(f"{reason}, and with it the count of what it spent; run again with what is left to spend")
         self._crashes[number] += 1
         if self._crashes[number] < self._tries:
             self.waiting.appendleft(number)
@@ -88,7 +91,7 @@ class _Broke:
 
 def local(task: Task, shards: Sequence[Shard], workers: int = 1, tries: int = TRIES) -> Iterator[tuple[int, Message]]:
     """Do the tasks in processes of their own, a shard at a time each."""
-    attempts = _Attempts(shards, tries)
+    attempts = _Attempts(task, shards, tries)
     count = min(workers, len(shards))
     threads = max(1, (os.cpu_count() or 1) // count)
     running: list[_Worker] = []
@@ -213,7 +216,7 @@ def on_ray(
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    attempts = _Attempts(shards, tries)
+    attempts = _Attempts(task, shards, tries)
     running: dict[Any, tuple[Any, int, int]] = {}  # stream of messages -> actor, its place, shard
     actors: list[Any] = []
     try:

@@ -15,9 +15,6 @@ from cogview3.captions.request import request
 from cogview3.checkpoints import weights_folder
 from cogview3.config import UserError
 
-MAX_OLD = 1000
-"""Characters of an old caption that are read; more is no caption, and would make a whole batch long."""
-
 IGNORED = -100
 """Label of a token that is not learned."""
 
@@ -115,7 +112,7 @@ class Asker:
     def _asked(self, old: str) -> str:
         for mark in self._marks:
             old = old.replace(mark, " ")
-        return request(" ".join(old.split())[:MAX_OLD])
+        return request(old)
 
     def inputs(self, images: Sequence[Image.Image], olds: Sequence[str]) -> Any:
         """A batch of what the model reads, padded on the left, as `generate` wants it."""

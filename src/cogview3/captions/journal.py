@@ -133,11 +133,6 @@ class Journal:
         numbered = [(_number(path), path) for path in self._folder.glob("part-*.parquet")]
         return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
 
-    @property
-    def waiting(self) -> int:
-        """Triplets that are in no part yet."""
-        return len(self._rows)
-
     def asking(self, name: Name) -> None:
         """Note that an image is about to be asked about."""
         self._write({"event": "asked", **asdict(name)})
@@ -174,7 +169,7 @@ class Journal:
             for part in parts if self._moved else ():
                 rows = parquet.read_table(part).to_pylist()
                 places = [self.done[Name(row["image"], "", "")] for row in rows]
-                if any(row["shard"] != place.shard for row, place in zip(rows, places, strict=True)):
+                if any((row["shard"], row["key"]) != (x.shard, x.key) for row, x in zip(rows, places, strict=True)):
                     _write_rows(part, [row | asdict(place) for row, place in zip(rows, places, strict=True)])
             if self._rows:
                 number = _number(parts[-1]) + 1 if parts else 0

@@ -84,6 +84,11 @@ class ModelJob:
             "max_new_tokens": self.max_new_tokens,
         }
 
+    @property
+    def has_budget(self) -> bool:
+        """A model costs nothing."""
+        return False
+
     def load(self, place: int) -> "ModelWriter":
         """The model on the device of worker `place`."""
         device = f"cuda:{place % torch.cuda.device_count()}" if self.device == "cuda" else self.device

@@ -1,5 +1,6 @@
 """Pictures with old and new captions to learn from: triplets that were collected, or shards with captions sidecars."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,10 +72,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """New captions of a shard by key, each with the old one."""
+    """Captions of a shard by key: the old one, the new one, and the SHA-256 of the image file, where it is known.
+
+    A key has several where the shard was written anew with other pictures under its keys.
+    """
 
     shard: Shard
-    captions: Mapping[str, tuple[str, str]]
+    captions: Mapping[str, Sequence[tuple[str, str, str | None]]]
 
 
 def read_pairs(
@@ -96,7 +100,7 @@ def read_pairs(
         raise UserError(f"{', '.join(addresses)}: no new captions; collect triplets, or re-caption the shards first")
     found = Pairs([each.shard for each in wanted])
     for number, (places, report) in enumerate(over_shards(_look, wanted, workers)):
-        found.pairs += [Pair(number, offset, key, *wanted[number].captions[key]) for key, offset in places]
+        found.pairs += [Pair(number, offset, key, old, new) for key, offset, old, new in places]
         found.report.add(report)
         progress(number + 1)
     if not found.pairs:
@@ -106,26 +110,28 @@ def read_pairs(
 
 def _wanted(address: str) -> list[_Wanted]:
     if Path(address).is_dir() and any(Path(address).glob("part-*.parquet")):
-        columns = read_triplets(address).select(["shard", "key", "old", "new"]).to_pydict()
-        by_shard: dict[str, dict[str, tuple[str, str]]] = {}
-        for shard, key, old, new in zip(*columns.values(), strict=True):
+        columns = read_triplets(address).select(["shard", "key", "old", "new", "image"]).to_pydict()
+        by_shard: dict[str, dict[str, list[tuple[str, str, str | None]]]] = {}
+        for shard, key, old, new, image in zip(*columns.values(), strict=True):
             if new and new.strip():
-                by_shard.setdefault(shard, {})[key] = (old or "", new.strip())
+                by_shard.setdefault(shard, {}).setdefault(key, []).append((old or "", new.strip(), image))
         return [_Wanted(find_shards([shard])[0], captions) for shard, captions in by_shard.items()]
     return [_Wanted(shard, _sidecar(shard)) for shard in find_shards([address])]
 
 
-def _sidecar(shard: Shard) -> dict[str, tuple[str, str]]:
+def _sidecar(shard: Shard) -> dict[str, list[tuple[str, str, None]]]:
     address = shard.sidecar("captions")
     if read_notes(address) is None:
         return {}
     columns = read_columns(address, ("key", "old", "new", "status"))
     rows = zip(*columns.values(), strict=True)
-    return {key: (old or "", new.strip()) for key, old, new, status in rows if status == OK and new and new.strip()}
+    return {
+        key: [(old or "", new.strip(), None)] for key, old, new, status in rows if status == OK and new and new.strip()
+    }
 
 
-def _look(wanted: _Wanted) -> tuple[list[tuple[str, int]], Report]:
-    """Keys and offsets of the pictures that are wanted and can be read. Each is decoded once, to be sure."""
+def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
+    """Keys, offsets and captions of the pictures that are wanted and can be read. Each is decoded once, to be sure."""
     places, report = [], Report()
     left = set(wanted.captions)
     keep = read_keep(wanted.shard) if left else None
@@ -134,11 +140,16 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int]], Report]:
             continue
         left.discard(group.key)
         try:
-            develop(admit(group, {group.key: "there"}, keep, Filters()), Filters())
+            entry = admit(group, {group.key: "there"}, keep, Filters())
+            image = hashlib.sha256(entry.picture).hexdigest()
+            told = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
+            if not told:
+                raise Broken("another picture under its key")
+            develop(entry, Filters())
         except Skipped as reason:
             report.skip(reason)
             continue
         report.samples += 1
-        places.append((group.key, group.offset))
+        places.append((group.key, group.offset, *told[-1]))
     report.broken.update({"no such picture": len(left)} if left else {})
     return places, report

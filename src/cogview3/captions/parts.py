@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from cogview3.captions.rows import Row
 from cogview3.config import UserError
-from cogview3.data.formats import Shard, filesystem
+from cogview3.data.formats import Shard, filesystem, is_local
 
 PATIENCE = 60.0
 """Seconds to wait for a shard that another process writes; one that was killed lets go at once."""
@@ -27,7 +27,7 @@ class Part:
     """The rows of a shard so far.
 
     Attributes:
-        rows: by key; of each key the first one that was written.
+        rows: by key; of each key the last one that was written.
 
     Args:
         shard: whose sidecar is being written.
@@ -75,7 +75,7 @@ class Part:
                 if number == 0:
                     settings = record["settings"]
                 else:
-                    self.rows.setdefault(record["key"], Row(**record))
+                    self.rows[record["key"]] = Row(**record)
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self._address} is damaged; delete it to write its captions again") from None
         return settings
@@ -126,11 +126,6 @@ def claimed(shard: Shard) -> Iterator[None]:
     finally:
         Path(f"{path}.lock").unlink(missing_ok=True)
         lock.release()
-
-
-def is_local(fs: Any) -> bool:
-    """Whether a file system of fsspec is the machine's own."""
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

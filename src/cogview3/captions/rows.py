@@ -80,9 +80,14 @@ class Job(Protocol):
     Attributes:
         name: of the model, for the sidecar.
         settings: plain types on which the texts depend; a sidecar made with others is refused.
+        has_budget: whether a worker counts what it spends, so that another one cannot take its place.
     """
 
     name: str
+
+    @property
+    def has_budget(self) -> bool:
+        """See there."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

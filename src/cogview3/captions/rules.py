@@ -17,10 +17,10 @@ _VERB = (
     "|portrays|capture|captures|capturing|contain|contains|illustrate|illustrates|represents|is|of|we|you|there"
 )
 _OPENING = re.compile(
-    rf"^\W*(?:(?:in|within) )?(?:the|this|that) (?:[\w-]+ ){{0,2}}(?:{_THING})s?\b"
-    rf"|^\W*an? (?:{_THING}) (?:{_VERB})\b"
+    rf"^\W*(?:in|within) (?:the|this|that) (?:[\w-]+ ){{0,4}}(?:{_THING})s?\b"
+    rf"|^\W*(?:the|this|that|an?) (?:[\w-]+ ){{0,4}}(?:{_THING})s? (?:{_VERB})\b"
     rf"|^\W*(?:{_THING}) (?:{_VERB})\b"
-    r"|^\W*(?:here|we|you) (?:is|are|see|can)\b|^\W*(?:caption|description|answer|result)\s*:",
+    r"|^\W*(?:here's|here’s|(?:here|we|you) (?:is|are|see|can))\b|^\W*(?:caption|description|answer|result)\s*:",
     re.IGNORECASE,
 )
 _HEDGING = re.compile(

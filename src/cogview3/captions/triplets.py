@@ -24,11 +24,11 @@ from cogview3.checkpoints import write_text
 from cogview3.config import UserError
 from cogview3.data.entries import Entry, admit, develop
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Shard, filesystem
+from cogview3.data.formats import Shard, filesystem, is_local
 from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import read_keep
 from cogview3.prompts.budget import Usage
-from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Spent, Stopped
+from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Spent, Stopped, Unusable
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,11 @@ Progress = Callable[[int, str], None]
 
 @dataclass
 class _Run:
-    """What threads share of one run."""
+    """What threads share of one run.
+
+    `refused` holds images that the endpoint refused before it answered anything: it may be the request that is wrong,
+    not they. None once there was an answer.
+    """
 
     journal: Journal
     endpoint: Endpoint
@@ -55,6 +59,7 @@ class _Run:
     report: Report = field(default_factory=Report)
     counts: Counter[str] = field(default_factory=Counter)
     unanswered: Counter[str] = field(default_factory=Counter)
+    refused: dict[Name, str] | None = field(default_factory=dict)
     in_a_row: int = 0
     stopped: str = ""
     error: BaseException | None = None
@@ -132,6 +137,8 @@ def collect(
         try:
             _feed(run, _candidates(shards, every, count, run), again)
             _finish(run, threads)
+            if run.error is None:
+                _settle_refused(run)
         except BaseException:
             logger.warning("Waiting for the answers under way, which are paid for; interrupt again to leave them.")
             run.halt()
@@ -174,8 +181,7 @@ def _candidates(shards: Sequence[Shard], every: int, count: int | None, run: _Ru
 def whole_address(address: str) -> str:
     """A shard's address as triplets hold it: absolute where it is local, so that it means the same from anywhere."""
     fs, path = filesystem(address)
-    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-    return path if local else fs.unstrip_protocol(path)
+    return path if is_local(fs) else fs.unstrip_protocol(path)
 
 
 def _is_there(address: str) -> bool:
@@ -200,7 +206,8 @@ def _feed(run: _Run, candidates: Iterator[tuple[Name, Entry]], again: bool) -> N
             continue
         seen.add(name)
         known = journal.done.get(name)
-        if known is not None and known.shard != name.shard and not there(known.shard):
+        elsewhere = known is not None and (known.shard, known.key) != (name.shard, name.key)
+        if elsewhere and (known.shard == name.shard or not there(known.shard)):
             journal.move(name)
             run.counts["moved"] += 1
         if known is not None or (not again and (name in journal.aside or name in journal.doubtful)):
@@ -257,6 +264,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
             return
         with run.lock:
             run.in_a_row = 0
+        _settle_refused(run)
         usage, total = answer.usage, total + answer.usage
         if answer.refusal or answer.finish == "content_filter":
             run.journal.put_aside(name, "the model refused", usage)
@@ -288,8 +296,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
 def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
     """Put an image aside that the endpoint refuses; leave it to a later run where the endpoint itself fails."""
     if isinstance(error, Refused):
-        run.journal.put_aside(name, f"refused: {error}", error.usage)
-        run.tell("aside")
+        _refused(run, name, error)
         return
     run.journal.leave(name, error.usage)
     if isinstance(error, Stopped):
@@ -306,6 +313,33 @@ def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
     run.tell("unanswered")
     if hopeless:
         raise error
+
+
+def _refused(run: _Run, name: Name, error: Refused) -> None:
+    """Put a refused image aside, once it is known that the endpoint answers others.
+
+    Raises Unusable where it refused the first `MOST_IN_A_ROW`, which are then left to a later run.
+    """
+    with run.lock:
+        waits = run.refused is not None
+        if waits:
+            run.journal.leave(name, error.usage)
+            run.refused[name] = f"refused: {error}"
+        refusals = len(run.refused or ())
+    if not waits:
+        run.journal.put_aside(name, f"refused: {error}", error.usage)
+        run.tell("aside")
+    elif refusals >= MOST_IN_A_ROW:
+        raise Unusable(f"{error}; and so for the first {refusals} images, so it may be the request that is wrong")
+
+
+def _settle_refused(run: _Run) -> None:
+    """Put the images aside that were refused so far."""
+    with run.lock:
+        refused, run.refused = run.refused, None
+    for name, reason in (refused or {}).items():
+        run.journal.put_aside(name, reason, Usage())
+        run.tell("aside")
 
 
 def _write_aside(out: Path, journal: Journal) -> None:

@@ -81,6 +81,7 @@ class Budget:
         self._changed = threading.Condition()
         self._spent = Usage()
         self._dearest: Usage | None = None
+        self._told = False
         self._flying = 0
         self._blind = False
         self.add(spent or Usage())
@@ -129,6 +130,7 @@ class Budget:
             cost = Usage(0, *tokens, self._price.of(*tokens)) if tokens else Usage()
             self._spent += cost
             if tokens:
+                self._told = True
                 best = self._dearest or Usage()
                 self._dearest = Usage(0, max(best.tokens, cost.tokens), 0, max(best.money, cost.money))
             self._blind |= answered and tokens is None
@@ -136,8 +138,8 @@ class Budget:
             return cost
 
     def _unknown(self) -> bool:
-        """Whether the cost of a request matters and nothing is known of it yet."""
-        return self._dearest is None and any(self._limits[name] is not None for name in ("tokens", "money"))
+        """Whether the cost of a request matters and no answer has told it yet."""
+        return not self._told and any(self._limits[name] is not None for name in ("tokens", "money"))
 
     def _against(self, flying: int | None = None) -> str:
         """Why there may be no further request beside those under way."""

@@ -206,7 +206,8 @@ class Endpoint:
         except EndpointError as error:
             error.usage += before
             raise
-        self._takes_schema = False
+        if self._takes_schema is None:  # another thread may have had an answer with it meanwhile
+            self._takes_schema = False
         return replace(answer, usage=before + answer.usage)
 
     def _persist(self, body: Mapping[str, Any]) -> Answer:
@@ -318,11 +319,17 @@ class Endpoint:
 
 def chat_address(url: str) -> str:
     """The address of an endpoint's chat completions. Raises UserError where `url` is none of http or https."""
-    parts = urlsplit(url.strip())
-    if parts.username or parts.password:
+    if "@" in url.rpartition("://")[2].partition("/")[0]:
         raise UserError("the endpoint's address holds a user name or a password; put the key into a variable instead")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"endpoint {url}: not an address; give one such as http://localhost:8000/v1")
+    shown = url.partition("?")[0]  # a query may hold a key
+    try:
+        parts = urlsplit(url.strip())
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+        known = known and (parts.port is None or parts.port > 0)
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(f"endpoint {shown}: not an address; give one such as http://localhost:8000/v1")
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path += "/chat/completions"
@@ -382,7 +389,8 @@ def _first_choice(data: Any) -> tuple[str, str, str]:
         content = choice["message"].get("content") or ""
         if not isinstance(content, str):
             content = "".join(part.get("text", "") for part in content)
-        return content, str(choice.get("finish_reason") or ""), str(choice["message"].get("refusal") or "")
+        told = content, str(choice.get("finish_reason") or ""), str(choice["message"].get("refusal") or "")
+        return tuple(text.encode("utf-8", "replace").decode() for text in told)  # without halves of surrogate pairs
     except (KeyError, IndexError, TypeError, AttributeError):
         raise _Failure("an answer that is no chat completion") from None
 
@@ -391,7 +399,7 @@ def _tokens(data: Any) -> tuple[int, int] | None:
     """Tokens of prompt and completion, where the answer tells them."""
     try:
         counts = tuple(int(data["usage"][name] or 0) for name in ("prompt_tokens", "completion_tokens"))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return counts if min(counts) >= 0 else None
 

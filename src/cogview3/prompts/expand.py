@@ -226,20 +226,20 @@ class Expander:
     def expand_all(self, prompts: Sequence[str]) -> list[Expansion]:
         """As `expand`, of each of several prompts; a model that gave nothing for `MOST_FAILURES` is left in peace."""
         known: dict[str, Expansion] = {}
-        failures: list[OSError] = []
+        failures: list[Exception] = []
         for prompt in dict.fromkeys(prompts):
             found = self._read(prompt)
             if found is None and len(failures) < MOST_FAILURES:
                 try:
                     found = self._expand(prompt)
                     failures = []
-                except OSError as error:
+                except Exception as error:  # whatever a model or its library meets, no picture is lost for it
                     failures += [error] * (MOST_FAILURES if isinstance(error, Unusable) else 1)
-            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, str(failures[-1]))
+            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, _reason(failures[-1]))
         return [known[prompt] for prompt in prompts]
 
     def _expand(self, prompt: str) -> Expansion:
-        """Ask for an expansion until one is good. Raises OSError where the model gives none."""
+        """Ask for an expansion until one is good. Raises what the writer does."""
         earlier, faults = "", ["everything"]
         for number in range(TRIES):
             texts = filter(None, map(tidy, self._writer.write(prompt, number, earlier, faults)))
@@ -272,9 +272,15 @@ class Expander:
         if path is not None:
             try:
                 write_text(path, json.dumps(asdict(expansion), ensure_ascii=False) + "\n")
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 logger.warning("The expansion could not be kept: %s", error)
         return expansion
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line; errors that are no `EndpointError` or the like are named by their kind too."""
+    told = " ".join(str(error).split())[:300]
+    return told if isinstance(error, OSError) and told else f"{type(error).__name__}: {told}".rstrip(": ")
 
 
 def find_faults(prompt: str, text: str) -> list[str]:

@@ -220,11 +220,12 @@ def _denied(asked: Sequence[_Word]) -> list[int]:
             while at < len(asked):
                 while at < len(asked) and asked[at].text in {"a", "an", "any", "the", "single", "of", "to", "be"}:
                     at += 1
-                head = _head(asked, at)
+                run = _run(asked, at)
+                head = _head(asked, at) if run else None  # "a ring without, red star" denies nothing
                 if head is None:
                     break
                 places.append(head)
-                at = _run(asked, at)[-1] + 1
+                at = run[-1] + 1
                 if at >= len(asked) or asked[at].text not in {"or", "nor"}:
                     break
                 at += 1

@@ -163,7 +163,13 @@ _FOREIGN = _set(
     """der das und ein eine einen einem einer mit auf ist von vom zum zur aus unter neben keine kein
     le la les un une et avec dans sur du des aux est qui sans pas el los las y con del por que sin uma um com na
     lo gli di che nel sul della senza het een van met op och ett med på z w na bir ve dan di yang og på af til
-    es il"""
+    es il
+    zwei drei vier fünf ohne im am vor hinter zwischen rote roter roten rotes blaue blauer grüne schwarze weiße gelbe
+    deux trois quatre cinq sous entre noir noirs noire rouges bleu bleus bleue vert verts blanc blancs jaune
+    dos tres cuatro sobre rojo roja rojos rojas negro negra negros negras azul verde blanco blanca amarillo
+    tre quattro rosso rossa rossi nero nera neri bianco gialla giallo verdi
+    dois duas três sem vermelho vermelha preto preta
+    twee drie vier zonder rood rode blauw zwart zwarte två röd svart utan dwa dwie trzy bez iki"""
 )
 
 
