@@ -25,9 +25,14 @@ from cogview3.config import UserError, parse_recipe
 _CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
 _CHECKPOINT = re.compile(r"images-(\d+)")
 _MAY_CHANGE = frozenset(
-    ("data.workers", *(f"train.{key}" for key in ("accumulation", "checkpoint_activations", "compile", "shard")))
+    f"{table}.{key}"
+    for table, keys in {
+        "train": "accumulation checkpoint_activations compile shard on_spike spike_factor max_skips",
+        "data": "workers latents broken_share broken_window",
+    }.items()
+    for key in keys.split()
 )
-"""Entries that say how a run is computed, not what: they may change in the middle of it."""
+"""Entries that may change in the middle of a run: how it is computed, and when it stops by itself."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

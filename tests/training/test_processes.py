@@ -170,6 +170,8 @@ def test_two_processes_train_from_shards_through_a_signal_on_each_picture_once(
     assert run("run", stop_at=-1) == [0, 0], told(log)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert keys("run") == keys("whole")
+    used = [line["validation/data_used"] for line in metrics(tmp_path / "run") if "validation/data_used" in line]
+    assert used[-1] >= 20, "of both processes"
     seen = [key for own in keys("run") for key in own]
     assert len(seen) == 20
     if kind == "copies":  # buckets put what is left of an epoch into the next

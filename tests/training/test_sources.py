@@ -66,6 +66,12 @@ def shard_recipe(kind: str, runs: Path, shards: str, **changes: Any) -> Any:
     return parse_recipe(tables, "tiny")
 
 
+def data_figures(objective: DiffusionTraining) -> dict[str, float]:
+    """The figures of its data."""
+    objective.gather()
+    return objective.source.figures()
+
+
 def ready(recipe: Any) -> DiffusionTraining:
     objective = build(recipe)
     objective.prepare("cpu")
@@ -184,24 +190,24 @@ def test_filters_and_weights_of_the_recipe_are_obeyed(runs: Path, tmp_path: Path
     names = [name for batch in batches(objective, 40) for name in batch["keys"]]
     assert {int(name[-3:]) % 5 for name in names} == {0, 2}, "60 and 64 are too small, 200 x 90 is too long"
     assert abs(sum("rare" in name for name in names) - 8) < 4 * (80 * 0.1 * 0.9) ** 0.5
-    assert objective.source.figures()["data_left_out"] > 0
+    assert data_figures(objective)["data_left_out"] > 0
 
 
 def test_captions_beyond_the_text_length_are_counted_across_a_stop(runs: Path, tmp_path: Path, capsys: Any) -> None:
     tars = write_pictures(tmp_path / "long", long=True)
     recipe = shard_recipe("base", runs, tars, data__buckets=False)
     objective = ready(recipe)
-    assert objective.source.figures()["data_captions_cut"] == 0
+    assert data_figures(objective)["data_captions_cut"] == 0
     batches(objective, 4)
     position = objective.state()
     batches(objective, 6)  # the rest of the epoch
-    figures = objective.source.figures()
+    figures = data_figures(objective)
     assert figures["data_captions_cut"] == pytest.approx(0.2)
     assert "20.0% of the captions are cut to 96 tokens" in capsys.readouterr().err
     again = ready(recipe)
     again.load_state(position)
     batches(again, 6)
-    assert again.source.figures() == figures
+    assert data_figures(again) == figures
 
 
 # Positions
@@ -278,7 +284,7 @@ def test_broken_pictures_are_counted_until_they_are_too_many(
     assert "broken: truncated image" in capsys.readouterr().err
     recipe = shard_recipe("base", runs, shards, data__broken_window=20, data__broken_share=0.1, train__images=40)
     with pytest.raises(
-        UserError, match=r"2 of the last 10 samples are broken, more than 10%: truncated image 2"
+        UserError, match=r"[34] of the last 20 samples are broken, more than 10%: truncated image [34]"
     ) as caught:
         train(recipe, tmp_path / "stopped", device="cpu")
     assert "\n" not in str(caught.value)
@@ -339,6 +345,32 @@ def test_encoded_ahead_or_while_training_it_is_the_same(
         for name in ("z0", "zL", "text")[:: 1 if kind == "relay" else 2]:
             # float16 keeps 11 bits; numbers are a few units large
             torch.testing.assert_close(one[name], other[name], atol=5e-3, rtol=2e-3)
+
+
+def test_a_run_on_pictures_goes_on_with_them_when_they_were_encoded_meanwhile(
+    runs: Path, tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = partial(shard_recipe, "base", runs, tars, data__crop="center")
+    train(recipe(), tmp_path / "whole", device="cpu")
+    after_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        train(recipe(), tmp_path / "run", device="cpu")
+    encode_shards(find_shards([tars]), encoding(runs))
+    with pytest.raises(UserError, match=r"begun on pictures; go on with --set data\.latents=never"):
+        train(recipe(), tmp_path / "run", device="cpu")
+    train(recipe(data__latents="never"), tmp_path / "run", device="cpu")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def test_another_accumulation_is_told_where_it_changes_batches(
+    runs: Path, tars: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = ready(shard_recipe("base", runs, tars)).state()
+    ready(shard_recipe("base", runs, tars, train__accumulation=2)).load_state(state)
+    assert "accumulation was 1, here it is 2" in capsys.readouterr().err
+    squares = ready(shard_recipe("base", runs, tars, data__buckets=False)).state()
+    ready(shard_recipe("base", runs, tars, data__buckets=False, train__accumulation=2)).load_state(squares)
+    assert "accumulation" not in capsys.readouterr().err
 
 
 def test_new_captions_after_encoding_are_encoded_while_training(

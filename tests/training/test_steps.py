@@ -107,7 +107,9 @@ def test_a_line_of_skipped_batches_alone_has_no_loss(tmp_path: Path, bad_batches
 def test_what_was_skipped_after_the_checkpoint_is_forgotten(tmp_path: Path, bad_batches: set[int]) -> None:
     bad_batches |= {4, 8}
     recipe = tiny_run(train__on_spike="skip", train__max_skips=2)
-    with pytest.raises(FloatingPointError, match="2 batches in a row: the loss is nan at image 8; lower optimizer"):
+    with pytest.raises(
+        FloatingPointError, match=r"2 batches in a row: the loss is nan at image 8; allow more with .*max_skips"
+    ):
         train_tiny(recipe, tmp_path / "run")
     assert len((tmp_path / "run" / "skipped.jsonl").read_text().splitlines()) == 2
     checkpoint = tmp_path / "run" / "checkpoints"
@@ -120,7 +122,9 @@ def test_what_was_skipped_after_the_checkpoint_is_forgotten(tmp_path: Path, bad_
 
 def test_the_run_stops_at_a_bad_batch_and_names_it(tmp_path: Path, bad_batches: set[int]) -> None:
     bad_batches.add(8)
-    with pytest.raises(FloatingPointError, match="the loss is nan at image 8; lower"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is nan at image 8; leave it out with --set train.on_spike=skip, or"
+    ):
         train_tiny(tiny_run(), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "skipped.jsonl").read_text())["indices"] == [8, 9, 10, 11]
 

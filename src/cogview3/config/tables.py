@@ -327,8 +327,8 @@ class ShardData(_Latents, PictureFilters):
             number of processes that train.
         workers: processes that read for each of these; 0 reads in the trainer itself. May be changed at any time.
         buffer: samples among which the next is drawn, all readers together; 0 keeps the order of the shards.
-        broken_share: the largest share of broken samples among the last `broken_window`, all readers together.
-        broken_window: see there.
+        broken_share: the largest share of broken samples among the last `broken_window` of a reader.
+        broken_window: see there; it is judged once a reader has seen so many.
     """
 
     shards: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -158,8 +158,12 @@ class _Run:
         told = parallel.gathered(list(zip(indices, self.objective.keys(indices), strict=True)))
         self.log.skip(reason, first, list(chain(*told)))
         if steps.rule.must_stop():
-            often = "" if self.recipe.train.on_spike == "stop" else f"{steps.rule.in_a_row} batches in a row: "
-            raise FloatingPointError(f"{often}{reason} at image {first}; lower optimizer.learning_rate and --restart")
+            stop = self.recipe.train.on_spike == "stop"
+            often = "" if stop else f"{steps.rule.in_a_row} batches in a row: "
+            mend = "leave it out with --set train.on_spike=skip" if stop else "allow more with --set train.max_skips=N"
+            raise FloatingPointError(
+                f"{often}{reason} at image {first}; {mend}, or lower optimizer.learning_rate and --restart"
+            )
         return figures
 
     def _measure(self) -> None:
@@ -172,6 +176,7 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Figures and samples of the averaged weights, told by the main process; sharded, all must work on them."""
+        self.objective.gather()
         if not (self.accelerator.is_main_process or self.steps.sharded):
             return {}
         with self.steps.averaged():

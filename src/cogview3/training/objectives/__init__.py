@@ -46,6 +46,10 @@ class Objective(nn.Module, ABC):
         After a run of another number of processes, `state` is the union of the states of all of them.
         """
 
+    def gather(self) -> None:
+        """What processes tell each other before a validation; all of them call this, the main one then validates."""
+        return
+
     def keys(self, indices: list[int]) -> list[str]:
         """What the samples `indices` of the last batches are called where they come from; by default, their numbers."""
         return [str(index) for index in indices]

@@ -54,6 +54,10 @@ class LatentTraining(Objective):
         """The source's."""
         self.source.load_state(state)
 
+    def gather(self) -> None:
+        """The source's."""
+        self.source.gather()
+
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents, noise and times (B, ...), sizes (B, 3, 2), and text embeddings (B, L, C), zero for the dropped."""
         samples = self.source.take(first, indices)

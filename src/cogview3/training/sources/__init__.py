@@ -58,8 +58,12 @@ class Source(ABC):
         """Share of the facts of `shown`'s captions that pictures of them show; None where facts are not known."""
         return None
 
+    def gather(self) -> None:
+        """Tell the other processes what `figures` is of; all of them call this."""
+        return
+
     def figures(self) -> dict[str, float]:
-        """What is worth telling of the data read so far, beside a validation's figures."""
+        """What is worth telling of the data read so far, by all processes, beside a validation's figures."""
         return {}
 
     def state(self) -> dict[str, Any]:

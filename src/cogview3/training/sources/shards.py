@@ -22,11 +22,12 @@ from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
 from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards, have_latents, latents_of
 from cogview3.data.latents import posteriors, scaled
-from cogview3.data.report import listed
+from cogview3.data.report import Report, listed
 from cogview3.data.shards import CaptionedImages
 from cogview3.data.workers import WorkerSamples
 from cogview3.prompts.cache import encoder_fingerprint
 from cogview3.prompts.encode import left_out, text_length
+from cogview3.training import parallel
 from cogview3.training.sources import Samples, Source
 
 _CHUNK_PIXELS = 2**22  # encoded at once
@@ -47,6 +48,7 @@ class ShardSource(Source):
         self._batches = BucketBatches(self._samples, recipe.train.batch, text_dropout=0)
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
         self._told, self._cut = 0, 0  # captions, and those beyond the text length
+        self._gathered = Report(), 0, 0
         make(0, data.readers)  # wrong addresses and settings are told now, not by a worker
         if data.validation:
             find_shards(data.validation)
@@ -152,21 +154,28 @@ class ShardSource(Source):
         small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
         return self._fixed.captions[:count], np.stack([np.asarray(picture) for picture in small])
 
+    def gather(self) -> None:
+        """As `Source.gather`."""
+        told = parallel.gathered((self._samples.report.to_dict(), self._told, self._cut))
+        self._gathered = Report(), sum(each[1] for each in told), sum(each[2] for each in told)
+        for report, _, _ in told:
+            self._gathered[0].add(Report.from_dict(report))
+
     def figures(self) -> dict[str, float]:
-        """Counts of this process's samples by what became of them; the reasons go to the terminal.
+        """Counts of samples by what became of them, as `gather` found them; the reasons go to the terminal.
 
         "data_captions_cut" is the share of captions that were longer than the text encoder reads.
         """
-        report = self._samples.report
+        report, told, captions_cut = self._gathered
         broken, filtered, mended = (counts.total() for counts in (report.broken, report.filtered, report.mended))
-        if broken or filtered or mended:
+        if self.rank == 0 and (broken or filtered or mended):
             print(
                 f"data: {report.samples} samples used; broken: {listed(report.broken)}; left out: "
                 f"{listed(report.filtered)}; mended: {listed(report.mended)}",
                 file=sys.stderr,
             )
-        cut = self._cut / max(1, self._told)
-        if cut > 0:
+        cut = captions_cut / max(1, told)
+        if self.rank == 0 and cut > 0:
             length = text_length(self._tokenizer)
             print(f"data: {cut:.1%} of the captions are cut to {length} tokens", file=sys.stderr)
         counts = {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
@@ -177,7 +186,8 @@ class ShardSource(Source):
     def state(self) -> dict[str, Any]:
         """As `Source.state`."""
         own = self._batches.state_dict() | {"captions": [self._told, self._cut]}
-        return {"world": self.world, "processes": {str(self.rank): own}}
+        split = {"world": self.world, "accumulation": self._recipe.train.accumulation}
+        return {**split, "encoded": self._encoded is not None, "processes": {str(self.rank): own}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly, after a run of as many processes.
@@ -185,11 +195,26 @@ class ShardSource(Source):
         After one of others, every reader goes on where it was, and the pictures that waited for a full batch are shared
         out anew: none is lost or comes twice, but batches are put together otherwise.
 
-        Raises UserError where positions of some of those processes are missing, or they are of other settings.
+        Raises UserError where positions of some of those processes are missing, or they are of other settings, or
+        where latents are read now and were not before, or the other way round.
         """
         if not state:
             print("the checkpoint has no position in the data: it is read from the beginning", file=sys.stderr)
             return
+        encoded = self._encoded is not None
+        if state.get("encoded", encoded) != encoded:
+            was, other = ("latents", "require") if state["encoded"] else ("pictures", "never")
+            raise UserError(
+                f"the run was begun on {was}; go on with --set data.latents={other}"
+                + (" and the latents where they were" if state["encoded"] else "")
+            )
+        accumulation = self._recipe.train.accumulation
+        if self.rank == 0 and self._data.buckets and state.get("accumulation", accumulation) != accumulation:
+            print(
+                f"train.accumulation was {state['accumulation']}, here it is {accumulation}: each part of a batch has "
+                "one size, so batches are put together otherwise",
+                file=sys.stderr,
+            )
         processes = state["processes"]
         counts = {rank: process.get("captions", (0, 0)) for rank, process in processes.items()}
         if state["world"] == self.world:
@@ -222,7 +247,7 @@ def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: i
         part=part,
         parts=parts,
         broken_share=data.broken_share,
-        broken_window=-(-data.broken_window // parts),
+        broken_window=data.broken_window,
         encoded=encoded,
     )
     buckets = Buckets(data.size, *bucket_settings(data))
