@@ -223,12 +223,12 @@ def seq2seq(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "t5"))
 
 
-def test_a_t5_writes_and_its_beams_are_a_second_try(seq2seq: Path) -> None:
+def test_a_t5_gives_beams_of_which_the_first_good_one_counts(seq2seq: Path) -> None:
     writer = LocalWriter(seq2seq)
     assert writer.name == "t5"
-    assert writer.write("two red stars", 0, "", []) == ["two blue stars on a white ground"]
-    beams = writer.write("two red stars", 1, "", [])
+    beams = writer.write("two red stars", 0, "", [])
     assert beams[:2] == ["two blue stars on a white ground", "two red stars on a white ground"]
+    assert writer.write("two red stars", 1, beams[0], ["red stars"]) == []
     assert Expander(writer).expand("two red stars").text == "two red stars on a white ground"
     assert LocalWriter(seq2seq).identity == writer.identity
     (seq2seq / "generation_config.json").write_text((seq2seq / "generation_config.json").read_text() + " ")

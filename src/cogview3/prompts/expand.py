@@ -142,8 +142,9 @@ def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> li
 class LocalWriter:
     """A model of transformers in a folder: an encoder-decoder that maps prompts to descriptions, or a chat model.
 
-    A decoder-only model is given `conversation`; an encoder-decoder, such as a T5 trained for this, the bare prompt.
-    The first text is the most probable one word by word; a second try gives beams, and so does not depend on chance.
+    A decoder-only model is given `conversation`, and answers word by word with what is most probable; a second try gives
+    beams, and so does not depend on chance. An encoder-decoder, such as a T5 trained for this, is given the bare prompt;
+    it is small, so it gives its beams at once, of which the first good one counts, and is not asked again.
 
     Args:
         folder: with config, weights (safetensors) and tokenizer.
@@ -178,14 +179,16 @@ class LocalWriter:
         self._model = self._model.to(device).eval()
         self._max_tokens = max_tokens
         self.name = path.resolve().name
-        self.identity = f"{folder_fingerprint(path)} {'' if self._paired else VERSION} {max_tokens}"
+        self.identity = f"{folder_fingerprint(path)} {'beams' if self._paired else VERSION} {max_tokens}"
 
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
         """As `Writer.write`."""
         import torch
 
+        if self._paired and number:
+            return []  # it would say the same again
         inputs = self._inputs(prompt, earlier, lost).to(self._model.device)
-        beams = {"num_beams": 4, "num_return_sequences": 4} if number else {"num_beams": 1}
+        beams = {"num_beams": 4, "num_return_sequences": 4} if self._paired or number else {"num_beams": 1}
         limit = {"max_new_tokens": self._max_tokens, "max_length": None}
         with torch.no_grad():
             made = self._model.generate(**inputs, do_sample=False, **beams, **limit)
