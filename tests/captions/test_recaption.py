@@ -169,6 +169,27 @@ def test_parts_at_addresses_that_take_whole_files_alone(tmp_path: Path) -> None:
         memory.rm("/set", recursive=True)
 
 
+def test_names_and_texts_that_no_file_can_hold_are_mended(tmp_path: Path) -> None:
+    """A tar of names in Latin-1, a caption cut within an emoji."""
+    content = tar_bytes([("caf_.jpg", encoded(picture(1))), ("caf_.json", b'{"caption": "a cat \\ud83d"}')])
+    header = content.replace(b"caf_.jp", b"caf\xe9.jp").replace(b"caf_.js", b"caf\xe9.js")
+    header = bytearray(header)
+    place = 0
+    for block in range(0, len(header), 512):  # headers carry a sum of their bytes
+        if header[block : block + 3] == b"caf":
+            header[block + 148 : block + 156] = b" " * 8
+            header[block + 148 : block + 156] = b"%06o\0 " % sum(header[block : block + 512])
+            place += 1
+    assert place == 2
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "tars" / "00000.tar").write_bytes(header)
+    recaption(find_shards([str(tmp_path / "tars")]), LightJob(tmp_path), here)
+    (row,) = rows(tmp_path / "tars")
+    assert row["key"].startswith("caf\ufffd")
+    assert row["old"].startswith("a cat ")
+    assert row["status"] == "ok"
+
+
 def test_folders_of_pictures(tmp_path: Path) -> None:
     for key in ("a", "b"):
         for name, content in ordinary(key):

@@ -1,7 +1,12 @@
 """Latents ahead of training: what the tars hold, that they are whole, and whose they are."""
 
+import errno
+import io
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +23,18 @@ from typer.testing import CliRunner
 
 from cogview3.cli.app import app
 from cogview3.config import UserError
-from cogview3.data import encode, encoded
+from cogview3.data import encode, encoded, formats
 from cogview3.data.buckets import fit
 from cogview3.data.encode import Encoding, encode_shard, encode_shards
-from cogview3.data.encoded import Encoded, Preprocessing, encoded_bytes, read_encoded, read_notes, vae_fingerprint
+from cogview3.data.encoded import (
+    Encoded,
+    Preprocessing,
+    encoded_bytes,
+    read_encoded,
+    read_notes,
+    vae_fingerprint,
+    write_latents,
+)
 from cogview3.data.formats import LatentShard, find_shards, have_latents, latents_of
 from cogview3.data.report import Broken
 from cogview3.data.shards import CaptionedImages
@@ -211,6 +224,114 @@ def test_what_is_interrupted_leaves_nothing(model: Path, tars: list[str], monkey
     with pytest.raises(KeyboardInterrupt):
         encode_shards(find_shards(tars), encoding(model))
     assert sorted(path.name for path in Path(tars[0]).parent.iterdir()) == before
+
+
+KILLED = """
+import os, signal, sys
+from cogview3.cli.app import app
+from cogview3.data import encode
+real, calls = encode._posteriors, []
+def kill(*arguments):
+    calls.append(1)
+    if len(calls) > 4:  # of three batches in the first shard
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+encode._posteriors = kill
+app(sys.argv[1:])
+"""
+
+
+def test_the_same_command_goes_on_after_a_kill(model: Path, tars: list[str], tmp_path: Path) -> None:
+    others = write_tars(tmp_path / "others", SIZES)
+    options = ["--vae", str(model), "--size", "64", "--batch", "2", "--device", "cpu", "--json"]
+    command = ["data", "encode", str(Path(tars[0]).parent), *options]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    names = {path.name for path in Path(tars[0]).parent.iterdir()} - {"00000.tar", "00001.tar", "00000.latents.tar"}
+    assert [name.startswith(".00001.latents.tar.") for name in names] == [True]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["shards"], told["finished_before"], told["encoded"], told["images"]) == (2, 1, 9, 4)
+    assert CliRunner().invoke(app, ["data", "encode", *others, *options]).exit_code == 0
+    for path, other in zip(tars, others, strict=True):
+        made, expected = (Path(each.replace(".tar", ".latents.tar")).read_bytes() for each in (path, other))
+        assert made == expected
+
+
+def test_a_shard_that_cannot_be_read_gets_no_latents(
+    model: Path, tars: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tars = [*tars, *write_tars(Path(tars[0]).parent / "more", (3,))]
+    shards = find_shards(tars)
+    content = Path(tars[1]).read_bytes()
+    Path(tars[1]).unlink()
+    with pytest.raises(UserError, match=r"00001\.tar: missing tar \(No such file.*run the command again"):
+        encode_shards(shards, encoding(model))
+    assert have_latents(shards) == [True, False, False]
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        cut = tar.getmembers()[-1].offset
+    Path(tars[1]).write_bytes(content[:cut])  # a cut one is what it is
+    report, told = encode_shards(shards[:2], encoding(model))
+    assert (told["finished_before"], report.samples, report.broken) == (1, 8, {"cut tar": 1})
+
+    def refuse(address: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", address)
+
+    monkeypatch.setattr(formats, "open_address", refuse)
+    with pytest.raises(UserError, match=r"more/00000\.tar: unreadable tar \(Permission denied\); nothing was written"):
+        encode_shards(shards, encoding(model))
+    assert have_latents(shards) == [True, True, False]
+
+
+def test_overwriting_does_not_look_at_what_is_there(model: Path, tars: list[str]) -> None:
+    shards = find_shards(tars)
+    encode_shards(shards, encoding(model))
+    made = [Path(path.replace(".tar", ".latents.tar")) for path in tars]
+    expected = [path.read_bytes() for path in made]
+    made[0].write_bytes(expected[0][:300])
+    with tarfile.open(made[1], "w") as tar:  # sound, of the same options, and empty
+        notes = json.dumps(read_notes_of(expected[1])).encode()
+        member = tarfile.TarInfo("__latents__.json")
+        member.size = len(notes)
+        tar.addfile(member, io.BytesIO(notes))
+    with pytest.raises(UserError, match=r"00000\.latents\.tar: damaged .*--overwrite"):
+        encode_shards(shards, encoding(model))
+    report, told = encode_shards(shards, encoding(model), overwrite=True)
+    assert (report.samples, told["finished_before"], told["images"]) == (9, 0, 9)
+    assert [path.read_bytes() for path in made] == expected
+
+
+def read_notes_of(content: bytes) -> dict[str, object]:
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return json.loads(tar.extractfile("__latents__.json").read())
+
+
+def test_another_seed_or_dtype_is_refused(model: Path, tars: list[str]) -> None:
+    shards = find_shards(tars[:1])
+    encode_shards(shards, encoding(model))
+    notes = read_notes(latents_of(shards[0]))
+    assert (notes["seed"], notes["dtype"]) == (0, "float32")
+    other = replace(encoding(model), seed=3, precision=torch.bfloat16)
+    with pytest.raises(
+        UserError, match=r"otherwise: seed \(0 there, 3 here\), dtype \(float32 there, bfloat16 here\);"
+    ):
+        encode_shards(shards, other)
+    with write_latents(latents_of(shards[0]).address) as writer:  # as older ones are, which tell no dtype
+        writer.notes = {name: value for name, value in notes.items() if name != "dtype"}
+    assert encode_shards(shards, replace(other, seed=0))[1]["finished_before"] == 1
+    with pytest.raises(UserError, match=r"otherwise: seed \(0 there, 3 here\);"):
+        encode_shards(shards, other)
+
+
+def test_commands_refuse_latents_as_shards(model: Path, tars: list[str]) -> None:
+    encode_shards(find_shards(tars), encoding(model))
+    latents = str(Path(tars[0]).parent / "*.latents.tar")
+    for command in (["stats"], ["filter", "--duplicates"], ["encode", "--vae", str(model), "--size", "64"]):
+        refused = CliRunner().invoke(app, ["data", *command, latents])
+        assert refused.exit_code == 2, refused.output
+        assert "00000.latents.tar: latents, which are no shard; give the shards" in refused.output
+    assert not list(Path(tars[0]).parent.glob("*.latents.keep.parquet"))
 
 
 def test_folders_and_remote_addresses_have_theirs_beside(model: Path, tmp_path: Path) -> None:

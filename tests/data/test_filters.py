@@ -1,6 +1,9 @@
 """Filters one by one, likenesses, and keep sidecars."""
 
+import errno
 import io
+import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cogview3.config import UserError
-from cogview3.data import keep
+from cogview3.data import formats, keep
 from cogview3.data.filters import Filters, Seen, difference_hash, judge_size, judge_text
 from cogview3.data.formats import find_shards
 from cogview3.data.keep import write_keep
@@ -203,6 +206,84 @@ def test_an_interruption_leaves_whole_sidecars_alone(tmp_path: Path) -> None:
     report, before = write_keep(find_shards(paths), FILTERS)
     assert before == 2
     assert report.filtered == Counter({"blocked link": 1, "duplicate": 2})
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """The disk fails at the second half of a file."""
+    real = formats.open_address
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            if self.tell() + len(buffer) > Path(path).stat().st_size // 2:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().readinto(buffer)
+
+        def readall(self) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def opened(address: str) -> Any:
+        return io.BufferedReader(Failing(path), 512) if address == path else real(address)
+
+    monkeypatch.setattr(formats, "open_address", opened)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_tar_that_is_missing_gets_no_sidecar(tmp_path: Path, workers: int) -> None:
+    paths = make_set(tmp_path)
+    shards = find_shards([str(tmp_path / "{00000..00002}.tar")])
+    content = Path(paths[1]).read_bytes()
+    Path(paths[1]).unlink()
+    with pytest.raises(UserError, match=r"00001\.tar: missing tar \(No such file.*run the command again"):
+        write_keep(shards, FILTERS, workers=workers)
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["00000.keep.parquet"]
+    Path(paths[1]).write_bytes(content)
+    report, before = write_keep(shards, FILTERS)
+    assert (before, report.samples, report.broken) == (1, 4, {"not an image": 1})
+
+
+def test_a_tar_that_cannot_be_read_gets_no_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make_set(tmp_path)
+    with monkeypatch.context() as patch:
+        failing(patch, paths[1])
+        with pytest.raises(UserError, match=r"00001\.tar: unreadable tar \(Input/output error\); nothing was written"):
+            write_keep(find_shards(paths), FILTERS)
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["00000.keep.parquet"]
+    with tarfile.open(paths[1]) as tar:
+        cut = tar.getmembers()[-1].offset
+    Path(paths[1]).write_bytes(Path(paths[1]).read_bytes()[:cut])  # a cut one is what it is
+    report, before = write_keep(find_shards(paths), FILTERS)
+    assert (before, report.broken) == (1, {"not an image": 1, "cut tar": 1})
+    assert write_keep(find_shards(paths), FILTERS) == (report, 3)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_folder_with_a_file_that_cannot_be_read_gets_no_sidecar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    for name, content in [*ordinary("a"), *ordinary("b", 1)]:
+        (tmp_path / name).write_bytes(content)
+    if told:
+        lines = [json.dumps({"file_name": name, "text": "x"}) for name in ("a.jpg", "b.jpg", "gone.jpg")]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with monkeypatch.context() as patch:
+        failing(patch, str(tmp_path / "b.jpg"))
+        with pytest.raises(UserError, match=rf"{tmp_path}: b unreadable file \(Input/output error\)"):
+            write_keep(find_shards([str(tmp_path)]), FILTERS)
+    assert not (tmp_path / "keep.parquet").exists()
+    report, before = write_keep(find_shards([str(tmp_path)]), FILTERS)
+    # what metadata.jsonl names and the folder does not have is a fault of the set
+    assert (before, report.samples, report.broken) == (0, 2, {"unreadable file": 1} if told else {})
+
+
+def test_a_folder_that_is_gone_gets_no_sidecar(tmp_path: Path) -> None:
+    for name, content in ordinary("a"):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(content)
+    shards = find_shards([str(tmp_path / "x")])
+    (tmp_path / "x").rename(tmp_path / "y")
+    with pytest.raises(UserError, match=r"x: missing folder .*run the command again"):
+        write_keep(shards, FILTERS)
+    assert not (tmp_path / "x").exists()
 
 
 def test_sidecars_are_written_at_addresses_and_in_folders(tmp_path: Path) -> None:

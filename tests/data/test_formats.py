@@ -153,6 +153,71 @@ def test_names_are_expanded(tars: list[str], tmp_path: Path) -> None:
     assert len(find_shards([*tars, str(folder / "*.tar")])) == 3  # each but once
 
 
+def test_what_a_killed_command_leaves_is_no_shard(tars: list[str], tmp_path: Path) -> None:
+    hidden = tmp_path / ".hidden"
+    Path(tars[0]).parent.rename(hidden)  # a hidden folder that is named is another matter
+    expected = [str(hidden / Path(path).name) for path in tars]
+    (hidden / ".00000.latents.tar.x1y2.tar").write_bytes(Path(expected[0]).read_bytes())
+    (hidden / ".new").mkdir()
+    (hidden / ".new" / "00009.tar").write_bytes(b"")
+    for address in ("*.tar", "*", "**/*.tar", "[!x]*.tar", ""):
+        assert [shard.address for shard in find_shards([str(hidden / address)])] == expected, address
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for name in ("a.parquet", ".a.parquet.x1y2.parquet", "._a.png"):
+        (tables / name).write_bytes(b"")
+    for address in ("*", "*.parquet", ""):
+        assert [shard.address for shard in find_shards([str(tables / address)])] == [str(tables / "a.parquet")]
+
+
+@pytest.mark.parametrize(
+    "address", ["00001.latents.tar", "*.latents.tar", "{00000..00002}.latents.tar", "{00000,00001.latents,00002}.tar"]
+)
+def test_latents_are_no_shards(tars: list[str], address: str) -> None:
+    folder = Path(tars[0]).parent
+    for path in tars:
+        Path(path.replace(".tar", ".latents.tar")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"0000[01]\.latents\.tar: latents, .*; give the shards themselves"):
+        find_shards([str(folder / address)])
+    (folder / "a.parquet").write_bytes(b"")
+    assert [shard.address for shard in find_shards([str(folder / "*")])] == tars
+    for path in tars:
+        Path(path).unlink()
+    assert [shard.address for shard in find_shards([str(folder / "*")])] == [str(folder / "a.parquet")]
+
+
+def test_a_foreign_safetensors_file_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(
+        tar_bytes([("a.safetensors", b"x"), *ordinary("a"), ("b.safetensors", b"x"), ("b.txt", b"x")])
+    )
+    reader = CaptionedImages([str(tmp_path / "a.tar")], epochs=1, buffer=0)
+    assert [(sample.key, sample.image is None) for sample in reader] == [("a", False)]
+    assert (reader.report.broken, reader.report.mended) == ({"missing image": 1}, {})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.safetensors").write_bytes(b"x")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.safetensors", "text": "x"}))
+    reader = CaptionedImages([str(folder)], epochs=1)
+    assert keys(reader) == []
+    assert reader.report.broken == {"missing image": 1}
+
+
+@pytest.mark.parametrize("size", [-5, -(2**60), 2**62, 2**80])
+def test_a_size_that_cannot_be_is_damage(tmp_path: Path, size: int) -> None:
+    """Such a place cannot be gone to, which is no fault of the disk."""
+    files = tar_bytes([*ordinary("a"), *ordinary("b")])
+    header = bytearray(tarfile.TarInfo("c.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with tarfile.open(fileobj=io.BytesIO(files)) as tar:
+        end = tar.getmembers()[-1].offset_data + 512
+    (tmp_path / "a.tar").write_bytes(files[:end] + header + bytes(2048))
+    groups = list(find_shards([str(tmp_path / "a.tar")])[0].groups())
+    assert (groups[-1].fault, groups[-1].error) == ("damaged tar", "")
+    assert [group.key for group in groups if not group.fault] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [

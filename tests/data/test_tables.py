@@ -1,5 +1,6 @@
 """Tables as Hugging Face's datasets writes them, read back."""
 
+import errno
 import io
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 from cogview3.config import UserError
+from cogview3.data import tables
+from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards
+from cogview3.data.keep import write_keep
 from cogview3.data.shards import CaptionedImages
+from cogview3.data.tables import TableShard
 from tests.data.conftest import encoded, keys, picture, resumed
 
 PICTURES = [picture(number, 16 + 8 * (number % 2), 16) for number in range(7)]
@@ -97,6 +102,61 @@ def test_what_is_wrong_is_counted_or_refused(tmp_path: Path, table: str) -> None
     shard = find_shards([table])[0]
     with pytest.raises(UserError, match="no row 9 any more"):
         shard.at(9)
+
+
+def test_a_table_that_cannot_be_read_is_told_from_a_damaged_one(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow gives an OSError for both."""
+
+    class Failing(io.BytesIO):
+        def read(self, *size: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def last(address: str) -> tuple[str, str]:
+        *_, group = TableShard(address).groups()
+        return group.fault, group.error
+
+    with pyarrow.OSFile(table.replace("parquet", "arrow"), "wb") as file:
+        whole = parquet.read_table(table)
+        with ipc.new_stream(file, whole.schema) as stream:
+            stream.write_table(whole)
+    for address in (table, table.replace("parquet", "arrow")):
+        content = Path(address).read_bytes()
+        Path(address).write_bytes(content[: len(content) // 2])
+        assert last(address) == ("damaged table", ""), address
+        with monkeypatch.context() as patch:
+            patch.setattr(tables, "open_address", lambda address, content=content: Failing(content))
+            assert last(address) == ("unreadable table", "Input/output error"), address
+        Path(address).unlink()
+        assert last(address) == ("missing table", "No such file or directory"), address
+    shard = TableShard(table)
+    with pytest.raises(UserError, match=r"a\.parquet: missing table .*nothing was written .*run the command again"):
+        write_keep([shard], Filters())
+    assert not Path(shard.sidecar("keep")).exists()
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+@pytest.mark.parametrize("end", ["parquet", "arrow"])
+def test_text_of_every_type_is_metadata(tmp_path: Path, kind: str, end: str) -> None:
+    links = pyarrow.array(["https://spam.org/1", "https://ham.org/2"])
+    safe = pyarrow.array(["UNLIKELY", "NSFW"])
+    cast = (
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.large_string())
+        if kind == "dictionary"
+        else getattr(pyarrow, kind)()
+    )
+    columns = {"image": [encoded(image, "PNG") for image in PICTURES[:2]], "text": pyarrow.array(["a", "b"]).cast(cast)}
+    whole = pyarrow.table({**columns, "url": links.cast(cast), "nsfw": safe.cast(cast)})
+    path = tmp_path / f"a.{end}"
+    if end == "parquet":
+        parquet.write_table(whole, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as file, ipc.new_stream(file, whole.schema) as stream:
+            stream.write_table(whole)
+    samples = list(CaptionedImages([str(path)], epochs=1, buffer=0))
+    assert [sample.metadata for sample in samples] == whole.select(["url", "nsfw"]).to_pylist()
+    assert [sample.caption for sample in samples] == ["a", "b"]
+    blocked, _ = write_keep(find_shards([str(path)]), Filters(block=("spam",), max_nsfw=0.5))
+    assert blocked.filtered == {"blocked link": 1, "high nsfw score": 1}
 
 
 def test_pictures_in_a_folder_come_before_tables(tmp_path: Path, table: str) -> None:

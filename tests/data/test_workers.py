@@ -1,6 +1,10 @@
 """Samples from worker processes: the same as from one, and taken up where they were by any number of workers."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -62,6 +66,46 @@ def test_what_stops_a_reader_is_told(tmp_path: Path) -> None:
     samples = WorkerSamples(partial(read, [str(tmp_path / "a.tar")]), 0)
     with pytest.raises(UserError, match="missing image"):
         next(samples)
+
+
+SIGNALLED = """
+import json, multiprocessing, os, signal, sys, time
+from functools import partial
+from cogview3.data.workers import WorkerSamples
+from tests.data.test_workers import keys, read_large
+heard = []
+signal.signal(signal.SIGUSR1, lambda *arguments: heard.append(1))
+samples = WorkerSamples(partial(read_large, sys.argv[1:]), 1)
+names = keys(samples, 1)
+os.killpg(0, signal.SIGUSR1)
+names += keys(samples, 49)
+print(json.dumps([len(heard), names, multiprocessing.active_children()[0].pid]), flush=True)
+time.sleep(600)
+"""
+
+
+def read_large(tars: list[str], part: int, parts: int) -> FittedImages:
+    """Pictures of which a pipe holds none."""
+    return FittedImages(CaptionedImages(tars, seed=1, buffer=4, part=part, parts=parts), Buckets(256, 128))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="for process groups")
+def test_signals_to_the_group_are_for_the_trainer_and_workers_end_with_it(tars: list[str]) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", SIGNALLED, *tars]
+    trainer = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    worker = None
+    try:
+        heard, names, worker = json.loads(trainer.stdout.readline())
+        assert heard == 1
+        assert names == keys(read_large(tars, 0, 1), 50)
+        trainer.kill()
+        trainer.communicate(timeout=60)  # until the worker, too, has closed what it writes to
+        worker = None
+    finally:
+        trainer.kill()
+        if worker is not None:
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_it_ends_with_the_first_reader(tars: list[str]) -> None:

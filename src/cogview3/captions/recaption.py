@@ -25,7 +25,7 @@ from cogview3.data.formats import TEXTS, FolderShard, Shard, TarShard, filesyste
 from cogview3.data.report import Broken, Filtered
 from cogview3.data.sidecars import read_columns, read_keep, read_notes, write_sidecar
 
-_GONE = ("missing tar", "unreadable tar", "missing table")
+_GONE = ("missing tar", "unreadable tar", "missing table", "unreadable table")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class _Reading:
                 self.filtered[str(reason)] += 1
                 continue
             except Broken as reason:
-                self.rows[group.key] = Row(group.key, "", None, FAILED, str(reason))
+                status = UNANSWERED if group.error else FAILED  # what could not be read is tried again
+                self.rows[group.key] = Row(group.key, "", None, status, str(reason))
                 self.order.append(group.key)
                 self.broken += 1
                 continue

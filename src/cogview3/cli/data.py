@@ -215,7 +215,7 @@ def encode(
     bucket_ratio: Annotated[float, typer.Option("--bucket-ratio", min=1, help="Most of a bucket's sides.")] = 2.0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures encoded at once.")] = 16,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of crops and of a relay's disturbed pictures.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace latents made otherwise.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode all anew, whatever is there.")] = False,
     workers: WorkersOption = 1,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,

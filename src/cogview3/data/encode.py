@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -29,7 +29,7 @@ from cogview3.data.encoded import (
 )
 from cogview3.data.entries import Entry, admit, develop
 from cogview3.data.filters import Filters
-from cogview3.data.formats import LATENTS, Shard, latents_of
+from cogview3.data.formats import LATENTS, Shard, all_groups, latents_of
 from cogview3.data.latents import posteriors, to_tensor
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Report, Skipped
@@ -72,13 +72,14 @@ def encode_shards(
 ) -> tuple[Report, dict[str, Any]]:
     """Write a tar of latents beside each shard that has none.
 
-    Tars appear whole, so an interrupted call goes on with the first shard that has none.
+    Tars appear whole, so an interrupted call goes on with the first shard that has none; one that overwrites begins
+    again.
 
     Args:
         shards: from `formats.find_shards`.
         encoding: how.
         workers: processes, each at a shard.
-        overwrite: replace tars that were made otherwise.
+        overwrite: encode all anew, whatever is there.
         progress: called with the number of finished shards.
 
     Returns:
@@ -86,19 +87,19 @@ def encode_shards(
         last three of this call alone.
 
     Raises:
-        UserError: a tar made otherwise, named with what differs; a damaged one; workers below 1.
+        UserError: a tar made otherwise, named with what differs; a damaged one; workers below 1; a shard, or a file
+            of it, that is missing or cannot be read, for which nothing is written.
     """
     report, todo = Report(), []
     for shard in shards:
-        notes = read_notes(latents_of(shard))
-        shown = "" if notes is None else different(notes, encoding.preprocessing)
-        if notes is not None and not shown:
-            report.add(Report.from_dict(notes["report"]))
-        elif notes is None or overwrite:
+        notes = None if overwrite else read_notes(latents_of(shard))
+        if notes is None:
             todo.append(shard)
-        else:
+        elif shown := _otherwise(notes, encoding):
             address = latents_of(shard).address
             raise UserError(f"{address} was encoded otherwise: {shown}; give the same options, or --overwrite")
+        else:
+            report.add(Report.from_dict(notes["report"]))
     finished, before, start = len(shards) - len(todo), report.samples, time.perf_counter()
     for number, made in enumerate(over_shards(partial(encode_shard, encoding=encoding), todo, workers), 1):
         report.add(made)
@@ -109,8 +110,25 @@ def encode_shards(
     return report, {**told, "seconds": round(seconds, 2), "images_per_second": round(rate, 2)}
 
 
+def _otherwise(notes: Mapping[str, Any], encoding: Encoding) -> str:
+    """What in the notes of latents is not as in an encoding, in words; older ones do not tell their dtype."""
+    ours = _own_notes(encoding)
+    shown = [
+        f"{name} ({notes[name]} there, {ours[name]} here)" for name in ours if notes.get(name, ours[name]) != ours[name]
+    ]
+    return ", ".join(filter(None, [different(notes, encoding.preprocessing), *shown]))
+
+
+def _own_notes(encoding: Encoding) -> dict[str, Any]:
+    """What is noted of an encoding beside its preprocessing, as it tells in the latents too."""
+    return {"seed": encoding.seed, "dtype": str(encoding.precision).removeprefix("torch.")}
+
+
 def encode_shard(shard: Shard, encoding: Encoding) -> Report:
-    """Encode every usable sample of a shard, in its order; gives the counts. A keep sidecar is obeyed."""
+    """Encode every usable sample of a shard, in its order; gives the counts. A keep sidecar is obeyed.
+
+    Raises UserError as `formats.all_groups` does.
+    """
     report = Report()
     fitted = _fitted(shard, encoding, report)
     with write_latents(latents_of(shard).address) as writer:
@@ -123,7 +141,8 @@ def encode_shard(shard: Shard, encoding: Encoding) -> Report:
                 if entry.metadata:
                     writer.add(f"{entry.key}.json", json.dumps(entry.metadata).encode())
         preprocessing = encoding.preprocessing.to_dict()
-        writer.notes = {"format": 1, "preprocessing": preprocessing, "seed": encoding.seed, "report": report.to_dict()}
+        own = _own_notes(encoding)
+        writer.notes = {"format": 1, "preprocessing": preprocessing, **own, "report": report.to_dict()}
     return report
 
 
@@ -142,7 +161,7 @@ def _fitted(shard: Shard, encoding: Encoding, report: Report) -> Iterator[_Item]
     settings, name = encoding.preprocessing, shard.address.rstrip("/").rpartition("/")[2]
     captions, keep = read_captions(shard), read_keep(shard)
     buckets = Buckets(settings.size, settings.bucket_step, settings.bucket_ratio)
-    for group in shard.groups():
+    for group in all_groups(shard):
         try:
             picture = develop(entry := admit(group, captions, keep, Filters()), Filters())
         except Skipped as reason:

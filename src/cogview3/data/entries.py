@@ -7,7 +7,7 @@ from typing import Any
 
 from cogview3.data.encoded import Encoded, read_encoded
 from cogview3.data.filters import Filters, judge_size, judge_text
-from cogview3.data.formats import LATENTS, Group
+from cogview3.data.formats import LATENTS, Group, encodable
 from cogview3.data.images import SUFFIXES, Picture, decode
 from cogview3.data.report import Broken, Filtered
 
@@ -54,7 +54,7 @@ def take_apart(group: Group, captions: Mapping[str, str] | None = None) -> Entry
     mended = ["second image left out"] * (len(pictures) > 1)
     old = _text(group.files.get("txt", b""))
     if not old:
-        old = str(metadata.get("caption") or "").strip()
+        old = encodable(str(metadata.get("caption") or "").strip())
         mended.append("caption from metadata" if old else "no old caption")
     if not old and not new:
         raise Broken("missing caption")

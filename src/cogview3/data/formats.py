@@ -6,11 +6,12 @@ offsets, takes an archive with a damaged header for one that ends there, and nee
 """
 
 import json
+import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from braceexpand import UnbalancedBracesError, braceexpand
 from fsspec.core import url_to_fs
@@ -34,7 +35,7 @@ MAX_FILE = 2**28
 """Bytes; a larger file in a tar is left alone, as no picture and no caption is that large."""
 
 _BLOCK = 512
-_CONTENTS = {*images.SUFFIXES, *TEXTS, LATENTS}
+_LARGEST = 2**43  # bytes; file systems refuse to look for places far beyond, where only a damaged header points
 _Listed = tuple[str, dict[str, str], dict[str, bytes], str]
 """A folder's sample: key, file names by suffix, texts by suffix, fault."""
 
@@ -47,8 +48,10 @@ class Group:
         number: position in the shard; the first is 0.
         offset: where `Shard.at` finds it again.
         key: name without suffix.
-        files: content by suffix, in lower case; only pictures and texts.
+        files: content by suffix, in lower case; only pictures, or in a shard of latents those, and texts.
         fault: why there is no sample here; "" where there is one.
+        error: what the system says where something is missing or cannot be read, which may pass; "" where what was
+            read is wrong in itself.
     """
 
     number: int
@@ -56,6 +59,7 @@ class Group:
     key: str
     files: dict[str, bytes] = field(default_factory=dict)
     fault: str = ""
+    error: str = ""
 
 
 class Shard(Protocol):
@@ -101,9 +105,10 @@ def find_shards(addresses: Sequence[str]) -> list[Shard]:
 
     `*`, `?`, `[...]` and `{00000..00010}` work. What the tars hold is not looked at, so ten thousand take no longer
     than ten; of a brace expression's, only the first and the last must be there, the others are counted when their
-    turn comes. Names found are sorted.
+    turn comes. Names found are sorted; those that begin with "." are left out, as a killed command leaves such behind.
 
-    Raises UserError for an address with nothing behind it, a file that is none of these, or an unknown protocol.
+    Raises UserError for an address with nothing behind it, a file that is none of these, latents, or an unknown
+    protocol.
     """
     found: dict[str, Shard] = {}
     for address in addresses:
@@ -121,7 +126,7 @@ def _expand(address: str) -> list[Shard]:
         raise UserError(f"{address}: {error}; write {{00000..00010}}") from None
     shards: list[Shard] = []
     for number, name in enumerate(names):
-        unseen = 0 < number < len(names) - 1 and name.endswith(".tar") and not _has_magic(name)
+        unseen = 0 < number < len(names) - 1 and name.endswith(".tar") and not (_has_magic(name) or _is_latents(name))
         shards += [TarShard(name)] if unseen else _look_up(name)
     return shards
 
@@ -134,18 +139,30 @@ def _look_up(address: str) -> list[Shard]:
     fs, path = filesystem(address)
     whole = fs.unstrip_protocol if "://" in address else str
     if _has_magic(address):
-        names = [whole(name) for name in sorted(fs.glob(path))]
+        above = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
+        names = [whole(name) for name in sorted(fs.glob(path)) if not _is_hidden(name, above)]
         if not names:
             raise UserError(f"{address}: nothing matches; check the path")
-        return _tars(names) or [shard for name in names if not _is_sidecar(name) for shard in _look_up(name)]
+        names = [name for name in names if not _is_sidecar(name) and not _is_latents(name)] or names
+        return _tars(names) or [shard for name in names for shard in _look_up(name)]
     if fs.isdir(path):
-        names = [whole(name) for name in sorted(fs.ls(path, detail=False))]
+        found = sorted(name.rstrip("/") for name in fs.ls(path, detail=False))
+        names = [whole(name) for name in found if not _is_hidden(name, name.rpartition("/")[0])]
         return _tars(names) or _tables(names) or [FolderShard(address.rstrip("/"))]
     if not fs.exists(path):
         raise UserError(f"{address}: not found; check the path")
+    if _is_latents(address):
+        raise UserError(
+            f"{address}: latents, which are no shard; give the shards themselves, beside which they are found"
+        )
     if not address.endswith((".tar", *TABLES)):
         raise UserError(f"{address}: neither a .tar (uncompressed), a table ({', '.join(TABLES)}) nor a folder")
     return [TarShard(address)] if address.endswith(".tar") else _tables([address])
+
+
+def _is_hidden(name: str, above: str) -> bool:
+    """Whether a name below a folder begins with ".", or one of the folders between."""
+    return any(part.startswith(".") for part in name.removeprefix(above).split("/"))
 
 
 def _tables(names: Sequence[str]) -> list[Shard]:
@@ -173,11 +190,16 @@ def _is_latents(name: str) -> bool:
 def split_name(path: str) -> tuple[str, str]:
     """Key and suffix of a file in a shard, at the first dot of its name: "a/b.seg.png" is ("a/b", "seg.png").
 
-    Hidden files and those without a suffix give two empty strings.
+    Hidden files and those without a suffix give two empty strings. Bytes of a name that are no UTF-8 become "\ufffd".
     """
     folder, slash, name = path.rpartition("/")
     stem, _, suffix = name.partition(".")
-    return (folder + slash + stem, suffix.lower()) if stem and suffix else ("", "")
+    return (encodable(folder + slash + stem), suffix.lower()) if stem and suffix else ("", "")
+
+
+def encodable(text: str) -> str:
+    """A text without halves of surrogate pairs, which no file can hold."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,8 @@ class TarShard:
     """A tar as img2dataset writes it: the files of a sample follow each other and share a key."""
 
     address: str
+    contents: ClassVar[frozenset[str]] = frozenset({*images.SUFFIXES, *TEXTS})
+    """Suffixes of the files that are read."""
 
     def sidecar(self, kind: str) -> str:
         """`00000.tar` has `00000.captions.parquet` beside it."""
@@ -196,26 +220,25 @@ class TarShard:
         number = -1
         try:
             with open_address(self.address) as file:
-                for number, group in enumerate(_walk(file, 0, lambda n: n >= first and n % pieces == piece)):
+                wanted = _walk(file, 0, self.contents, lambda n: n >= first and n % pieces == piece)
+                for number, group in enumerate(wanted):
                     repeated = group.key in seen
                     seen.add(group.key)
                     if number >= first and number % pieces == piece:
                         yield Group(number, group.offset, group.key, fault="same key twice") if repeated else group
             return
-        except _Damaged as error:
-            fault = str(error)
-        except FileNotFoundError:
-            fault = "missing tar"
-        except OSError:
-            fault = "unreadable tar"
+        except _Damaged as damage:
+            fault, error = str(damage), ""
+        except OSError as problem:
+            fault, error = unread("tar", problem)
         if piece == 0 and number + 1 >= first:
-            yield Group(number + 1, -1, "", fault=fault)
+            yield Group(number + 1, -1, "", fault=fault, error=error)
 
     def at(self, offset: int) -> Group:
         """As `Shard.at`."""
         try:
             with open_address(self.address) as file:
-                return next(_walk(file, offset, lambda number: True))
+                return next(_walk(file, offset, self.contents, lambda number: True))
         except (_Damaged, OSError, StopIteration):
             raise UserError(f"{self.address}: no sample at byte {offset} any more; the tar was changed") from None
 
@@ -223,6 +246,8 @@ class TarShard:
 @dataclass(frozen=True)
 class LatentShard(TarShard):
     """The tar of latents that was made of a shard and is read in its place: `00000.latents.tar`, `latents.tar`."""
+
+    contents: ClassVar[frozenset[str]] = frozenset({LATENTS, *TEXTS})
 
     def sidecar(self, kind: str) -> str:
         """As the shard's own."""
@@ -253,8 +278,8 @@ class _Damaged(Exception):
     """A tar whose rest cannot be read."""
 
 
-def _walk(file: BinaryIO, start: int, wanted: Callable[[int], bool]) -> Iterator[Group]:
-    """Groups of a tar from byte `start` on, numbered from 0; content is read of those whose number is wanted.
+def _walk(file: BinaryIO, start: int, contents: Set[str], wanted: Callable[[int], bool]) -> Iterator[Group]:
+    """Groups of a tar from byte `start` on, numbered from 0; of those whose number is wanted, `contents` are read.
 
     A group ends where the key changes or a suffix comes again. Raises _Damaged where the tar ends early; the group
     before that, which may lack files, is not given.
@@ -271,7 +296,7 @@ def _walk(file: BinaryIO, start: int, wanted: Callable[[int], bool]) -> Iterator
             group = Group(group.number + 1 if group else 0, member.offset, key)
             suffixes.clear()
         suffixes.add(suffix)
-        if suffix in _CONTENTS and member.size <= MAX_FILE and wanted(group.number):
+        if suffix in contents and member.size <= MAX_FILE and wanted(group.number):
             file.seek(member.offset_data)
             group.files[suffix] = file.read(member.size)
             if len(group.files[suffix]) < member.size:
@@ -288,6 +313,8 @@ def _members(file: BinaryIO, start: int) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # all headers of a tar are never needed at once
+                if not 0 <= member.size <= _LARGEST:
+                    raise _Damaged("damaged tar")
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 yield member
     except (tarfile.TarError, EOFError, ValueError):  # ValueError: numbers that a damaged header cannot mean
@@ -332,14 +359,16 @@ class FolderShard:
 
     def _read(self, number: int, place: int) -> Group:
         key, names, texts, fault = self._listing[place]
-        files = dict(texts)
+        files, error = dict(texts), ""
         for suffix, name in names.items():
             try:
                 with open_address(f"{self.address}/{name}") as file:
                     files[suffix] = file.read()
-            except OSError:
+            except OSError as problem:
                 fault = fault or "unreadable file"
-        return Group(number, place, key, {} if fault else files, fault)
+                if not (texts and isinstance(problem, FileNotFoundError)):  # metadata.jsonl names what never was there
+                    error = error or unread("file", problem)[1]
+        return Group(number, place, key, {} if fault else files, fault, error)
 
     @cached_property
     def _listing(self) -> list[_Listed]:
@@ -367,7 +396,7 @@ def _from_line(number: int, line: bytes) -> _Listed:
         return f"line {number + 1}", {}, {}, "unreadable line of metadata.jsonl"
     if ".." in name.split("/") or name.startswith("/"):
         return key, {}, {}, "file outside of the folder"
-    return key, {suffix: name}, texts, ""
+    return key, {suffix: name} if suffix in images.SUFFIXES else {}, texts, ""
 
 
 def _by_key(names: Sequence[str]) -> list[_Listed]:
@@ -388,6 +417,33 @@ def _repeats_marked(
         marked.append((key, {}, {}, "same key twice") if key in seen else (key, names, texts, fault))
         seen.add(key)
     return marked
+
+
+def unread(kind: str, error: OSError) -> tuple[str, str]:
+    """`Group.fault` and `Group.error` of something that the system could not read."""
+    state = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+    return f"{state} {kind}", error.strerror or str(error) or type(error).__name__
+
+
+def all_groups(shard: Shard) -> Iterator[Group]:
+    """All groups of a shard for a result that is kept, which a passing fault must not shape.
+
+    Raises UserError where the shard or a file of it is missing or cannot be read.
+    """
+    try:
+        for group in shard.groups():
+            if group.error:
+                raise _unread_error(shard, f"{group.key} {group.fault}".strip(), group.error)
+            yield group
+    except OSError as problem:
+        raise _unread_error(shard, *unread("folder", problem)) from None
+
+
+def _unread_error(shard: Shard, fault: str, error: str) -> UserError:
+    return UserError(
+        f"{shard.address}: {fault} ({error}); nothing was written for this shard; mend that, or leave it out, and run "
+        "the command again"
+    )
 
 
 def exists(address: str) -> bool:

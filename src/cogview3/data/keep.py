@@ -10,7 +10,7 @@ import pyarrow
 from cogview3.config import UserError
 from cogview3.data.entries import admit, develop
 from cogview3.data.filters import Filters, Seen, difference_hash
-from cogview3.data.formats import Shard
+from cogview3.data.formats import Shard, all_groups
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Filtered, Report, Skipped
 from cogview3.data.sidecars import read_captions, read_column, read_notes, write_sidecar
@@ -50,7 +50,8 @@ def write_keep(
         The counts over all shards, and the number of those that were finished before.
 
     Raises:
-        UserError: a sidecar made with other filters, named with what differs; a damaged one.
+        UserError: a sidecar made with other filters, named with what differs; a damaged one; a shard, or a file of
+            it, that is missing or cannot be read, for which nothing is written.
     """
     settings = filters.model_dump(mode="json")
     finished = {}
@@ -90,10 +91,13 @@ def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str,
 
 
 def judge(shard: Shard, filters: Filters) -> Judged:
-    """Every sample of a shard, likenesses aside. An earlier keep sidecar is not looked at."""
+    """Every sample of a shard, likenesses aside. An earlier keep sidecar is not looked at.
+
+    Raises UserError as `formats.all_groups` does.
+    """
     judged = Judged()
     captions = read_captions(shard)
-    for group in shard.groups():
+    for group in all_groups(shard):
         value = None
         try:
             picture = develop(entry := admit(group, captions, None, filters), filters)

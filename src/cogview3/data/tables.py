@@ -5,6 +5,7 @@ Both are read with pyarrow alone. A row is a sample; its key is its number.
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow
 from pyarrow import ipc, parquet, types
 
 from cogview3.config import UserError
-from cogview3.data.formats import Group, open_address
+from cogview3.data.formats import Group, open_address, unread
 
 IMAGES = ("image", "img", "picture", "jpg", "png", "webp")
 CAPTIONS = ("text", "caption", "txt", "prompt")
@@ -45,12 +46,12 @@ class TableShard:
                     if number >= first and number % pieces == piece:
                         yield _group(number, batch.slice(row, 1).to_pylist()[0], columns)
             return
-        except FileNotFoundError:
-            fault = "missing table"
+        except _UnreadError as problem:
+            fault, error = problem.args
         except (pyarrow.ArrowException, OSError):
-            fault = "damaged table"
+            fault, error = "damaged table", ""
         if piece == 0 and number + 1 >= first:
-            yield Group(number + 1, -1, "", fault=fault)
+            yield Group(number + 1, -1, "", fault=fault, error=error)
 
     def at(self, offset: int) -> Group:
         """As `Shard.at`."""
@@ -59,14 +60,14 @@ class TableShard:
                 if start <= offset < start + batch.num_rows:
                     row = batch.slice(offset - start, 1).to_pylist()[0]
                     return _group(offset, row, _columns(self.address, batch.schema))
-        except (pyarrow.ArrowException, OSError):
+        except (_UnreadError, pyarrow.ArrowException, OSError):
             pass
         raise UserError(f"{self.address}: no row {offset} any more; the table was changed")
 
     def _batches(self, first: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
         """Number of the first row, and rows, from those on that hold row `first`."""
         start = 0
-        with open_address(self.address) as file:
+        with closing(_TableFile(self.address)) as file:
             if self.address.endswith(".arrow"):
                 for batch in ipc.open_stream(file):
                     if start + batch.num_rows > first:
@@ -84,6 +85,30 @@ class TableShard:
                     start += rows
 
 
+class _UnreadError(Exception):
+    """A table that the system could not open or read; of what is damaged, Arrow tells by OSError."""
+
+
+class _TableFile:
+    """A file for Arrow to read, which raises _UnreadError with `Group.fault` and `Group.error`."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            self._file = open_address(address)
+        except OSError as error:
+            raise _UnreadError(*unread("table", error)) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, *size: int) -> bytes:
+        """As a file's."""
+        try:
+            return self._file.read(*size)
+        except OSError as error:
+            raise _UnreadError(*unread("table", error)) from None
+
+
 def _columns(address: str, schema: pyarrow.Schema) -> tuple[str, str | None, list[str]]:
     """The columns of pictures, of captions, and those that are metadata."""
     names = {name.lower(): name for name in schema.names}
@@ -93,12 +118,16 @@ def _columns(address: str, schema: pyarrow.Schema) -> tuple[str, str | None, lis
             f"{address}: no column {', '.join(IMAGES)} among {', '.join(schema.names)}; rename the one meant"
         )
     caption = next((names[name] for name in CAPTIONS if name in names), None)
-    simple = [
-        field.name
-        for field in schema
-        if types.is_string(field.type) or (types.is_primitive(field.type) and not types.is_temporal(field.type))
-    ]
+    simple = [field.name for field in schema if _is_simple(field.type)]
     return image, caption, [name for name in simple if name not in (image, caption)]
+
+
+def _is_simple(kind: pyarrow.DataType) -> bool:
+    """Whether values are text, numbers or truth values, which metadata can hold."""
+    if types.is_dictionary(kind):
+        return _is_simple(kind.value_type)
+    text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return text or (types.is_primitive(kind) and not types.is_temporal(kind))
 
 
 def _group(number: int, row: dict[str, Any], columns: tuple[str, str | None, list[str]]) -> Group:

@@ -1,5 +1,8 @@
 """Samples read by worker processes, in an order and from a position that depend neither on their speed nor number."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -112,11 +115,29 @@ class WorkerSamples:
             prefetch_factor=_AHEAD,
             multiprocessing_context="spawn",
             collate_fn=_as_it_is,
+            worker_init_fn=_begin_worker,
         )
 
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+def _begin_worker(number: int) -> None:
+    """Give a worker a process group of its own: a stop signal to the trainer's is for the trainer alone to answer.
+
+    A kill of that group misses the worker too, so it watches the trainer. torch's own watch ends the reading, but the
+    process would then wait for ever until somebody takes what it has read.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    if trainer := multiprocessing.parent_process():
+        trainer.join()
+        os._exit(1)
 
 
 class _Readers(IterableDataset):

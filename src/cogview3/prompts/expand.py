@@ -142,9 +142,9 @@ def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> li
 class LocalWriter:
     """A model of transformers in a folder: an encoder-decoder that maps prompts to descriptions, or a chat model.
 
-    A decoder-only model is given `conversation`, and answers word by word with what is most probable; a second try gives
-    beams, and so does not depend on chance. An encoder-decoder, such as a T5 trained for this, is given the bare prompt;
-    it is small, so it gives its beams at once, of which the first good one counts, and is not asked again.
+    A decoder-only model is given `conversation`, and answers with what is most probable word by word; a second try
+    gives beams, and so does not depend on chance. An encoder-decoder, such as a T5 trained for this, is given the bare
+    prompt; it is small, so it gives its beams at once, of which the first good one counts, and is not asked again.
 
     Args:
         folder: with config, weights (safetensors) and tokenizer.
