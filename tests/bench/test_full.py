@@ -50,8 +50,16 @@ def test_networks_have_their_published_sizes(name: str, count: int) -> None:
     assert sum(parameter.numel() for parameter in build(name, "full").parameters()) == count
 
 
-def test_all_networks_come_in_both_sizes() -> None:
-    assert CONFIGS["tiny"].keys() == CONFIGS["full"].keys()
+def test_all_networks_come_in_all_sizes() -> None:
+    assert CONFIGS["tiny"].keys() == CONFIGS["narrow"].keys() == CONFIGS["full"].keys()
+
+
+@pytest.mark.parametrize("name", ["unet", "distilled_relay_unet", "sdxl_unet", "vae", "prior", "decoder"])
+def test_narrow_networks_have_as_many_layers_of_a_quarter_of_the_width(name: str) -> None:
+    full_size, narrow = (dict(build(name, scale).named_parameters()) for scale in ("full", "narrow"))
+    assert narrow.keys() == full_size.keys()
+    ratio = sum(p.numel() for p in full_size.values()) / sum(p.numel() for p in narrow.values())
+    assert 13 < ratio < 17
 
 
 @pytest.fixture(autouse=True)

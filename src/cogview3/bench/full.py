@@ -23,6 +23,7 @@ from cogview3.generation.compiling import check_compiler, compile_network, compi
 from cogview3.training.measure import matmul_ceiling
 
 SIDES, BATCHES = (1024, 2048), (1, 4)
+NARROW_SIDES = (512,)
 _RESERVE = 16 * 2**30  # beside the weights: four pictures' activations at 2048
 
 
@@ -36,7 +37,7 @@ def count(
 
     Args:
         sides: of the pictures, in pixels.
-        scale: "full" or "tiny".
+        scale: "full", "narrow" or "tiny".
         counter: progress bar.
         systems: those to count; by default all, and this one without its savings.
 
@@ -76,7 +77,7 @@ def run(
         device: where the networks run.
         compiled: compile the networks, with CUDA graphs where there are few steps.
         systems: names of those to measure; all by default.
-        scale: "full", or "tiny" for tests.
+        scale: "full", "narrow" (a quarter of the widths), or "tiny" for tests.
         counter: progress bar.
 
     Returns:

@@ -2,7 +2,7 @@
 
 Their weights are random: how long a network takes does not depend on them. Tokenizers have a small vocabulary of their
 own, since the published ones are files; prompts are padded to the same lengths, so that all networks do the same work.
-"tiny" networks are of the same classes, for tests.
+"narrow" ones have a quarter of the widths, for a CPU; "tiny" ones are of the same classes, for tests.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -108,6 +108,41 @@ _FULL: dict[str, dict[str, Any]] = {
     "decoder": _DECODER,
     "vqgan": {},
 }
+_NARROW_UNET = {
+    "block_out_channels": (80, 160, 320),
+    "cross_attention_dim": 1024,
+    "norm_num_groups": 16,
+    "projection_class_embeddings_input_dim": 384,
+}
+_NARROW_SDXL = _SDXL_UNET | {
+    "block_out_channels": (80, 160, 320),
+    "norm_num_groups": 16,
+    "cross_attention_dim": 512,
+    "addition_time_embed_dim": 64,
+    "projection_class_embeddings_input_dim": 6 * 64 + 320,
+}
+_NARROW: dict[str, dict[str, Any]] = {
+    "t5": _FULL["t5"] | {"d_model": 1024, "d_kv": 16, "d_ff": 2560},
+    "clip": _FULL["clip"] | {"hidden_size": 192, "intermediate_size": 768, "projection_dim": 192},
+    "big_clip": _FULL["big_clip"] | {"hidden_size": 320, "intermediate_size": 1280, "projection_dim": 320},
+    "vae": _VAE | {"block_out_channels": (32, 64, 128, 128)},
+    "unet": unet_config("full", **_NARROW_UNET),
+    "relay_unet": unet_config("full", **_NARROW_UNET, sample_size=128),
+    "distilled_unet": unet_config("full", **_NARROW_UNET, time_cond_proj_dim=128),
+    "distilled_relay_unet": unet_config("full", **_NARROW_UNET, time_cond_proj_dim=64, sample_size=128),
+    "latent_enlarger": {"width": 64, "num_blocks": 6},
+    "light_decoder": {"width": 64, "num_blocks": 6},
+    "sdxl_unet": _NARROW_SDXL,
+    "lcm_unet": _NARROW_SDXL | {"time_cond_proj_dim": 64},
+    "prior": _PRIOR
+    | {"conditioning_dim": 512, "block_out_channels": (512, 512)}
+    | {"clip_text_in_channels": 320, "clip_text_pooled_in_channels": 320, "clip_image_in_channels": 192},
+    "decoder": _DECODER
+    | {"conditioning_dim": 320, "block_out_channels": (80, 160, 320, 320), "clip_text_pooled_in_channels": 320},
+    "vqgan": {"embed_dim": 96},
+}
+"""A quarter of the full widths, with as many layers and heads."""
+
 _TINY_SDXL = _SDXL_UNET | {
     "sample_size": 8,
     "block_out_channels": (8, 16, 16),
@@ -152,7 +187,7 @@ _TINY: dict[str, dict[str, Any]] = {
     "decoder": _DECODER | _TINY_CASCADE,
     "vqgan": {"bottleneck_blocks": 1, "embed_dim": 8, "num_vq_embeddings": 16},
 }
-CONFIGS: Mapping[str, Mapping[str, dict[str, Any]]] = {"full": _FULL, "tiny": _TINY}
+CONFIGS: Mapping[str, Mapping[str, dict[str, Any]]] = {"full": _FULL, "narrow": _NARROW, "tiny": _TINY}
 
 _T5_KIND = {"feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "tie_word_embeddings": False}
 
@@ -179,7 +214,7 @@ def build(name: str, scale: str, device: str | torch.device = "meta", dtype: tor
 
     Args:
         name: a key of `CONFIGS[scale]`.
-        scale: "full" or "tiny".
+        scale: "full", "narrow" or "tiny".
         device: "meta" makes no numbers.
         dtype: number format.
     """

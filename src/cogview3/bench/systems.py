@@ -40,7 +40,7 @@ class Networks:
     """Networks by name, built when they are first asked for and kept.
 
     Args:
-        scale: "full" or "tiny".
+        scale: "full", "narrow" or "tiny".
         device: where they run; "meta" for counting.
         dtype: their number format.
     """

@@ -27,6 +27,7 @@ class Scale(StrEnum):
     """Which networks are measured."""
 
     small = "small"
+    narrow = "narrow"
     full = "full"
 
 
@@ -40,24 +41,31 @@ def inference(
     scale: Annotated[Scale, typer.Option("--scale", help="Size of the networks.")] = Scale.small,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
     count_only: Annotated[
-        bool, typer.Option("--count-only", help="Full scale: count operations, run nothing; any machine will do.")
+        bool, typer.Option("--count-only", help="Narrow, full: count operations, run nothing; any machine will do.")
     ] = False,
     sides: Annotated[
-        list[int] | None, typer.Option("--side", help="Full scale: pixels, repeatable; 1024 and 2048 by default.")
+        list[int] | None,
+        typer.Option("--side", help="Narrow, full: pixels, repeatable; narrow 512, full 1024 and 2048 by default."),
     ] = None,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Full scale: repeatable; 1 and 4 by default.")
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Narrow, full: repeatable; narrow 1, full 1 and 4 by default."),
     ] = None,
     systems: Annotated[
         list[str] | None,
-        typer.Option("--system", help="Full scale: one of those compared; repeatable."),
+        typer.Option("--system", help="Narrow, full: one of those compared; repeatable."),
     ] = None,
-    compiled: Annotated[bool, typer.Option("--compile/--eager", help="Full scale: compile all networks.")] = True,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Full scale: draw bars.")] = None,
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--eager", help="Narrow, full: compile all networks; full does by default.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Narrow, full: draw bars.")] = None,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Relay against a single stage at the full size, prompt to picture; --scale full: against other systems."""
+    """Relay against a single stage at the final size, prompt to picture.
+
+    --scale full: against other systems, with random weights; narrow: likewise with a quarter of the widths, for a CPU.
+    """
     if plot is not None:
         plan_files(plot, ["plot"])
     with clean_stdout(as_json):
@@ -73,17 +81,27 @@ def inference(
             from cogview3.bench import full
             from cogview3.bench import plot as plots
 
+            is_full = scale is Scale.full
+            least = 512 if is_full else 256
             for side in sides or ():
-                if side % 128 or not 512 <= side <= 4096:
-                    raise UserError(f"--side {side}: give a multiple of 128 from 512 to 4096")
-            sizes = tuple(sides or full.SIDES)
+                if side % 128 or not least <= side <= 4096:
+                    raise UserError(f"--side {side}: give a multiple of 128 from {least} to 4096")
+            sizes = tuple(sides or (full.SIDES if is_full else full.NARROW_SIDES))
             if count_only:
-                result = full.count(sizes, counter=counter)
+                result = full.count(sizes, str(scale), counter=counter)
                 text, draw = full.describe_count(result), plots.of_counts
             else:
-                how = {"batches": tuple(batches or full.BATCHES), "compiled": compiled, "systems": systems or ()}
-                where = pick_full_device(device)
-                result = full.run(sizes, repeats=repeats, device=where, counter=counter, **how)
+                where = pick_full_device(device) if is_full else pick_device(device)
+                result = full.run(
+                    sizes,
+                    tuple(batches or (full.BATCHES if is_full else (1,))),
+                    repeats,
+                    where,
+                    is_full if compiled is None else compiled,
+                    systems or (),
+                    str(scale),
+                    counter,
+                )
                 text, draw = full.describe(result), plots.of_times
             if plot is not None:
                 draw(result).save(plot)
@@ -94,7 +112,7 @@ def pick_full_device(device: Device) -> str:
     """A GPU: without one, networks of 14 billion parameters would take hours. Raises UserError where there is none."""
     where = pick_device(device)
     if where != "cuda":
-        raise UserError(f"--scale full needs a CUDA GPU, not {where}: give --count-only, or --scale small")
+        raise UserError(f"--scale full needs a CUDA GPU, not {where}: give --count-only, or --scale narrow")
     return where
 
 
@@ -103,13 +121,13 @@ def _refuse_full_options(
     sides: list[int] | None,
     batches: list[int] | None,
     systems: list[str] | None,
-    compiled: bool,
+    compiled: bool | None,
     plot: Path | None,
 ) -> None:
     given = {"--count-only": count_only, "--side": sides, "--batch": batches, "--system": systems, "--plot": plot}
-    given["--eager"] = not compiled
+    given["--eager" if compiled is False else "--compile"] = compiled is not None
     if names := [name for name, value in given.items() if value]:
-        raise UserError(f"{', '.join(names)} is for --scale full: add it, or leave {names[0]} out")
+        raise UserError(f"{', '.join(names)} is for --scale full or narrow: add it, or leave {names[0]} out")
 
 
 @app.command()
