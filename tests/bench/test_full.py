@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from cogview3.bench import full
 from cogview3.bench.networks import CONFIGS, build
 from cogview3.bench.plot import COLORS, bars, of_counts, of_times
 from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, operations
+from cogview3.cli.app import app
 from cogview3.config import UserError
 from cogview3.generation.modes import Mode
 
@@ -175,3 +177,31 @@ def test_bars_are_as_long_as_their_parts() -> None:
     first, second = pixels[: sheet.width], pixels[sheet.width :]
     color = tuple(bytes.fromhex(COLORS["base"][1:]))
     assert first.count(color) == pytest.approx(3 * second.count(color), abs=3)  # rounded to pixels
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--side", "512"], "--side is for --scale full or narrow"),
+        (["--eager"], "--eager is for --scale full or narrow"),
+        (["--scale", "narrow", "--side", "300"], "--side 300: give a multiple of 128 from 256"),
+        (["--scale", "full", "--side", "256"], "--side 256: give a multiple of 128 from 512"),
+        (["--scale", "full", "--device", "cpu"], "needs a CUDA GPU, not cpu: give --count-only, or --scale narrow"),
+    ],
+)
+def test_options_are_checked(options: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "inference", *options])
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_the_command_measures_narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONFIGS, "narrow", CONFIGS["tiny"])
+    options = ["--scale", "narrow", "--side", "256", "--repeats", "1", "--system", BASELINE]
+    options += ["--system", "CogView3 4+1 light", "--device", "cpu", "--json"]
+    result = CliRunner().invoke(app, ["bench", "inference", *options])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["scale"], told["compiled"]) == ("narrow", False)
+    assert [row["system"] for row in told["rows"]] == [BASELINE, "CogView3 4+1 light"]
+    assert told["rows"][1]["ratio"] > 0
