@@ -1,5 +1,6 @@
 """The student's target against closed forms: point masses, Gaussians, constants; and the samplers that are shipped."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -220,6 +221,23 @@ def test_the_weights_are_those_told() -> None:
         gain = step.step_gain(table(stage, 6).at(torch.arange(6), 1), estimate_of(stage))
         assert 0 < gain.min() < gain.max() <= 1
         assert gain[-1] == 1
+
+
+def test_large_guidance_does_not_rule_the_loss() -> None:
+    """Of a student that is its teacher's conditional branch, with w log-uniform from 1 to 12, by quadrature."""
+    w = torch.linspace(0, math.log(12), 20_001, dtype=torch.float64).exp()
+    conditional, unconditional = draw(1, 4, 3, 3, seed=1), draw(1, 4, 3, 3, seed=2)
+    guided = unconditional + w.view(-1, 1, 1, 1) * (conditional - unconditional)
+    errors = (conditional - guided).square().mean((1, 2, 3))
+    weighted = step.guidance_weight(w) * errors
+
+    def share(loss: torch.Tensor) -> float:
+        return (loss[w > 6].sum() / loss.sum()).item()
+
+    assert share(errors) == pytest.approx(0.82, abs=0.01)
+    assert share(weighted) == pytest.approx(0.40, abs=0.01)
+    assert weighted.max() < (conditional - unconditional).square().mean()
+    assert step.guidance_weight(torch.tensor([1.0, 2.0, 4.0])).tolist() == pytest.approx([1, 0.5, 0.1])
 
 
 def test_a_whole_run_is_the_relay_schedulers(seeded: Callable[[int], torch.Generator]) -> None:

@@ -87,7 +87,10 @@ class Distillation(LatentTraining):
     # Loss
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Mean square of where the student's step ends against where the teacher's end (`step.step_weight`)."""
+        """Mean square of where the student's step ends against where the teacher's end, weighted by w.
+
+        `step.step_weight`, `step.guidance_weight`.
+        """
         return {"loss": self._errors(batch).mean()}
 
     def _errors(self, batch: Batch) -> Tensor:
@@ -108,7 +111,8 @@ class Distillation(LatentTraining):
         output = self._output(self.trained, z_t, levels, number, batch, batch["text"])
         weight = step.step_weight(levels_now, self.prediction, self.estimate)
         errors = (output - target).square().mean((1, 2, 3))
-        return weight.to(errors.dtype).to(errors.device) * errors
+        weight = weight.to(errors.dtype).to(errors.device) * step.guidance_weight(batch["guidance"].to(errors))
+        return weight * errors
 
     def _run(
         self,
