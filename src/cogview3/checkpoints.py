@@ -183,6 +183,19 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); move the run aside with --restart") from None
 
 
+def set_entry(run: Path, table: str, key: str, value: str) -> None:
+    """Change one entry of the recipe that a run folder holds; without one nothing is done."""
+    import tomli_w
+
+    stored = run / "recipe.toml"
+    if not stored.is_file():
+        return
+    recipe = _read_recipe(stored)
+    if recipe.get(table, {}).get(key, value) != value:
+        recipe[table][key] = value
+        write_text(stored, tomli_w.dumps(recipe))
+
+
 def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> None:
     with suppress(UserError):  # a run of an earlier version lacks the entries that came later: their defaults hold
         stored, recipe = (parse_recipe(one, str(run)).to_dict() for one in (stored, recipe))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,27 @@ def test_the_published_tokenizer_is_read(run: Run, tmp_path: Path, release: Path
     assert tokenizer.model_max_length == 225
     expected = sentencepiece.SentencePieceProcessor(model_file=str(text / "spiece.model")).encode("a red heart")
     assert tokenizer("a red heart").input_ids == [*expected, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "words"),
+    [
+        (torch.nan, [], "holds numbers that are not finite"),
+        (1e5, ["--dtype", "float16"], "holds a number too large for float16: choose --dtype"),
+    ],
+)
+def test_the_text_encoders_numbers_are_checked(
+    run: Run, tmp_path: Path, release: Path, make_text_encoder: Callable[[], Any], value: float, more: list[str],
+    words: str,
+) -> None:  # fmt: skip
+    shutil.copytree(release / "t5", tmp_path / "t5")
+    encoder = make_text_encoder().bfloat16()
+    encoder.encoder.final_layer_norm.weight.data[1] = value
+    encoder.save_pretrained(tmp_path / "t5")
+    result = run("convert", *options(release, **{"text-encoder": tmp_path / "t5"}), "-o", "model", *more)
+    assert result.exit_code == 2, result.output
+    assert f"text_encoder: encoder.final_layer_norm.weight {words}" in error_line(result)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_package_is_told_from_none() -> None:

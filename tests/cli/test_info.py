@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from cogview3 import CogView3Pipeline
+from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from tests.cli.conftest import error_line
 
 Run = Callable[..., Result]
@@ -71,6 +71,7 @@ def test_the_text_names_modes_and_card(run: Run, tiny_model: Path, tmp_path: Pat
         ({"sampling.json": "{}"}, ["sampling.json"]),
         ({"unet/config.json": "["}, ["unet", "config.json"]),
         ({"vae/diffusion_pytorch_model.safetensors": "short"}, ["diffusion_pytorch_model.safetensors", "damaged"]),
+        ({"modes/4+1/unet/diffusion_pytorch_model.safetensors": "short"}, ["modes/4+1/unet", "is damaged"]),
     ],
 )
 def test_damaged_folders(
@@ -83,6 +84,26 @@ def test_damaged_folders(
     result = run("info", "copy")
     assert result.exit_code == 2, result.output
     assert all(word in error_line(result) for word in words), result.stderr
+
+
+def test_missing_networks_of_a_mode_are_named(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "modes" / "4+1" / "relay_unet")
+    result = run("info", "copy")
+    assert result.exit_code == 2, result.output
+    assert "copy/modes/4+1/relay_unet is missing or empty" in error_line(result)
+
+
+def test_an_upscalers_folder_is_described(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    CogView3UpscalePipeline.from_pretrained(tiny_model).save_pretrained(tmp_path / "upscaler")
+    result = run("info", "upscaler", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert (facts["class"], facts["side"], facts["base_side"]) == ("CogView3UpscalePipeline", 32, None)
+    assert "unet" not in facts["components"]
+    assert facts["peaks"]["float32"]["none"] > facts["memory"]["float32"] > 0
+    assert "sequential" not in facts["peaks"]["int8"]
+    assert "only enlarges; memory is given for 32x32" in run("info", "upscaler").stdout
 
 
 def test_models_that_are_not_here(run: Run) -> None:

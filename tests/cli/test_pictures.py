@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cogview3 import __version__
 from cogview3.cli.pictures import contact_sheet, grid_file, open_picture, plan_files, save_png, slug
 from cogview3.config import UserError
+from cogview3.generation.inputs import to_pixels
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,34 @@ def test_pictures_are_opened_upright_in_rgb(tmp_path: Path) -> None:
     picture.save(tmp_path / "a.png", exif=exif)
     opened = open_picture(tmp_path / "a.png")
     assert (opened.mode, opened.size, opened.getpixel((0, 0))) == ("RGB", (2, 3), (9, 8, 7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "white"),
+    [
+        (np.uint16, 65535),
+        (np.int32, 65535),
+        (np.int32, 2**31 - 1),
+        (np.uint32, 2**32 - 1),
+        (np.float32, 1),
+        (np.float32, 255),
+    ],
+)
+def test_pictures_of_many_bits_keep_their_grays(tmp_path: Path, kind: type, white: int) -> None:
+    grays = np.linspace(0, white, 6).reshape(2, 3).astype(kind)
+    Image.fromarray(grays).save(tmp_path / "a.tiff")
+    expected = [[[gray] * 3 for gray in row] for row in ((0, 51, 102), (153, 204, 255))]
+    assert np.asarray(open_picture(tmp_path / "a.tiff")).tolist() == expected
+    with Image.open(tmp_path / "a.tiff") as image:
+        given = (to_pixels(image) + 1) / 2 * 255
+    assert given.round().int()[0].permute(1, 2, 0).tolist() == expected
+
+
+def test_transparent_pictures_are_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (9, 8, 7, 0)).save(tmp_path / "a.png")
+    assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    with Image.open(tmp_path / "a.png") as image:
+        assert to_pixels(image).eq(1).all()
 
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:

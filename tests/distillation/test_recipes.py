@@ -1,5 +1,6 @@
 """Recipes of distillations: what they hold, what a round's is, and how a wrong one is refused."""
 
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ def test_train_and_distill_name_each_other(tmp_path: Path) -> None:
             {"distill__relay_start": 100, "distill__fine_tune_images": 4, "distill__steps": [200, 1]},
             "num_steps 200 repeats noise levels .relay_start 100",
         ),
+        (
+            "relay",
+            {"distill__relay_start": 200, "distill__fine_tune_images": 4, "data__text_dropout": 0.0},
+            "data.text_dropout is 0, .*fine_tune_images .*give a share above 0, such as 0.1",
+        ),
         ("base", {"data__vae": "runs/none"}, "no vae in 'runs/none'"),
         ("base", {"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
     ],
@@ -122,6 +128,39 @@ def test_what_cannot_be_distilled_is_refused_before_any_work(
         distill(tiny_distillation(stage, runs, **changes), tmp_path / "run", device="cpu")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"distill__steps": [4, 2, 1]}, "steps begins with 4, but the teacher .*distilled for 2 steps; begin with 2"),
+        ({"distill__guidance_range": [1.0, 12.0]}, "guidance_range is 1 to 12, .*distilled for 1 to 8; keep within"),
+        ({"distill__guidance_range": [0.5, 8.0]}, "guidance_range is 0.5 to 8, .*distilled for 1 to 8; keep within"),
+    ],
+)
+def test_a_distilled_teacher_goes_on_from_its_own_steps_and_range(
+    runs: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(runs / "base" / "weights", teacher / "weights")
+    told = tiny_distillation("base", runs, distill__steps=[4, 2], distill__guidance_range=[1.0, 8.0])
+    (teacher / "recipe.toml").write_text(tomli_w.dumps(told.to_dict()))
+    fitting = {"distill__teacher": str(teacher), "distill__steps": [2, 1], "distill__guidance_range": [2.0, 8.0]}
+    assert check_teacher(tiny_distillation("base", runs, **fitting)) is None
+    with pytest.raises(UserError, match=words):
+        distill(tiny_distillation("base", runs, **{**fitting, **changes}), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["base", "relay"])
+def test_the_papers_distillations_are_sharded_as_its_other_stages(stage: str) -> None:
+    places = [f"data.{name}=model" for name in ("vae", "text")] + ['data.shards=["a.tar"]']
+    recipe, other = (load_recipe(f"paper/{name}", places) for name in (f"distill_{stage}", "base_512"))
+    for key in ("shard", "on_spike", "spike_factor"):
+        assert getattr(recipe.train, key) == getattr(other.train, key), key
+    assert recipe.train.shard
+    if stage == "relay":  # its fine-tuned teacher needs both branches
+        assert recipe.data.text_dropout == load_recipe("scenes/distill_relay").data.text_dropout == 0.1
 
 
 def test_the_fine_tuning_is_a_relay_recipe_of_the_teachers_network(runs: Path) -> None:

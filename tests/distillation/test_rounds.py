@@ -28,6 +28,7 @@ from cogview3.generation.scheduler import RelayScheduler
 from cogview3.training import loop
 from cogview3.training.export import export
 from tests.distillation.conftest import tiny_distillation
+from tests.training.processes import in_processes
 
 FINE_TUNED = {"distill__relay_start": 200, "distill__fine_tune_images": 4, "distill__steps": [2, 1]}
 
@@ -217,6 +218,57 @@ def test_stopped_and_resumed_it_is_the_same_run(
         for name in [name for name in files if "/checkpoints/" in name and "images-8" not in name]:
             del files[name]
     assert resumed == undisturbed
+
+
+def test_a_run_that_was_moved_goes_on_as_if_nothing_was(
+    runs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second round, whose teacher lies in the run, and then named otherwise."""
+    recipe, run, moved = tiny_distillation("base", runs), tmp_path / "run", tmp_path / "elsewhere" / "moved"
+    shutil.copytree(base, run)
+    for name in ("round-1", "weights"):
+        shutil.rmtree(run / name)
+    table = json.loads((run / "rounds.json").read_text())
+    (run / "rounds.json").write_text(json.dumps({**table, "rounds": table["rounds"][:1]}))
+    after_step(monkeypatch, "round-1", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        distill(recipe, run, device="cpu")
+    moved.parent.mkdir()
+    run.rename(moved)
+    monkeypatch.chdir(tmp_path)
+    distill(recipe, Path("elsewhere") / "moved", device="cpu")
+    undisturbed, resumed = content(base), content(moved)
+    told = tomllib.loads(resumed.pop("round-1/recipe.toml")), tomllib.loads(undisturbed.pop("round-1/recipe.toml"))
+    assert [recipe["distill"].pop("teacher") for recipe in told] == ["elsewhere/moved/round-2", "RUN/round-2"]
+    assert told[0] == told[1]
+    assert resumed == undisturbed
+
+
+# Several processes
+
+
+def run_command(*arguments: str) -> None:
+    """The program, as `torchrun -m cogview3` begins it in every process."""
+    app(["distill", *arguments, "--device", "cpu"])
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_and_one_of_them_reports(runs: Path, tmp_path: Path) -> None:
+    recipe = tiny_distillation("base", runs, distill__steps=[2, 1], train__shard=True)
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(recipe.to_dict()))
+    found = {}
+    for count in (1, 2):
+        log, out = tmp_path / f"log-{count}", tmp_path / f"run-{count}"
+        codes = in_processes(count, run_command, str(tmp_path / "tiny.toml"), "--out", str(out), log=log)
+        logs = [log.with_name(f"{log.name}.{number}").read_text() for number in range(count)]
+        assert codes == [0] * count, logs
+        assert [f"run: {out}\nround-1: 2 to 1 steps, 8 images" in told for told in logs] == [True, False][:count]
+        lines = [json.loads(line) for line in (out / "round-1" / "metrics.jsonl").read_text().splitlines()]
+        found[count] = [value for line in lines for key, value in line.items() if key.endswith("loss")]
+        assert (out / "weights" / "unet").is_dir()
+        assert (out / "round-1" / "checkpoints" / "images-8" / "tensors").is_dir() == (count == 2)  # sharded
+    assert len(found[1]) == 5  # of four steps and a validation
+    assert found[2] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_round_cut_off_while_its_last_weights_were_written_writes_them_again(

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from cogview3.config import UserError
 from cogview3.data.latents import to_tensor, to_uint8
 from cogview3.data.scenes.render import render
+from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation
 from cogview3.data.scenes.score import Score, ScoredFact, score
 from cogview3.evaluation.metrics import (
     METRICS,
@@ -23,7 +24,7 @@ from cogview3.evaluation.metrics import (
     summarize_row,
 )
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
-from cogview3.evaluation.response import correlation
+from cogview3.evaluation.response import correlations, summarize
 
 COUNT, BATCH = 12, 5
 
@@ -194,6 +195,23 @@ def test_metrics_are_found_by_name(prompts: list[Prompt], monkeypatch: pytest.Mo
         make_metrics(["scene"], [*prompts, Prompt("a red star")], 0)
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            Facts(objects=(ObjectFacts("star"),), relations=(Relation(0, "above", 1),)),
+            "second=1.* not stated; there are 1",
+        ),
+        (Facts(), "no facts are stated"),
+    ],
+)
+def test_facts_that_cannot_be_scored_are_refused_before_anything_is_drawn(
+    prompts: list[Prompt], facts: Facts, words: str
+) -> None:
+    with pytest.raises(UserError, match=f"the facts of prompt 'a star': .*{words}"):
+        make_metrics(["scene"], [*prompts, Prompt("a star", facts)], 0)
+
+
 def of_facts(right: int, total: int) -> Score:
     return Score(tuple(ScoredFact("shape", number, number < right) for number in range(total)))
 
@@ -219,15 +237,36 @@ def test_paired_intervals_are_the_normal_ones_of_differences() -> None:
     assert figures["ratio_interval"][0] < figures["ratio"] < figures["ratio_interval"][1]
 
 
+def test_a_ratio_to_nothing_right_is_none() -> None:
+    figures = paired([of_facts(1, 2), of_facts(2, 2)], [of_facts(0, 2), of_facts(0, 2)], seed=0)
+    assert (figures["ratio"], figures["ratio_interval"], figures["difference"]) == (None, None, 0.75)
+    some = paired([of_facts(1, 2), of_facts(2, 2)], [of_facts(0, 2), of_facts(1, 2)], seed=0)
+    assert (some["ratio"], some["ratio_interval"]) == (3, None)  # a quarter of the draws has no denominator
+    assert all(np.isfinite(some["interval"]))
+
+
 def test_changes_correlate_as_numpy_says() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((2, 5, 40))
     second += first
     second[4] = 3.0  # does not change: left out
-    figures = correlation(torch.from_numpy(second), torch.from_numpy(first))
+    figures = summarize(correlations(torch.from_numpy(second), torch.from_numpy(first)))
     expected = [np.corrcoef(one, other)[0, 1] for one, other in zip(second[:4], first[:4], strict=True)]
     assert figures["correlation"] == pytest.approx(np.mean(expected))
     assert figures["pictures"] == 4
-    assert np.mean(figures["interval"]) == pytest.approx(np.mean(expected))
-    nothing = correlation(torch.ones(2, 3), torch.ones(2, 3))
+    nothing = summarize(correlations(torch.ones(2, 3), torch.ones(2, 3)))
     assert nothing == {"correlation": None, "interval": None, "pictures": 0}
+
+
+def test_the_interval_of_correlations_is_the_closed_form() -> None:
+    """Changes c u + (1 - c^2)^(1/2) v of orthogonal u and v have the correlation c with u."""
+    u, v = torch.tensor([1.0, -1, 1, -1]), torch.tensor([1.0, 1, -1, -1])
+    wanted = torch.tensor([0.2, 0.4, 0.6, 0.8]).double()
+    values = correlations(wanted[:, None] * u + (1 - wanted[:, None] ** 2).sqrt() * v, u.expand(4, 4))
+    assert values.tolist() == pytest.approx(wanted.tolist(), abs=1e-12)
+    figures = summarize(values)
+    half = 1.96 * (0.2 / 3) ** 0.5 / 4**0.5  # squared deviations of 0.2 in all, over 4 - 1
+    assert figures["correlation"] == pytest.approx(0.5)
+    assert figures["interval"] == pytest.approx([0.5 - half, 0.5 + half])
+    alone = summarize(torch.tensor([0.7, torch.nan]).double())
+    assert alone == {"correlation": pytest.approx(0.7), "interval": None, "pictures": 1}

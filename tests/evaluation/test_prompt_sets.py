@@ -117,6 +117,11 @@ def test_unknown_names_and_counts_are_refused(name: str, count: int | None, mess
         ("a.jsonl", b"{", "line 1"),
         ("a.jsonl", b'{"text": ""}', "empty"),
         ("a.jsonl", b'{"text": "a", "facts": {"objects": [{"form": 1}], "relations": []}}', "line 1"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "scene": {"ground": "pink", "texture": "plain", "objects": []}}',
+            "line 1: ground 'pink' is unknown; give one of white, gray, black, yellow, blue, green$",
+        ),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, file_name: str, content: bytes, message: str) -> None:

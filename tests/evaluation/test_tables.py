@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,57 @@ def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model:
     table = show(results)[-1]
     assert [column.header for column in table.columns] == ["model", "1 to 3", "1 to 6"]
     assert list(table.columns[2].cells) == ["1.000", f"{other[1]['correlation']:.3f}"]
+
+
+@pytest.mark.parametrize("asked", [{"responses": [(1, 3)]}, {"metrics": ["scene", "frechet"]}])
+def test_models_of_different_sizes_are_refused_where_pictures_are_compared(
+    model: Path, tmp_path: Path, asked: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    config = json.loads((other / "unet" / "config.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
+    names = [str(model), str(other)]
+    monkeypatch.setattr(CogView3Pipeline, "from_pretrained", None)  # nothing is loaded
+    with pytest.raises(UserError, match=r"other draws 256 x 256 pixels and .*tiny 128 x 128.* one size; give models"):
+        evaluate(names, "scenes-heldout", 2, **asked)
+    monkeypatch.undo()
+    assert len(evaluate(names, "scenes-heldout", 1)["models"]) == 2  # facts are compared whatever the size
+    assert evaluate([names[0], f"{names[0]}:3"], "scenes-heldout", 2, **asked)["count"] == 2
+
+
+def test_a_model_that_fails_leaves_the_results_of_those_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loaded = CogView3Pipeline.from_pretrained, []
+
+    def fail_later(*arguments: Any, **options: Any) -> CogView3Pipeline:
+        loaded.append(arguments)
+        if len(loaded) > 1:
+            raise MemoryError
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(CogView3Pipeline, "from_pretrained", fail_later)
+    with pytest.raises(MemoryError):
+        evaluate([str(model), f"{model}:3"], "scenes-heldout", 1, out=tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["models"]) == [str(model)]
+    assert results["models"][str(model)]["scene"]["model"]["pictures"] == 1
+
+
+def test_no_more_than_a_batch_of_changes_is_correlated_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, torch.dtype]] = []
+
+    def note(own: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        given.append((len(own), reference.dtype))
+        return torch.arange(len(own)).double()
+
+    monkeypatch.setattr("cogview3.evaluation.tables.correlations", note)
+    results = evaluate([str(model), f"{model}:3"], "scenes-heldout", 3, batch=2, responses=[(1, 3)])
+    assert given == [(2, torch.float16), (1, torch.float16)] * 2
+    for entry in results["models"].values():
+        (row,) = entry["guidance_response"]
+        assert (row["correlation"], row["pictures"]) == (pytest.approx(1 / 3), 3)
 
 
 def test_a_grid_wraps_at_eight_pictures() -> None:

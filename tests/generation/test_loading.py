@@ -102,6 +102,34 @@ def test_mode_goes_along_with_from_pipe(model: Path) -> None:
     assert upscaler.relay_unet is pipe.relay_unet
 
 
+def test_from_pipe_casts_nothing_unless_told(model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model, dtype=torch.float16)
+    before = {name: module.dtype for name, module in pipe.components.items() if isinstance(module, torch.nn.Module)}
+    assert set(before.values()) == {torch.float16, torch.bfloat16}
+    upscaler = CogView3UpscalePipeline.from_pipe(pipe)
+    assert {name: getattr(upscaler, name).dtype for name in before} == before
+    assert {name: getattr(pipe, name).dtype for name in before} == before
+    assert (pipe.mode_name, pipe.mode.guidance) == ("50+10", 3.0)
+    cast = CogView3UpscalePipeline.from_pipe(pipe, torch_dtype=torch.float32, text_encoder=None)
+    assert cast.relay_unet.dtype == torch.float32
+    assert cast.text_encoder is None
+    assert pipe.text_encoder is not None
+
+
+def test_from_pipe_keeps_guidance_and_the_distilled_modes_checks(model: Path) -> None:
+    picture, last = torch.rand(3, 16, 16), {"output_type": "pt", "prompt": "a red star"}
+    upscaler = CogView3UpscalePipeline.from_pipe(CogView3Pipeline.from_pretrained(model))
+    upscaler.set_progress_bar_config(disable=True)
+    upscaler(picture, num_inference_steps=1, **last)
+    assert upscaler.guidance_scale == 3.0
+    upscaler = CogView3UpscalePipeline.from_pipe(CogView3Pipeline.from_pretrained(model, mode="4+1"))
+    upscaler.set_progress_bar_config(disable=True)
+    upscaler(picture, **last)
+    assert upscaler.num_timesteps == 1
+    with pytest.raises(UserError, match=r"mode '4\+1' is distilled for 1"):
+        upscaler(picture, num_inference_steps=2, **last)
+
+
 def test_upscaler_leaves_the_base_out(model: Path) -> None:
     shutil.rmtree(model / "modes/4+1/unet")
     pipe = CogView3UpscalePipeline.from_pretrained(model, mode="4+1")
@@ -195,6 +223,17 @@ def test_hub_models_have_modes(hub: Path) -> None:
 def test_hub_models_without_sampling_file(hub: Path) -> None:
     (hub / "sampling.json").unlink()
     assert loading.load_sampling("owner/toy", revision="v1") is None
+
+
+def test_hub_models_without_text_tensors_are_refused(hub: Path) -> None:
+    damage(hub, "text tensors gone")
+    with pytest.raises(UserError, match=r"owner/toy: text_encoder lacks 4 tensors"):
+        CogView3Pipeline.from_pretrained("owner/toy", mode="4+1", revision="v1")
+
+
+def test_text_encoders_without_files_to_compare_are_refused(make_text_encoder: Callable[[], Any]) -> None:
+    with pytest.raises(UserError, match=r"owner/toy: text_encoder has no \*\.safetensors to check"):
+        pretrained.check_weights_complete("owner/toy", "text_encoder", make_text_encoder())
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("not found\nat all")])

@@ -145,6 +145,33 @@ def test_the_error_names_the_mode_that_fits(free: int, words: str) -> None:
     check_free({}, Placement(), 0)  # nothing is known of it
 
 
+@pytest.mark.parametrize("how", [Placement(quantize="int8"), Placement(compile=True)])
+def test_sequential_offload_is_not_advised_where_it_is_refused(how: Placement) -> None:
+    with pytest.raises(OutOfMemory, match="no mode fits: use a smaller --batch or --size") as caught:
+        check_free(NEEDS, how, 4 * GIB)
+    assert ("--quantize int8" in str(caught.value)) == (how.quantize is None)
+    with pytest.raises(OutOfMemory, match="--offload model needs"):
+        check_free(NEEDS, how, 11 * GIB)
+
+
+def test_quantized_models_have_no_sequential_estimate(networks: dict[str, nn.Module]) -> None:
+    assert tuple(estimates(networks, Picture(), torch.bfloat16, "int8")) == MODES[:-1]
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (Picture(tile_size=-64), "tile_size is -64"),
+        (Picture(50, 64), "height 50 is not a multiple of 16: the nearest is 48"),
+        (Picture(64, 99_968), "width is 99968: give a whole number from 1 to 8192"),
+        (Picture(10_000, 16, relays=1, upscale=True), "image is 8x5000: give sides of at most 4096 for 1 relays"),
+    ],
+)
+def test_pictures_that_cannot_be_drawn_are_not_estimated(folder: Path, picture: Picture, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        model_estimates(str(folder), None, picture, torch.float32)
+
+
 def test_running_out_names_the_mode_that_needs_less() -> None:
     with pytest.raises(OutOfMemory, match="memory ran out: no mode fits"), explained(NEEDS, Placement()):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -215,6 +242,24 @@ def test_offload_places_hooks_and_slices(components: dict[str, Any], monkeypatch
     torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
     place(pipe, "cpu", Placement("sequential"))
     assert pipe.unet.conv_in.weight.is_meta
+
+
+def test_light_parts_stand_outside_the_offloaded_chain(
+    components: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each network sends the one before it back, whether light parts run or not."""
+    light = {
+        "latent_enlarger": LatentEnlarger(width=8, num_blocks=1),
+        "light_decoder": LightDecoder(width=8, num_blocks=1),
+    }
+    pipe = pipeline(components | light)
+    monkeypatch.setattr(Placement, "check", lambda self, device: None)
+    place(pipe, "cpu", Placement("model"))
+    assert not any(hasattr(part, "_hf_hook") for part in light.values())
+    chain = [pipe.text_encoder, pipe.unet, pipe.relay_unet, pipe.vae]
+    sent_back = [network._hf_hook.prev_module_hook for network in chain]
+    assert sent_back[0] is None
+    assert [hook.model for hook in sent_back[1:]] == chain[:-1]
 
 
 def test_vae_tiles_of_its_own(components: dict[str, Any]) -> None:

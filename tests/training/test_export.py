@@ -1,6 +1,7 @@
 """Export: runs become a model folder that the pipelines load, whole or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
+from cogview3.distillation.teacher import student_of
 from cogview3.training.export import export
 
 
@@ -21,11 +23,25 @@ def export_runs(runs: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return export(**{**arguments, "modes": {}, "out": out, **changes})
 
 
+def as_distilled(runs: Path, folder: Path) -> tuple[Path, Path]:
+    """The networks of the runs' base and relay, taking guidance as a condition, as two models in `folder`."""
+    for stage, component in (("base", "unet"), ("relay", "relay_unet")):
+        network = UNet2DConditionModel.from_pretrained(runs / stage / "weights" / component)
+        student_of(network, guidance_width=8).save_pretrained(folder / stage / component)
+    return folder / "base", folder / "relay"
+
+
 @pytest.fixture(scope="module")
-def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distilled(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """`as_distilled` of the tiny runs; for reading only."""
+    return as_distilled(runs, tmp_path_factory.mktemp("distilled"))
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, distilled: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the tiny runs with a distilled mode; for reading only."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    modes = {"2+1": (runs / "base", runs / "relay")}
+    modes = {"2+1": distilled}
     export_runs(runs, folder, modes=modes, sampling={"steps": 3, "relay_steps": 2, "guidance": 4.0})
     return folder
 
@@ -118,6 +134,21 @@ def test_what_is_missing_or_misnamed_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=words):
         export_runs(runs, tmp_path / "model", **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_networks_of_the_wrong_kind_are_refused(runs: Path, distilled: tuple[Path, Path], tmp_path: Path) -> None:
+    """A mode's must take guidance as a condition, the default one's must not."""
+    base, relay = distilled
+    for pair, words in (((runs / "base", relay), "unet of .*base"), ((base, runs / "relay"), "relay_unet of .*relay")):
+        with pytest.raises(UserError, match=rf"--mode 2\+1: the {words} is not distilled; give a run of distill"):
+            export_runs(runs, tmp_path / "model", modes={"2+1": pair})
+    for name, component, scheduler in (("base", "unet", "scheduler"), ("relay", "relay_unet", "relay_scheduler")):
+        whole = tmp_path / name
+        shutil.copytree(distilled[name == "relay"] / component, whole / component)
+        shutil.copytree(runs / name / "weights" / scheduler, whole / scheduler)
+        with pytest.raises(UserError, match=rf"--{name} .*{name} is distilled; give it with --mode"):
+            export_runs(runs, tmp_path / "model", **{name: whole})
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("changes", [{"modes": {"0+1": ("a", "b")}}, {"sampling": {"steps": 0}}])

@@ -16,6 +16,7 @@ from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.objectives.light import LightTraining, enlarged_latents, psnr
 from tests.training.conftest import COMMON
+from tests.training.test_export import as_distilled
 
 KINDS = {"enlarger": ("latent_enlarger", LatentEnlarger), "light_decoder": ("light_decoder", LightDecoder)}
 
@@ -161,7 +162,7 @@ def test_exported_parts_give_every_mode_a_light_one(
 ) -> None:
     folders = {component: light_runs / kind for kind, (component, _) in KINDS.items() if component in names}
     arguments = {name: runs / name for name in ("vae", "text", "base", "relay")}
-    modes = {"2+1": (runs / "base", runs / "relay")}
+    modes = {"2+1": as_distilled(runs, tmp_path / "distilled")}
     sampling = {"steps": 3, "relay_steps": 2, "sampler": "dpm++", "relay_order": 2}
     result = export(**arguments, modes=modes, out=tmp_path / "model", sampling=sampling, light=folders)
     light = ["3+2-light", "2+1-light"] if names else []

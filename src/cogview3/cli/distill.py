@@ -13,6 +13,7 @@ from cogview3.cli.options import (
     pick_run,
     report,
 )
+from cogview3.cli.train import leave_processes
 
 
 def distill(
@@ -35,7 +36,8 @@ def distill(
         from cogview3.distillation.rounds import distill as distill_rounds
 
         result = distill_rounds(loaded, out=run, restart=restart, device=pick_device(device))
-    report(result, "\n".join([f"run: {result['run']}", *map(_line, result["rounds"])]), as_json)
+    if leave_processes():
+        report(result, "\n".join([f"run: {result['run']}", *map(_line, result["rounds"])]), as_json)
 
 
 def _line(entry: dict) -> str:

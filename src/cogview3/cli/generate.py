@@ -140,7 +140,7 @@ def generate(
         "relays": relays,
         "batch": min(batch, len(texts)),
         "tile_size": tile_size,
-        "guided": guidance is None or guidance > 1,
+        "guided": any(scale is None or scale > 1 for scale in (guidance, relay_guidance)),
     }
     with clean_stdout(as_json), ExitStack() as stack:
         drawn, written = texts, None

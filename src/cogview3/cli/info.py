@@ -33,7 +33,7 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no model folder, or a damaged one.
     """
-    from cogview3.generation.loading import check_model_folder
+    from cogview3.generation.loading import check_component, check_model_folder
     from cogview3.generation.modes import SAMPLING_FILE, read_sampling
     from cogview3.generation.pretrained import PIPELINE_CLASSES
 
@@ -42,17 +42,22 @@ def describe(folder: Path) -> dict[str, Any]:
     names = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
     sampling = read_sampling(folder / SAMPLING_FILE) if (folder / SAMPLING_FILE).exists() else None
     modes = sampling.modes if sampling else {}
-    own = {unet for mode in modes.values() for unet in (mode.unet, mode.relay_unet) if unet}
+    upscaler = "unet" not in names  # it has no use for the modes' bases, either
+    unets = {unet for mode in modes.values() for unet in (None if upscaler else mode.unet, mode.relay_unet)}
+    own = unets - {None}
+    for name in sorted(own):
+        check_component(folder / name)
     parts = {name: measure(folder / name) for name in [*names, *sorted(own)]}
     parts = {name: part for name, part in parts.items() if part["parameters"]}
     card = folder / "README.md"
+    side = drawn_side(folder, "relay_unet" if upscaler else "unet")
     return {
         "folder": str(folder),
         "class": index["_class_name"],
         "card": str(card) if card.is_file() else None,
         "prompt_tokens": read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
-        "base_side": base_side(folder),
-        "side": base_side(folder) * (2 if "relay_unet" in names else 1),
+        "base_side": None if upscaler else side,
+        "side": side * (2 if "relay_unet" in names and not upscaler else 1),
         "components": parts,
         "default_mode": sampling.default if sampling else None,
         "modes": {
@@ -60,19 +65,23 @@ def describe(folder: Path) -> dict[str, Any]:
             for name, mode in modes.items()
         },
         "memory": memory(None, None, parts),
-        "peaks": peaks(folder),
+        "peaks": peaks(folder, side if upscaler else None),
     }
 
 
-def peaks(folder: Path) -> dict[str, dict[str, int]]:
-    """Bytes at the peak of drawing one picture of the model's own size, by number format and memory mode, computed."""
+def peaks(folder: Path, side: int | None = None) -> dict[str, dict[str, int]]:
+    """Bytes at the peak of drawing one picture of the model's own size, by number format and memory mode, computed.
+
+    For an upscaler, `side` is that of the enlarged picture.
+    """
     import torch
 
     from cogview3.generation.memory import Picture
     from cogview3.generation.placement import model_estimates
 
     formats = {"bfloat16": (torch.bfloat16, None), "int8": (torch.bfloat16, "int8"), "float32": (torch.float32, None)}
-    return {name: model_estimates(str(folder), None, Picture(), *how) for name, how in formats.items()}
+    picture = Picture() if side is None else Picture(side, side, relays=1, upscale=True)
+    return {name: model_estimates(str(folder), None, picture, *how) for name, how in formats.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,9 +107,9 @@ def measure(component: Path) -> dict[str, int]:
     return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def base_side(folder: Path) -> int:
-    """Side in pixels of the pictures that the base stage draws by default."""
-    latents = read_json(folder / "unet" / "config.json")["sample_size"]
+def drawn_side(folder: Path, unet: str) -> int:
+    """Side in pixels of the pictures that a UNet draws by default."""
+    latents = read_json(folder / unet / "config.json")["sample_size"]
     levels = read_json(folder / "vae" / "config.json")["block_out_channels"]
     return latents * 2 ** (len(levels) - 1)
 
@@ -113,13 +122,19 @@ def memory(unet: str | None, relay_unet: str | None, parts: dict[str, dict[str, 
     return {"float32": 4 * count, "bfloat16": 2 * count}
 
 
+def _size_line(side: int, base: int | None) -> str:
+    if base is None:
+        return f"  size     any, as it only enlarges; memory is given for {side}x{side}"
+    return f"  size     {side}x{side}, base {base}x{base}"
+
+
 def as_text(facts: dict[str, Any]) -> str:
     """The outcome of `describe` for people."""
     lines = [
         f"{facts['folder']} ({facts['class']})",
         f"  card     {facts['card'] or 'none'}",
         f"  prompts  up to {facts['prompt_tokens']} tokens",
-        f"  size     {facts['side']}x{facts['side']}, base {facts['base_side']}x{facts['base_side']}",
+        _size_line(facts["side"], facts["base_side"]),
         "  parts    millions of parameters, MB on disk",
     ]
     for name, part in facts["components"].items():

@@ -62,19 +62,21 @@ def load(
 
     diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
     transformers.utils.logging.disable_progress_bar()
+    kind = getattr(cogview3, pipeline)
     where, how = pick_device(device), Placement(*(each and getattr(each, "value", each) for each in placement))
     how.check(where)
     parts: dict[str, Any] = {"dtype": pick_dtype(dtype, where)}
     needs = {}
     if where == "cuda":
+        kind.check_model(model, mode)  # an estimate needs a whole model
         picture = Picture(**(drawn or {}), vae_slicing=how.vae_slicing, vae_tile_size=512 if how.vae_tiling else None)
         needs = model_estimates(model, mode, picture, parts["dtype"], how.quantize)
         check_free(needs, how)
-    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"])
+    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"], how.quantize)
     if cache is not None and cache.has([prompt for prompt in prompts if prompt is not None]):
         parts["text_encoder"] = None
     with explained(needs, how):
-        pipe = getattr(cogview3, pipeline).from_pretrained(model, mode=mode, **parts)
+        pipe = kind.from_pretrained(model, mode=mode, **parts)
         pipe.prompt_cache = cache
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
         load_loras(pipe, adapters)
@@ -103,20 +105,25 @@ def load_loras(pipe: Any, adapters: Sequence[tuple[Path, float]]) -> None:
     """Put adapters, (file, scale) each, on a pipeline, together. Raises UserError where one does not fit."""
     if not adapters:
         return
+    from cogview3.generation.pretrained import LOADING_ERRORS
+
     names = [f"lora-{number}" for number in range(1, len(adapters) + 1)]
     for name, (path, _) in zip(names, adapters, strict=True):
         try:
             pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
         except ImportError:
             raise UserError("--lora needs peft: pip install 'cogview3[train]'") from None
-        except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(":")
-            raise UserError(f"--lora {path}: does not fit this model ({reason})") from error
+        except LOADING_ERRORS as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
+            raise UserError(f"--lora {path}: is damaged or does not fit this model ({reason})") from error
     pipe.set_adapters(names, [scale for _, scale in adapters])
 
 
-def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "PromptCache":
-    """The prompt cache of a model's text encoder. Raises UserError for a name on the hub, or no place to write."""
+def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype", quantize: str | None = None) -> "PromptCache":
+    """The prompt cache of a model's text encoder in a number format, with weights of a byte or without.
+
+    Raises UserError for a name on the hub, or no place to write.
+    """
     from cogview3.generation.loading import resolve_model
     from cogview3.prompts.cache import PromptCache, encoder_fingerprint
 
@@ -124,4 +131,5 @@ def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype") -> "Prompt
     if not Path(source).is_dir():
         raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
     check_writable(folder, "--prompt-cache")
-    return PromptCache(folder, encoder_fingerprint(source), dtype)
+    encoder = encoder_fingerprint(source) + (f" {quantize}" if quantize else "")
+    return PromptCache(folder, encoder, dtype)

@@ -64,8 +64,13 @@ def _numbered(names: Sequence[str]) -> list[str]:
 
 
 def open_picture(path: Path) -> "Image":
-    """A picture from a file, upright and in RGB. Raises UserError where the file is none or is damaged."""
+    """A picture from a file, upright and in RGB, laid on white where it is transparent.
+
+    Raises UserError where the file is none or is damaged.
+    """
     from PIL import Image, ImageOps
+
+    from cogview3.data.images import to_rgb
 
     mend = f"give at most {MAX_PIXELS // 10**6} million pixels"
     try:
@@ -75,7 +80,7 @@ def open_picture(path: Path) -> "Image":
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}: {mend}")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))[0]
     except (FileNotFoundError, PermissionError, IsADirectoryError, UserError):
         raise
     except Image.DecompressionBombError as error:

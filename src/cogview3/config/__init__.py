@@ -6,7 +6,7 @@ refused before any work starts. Lengths count images, so that the batch size may
 """
 
 from cogview3.config.distill import Distill, DistillRelay
-from cogview3.config.load import OutOfMemory, UserError, load_recipe, parse_recipe, recipe_names
+from cogview3.config.load import OutOfMemory, UserError, distillation_of, load_recipe, parse_recipe, recipe_names
 from cogview3.config.recipes import (
     BaseRecipe,
     DistillBaseRecipe,
@@ -87,6 +87,7 @@ __all__ = [
     "VaeObjective",
     "VaeRecipe",
     "Validate",
+    "distillation_of",
     "load_recipe",
     "parse_recipe",
     "recipe_names",

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from cogview3.config.recipes import DATA_TABLES, KINDS, Recipe
+from cogview3.config.recipes import DATA_TABLES, KINDS, DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, Recipe
 
 
 class OutOfMemory(MemoryError):
@@ -39,6 +39,13 @@ def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) 
     for override in overrides:
         _override(data, override)
     return parse_recipe(data, name_or_path)
+
+
+def distillation_of(run: str | Path) -> DistillRecipe | None:
+    """The recipe of a distillation's run, or of one of its rounds; None of other runs and of models."""
+    path = Path(run) / "recipe.toml"
+    recipe = load_recipe(str(path)) if path.is_file() else None
+    return recipe if isinstance(recipe, DistillBaseRecipe | DistillRelayRecipe) else None
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:

@@ -74,15 +74,25 @@ def _mend(image: Image.Image, suffix: str) -> Picture:
         image = ImageOps.exif_transpose(image)
         mended.append("turned")
     if image.mode != "RGB":
-        image, what = _to_rgb(image)
+        image, what = to_rgb(image)
         mended += [what] * bool(what)
     return Picture(image, kind, tuple(mended))
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """RGB of a picture of another mode, and what to count it under; nothing for gray and palettes."""
+def to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """RGB of a picture of any mode, and what to count it under; nothing for gray and palettes.
+
+    Whole numbers are taken for 16 bits, or for 31 or 32 where one is larger. In floats white is 1, or else 255 or
+    65535, the first that none is above.
+    """
     if image.mode.startswith(("I", "F")):
-        gray = (np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8)
+        values = np.asarray(image)
+        if values.dtype == np.int32:
+            values = values.view(np.uint32)  # Pillow has no name for 32 bits without a sign
+        values = np.nan_to_num(values.astype(np.float64))
+        scales = (1, 255, 65535) if image.mode.startswith("F") else (65535, 2**31 - 1, 2**32 - 1)
+        white = next((scale for scale in scales if values.max(initial=0) <= scale), scales[-1])
+        gray = (values * (255 / white)).clip(0, 255).round().astype(np.uint8)
         return Image.fromarray(gray).convert("RGB"), "16 bits"
     if image.has_transparency_data:
         layer = image.convert("RGBA")

@@ -27,9 +27,9 @@ from cogview3.config import (
     parse_recipe,
 )
 from cogview3.distillation.objective import Distillation
-from cogview3.distillation.teacher import load_teacher, sampler_levels, teacher_scheduler
+from cogview3.distillation.teacher import check_distilled, load_teacher, sampler_levels, teacher_scheduler
 from cogview3.generation.scheduler import RelayScheduler
-from cogview3.training.loop import train
+from cogview3.training.loop import PATIENCE, train
 
 ROUNDS_FILE = "rounds.json"
 _STEPS = ("teacher_steps", "student_steps")
@@ -59,22 +59,27 @@ def distill(
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())
     fine_tuning = check_teacher(recipe)
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     if state.is_main_process:
         checkpoints.open_run(run, recipe.to_dict(), restart)
     state.wait_for_everyone()
     table = _read_table(run)
+    trained: list[str] = []
 
     def finish(part: RelayRecipe | DistillRound, folder: Path, **options: Any) -> str:
         """Train to the end what the table lacks; gives the folder as a reference to its weights."""
         if folder.name not in [entry["round"] for entry in table]:
+            if state.is_main_process and isinstance(part, DistillRound) and part.distill.teacher in trained:
+                checkpoints.set_entry(folder, "distill", "teacher", part.distill.teacher)  # the run may have been moved
+            state.wait_for_everyone()
             train(part, folder, device=device, **options)
             state.wait_for_everyone()  # the main process writes the weights
             table.append(table_entry(folder, part))
             if state.is_main_process:
                 _write_table(run, table)
         gc.collect()  # the networks of a finished run hang together in cycles
-        return str(folder)
+        trained.append(str(folder))
+        return trained[-1]
 
     teacher = recipe.distill.teacher
     if fine_tuning is not None:
@@ -95,7 +100,13 @@ def check_teacher(recipe: DistillRecipe) -> RelayRecipe | None:
     """
     settings, is_relay = recipe.distill, recipe.kind == "distill_relay"
     fine_tuning = None
+    check_distilled(settings)
     if is_relay and settings.fine_tune_images:
+        if not recipe.data.text_dropout:
+            raise UserError(
+                "data.text_dropout is 0, but a teacher that is fine-tuned with distill.fine_tune_images is run without "
+                "texts too; give a share above 0, such as 0.1"
+            )
         network = load_teacher(settings, is_relay)
         plain = settings.model_copy(update={"relay_start": None})
         scheduler = teacher_scheduler(plain, is_relay)

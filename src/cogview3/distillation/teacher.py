@@ -4,7 +4,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 
 from cogview3 import checkpoints
-from cogview3.config import Distill, UserError
+from cogview3.config import Distill, UserError, distillation_of
 from cogview3.diffusion import schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
@@ -16,6 +16,25 @@ def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.f
     """The teacher's UNet, for inference, in `dtype`, whatever it is stored in. Raises UserError where there is none."""
     folder = checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
     return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval().requires_grad_(False)
+
+
+def check_distilled(settings: Distill) -> None:
+    """Refuse, with a UserError, a teacher that is distilled itself for other steps or a narrower range of guidance."""
+    recipe = distillation_of(settings.teacher)
+    if recipe is None:
+        return
+    known, steps = recipe.distill, settings.steps[0]
+    if known.steps[-1] != steps:
+        raise UserError(
+            f"distill.steps begins with {steps}, but the teacher {settings.teacher!r} is distilled for "
+            f"{known.steps[-1]} steps; begin with {known.steps[-1]}"
+        )
+    (low, high), (lowest, highest) = settings.guidance_range, known.guidance_range
+    if not lowest <= low <= high <= highest:
+        raise UserError(
+            f"distill.guidance_range is {low:g} to {high:g}, but the teacher {settings.teacher!r} is distilled for "
+            f"{lowest:g} to {highest:g}; keep within that"
+        )
 
 
 def student_of(teacher: UNet2DConditionModel, guidance_width: int) -> UNet2DConditionModel:

@@ -15,7 +15,7 @@ from cogview3.data.latents import reconstruct, to_tensor, to_uint8
 from cogview3.data.scenes.reader import Reading, read
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene
-from cogview3.data.scenes.score import Score, score, summarize
+from cogview3.data.scenes.score import Score, check_stated, score, summarize
 from cogview3.diffusion.relay import enlarge
 from cogview3.evaluation.frechet import features, frechet_distance
 from cogview3.evaluation.prompt_sets import Prompt
@@ -71,6 +71,9 @@ class Metric(ABC):
     has_floor = False
     """Whether the first model is to be compared with itself, drawn again from other noise."""
 
+    needs_one_size = False
+    """Whether only pictures of the same size can be compared."""
+
     def compare(self, reference: Self) -> dict[str, Any] | None:
         """Figures of all pictures so far against another run's of the same prompts; None where the metric has none."""
         return None
@@ -120,6 +123,8 @@ class SceneMetric(Metric):
         super().__init__(prompts, seed)
         if any(prompt.facts is None for prompt in prompts):
             raise UserError("metric scene needs prompts with facts: use scenes-heldout, or a .jsonl file with them")
+        for prompt in prompts:
+            check_stated(prompt.facts, f"the facts of prompt {prompt.text!r}: ")
         self._scored: dict[str, list[tuple[Prompt, Score]]] = {row: [] for row in self.ROWS}
         self._energies: dict[str, list[Tensor]] = {row: [] for row in self.ROWS}
 
@@ -174,14 +179,15 @@ class SceneMetric(Metric):
         energies, reference = self._energies[row], self._energies["ceiling"]
         if not energies or len(reference) < len(energies):  # some prompts had no scene
             return None
-        return float(torch.cat(energies).mean() / torch.cat(reference).mean())
+        ratio = float(torch.cat(energies).mean() / torch.cat(reference).mean())
+        return ratio if np.isfinite(ratio) else None  # of pictures of one color alone
 
 
 @register("frechet")
 class FrechetMetric(Metric):
     """Distance of a model's pictures to the first model's, of the same prompts and equally many."""
 
-    has_floor = True
+    has_floor = needs_one_size = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -273,7 +279,8 @@ def paired(scores: Sequence[Score], reference: Sequence[Score], seed: int) -> di
 
     Returns:
         "ratio" and "difference" to the reference, with their 95 % intervals "ratio_interval" and "interval", by
-        drawing prompts anew with replacement, the same ones for both.
+        drawing prompts anew with replacement, the same ones for both. Where nothing of the reference is right, there
+        is no ratio, and where that is so of some draw, no interval: None.
     """
     counts = np.array(
         [[own.right, own.total, other.right, other.total] for own, other in zip(scores, reference, strict=True)]
@@ -282,9 +289,12 @@ def paired(scores: Sequence[Score], reference: Sequence[Score], seed: int) -> di
     picks = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
     right, total, right_reference, total_reference = np.vstack([counts.sum(0), picks @ counts]).T
     own, other = right / total, right_reference / total_reference
+    ratios = np.divide(own, other, out=np.full_like(own, np.nan), where=other > 0)
     figures: dict[str, Any] = {}
-    for key, interval, values in (("ratio", "ratio_interval", own / other), ("difference", "interval", own - other)):
-        figures |= {key: float(values[0]), interval: [float(v) for v in np.quantile(values[1:], [0.025, 0.975])]}
+    for key, interval, values in (("ratio", "ratio_interval", ratios), ("difference", "interval", own - other)):
+        bounds = [float(value) for value in np.quantile(values[1:], [0.025, 0.975])]
+        figures |= {key: None if np.isnan(values[0]) else float(values[0])}
+        figures |= {interval: None if np.isnan(values).any() else bounds}
     return figures
 
 

@@ -109,6 +109,8 @@ def _from_json(path: Path, number: int, line: str) -> Prompt:
             raise ValueError("text is no string, or empty")
         scene = Scene.from_dict(scene) if scene else None
         facts = Facts.from_dict(facts) if facts else scene.facts() if scene else None
+    except UserError as error:  # names the value and the mend
+        raise UserError(f"{path}, line {number}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}, line {number}: {reason}; write objects with text and perhaps facts") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from rich.table import Table
 from torch import Tensor
@@ -17,11 +18,11 @@ from torch import Tensor
 from cogview3 import __version__, checkpoints
 from cogview3.config import UserError
 from cogview3.data.latents import decode, to_uint8
-from cogview3.evaluation.metrics import Drawn, Metric, enlarge_to, make_metrics
+from cogview3.evaluation.metrics import METRICS, Drawn, Metric, enlarge_to, make_metrics
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
-from cogview3.evaluation.response import correlation
-from cogview3.generation.loading import load_sampling, resolve_model
+from cogview3.evaluation.response import correlations, summarize
+from cogview3.generation.loading import load_sampling, resolve_model, unloadable
 from cogview3.generation.modes import pick_mode
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.prompts.expand import Expander
@@ -97,13 +98,16 @@ def evaluate(
         that drawing took, and one entry for each metric.
 
     Raises:
-        UserError: a model, mode, metric or prompt that cannot be used; before any picture is drawn.
+        UserError: a model, mode, metric or prompt that cannot be used, or models of different picture sizes where the
+            same is needed; before any picture is drawn.
     """
     given = Overrides(**overrides)
     chosen = {model: split_model(model, given) for model in models}
     _check(models, chosen.values(), batch, responses)
     loaded = load_prompts(prompts, count)
     make_metrics(metrics, loaded, seed)
+    if len(models) > 1 and (responses or any(METRICS[name].needs_one_size for name in metrics)):
+        _check_sizes(chosen)
     results: dict[str, Any] = {
         "version": __version__,
         "prompts": prompts,
@@ -118,7 +122,7 @@ def evaluate(
         kept = {each.prompt: each.reason for each in expansions if each.reason}
         results["expander"] = {"model": expansions[0].model, "unexpanded": kept}
     reference: dict[str, Metric] = {}
-    first_changes: list[Tensor] = []
+    first_changes: list[list[Tensor]] = []  # of the first model, batch by batch
     for name, (model, mode, sampling) in chosen.items():
         pipe = CogView3Pipeline.from_pretrained(model, mode=mode, dtype=dtype).to(device)
         pipe.set_progress_bar_config(disable=True)
@@ -135,16 +139,11 @@ def evaluate(
         if responses:
             with counter(f"{name}, guidance", len(loaded)) as progress:
                 changes = _changes(pipe, told, seed, batch, sampling, responses, progress)
-            first_changes = first_changes or changes
-            outcome.entry["guidance_response"] = [
-                {"guidance": list(pair), **correlation(change, first)}
-                for pair, change, first in zip(responses, changes, first_changes, strict=True)
-            ]
+                outcome.entry["guidance_response"] = _responses(changes, first_changes, responses)
         results["models"][name] = _how(pipe, sampling) | outcome.entry
-        if out is not None:
+        if out is not None:  # after each model: a later one may fail
             outcome.write(out, _file_name(name))
-    if out is not None:
-        checkpoints.write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+            checkpoints.write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
 
 
@@ -174,20 +173,36 @@ def _changes(
     sampling: Overrides,
     responses: Sequence[tuple[float, float]],
     progress: Callable[[int], None],
-) -> list[Tensor]:
-    """How the pictures change between the two guidance scales of each pair, the noise being the same.
+) -> Iterator[list[Tensor]]:
+    """How each batch changes between the two guidance scales of each pair, the noise being the same.
 
-    (pictures, 3 * size * size) each, float16 in [-2, 2].
+    A tensor for each pair, (B, 3 * size * size), float16 in [-2, 2].
     """
     scales = sorted({scale for pair in responses for scale in pair})
-    changes: list[list[Tensor]] = [[] for _ in responses]
     runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale)) for scale in scales]
     for drawn in zip(*runs, strict=True):
         at = {scale: one.pictures.float() for scale, one in zip(scales, drawn, strict=True)}
-        for change, (low, high) in zip(changes, responses, strict=True):
-            change.append((at[high] - at[low]).flatten(1).half().cpu())
+        yield [(at[high] - at[low]).flatten(1).half().cpu() for low, high in responses]
         progress(drawn[0].indices[-1] + 1)
-    return [torch.cat(change) for change in changes]
+
+
+def _responses(
+    batches: Iterable[list[Tensor]], reference: list[list[Tensor]], responses: Sequence[tuple[float, float]]
+) -> list[dict[str, Any]]:
+    """The figures of each pair of scales, against the first model's changes; these are put into an empty `reference`.
+
+    Of other models one batch at a time is held.
+    """
+    first = not reference
+    found: list[list[Tensor]] = [[] for _ in responses]
+    for number, changes in enumerate(batches):
+        if first:
+            reference.append(changes)
+        for values, own, other in zip(found, changes, reference[number], strict=True):
+            values.append(correlations(own, other))
+    return [
+        {"guidance": list(pair), **summarize(torch.cat(values))} for pair, values in zip(responses, found, strict=True)
+    ]
 
 
 def split_model(model: str, sampling: Overrides | None = None) -> tuple[str, str | None, Overrides]:
@@ -241,6 +256,30 @@ def _check(
         mode_name, entry = pick_mode(load_sampling(resolve_model(model)), mode, model)
         for scale in [sampling.guidance, *(scale for pair in responses for scale in pair)]:
             entry.check_distilled(str(mode_name), asdict(replace(sampling, guidance=scale)))
+
+
+def _check_sizes(chosen: dict[str, tuple[str, str | None, Overrides]]) -> None:
+    """Refuse models whose pictures are not of the first one's size; reads their configurations alone."""
+    sizes: dict[str, list[int]] = {}
+    for name, (model, mode, sampling) in chosen.items():
+        source = resolve_model(model)
+        _, entry = pick_mode(load_sampling(source), mode, model)
+        try:
+            unet = UNet2DConditionModel.load_config(source, subfolder=entry.unet or "unet")
+            vae = AutoencoderKL.load_config(source, subfolder="vae")
+            has_relay = CogView3Pipeline.load_config(source).get("relay_unet", [None])[0] is not None
+        except OSError as error:
+            raise unloadable(source, error) from error
+        side, relays = unet["sample_size"], int(has_relay) if sampling.relays is None else sampling.relays
+        sides = side if isinstance(side, list) else [side or 0] * 2  # without one, drawing refuses it
+        sizes[name] = [one * 2 ** (len(vae["block_out_channels"]) - 1 + relays) for one in sides]
+    first, size = next(iter(sizes.items()))
+    for name, other in sizes.items():
+        if other != size:
+            raise UserError(
+                f"{name} draws {other[0]} x {other[1]} pixels and {first} {size[0]} x {size[1]}, but guidance "
+                "responses and Fréchet distances are of pictures of one size; give models that draw the same size"
+            )
 
 
 def _file_name(model: str) -> str:

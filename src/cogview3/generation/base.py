@@ -16,7 +16,7 @@ from cogview3.config import UserError
 from cogview3.diffusion.relay import enlarge
 from cogview3.generation import inputs
 from cogview3.generation.attention import constant_text, project_text
-from cogview3.generation.light import LightMixin
+from cogview3.generation.light import LIGHT_COMPONENTS, LightMixin
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.prompts import PromptsMixin
@@ -102,7 +102,10 @@ class RelaySettings:
 class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixin, LightMixin):
     """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`."""
 
-    model_cpu_offload_seq = "text_encoder->unet->latent_enlarger->relay_unet->light_decoder->vae"
+    model_cpu_offload_seq = "text_encoder->unet->relay_unet->vae"
+    # The next network sends only the one before it back to main memory, and a light part may not run at all: were they
+    # in the chain, both UNets would stay. They are small, and simply on the device.
+    _exclude_from_cpu_offload: ClassVar[list[str]] = list(LIGHT_COMPONENTS)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     _relay_guidance = "_relay_guidance_scale"
 
@@ -144,6 +147,8 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
     def _check_relays(self, settings: RelaySettings) -> None:
         """Refuse wrong relay settings; sets the relay scheduler's steps as a trial."""
         inputs.check_whole("num_relays", settings.count, 0, 8)
+        if settings.tile_size is not None:  # the autoencoder works in tiles even without a relay
+            inputs.check_side("tile_size", settings.tile_size, 8 * self.vae_scale_factor)
         if settings.count == 0:
             return
         if self.relay_unet is None or self.relay_scheduler is None:
@@ -152,8 +157,6 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         inputs.check_real("eta", settings.eta, 0, 1)
         if settings.eta and self.relay_scheduler.config.get("solver_order", 1) == 2:
             raise UserError(f"eta is {settings.eta}, but the relay's solver is of second order: leave eta out")
-        if settings.tile_size is not None:
-            inputs.check_side("tile_size", settings.tile_size, 8 * self.vae_scale_factor)
         inputs.check_whole("relay steps", settings.steps, 1, levels)
         if settings.start is not None:
             inputs.check_whole("relay_start", settings.start, 1, levels)
@@ -277,8 +280,12 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         }
         given = {name: tensors[name] for name in run.callback_tensors}
         changed = run.callback(self, step, timestep, given) or {}
-        run.prompt_embeds = changed.get("prompt_embeds", run.prompt_embeds)
-        run.negative_prompt_embeds = changed.get("negative_prompt_embeds", run.negative_prompt_embeds)
+        rows = len(run.prompt_embeds)
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            embeds = changed.get(name, tensors[name])
+            if embeds is not None and len(embeds) != rows:
+                raise UserError(f"the callback gave {len(embeds)} {name} for {rows} pictures: give one for each")
+            setattr(run, name, embeds)
         if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
             run.text = None  # it may have been changed in place, too
         return changed.get("latents", latents)
@@ -307,6 +314,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             mode = blend_tiles(encode, pixels, tile_size and tile_size // factor, cell=factor)
+        inputs.check_numbers("the VAE's encoder", mode, self.vae.dtype)
         shift = self.vae.config.shift_factor or 0.0
         return (mode - shift) * self.vae.config.scaling_factor
 
@@ -323,11 +331,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         tile_size = tile_size or self.vae_tile_size
         with self._safe_vae():
             pixels = blend_tiles(decode, latents, tile_size and tile_size // factor, cell_out=factor)
-        if not pixels.isfinite().all():
-            raise FloatingPointError(
-                f"the VAE's decoder gave infinite or undefined numbers in {self.vae.dtype}: "
-                "use it in bfloat16 or float32"
-            )
+        inputs.check_numbers("the VAE's decoder", pixels, self.vae.dtype)
         return pixels.clamp(-1, 1)
 
     def _output(self, images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:

@@ -23,7 +23,7 @@ from cogview3.generation.modes import Mode, Sampling, distilled_mode, write_samp
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.pretrained import LOADING_ERRORS, PIPELINE_CLASSES, check_weights_complete
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
-from cogview3.models.component_folders import read_component, write_component
+from cogview3.models.component_folders import in_format, read_component, write_component
 from cogview3.models.release import load_unet, load_vae, save_unet, save_vae
 from cogview3.models.release_files import LATEST, VAE_FILE
 
@@ -228,13 +228,13 @@ def _installed(module: str) -> bool:
 def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     folder = _encoder_folder(path, "text_encoder").resolve()
     try:
-        encoder = T5EncoderModel.from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
-        )
+        encoder = T5EncoderModel.from_pretrained(folder, dtype="auto", use_safetensors=True, local_files_only=True)
     except LOADING_ERRORS as error:
         raise _no_text_encoder(folder, error) from None
     check_weights_complete(str(folder.parent), folder.name, encoder)
-    return encoder if dtype is None else encoder.to(dtype)  # transformers keeps some layers of float16 in float32
+    for name, tensor in encoder.named_parameters():
+        in_format(f"text_encoder: {name}", tensor, dtype)  # for its checks
+    return encoder if dtype is None else encoder.to(dtype)
 
 
 def _no_text_encoder(folder: Path, error: Exception) -> UserError:

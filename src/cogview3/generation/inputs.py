@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cogview3.config import UserError
+from cogview3.data.images import to_rgb
 
 MAX_SIDE = 8192
 """Longest side that is drawn, in pixels."""
@@ -42,6 +43,21 @@ def check_side(name: str, value: Any, multiple: int) -> None:
         raise UserError(f"{name} {value} is not a multiple of {multiple}: the nearest is {nearest}")
 
 
+def check_enlarged(width: int, height: int, relays: int, least: int = 0) -> None:
+    """Refuse a picture that is too large to be doubled `relays` times, or a side shorter than `least` pixels."""
+    if min(width, height) < least:
+        raise UserError(f"image is {width}x{height}: give sides of at least {least} pixels")
+    longest = MAX_SIDE // 2**relays
+    if max(width, height) > longest:
+        raise UserError(f"image is {width}x{height}: give sides of at most {longest} for {relays} relays")
+
+
+def check_numbers(what: str, numbers: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse infinite or undefined numbers, and say what gave them. Raises FloatingPointError."""
+    if not numbers.isfinite().all():
+        raise FloatingPointError(f"{what} gave infinite or undefined numbers in {dtype}: use it in bfloat16 or float32")
+
+
 def check_callback(names: Sequence[str], allowed: Sequence[str]) -> None:
     """Refuse callback tensors that the pipeline does not have."""
     if unknown := [name for name in names if name not in allowed]:
@@ -70,19 +86,37 @@ def check_output_type(output_type: str) -> None:
         raise UserError(f"output_type is {output_type!r}: choose from {', '.join(kinds)}")
 
 
+def raw_sizes(image: Picture | Sequence[Picture]) -> list[tuple[int, int]]:
+    """Width and height of each picture as it is given, before anything is computed; what is no picture is left out."""
+    sizes = []
+    for entry in image if isinstance(image, list | tuple) else [image]:
+        if isinstance(entry, Image.Image):
+            sizes.append(entry.size)
+        elif isinstance(entry, torch.Tensor) and entry.ndim >= 2:
+            sizes.append((entry.shape[-1], entry.shape[-2]))
+        elif isinstance(entry, np.ndarray) and entry.ndim >= 2:
+            height, width = entry.shape[-3:-1] if entry.ndim > 2 else entry.shape
+            sizes.append((width, height))
+    return sizes
+
+
 def to_pixels(image: Picture | Sequence[Picture]) -> torch.Tensor:
     """Pictures of any usual kind as one tensor.
 
     Args:
-        image: one picture or a list of them, all of one size. PIL pictures of any mode; arrays (H, W),
-            (H, W, 3) or (B, H, W, 3) and tensors (3, H, W) or (B, 3, H, W), either floats in 0..1 or uint8.
+        image: one picture or a list of them, all of one size. PIL pictures of any mode, transparent ones laid on
+            white; arrays (H, W), (H, W, 3) or (B, H, W, 3) and tensors (3, H, W) or (B, 3, H, W), either floats in 0..1
+            or uint8.
 
     Returns:
         (B, 3, H, W), float32, in -1..1, on the pictures' device.
 
     Raises:
-        UserError: anything else, values out of range, or sizes that differ.
+        UserError: anything else, values out of range, sizes that differ, or more than `MAX_SIDE`^2 pixels.
     """
+    for width, height in raw_sizes(image):
+        if width * height > MAX_SIDE**2:
+            raise UserError(f"image is {width}x{height}: give at most {MAX_SIDE}x{MAX_SIDE} pixels")
     images = list(image) if isinstance(image, list | tuple) else [image]
     if not images:
         raise UserError("image is an empty list: give at least one picture")
@@ -96,7 +130,7 @@ def to_pixels(image: Picture | Sequence[Picture]) -> torch.Tensor:
 
 def _one_to_pixels(image: Any) -> torch.Tensor:
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(to_rgb(image)[0])
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.array(image))
         if image.ndim == 2:

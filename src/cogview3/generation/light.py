@@ -3,6 +3,7 @@
 import torch
 
 from cogview3.config import UserError
+from cogview3.generation import inputs
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.light import LatentEnlarger, LightDecoder
 
@@ -28,15 +29,14 @@ class LightMixin:
     def _light_enlarge(self, latents: torch.Tensor, tile_size: int | None) -> torch.Tensor:
         """A stage's latents, (B, C, h, w), to the next one's z_L, (B, C, 2h, 2w), float32."""
         network, tile = self.latent_enlarger, tile_size and tile_size // self.vae_scale_factor
-        return blend_tiles(lambda part: network(part.to(network.dtype)).float(), latents, tile, cell_out=2)
+        enlarged = blend_tiles(lambda part: network(part.to(network.dtype)).float(), latents, tile, cell_out=2)
+        inputs.check_numbers("the latent enlarger", enlarged, network.dtype)
+        return enlarged
 
     def _light_decode(self, latents: torch.Tensor, tile_size: int | None) -> torch.Tensor:
         """Scaled latents to pictures (B, 3, H, W), float32, clamped to -1..1."""
         network, factor = self.light_decoder, self.vae_scale_factor
         tile = tile_size and tile_size // factor
         pixels = blend_tiles(lambda part: network(part.to(network.dtype)).float(), latents, tile, cell_out=factor)
-        if not pixels.isfinite().all():
-            raise FloatingPointError(
-                f"the light decoder gave infinite or undefined numbers in {network.dtype}: use bfloat16 or float32"
-            )
+        inputs.check_numbers("the light decoder", pixels, network.dtype)
         return pixels.clamp(-1, 1)

@@ -275,8 +275,8 @@ def estimates(
     """Bytes on the device at the peak, margin included, for each of `MODES`.
 
     none: everything is there from the beginning. drop-text-encoder: the prompts are encoded first, by the text encoder
-    alone. model: the network that runs, and those that diffusers leaves there. sequential: a layer at a time. The two
-    kinds of offload switch VAE slicing on.
+    alone. model: the network that runs, and those that diffusers leaves there. sequential: a layer at a time; left out
+    for quantized weights, which it cannot move. The two kinds of offload switch VAE slicing on.
 
     Args:
         networks: as `skeletons` gives them.
@@ -298,4 +298,6 @@ def estimates(
         "sequential": max(largest_layer(networks[name], dtype) for name in used)
         + max(each.activations for each in offloaded),
     }
+    if quantize:
+        del peaks["sequential"]
     return {mode: round(peak * MARGIN[0]) + MARGIN[1] for mode, peak in peaks.items()}

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from cogview3.config import OutOfMemory, UserError
+from cogview3.generation import inputs
 from cogview3.generation.compiling import FEW_STEPS, check_compiler
 from cogview3.generation.loading import load_sampling, resolve_model
 from cogview3.generation.memory import DRAWING, GIB, Picture, estimates, quantizes, skeletons
@@ -163,11 +164,34 @@ def drop_text_encoder(pipe: DiffusionPipeline, device: str, prompts: Sequence[st
 def model_estimates(
     model: str, mode: str | None, picture: Picture, dtype: torch.dtype, quantize: str | None = None
 ) -> dict[str, int]:
-    """`memory.estimates` for a model by its name; empty for one on the hub, whose configurations are not here."""
+    """`memory.estimates` for a model by its name; empty for one on the hub, whose configurations are not here.
+
+    Raises:
+        UserError: a picture that the model cannot draw, or a damaged configuration.
+    """
     source = resolve_model(model)
     if not Path(source).is_dir():
         return {}
-    return estimates(skeletons(network_folders(source, mode)), picture, dtype, quantize)
+    networks = skeletons(network_folders(source, mode))
+    check_picture(networks, picture)
+    return estimates(networks, picture, dtype, quantize)
+
+
+def check_picture(networks: Mapping[str, torch.nn.Module], picture: Picture) -> None:
+    """Refuse sizes, relays and tiles that pipelines refuse, too, once they are loaded."""
+    cell = 2 ** (len(networks["vae"].config.block_out_channels) - 1)
+    relays = picture.relays or 0
+    if picture.tile_size is not None:
+        inputs.check_side("tile_size", picture.tile_size, 8 * cell)
+    if relays and "relay_unet" not in networks:
+        raise UserError(f"num_relays is {relays}, but relay_unet or relay_scheduler is missing: give 0")
+    relays = picture.settled(networks).relays
+    if picture.upscale:
+        inputs.check_enlarged((picture.width or cell) >> relays, (picture.height or cell) >> relays, relays)
+        return
+    for name, side in (("height", picture.height), ("width", picture.width)):
+        if side is not None:
+            inputs.check_side(name, side, cell * 2**relays)
 
 
 def network_folders(source: str, mode: str | None) -> dict[str, Path]:
@@ -186,12 +210,15 @@ def chosen(placement: Placement) -> str:
 MODE_OF_DROP = {False: "none", True: "drop-text-encoder"}
 
 
-def advice(needs: Mapping[str, int], free: int, mode: str) -> str:
-    """What would fit: the fastest other mode that does, or a smaller picture."""
+def advice(needs: Mapping[str, int], free: int, placement: Placement) -> str:
+    """What would fit: the fastest other mode that does and goes together with the rest, or a smaller picture."""
+    whole = placement.quantize or placement.compile
     for name, need in needs.items():
-        if name != mode and name in _OPTIONS and need <= free:
+        possible = name in _OPTIONS and name != chosen(placement) and not (whole and name == "sequential")
+        if possible and need <= free:
             return f"{_OPTIONS[name]} needs {need / GIB:.1f} GiB"
-    return "no mode fits: use a smaller --batch or --size, --tile-size 512 or --quantize int8"
+    smaller = ["a smaller --batch or --size", "--tile-size 512"] + ["--quantize int8"] * (not placement.quantize)
+    return f"no mode fits: use {', '.join(smaller[:-1])} or {smaller[-1]}"
 
 
 def check_free(needs: Mapping[str, int], placement: Placement, free: int | None = None) -> None:
@@ -210,7 +237,7 @@ def check_free(needs: Mapping[str, int], placement: Placement, free: int | None 
     if needs and needs[mode] > free:
         raise OutOfMemory(
             f"about {needs[mode] / GIB:.1f} GiB of GPU memory are needed and {free / GIB:.1f} are free: "
-            f"{advice(needs, free, mode)}"
+            f"{advice(needs, free, placement)}"
         )
 
 
@@ -227,4 +254,4 @@ def explained(needs: Mapping[str, int], placement: Placement) -> Iterator[None]:
         total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
         mode = chosen(placement)
         smaller = {name: need for name, need in needs.items() if need < needs.get(mode, 0)}
-        raise OutOfMemory(f"the GPU's memory ran out: {advice(smaller, total, mode)}") from error
+        raise OutOfMemory(f"the GPU's memory ran out: {advice(smaller, total, placement)}") from error

@@ -1,5 +1,6 @@
 """Pipelines that load one mode of a model folder, and save it again."""
 
+import inspect
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -69,9 +70,9 @@ class ModePipeline(DiffusionPipeline):
             kwargs.setdefault(name, None)
         sampling = load_sampling(source, **hub_options)
         mode_name, entry = pick_mode(sampling, mode, str(pretrained_model_name_or_path))
-        own = [name for name in ("unet", "relay_unet") if getattr(entry, name) and name not in kwargs]
+        own = _own_unets(entry, kwargs)
         if os.path.isdir(source):
-            check_model_folder(source, PIPELINE_CLASSES, cls._required_components, {*kwargs, *own})
+            cls._check_folder(source, entry, kwargs)
         dtype = kwargs.pop("torch_dtype", None) or kwargs["dtype"]
         if dtype in (torch.float16, "float16"):
             dtype = {"text_encoder": torch.bfloat16, "vae": torch.bfloat16, "default": torch.float16}
@@ -88,6 +89,26 @@ class ModePipeline(DiffusionPipeline):
         pipeline._use_mode(mode_name, entry)
         return pipeline
 
+    @classmethod
+    def check_model(cls, model: str, mode: str | None = None) -> None:
+        """Refuse what `from_pretrained` would, without loading it: reads configurations and headers of weights.
+
+        A name on the hub is left alone.
+
+        Raises:
+            UserError: an unknown model or mode, a foreign or damaged folder.
+        """
+        source = resolve_model(model)
+        if os.path.isdir(source):
+            cls._check_folder(source, pick_mode(load_sampling(source), mode, model)[1], cls._skipped_components)
+
+    @classmethod
+    def _check_folder(cls, source: str, mode: Mode, given: Collection[str]) -> None:
+        own = _own_unets(mode, given)
+        check_model_folder(source, PIPELINE_CLASSES, cls._required_components, {*given, *own})
+        for name in own:
+            check_component(Path(source) / getattr(mode, name))
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one."""
         if self.mode_name is not None:
@@ -100,10 +121,18 @@ class ModePipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: "ModePipeline", **kwargs: Any) -> Self:
         """A pipeline of this class around another one's components, in the same mode.
 
-        As in diffusers, all components are cast to `torch_dtype`, float32 by default.
-        `cls(**pipeline.components)` leaves them as they are, but knows no mode.
+        Unlike diffusers' it casts nothing unless it is told to: the two pipelines share their networks.
+
+        Args:
+            pipeline: one of ours.
+            kwargs: components in place of the other's; `dtype`, which all networks are cast to, in both pipelines.
         """
-        new = super().from_pipe(pipeline, **kwargs)
+        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        known = inspect.signature(cls.__init__).parameters
+        new = cls(**{name: each for name, each in pipeline.components.items() if name in known} | kwargs)
+        new.register_to_config(_name_or_path=pipeline.name_or_path)
+        if any(dtypes):
+            new.to(dtype=dtypes[0] or dtypes[1])
         new.mode_name, new.mode = pipeline.mode_name, pipeline.mode
         return new
 
@@ -121,19 +150,26 @@ class ModePipeline(DiffusionPipeline):
             self.relay_scheduler = RelayScheduler.from_config(self.relay_scheduler.config, **changes)
 
 
+def _own_unets(mode: Mode, given: Collection[str]) -> list[str]:
+    """The UNets that a mode has of its own, without those that the caller brings along."""
+    return [name for name in ("unet", "relay_unet") if getattr(mode, name) and name not in given]
+
+
 def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> None:
-    """Refuse weights that lacked tensors, which the libraries only warn of.
+    """Refuse weights that lacked tensors, which the libraries only warn of; `source` is for the error.
 
     diffusers leaves a missing tensor on the meta device. transformers draws it at random; there the names in
-    the file are compared, a tied tensor counting as present.
+    the files that it was loaded from are compared, a tied tensor counting as present.
 
     Raises:
-        UserError: names the component and the first missing tensors.
+        UserError: names the component and the first missing tensors, or there are no files to compare.
     """
     state = module.state_dict()
     missing = [key for key, tensor in state.items() if tensor.is_meta]
-    files = sorted(Path(source, name).glob("*.safetensors"))
-    if isinstance(module, PreTrainedModel) and files:
+    if isinstance(module, PreTrainedModel):
+        files = sorted(Path(module.name_or_path).glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{source}: {name} has no *.safetensors to check: copy or export the model again")
         saved: set[str] = set()
         for file in files:
             with safe_open(file, "pt") as tensors:

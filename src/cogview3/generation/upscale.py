@@ -18,8 +18,8 @@ from cogview3.models.light import LatentEnlarger, LightDecoder
 class CogView3UpscalePipeline(RelayPipelineBase):
     """Doubles pictures' sides by the relay stage, once or several times.
 
-    Takes the components of `CogView3Pipeline` (`CogView3UpscalePipeline(**pipe.components)`, `from_pipe`),
-    but has no use for the base's; `from_pretrained` leaves them out.
+    Takes over the components and the mode of a `CogView3Pipeline` by `from_pipe`, but has no use for the base's
+    components; `from_pretrained` leaves them out.
 
     Args:
         tokenizer: of T5's kind. Only needed for prompts in words.
@@ -149,19 +149,22 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
         prompts = self._check_text(*texts, self.relay_unet)
         prompts = prompts or self._count_texts("negative_prompt", *texts[1::2], self.relay_unet)
-        pixels = self._pixels(image, latents, tile_size)
-        if prompts not in (0, 1, len(pixels)):
-            raise UserError(f"{prompts} prompts for {len(pixels)} pictures: give one for each, or one for all")
+        given = self._check_pictures(image, latents, num_relays)
+        if prompts not in (0, 1, len(given)):
+            raise UserError(f"{prompts} prompts for {len(given)} pictures: give one for each, or one for all")
         inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
-        padded = self._pad(pixels, num_relays).repeat_interleave(num_images_per_prompt, dim=0)
+        pictures = len(given) * num_images_per_prompt
         run = self._start_run(
-            len(padded), output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+            pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
-        embeds = self._embed(*texts, len(pixels))
+        embeds = self._embed(*texts, len(given))
         run.prompt_embeds, run.negative_prompt_embeds = (
             None if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in embeds
         )
+        given = given.to(self._execution_device, torch.float32)
+        pixels = given if latents is None else self._to_pixels(given, tile_size)
+        padded = inputs.pad_reflected(pixels, self._least_side).repeat_interleave(num_images_per_prompt, dim=0)
         images = self._relays(self._low_res_latents(padded, relays), relays, run)
         if output_type != "latent":
             images = self._to_pixels(images, tile_size, relays.light)
@@ -169,31 +172,31 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             images = images[:, :, : doubled * pixels.shape[2], : doubled * pixels.shape[3]]
         return self._output(images, output_type, return_dict)
 
-    def _pixels(
-        self,
-        image: inputs.Picture | Sequence[inputs.Picture] | None,
-        latents: torch.Tensor | None,
-        tile_size: int | None,
+    @property
+    def _least_side(self) -> int:
+        """Pixels that a side must be a multiple of, so that twice of it fills whole latents."""
+        return max(1, self.vae_scale_factor // 2)
+
+    def _check_pictures(
+        self, image: inputs.Picture | Sequence[inputs.Picture] | None, latents: torch.Tensor | None, num_relays: int
     ) -> torch.Tensor:
-        """The pictures to enlarge, (B, 3, H, W) in -1..1."""
+        """The pictures to enlarge, (B, 3, H, W) in -1..1, or the latents, not decoded yet; refuses wrong sizes."""
         if (image is None) == (latents is None):
             given = "neither image nor latents is" if image is None else "both image and latents are"
             raise UserError(f"{given} given: give one of them")
         if latents is None:
-            return inputs.to_pixels(image)
+            for width, height in inputs.raw_sizes(image):
+                inputs.check_enlarged(width, height, num_relays)
+            pixels = inputs.to_pixels(image)
+            inputs.check_enlarged(pixels.shape[3], pixels.shape[2], num_relays, self._least_side)
+            return pixels
         channels = self.vae.config.latent_channels
         if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
             shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise UserError(f"latents is {shape}: give a tensor of shape (B, {channels}, height / 8, width / 8)")
-        return self._to_pixels(latents.to(self._execution_device, torch.float32), tile_size)
-
-    def _pad(self, pixels: torch.Tensor, num_relays: int) -> torch.Tensor:
-        """Pictures (B, 3, H, W) padded so that twice their sides fill whole latents; refuses absurd sizes."""
-        height, width = pixels.shape[2:]
-        longest = inputs.MAX_SIDE // 2**num_relays
-        if max(height, width) > longest:
-            raise UserError(f"image is {width}x{height}: give sides of at most {longest} for {num_relays} relays")
-        return inputs.pad_reflected(pixels, max(1, self.vae_scale_factor // 2)).to(self._execution_device)
+        height, width = (side * self.vae_scale_factor for side in latents.shape[2:])
+        inputs.check_enlarged(width, height, num_relays, self._least_side)
+        return latents
 
     def _embed(
         self,

@@ -1,6 +1,7 @@
 """Components in diffusers' format, read and written tensor by tensor, so that large ones need little memory."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,14 +58,23 @@ def write_component(
     pattern = f"{_WEIGHTS}{{suffix}}.safetensors"
     plan = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=shard)
     for file, names in plan.filename_to_tensors.items():
-        save_file(
-            {name: in_format(f"{folder.name}: {name}", state[name], dtype).contiguous() for name in names},
-            folder / file,
-            metadata={"format": "pt"},
-        )
+        tensors = {name: in_format(f"{folder.name}: {name}", state[name], dtype) for name in names}
+        save_file(unshared(tensors), folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / f"{_WEIGHTS}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors, each with memory of its own, which safetensors asks for; copied only where they share."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def in_format(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

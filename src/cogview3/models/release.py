@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import Attention
 from safetensors.torch import save_file
 
 from cogview3.config import UserError
-from cogview3.models.component_folders import in_format
+from cogview3.models.component_folders import in_format, unshared
 from cogview3.models.release_files import check_tensors, find_unet_file, listing, read_tensors, write_unet_file
 from cogview3.models.release_names import Shapes, unet_config_of, unet_name, vae_config_of, vae_name
 
@@ -108,7 +108,7 @@ def save_vae(vae: AutoencoderKL, path: Path, dtype: torch.dtype | None = None) -
         again = AutoencoderKL(**config)
     _require_same(path, vae, again)
     save_file(
-        {name: in_format(f"{path.name}: {name}", tensor, dtype).contiguous() for name, tensor in tensors.items()}, path
+        unshared({name: in_format(f"{path.name}: {name}", tensor, dtype) for name, tensor in tensors.items()}), path
     )
 
 

@@ -21,6 +21,8 @@ LATEST = "latest"
 STATES = "mp_rank_00_model_states.pt"
 VAE_FILE = "sdxl_vae.safetensors"
 
+_FORMATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 _SHOWN = 5  # names in an error, of each kind
 
 
@@ -53,15 +55,21 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Nothing in the file is run: a pickle with anything but tensors and plain values is refused.
 
     Raises:
-        UserError: missing, truncated, of another kind, or with other than tensors of floating-point numbers.
+        UserError: missing, truncated, of another kind, or with other than tensors of floating-point numbers of 16, 32
+            or 64 bits.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the weights' file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     for name, tensor in tensors.items():
-        usable = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.is_floating_point()
-        if not isinstance(name, str) or not usable:
+        dense = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+        if not isinstance(name, str) or not dense or not tensor.is_floating_point():
             raise UserError(f"{path}: {name!r} is no tensor of floating-point numbers: give a file of weights")
+        if tensor.is_meta:
+            raise UserError(f"{path}: {name!r} has a shape but no numbers (meta): give a file of weights")
+        if tensor.dtype not in _FORMATS:
+            found = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name!r} is {found}: give weights in float16, bfloat16, float32 or float64")
     return tensors
 
 

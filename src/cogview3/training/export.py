@@ -16,12 +16,13 @@ from transformers import (
 )
 
 from cogview3 import checkpoints
-from cogview3.config import Distill, DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, UserError, load_recipe
+from cogview3.config import Distill, DistillRecipe, UserError, distillation_of
 from cogview3.generation.loading import check_target, folder_sizes
 from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.models.unet import takes_guidance
 
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 
@@ -55,7 +56,8 @@ def export(
 
     Raises:
         UserError: a component is missing, a mode's name is not of that form or not that of its runs' steps, its
-            guidance is none that they were distilled for, or `out` is some other folder.
+            guidance is none that they were distilled for, a network of it is not distilled or one of the default mode
+            is, or `out` is some other folder.
     """
     check_target(out)
     default = Mode(**(sampling or {}))
@@ -68,8 +70,8 @@ def export(
     further: dict[str, Any] = {}
     own_expander = () if expander is None else _load_expander(expander)
     for mode, (unet, relay_unet) in modes.items():
-        further[table.modes[mode].unet] = _load_unet(unet, "unet")
-        further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet")
+        further[table.modes[mode].unet] = _load_unet(unet, "unet", mode)
+        further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet", mode)
     with checkpoints.whole_folder(out) as folder:
         pipe.save_pretrained(folder)
         for place, network in further.items():
@@ -116,10 +118,16 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict
     )
 
 
-def _load_unet(reference: Path, component: str) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(
-        checkpoints.weights_folder(reference, component), torch_dtype=torch.float16
-    )
+def _load_unet(reference: Path, component: str, mode: str | None = None) -> UNet2DConditionModel:
+    """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance."""
+    folder = checkpoints.weights_folder(reference, component)
+    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float16)
+    if mode is None and takes_guidance(unet):
+        option = "--base" if component == "unet" else "--relay"
+        raise UserError(f"{option} {reference} is distilled; give it with --mode, and what it was distilled from here")
+    if mode is not None and not takes_guidance(unet):
+        raise UserError(f"--mode {mode}: the {component} of {reference} is not distilled; give a run of distill")
+    return unet
 
 
 def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -143,12 +151,9 @@ def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:
 
 
 def _distillation(mode: str, run: Path, steps: int) -> DistillRecipe | None:
-    """The recipe of a distillation, or of one of its rounds; None of other runs and of models."""
-    path = Path(run) / "recipe.toml"
-    recipe = load_recipe(str(path)) if path.is_file() else None
-    if not isinstance(recipe, DistillBaseRecipe | DistillRelayRecipe):
-        return None
-    if recipe.distill.steps[-1] != steps:
+    """The recipe of a distillation, or of one of its rounds, for so many steps; None of other runs and of models."""
+    recipe = distillation_of(run)
+    if recipe is not None and recipe.distill.steps[-1] != steps:
         raise UserError(f"--mode {mode}: {run} is distilled for {recipe.distill.steps[-1]} steps, not for {steps}")
     return recipe
 

@@ -29,7 +29,8 @@ from cogview3.training.log import Log, wandb_project
 from cogview3.training.objectives import Objective, build
 from cogview3.training.steps import Steps
 
-_PATIENCE = timedelta(hours=2)  # that processes wait for one that encodes, validates or writes
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one that encodes, validates or writes."""
 
 
 def train(
@@ -62,7 +63,7 @@ def train(
     """
     run = Path(out) if out else Path("runs") / recipe.name
     wandb_project()
-    options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), InitProcessGroupKwargs(timeout=_PATIENCE)]
+    options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), InitProcessGroupKwargs(timeout=PATIENCE)]
     accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu", kwargs_handlers=options)
     _check_processes(recipe, accelerator)
     if not restart:

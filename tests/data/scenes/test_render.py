@@ -168,3 +168,11 @@ def test_any_size_can_be_drawn(size):
 def test_other_sizes_are_refused(size):
     with pytest.raises(UserError, match="32 to 4096"):
         render(one(), size)
+
+
+@pytest.mark.parametrize(
+    ("shape", "fill", "words"), [("hexagon", "plain", "shape 'hexagon'"), ("star", "wavy", "fill 'w")]
+)
+def test_unknown_shapes_and_fills_are_refused(shape, fill, words):
+    with pytest.raises(UserError, match=f"{words}.* cannot be drawn; give one of"):
+        render(one(shape, "red", fill), SIZE)

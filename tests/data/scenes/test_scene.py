@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -126,6 +127,56 @@ def test_scene_and_facts_survive_json():
 def test_partial_facts_survive_json():
     facts = Facts(ground="white", objects=(ObjectFacts(color="red"),))
     assert Facts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+
+
+SCENE = sample_scene(np.random.default_rng(1), count=2).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("shape", "hexagon", "circle, square"),
+        ("color", "brown", "red, orange"),
+        ("fill", "wavy", "plain, striped"),
+        ("size", ["large"], "small, medium, large"),
+        ("outline", 1, "true, false"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Facts, Scene])
+def test_unknown_values_of_objects_are_refused_with_the_known_ones(kind, name, value, known):
+    data = SCENE if kind is Scene else Scene.from_dict(SCENE).facts().to_dict()
+    data = {**data, "objects": [data["objects"][0], {**data["objects"][1], name: value}]}
+    with pytest.raises(UserError, match=re.escape(f"{name} {value!r} is unknown; give one of {known}")) as caught:
+        kind.from_dict(data)
+    assert "\n" not in str(caught.value)
+    assert ("or null" in str(caught.value)) == (kind is Facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ground": "pink"}, "ground 'pink' is unknown; give one of white, gray"),
+        ({"texture": "wood"}, "texture 'wood' is unknown; give one of plain, tiled, or null"),
+        ({"count": "two"}, "count is 'two'; give a whole number"),
+        ({"count": True}, "count is True; give a whole number"),
+        ({"objects": [{"position": "far left"}]}, "position 'far left' is unknown; give one of top left"),
+        (
+            {"relations": [{"first": 0, "kind": "behind", "second": 1}]},
+            "relation 'behind' is unknown; give one of left",
+        ),
+        ({"relations": [{"first": 0, "kind": "above", "second": "1"}]}, "a relation's object is '1'; give its place"),
+    ],
+)
+def test_other_unknown_facts_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        Facts.from_dict({**Facts().to_dict(), **changes})
+
+
+@pytest.mark.parametrize("x", ["0.5", float("nan"), True, 0.1, 0.9])
+def test_objects_outside_the_picture_are_refused(x):
+    item = {**SCENE["objects"][0], "size": "medium", "x": x}
+    with pytest.raises(UserError, match=f"x {x!r} puts a medium object outside the picture; give 0.19 to 0.81"):
+        Scene.from_dict({**SCENE, "objects": [item]})
 
 
 @pytest.mark.parametrize(

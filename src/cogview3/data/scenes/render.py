@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_edt
 
 from cogview3.config import UserError
-from cogview3.data.scenes.scene import SIZES, Scene
+from cogview3.data.scenes.scene import FILLS, SHAPES, SIZES, Scene
 
 OBJECT_COLORS = {  # main color and accent (of stripes, dots and checks), RGB
     "red": ((222, 42, 42), (255, 176, 166)),
@@ -44,7 +44,10 @@ MAX_SIZE = 4096
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """Draw a scene as a picture, (size, size, 3) uint8 RGB. Raises UserError for a size outside 32 to 4096."""
+    """Draw a scene as a picture, (size, size, 3) uint8 RGB.
+
+    Raises UserError for a size outside 32 to 4096, or an unknown shape or fill.
+    """
     if not isinstance(size, int | np.integer) or not 32 <= size <= MAX_SIZE:
         raise UserError(f"a scene cannot be drawn at size {size!r}; give a whole number of pixels, 32 to {MAX_SIZE}")
     picture = _ground(scene.ground, scene.texture, size).copy()
@@ -129,7 +132,9 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
         angles = np.arange(10) * np.pi / 5
         radii = np.where(np.arange(10) % 2 == 0, 1.05, 0.48)
         return [(r * np.sin(a), 0.06 - r * np.cos(a)) for r, a in zip(radii, angles, strict=True)]
-    t = np.linspace(0, 2 * np.pi, 120, endpoint=False)  # heart
+    if shape != "heart":
+        raise UserError(f"shape {shape!r} cannot be drawn; give one of {', '.join(SHAPES)}")
+    t = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     x, y = np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 15
     return [(a, b - 0.17) for a, b in zip(x, y, strict=True)]
 
@@ -144,6 +149,8 @@ def fill_pattern(fill: str, side: int, picture_side: int) -> np.ndarray:
     if fill == "checkered":
         half = CHECK_PERIOD / 2
         return (np.floor(x / half) + np.floor(y / half)) % 2 == 0
+    if fill != "dotted":
+        raise UserError(f"fill {fill!r} cannot be drawn; give one of {', '.join(FILLS)}")
     center = DOT_PERIOD / 2
     return np.hypot(_periodic(x, DOT_PERIOD) - center, _periodic(y, DOT_PERIOD) - center) < DOT_RADIUS
 

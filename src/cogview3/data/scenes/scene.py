@@ -4,6 +4,7 @@ All lengths are fractions of the picture's side; x grows to the right, y downwar
 """
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from itertools import product
 
@@ -66,10 +67,21 @@ class Facts:
 
     @classmethod
     def from_dict(cls, data: dict) -> "Facts":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`. Raises UserError for a value that the world does not have."""
         objects = tuple(ObjectFacts(**item) for item in data["objects"])
         relations = tuple(Relation(**item) for item in data["relations"])
-        return cls(data["ground"], data["texture"], data["count"], objects, relations)
+        facts = cls(data["ground"], data["texture"], data["count"], objects, relations)
+        _check_values(facts, optional=True)
+        if facts.count is not None and not (_is_whole(facts.count) and facts.count >= 0):
+            raise UserError(f"count is {facts.count!r}; give a whole number from 0 on, or null")
+        for item in objects:
+            _check_known("position", item.position, POSITIONS, optional=True)
+        for relation in relations:
+            _check_known("relation", relation.kind, RELATIONS, optional=False)
+            for index in (relation.first, relation.second):
+                if not _is_whole(index):
+                    raise UserError(f"a relation's object is {index!r}; give its place among the objects, from 0 on")
+        return facts
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,38 @@ class Scene:
 
     @classmethod
     def from_dict(cls, data: dict) -> "Scene":
-        """The inverse of `to_dict`."""
-        return cls(data["ground"], data["texture"], tuple(SceneObject(**item) for item in data["objects"]))
+        """The inverse of `to_dict`. Raises UserError for a value that cannot be drawn."""
+        scene = cls(data["ground"], data["texture"], tuple(SceneObject(**item) for item in data["objects"]))
+        _check_values(scene, optional=False)
+        for item in scene.objects:
+            half = SIZES[item.size] / 2
+            for axis in ("x", "y"):
+                value = getattr(item, axis)
+                if isinstance(value, bool) or not isinstance(value, int | float) or not half <= value <= 1 - half:
+                    limits = f"{half:g} to {1 - half:g}"
+                    raise UserError(f"{axis} {value!r} puts a {item.size} object outside the picture; give {limits}")
+        return scene
+
+
+def _check_values(stated: Facts | Scene, optional: bool) -> None:
+    """Refuse, with a UserError, unknown values of the ground and of objects; `optional` ones may be None."""
+    _check_known("ground", stated.ground, GROUNDS, optional)
+    _check_known("texture", stated.texture, TEXTURES, optional)
+    known = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "outline": (True, False), "size": tuple(SIZES)}
+    for item in stated.objects:
+        for name, values in known.items():
+            _check_known(name, getattr(item, name), values, optional)
+
+
+def _check_known(name: str, value: object, known: tuple, optional: bool) -> None:
+    if (value is None and optional) or any(type(value) is type(one) and value == one for one in known):
+        return
+    given = [json.dumps(one) if isinstance(one, bool) else str(one) for one in known]
+    raise UserError(f"{name} {value!r} is unknown; give one of {', '.join(given)}{', or null' if optional else ''}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def position_name(x: float, y: float) -> str:

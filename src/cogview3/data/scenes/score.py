@@ -64,7 +64,7 @@ def score(stated: Facts, picture: np.ndarray | Image.Image | Reading) -> Score:
 
     Raises UserError if nothing is stated, a relation names an object that is not, or `picture` cannot be read.
     """
-    _check(stated)
+    check_stated(stated)
     reading = picture if isinstance(picture, Reading) else read(picture)
     found = reading.facts
     match = match_objects(stated, reading)
@@ -89,14 +89,16 @@ def score(stated: Facts, picture: np.ndarray | Image.Image | Reading) -> Score:
     return Score(tuple(facts))
 
 
-def _check(stated: Facts) -> None:
+def check_stated(stated: Facts, where: str = "") -> None:
+    """Refuse, with a UserError that begins with `where`, facts that no picture can be scored against."""
+    count = len(stated.objects)
     for relation in stated.relations:
-        if not {relation.first, relation.second} <= set(range(len(stated.objects))):
-            raise UserError(f"{relation} names an object that is not stated; there are {len(stated.objects)}")
+        if not {relation.first, relation.second} <= set(range(count)):
+            raise UserError(f"{where}{relation} names an object that is not stated; there are {count}, from 0 on")
     about_objects = [getattr(item, kind) for item in stated.objects for kind in OBJECT_KINDS]
     alone = [stated.ground, stated.texture, stated.count]
     if not stated.relations and all(value is None for value in alone + about_objects):
-        raise UserError("no facts are stated, so nothing can be scored; state at least one")
+        raise UserError(f"{where}no facts are stated, so nothing can be scored; state at least one")
 
 
 def match_objects(stated: Facts, reading: Reading) -> dict[int, int]:
