@@ -154,7 +154,10 @@ class Known(nn.Module):
 @pytest.mark.parametrize("estimate", relay.BLUR_ESTIMATES)
 @pytest.mark.parametrize("kind", ["base", "relay"])
 def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: str, estimate: str) -> None:
-    """Both branches of the teacher and the student put out z_0: no loss; a student that is off by e: kappa^2 e^2."""
+    """Both branches of the teacher and the student put out z_0: no loss; a student that is off by e: kappa^2 e^2.
+
+    Each sample counts 1 / (1 + (w - 1)^2).
+    """
     changes = {"distill__steps": [12, 3]}
     if kind == "relay":
         changes["distill__blur_estimate"] = estimate
@@ -171,7 +174,8 @@ def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: s
     gain = 1 - sigma_next / sigma if kind == "base" else 1 - f_next - sigma_next / sigma * (1 - f)
     if kind == "relay" and estimate == "carry":
         gain = 1 - f_next / f
-    assert objective(batch)["loss"].item() == pytest.approx((0.25 * gain**2).mean().item(), rel=1e-4)
+    counts = 1 / (1 + (batch["guidance"] - 1) ** 2)
+    assert objective(batch)["loss"].item() == pytest.approx((0.25 * gain**2 * counts).mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("estimate", relay.BLUR_ESTIMATES)
@@ -220,7 +224,8 @@ def test_the_loss_of_a_relay_is_the_schedulers_two_steps_against_one(runs: Path,
         alone = coarse.step(output, t, start, batch["zL"]).prev_sample
         loss = objective(batch)["loss"].item()
     # networks in float32, guided by up to 12
-    assert loss == pytest.approx((alone - ended).square().mean().item(), rel=1e-3)
+    errors, counts = (alone - ended).square().mean((1, 2, 3)), 1 / (1 + (batch["guidance"] - 1) ** 2)
+    assert loss == pytest.approx((counts * errors).mean().item(), rel=1e-3)
 
 
 # Validation

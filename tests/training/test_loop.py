@@ -302,7 +302,7 @@ def test_a_run_with_another_vocabulary_is_not_resumed(runs: Path, tmp_path: Path
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     recipe = tiny_recipe("vae", tmp_path, optimizer__learning_rate=1e30, optimizer__warmup_images=0)
-    with pytest.raises(FloatingPointError, match=r"the (loss|gradient) is (nan|inf) at image 2; lower optimizer"):
+    with pytest.raises(FloatingPointError, match=r"the (loss|gradient) is (nan|inf) at image 2; leave it out with"):
         train(recipe, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
