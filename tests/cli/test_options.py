@@ -1,6 +1,8 @@
 """What stands behind the shared options."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,3 +99,16 @@ def test_json_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str]) ->
         print("for people", file=sys.stdout)
     options.report({}, "outcome", as_json=False)
     assert capsys.readouterr().out == "for people\noutcome\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_leave_their_processor_unless_told_otherwise(given: dict[str, str], count: str | None) -> None:
+    """In a process of its own, before torch is loaded."""
+    code = "import os, sys; from cogview3.cli import _wait_briefly; _wait_briefly(); assert 'torch' not in sys.modules;"
+    code += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(count)
