@@ -178,7 +178,7 @@ def test_two_processes_train_from_shards_through_a_signal_on_each_picture_once(
         assert len(set(seen)) == 20
 
 
-CALLS, CHECKPOINT_CALLS = 1_000_000, 300_000  # somewhat less than a run, and a checkpoint, take
+CALLS, CHECKPOINT_CALLS = 800_000, 300_000  # somewhat less than a run, and a checkpoint, take
 
 
 def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
