@@ -494,6 +494,13 @@ def test_a_crash_between_a_part_and_the_journal_doubles_nothing(tmp_path: Path) 
     assert len(read_triplets(tmp_path / "j")) == 1
 
 
+def test_triplets_of_the_format_without_hashes_are_read(tmp_path: Path) -> None:
+    """By `finetune`, which knows their images by shard and key alone."""
+    parquet.write_table(pyarrow.Table.from_pylist([{"shard": "s", "key": "a", **ROW}]), tmp_path / "part-00000.parquet")
+    (told,) = read_triplets(tmp_path).to_pylist()
+    assert (told["key"], told["new"], told["image"]) == ("a", "n", None)
+
+
 def test_damage_is_told(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
         journal.put_aside(name("a"), "why", Usage(1))

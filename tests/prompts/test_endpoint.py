@@ -4,7 +4,7 @@ import json
 import logging
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -273,6 +273,15 @@ def test_a_budget_stops(limits: dict[str, Any], asked: int, words: str) -> None:
     assert endpoint.budget.spent.tokens == 110 * asked
 
 
+def in_threads(work: Callable[[], None], count: int) -> None:
+    """Do work so many times at once."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_many_threads_keep_to_a_budget() -> None:
     outcomes: list[str] = []
     with serving(lambda body, number: Reply(text="x", delay=0.02)) as server:
@@ -285,11 +294,7 @@ def test_many_threads_keep_to_a_budget() -> None:
                 except Spent:
                     outcomes.append("spent")
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, 8)
     assert outcomes.count("x") == 10 == len(server.bodies)
     assert server.most_at_once > 1
 
@@ -324,11 +329,7 @@ def test_after_a_resumption_the_first_request_goes_alone() -> None:
             except Spent:
                 outcomes.append("spent")
 
-        threads = [threading.Thread(target=work) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, 16)
     assert outcomes.count("x") == 6
     assert endpoint.budget.spent.tokens == 200_000 + 6 * 2000
 

@@ -202,7 +202,7 @@ class Journal:
             self.doubtful.add(name)
         elif kind == "aside":
             self.aside[name] = event["reason"]
-        elif kind == "moved":
+        elif kind == "moved" and name in self.done:  # unless its part was deleted
             self.done[name] = name
             if name in self._rows:
                 self._rows[name] |= asdict(name)

@@ -25,8 +25,6 @@ from cogview3.data.formats import TEXTS, FolderShard, Shard, TarShard, filesyste
 from cogview3.data.report import Broken, Filtered
 from cogview3.data.sidecars import read_columns, read_keep, read_notes, write_sidecar
 
-_GONE = ("missing tar", "unreadable tar", "missing table", "unreadable table")
-
 
 @dataclass(frozen=True)
 class Task:
@@ -99,6 +97,7 @@ class _Reading:
         rows: of this run and the earlier ones.
         faults, filtered: counts by reason of what has no row.
         broken: how many rows are of images that no writer saw.
+        gone: why the shard itself, or its rest, could not be read now; "" where it could.
         share: of the shard that was read.
     """
 
@@ -111,6 +110,7 @@ class _Reading:
     faults: Counter[str] = field(default_factory=Counter)
     filtered: Counter[str] = field(default_factory=Counter)
     broken: int = 0
+    gone: str = ""
     share: float = 0.0
 
     def samples(self) -> Iterator[Sample]:
@@ -120,6 +120,7 @@ class _Reading:
             if self.total and group.offset >= 0:
                 self.share = min(1.0, group.offset / self.total)
             if not group.key or group.key in keys:
+                self.gone = self.gone or (group.fault if group.error else "")
                 self.faults[group.fault or "same key twice"] += 1
                 continue
             keys.add(group.key)
@@ -159,10 +160,9 @@ def _caption(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
         failed = sum(row.status != OK for row in new)
         yield Told(len(new) + unseen, failed + unseen, sum(row.tokens for row in new), reading.share)
     yield Told(reading.broken - broken, reading.broken - broken, 0, 1.0)
-    for reason in _GONE:
-        if reading.faults[reason]:
-            yield GivenUp(reason)
-            return
+    if reading.gone:
+        yield GivenUp(reading.gone)
+        return
     rows = [reading.rows[key] for key in reading.order]
     notes = {
         "settings": dict(task.settings),
