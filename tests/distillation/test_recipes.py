@@ -24,24 +24,26 @@ def test_the_packaged_ladders_end_in_4_and_1_steps_and_start_from_the_shipped_mo
 
 
 def test_one_length_holds_for_all_rounds_or_each_has_its_own() -> None:
-    one = load_recipe("scenes/distill_base", ["train.images=5000"])
-    assert [one.round(number, "t").train.images for number in (1, 2)] == [5000] * 2
-    each = load_recipe("scenes/distill_base", ["train.images=[10, 20]"])
-    assert [each.round(number, "t").train.images for number in (1, 2)] == [10, 20]
+    ladder = "distill.steps=[16, 8, 4]"
+    one = load_recipe("scenes/distill_base", [ladder, "train.images=8000"])
+    assert [one.round(number, "t").train.images for number in (1, 2)] == [8000] * 2
+    each = load_recipe("scenes/distill_base", [ladder, "train.images=[16, 32]"])
+    assert [each.round(number, "t").train.images for number in (1, 2)] == [16, 32]
 
 
 def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_path: Path) -> None:
-    recipe = load_recipe("scenes/distill_relay", ["distill.blur_estimate=carry"])
+    steps = ["distill.steps=[4, 2, 1]", "train.images=[9600, 12800]"]
+    recipe = load_recipe("scenes/distill_relay", ["distill.blur_estimate=carry", *steps])
     part = recipe.round(2, "runs/x/round-2")
     assert isinstance(part, DistillRelayRound)
     assert (part.name, part.kind) == ("scenes-distill_relay-round-1", "distill_relay")
-    assert (part.distill.teacher, part.distill.steps, part.train.images) == ("runs/x/round-2", (2, 1), 12_000)
+    assert (part.distill.teacher, part.distill.steps, part.train.images) == ("runs/x/round-2", (2, 1), 12_800)
     assert part.distill.blur_estimate == "carry"
     assert (part.data, part.optimizer, part.validate_) == (recipe.data, recipe.optimizer, recipe.validate_)
     stored = tmp_path / "recipe.toml"  # as the run folder keeps it: a distillation of one round
     stored.write_text(tomli_w.dumps(part.to_dict()))
     again = load_recipe(str(stored))
-    assert (again.rounds, again.distill, again.train.images) == (1, part.distill, (12_000,))
+    assert (again.rounds, again.distill, again.train.images) == (1, part.distill, (12_800,))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_
         ("distill.fine_tune_images=9", ["distill.fine_tune_images", "another relay_start", "9"]),
         ("distill.teachers=a", ["distill.teachers", "unknown", "teacher, steps"]),
         ("model.head_dim=3", ["model", "unknown", "distill"]),
-        ("train.images=[5, 5, 5]", ["distill", "steps has 2 rounds, but train.images has 3"]),
+        ("train.images=[16, 16, 16]", ["distill", "steps has 1 rounds, but train.images has 3"]),
         ("train.images=0", ["train.images", "greater than 0"]),
         ("train.images=[]", ["train.images", "at least 1"]),
         ("train.images=many", ["train.images", "'many'"]),

@@ -228,12 +228,33 @@ class DistillRelayHeader(_Header):
     kind: Literal["distill_relay"]
 
 
+def _check_paths(distill: Distill, info: ValidationInfo) -> Distill:
+    """Paths are drawn, and learned from, in whole batches."""
+    train = info.data.get("train")
+    if distill.paths and train is not None:
+        if distill.paths % train.batch:
+            raise ValueError(f"paths is {distill.paths}, no multiple of train.batch {train.batch}")
+        for images in train.images if isinstance(train, DistillTrain) else (train.images,):
+            if images % train.batch:
+                raise ValueError(
+                    f"with paths, train.images must be a multiple of train.batch {train.batch}, not {images}"
+                )
+    return distill
+
+
+def _check_images(distill: Distill, info: ValidationInfo) -> Distill:
+    given, rounds = len(info.data["train"].images) if "train" in info.data else 1, len(distill.steps) - 1
+    if given not in (1, rounds):
+        raise ValueError(f"steps has {rounds} rounds, but train.images has {given}; give one number, or one for each")
+    return _check_paths(distill, info)
+
+
 class DistillBaseRound(_Recipe):
     """One round of a base stage's distillation, made by `DistillBaseRecipe.round`: `distill.steps` are two."""
 
     recipe: DistillBaseHeader
     data: BaseData
-    distill: Distill
+    distill: Annotated[Distill, AfterValidator(_check_paths)]
 
 
 class DistillRelayRound(_Recipe):
@@ -241,7 +262,7 @@ class DistillRelayRound(_Recipe):
 
     recipe: DistillRelayHeader
     data: RelayData
-    distill: DistillRelay
+    distill: Annotated[DistillRelay, AfterValidator(_check_paths)]
 
 
 class _Rounds(_Recipe):
@@ -265,13 +286,6 @@ class _Rounds(_Recipe):
         tables["train"]["images"] = images[number - 1] if len(images) > 1 else images[0]
         kind = DistillBaseRound if self.kind == "distill_base" else DistillRelayRound
         return kind.model_validate_json(json.dumps(tables))  # in JSON, lists stand for tuples
-
-
-def _check_images(distill: Distill, info: ValidationInfo) -> Distill:
-    given, rounds = len(info.data["train"].images) if "train" in info.data else 1, len(distill.steps) - 1
-    if given not in (1, rounds):
-        raise ValueError(f"steps has {rounds} rounds, but train.images has {given}; give one number, or one for each")
-    return distill
 
 
 class DistillBaseRecipe(_Rounds):

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from cogview3.config import DistillRound, UserError
 from cogview3.data.latents import decode, to_uint8
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
-from cogview3.distillation.step import Levels
+from cogview3.distillation.paths import PathPool
+from cogview3.distillation.step import Levels, StepLevels
 from cogview3.distillation.teacher import load_teacher, sampler_levels, student_of, teacher_scheduler
 from cogview3.generation.attention import constant_text
 from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
@@ -29,7 +31,8 @@ class Distillation(LatentTraining):
     """Train a student, which begins as its teacher, to make one step of each `stride` of the teacher's.
 
     Each sample has a guidance w of its own. A teacher that does not take w as a condition runs both branches, the
-    unconditional one with zeros for text; the student takes w as a condition and runs one.
+    unconditional one with zeros for text; the student takes w as a condition and runs one. z_t are drawn around data
+    or, with `distill.paths`, are states of the teacher's own samplings.
     """
 
     def __init__(self, recipe: DistillRound) -> None:
@@ -48,7 +51,9 @@ class Distillation(LatentTraining):
         self.scheduler = teacher_scheduler(settings, self.is_relay)
         self.levels = {steps: sampler_levels(self.scheduler, steps) for steps in settings.steps}
         self.trained = student_of(load_teacher(settings, self.is_relay), settings.guidance_width)
+        self._pool = PathPool(recipe, self.source, self._take, self._path) if settings.paths else None
         self._pictures: Batch = {}
+        self._states: Batch = {}  # of the validation's paths
         self._teacher_finals: dict[int, Tensor] = {}  # by number of steps
 
     @property
@@ -84,6 +89,35 @@ class Distillation(LatentTraining):
             self._frozen["teacher"].set_attn_processor(AttnProcessor())
         self._pictures = self._validation_pictures()
 
+    # Samples
+
+    def batch(self, first: int, indices: list[int]) -> Batch:
+        """As for base and relay; of paths "z" and "z_next" in the place of "z0" and "noise" (`PathPool.batch`)."""
+        return super().batch(first, indices) if self._pool is None else self._pool.batch(first, indices)
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """As for base and relay."""
+        return super().keys(indices) if self._pool is None else self._pool.keys(indices)
+
+    def state(self) -> dict[str, Any]:
+        """The source's; of paths, where it stood before those at hand."""
+        return super().state() if self._pool is None else self._pool.state()
+
+    def _take(self, first: int, indices: list[int]) -> tuple[Batch, list[str]]:
+        samples = self.source.take(first, indices)
+        return self._noisy(samples), samples.keys
+
+    @torch.no_grad()
+    def _path(self, batch: Batch) -> Tensor:
+        """States (B, n + 1, C, H, W) of the teacher's sampling, before each of the student's n steps and at the end."""
+        batch = {name: value.to(self.trained.device) for name, value in batch.items()}
+        fine, low = self.levels[self.student_steps * self.stride], batch.get("zL")
+        states = [self._start(batch, fine)]
+        for number in range(self.student_steps):
+            first = torch.full((len(states[0]),), number * self.stride)
+            states.append(self._run(self._frozen["teacher"], states[-1], low, fine, first, self.stride, batch))
+        return torch.stack(states, dim=1)
+
     # Loss
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -95,24 +129,37 @@ class Distillation(LatentTraining):
 
     def _errors(self, batch: Batch) -> Tensor:
         """Weighted mean square error of each sample's network output, (B,)."""
-        z0, levels, number = batch["z0"], self.levels[self.student_steps], batch["t"].cpu()
+        levels, number = self.levels[self.student_steps], batch["t"].cpu()
         levels_now = levels.at(number, 1)
-        sigma, _, f, _ = levels_now
-        low = None
-        if self.is_relay:
-            z_t = relay.forward(z0, batch["zL"], sigma, f, batch["noise"])
-            low = relay.blur(z0, batch["zL"], f) if self.estimate == "carry" else batch["zL"]
-        else:
-            z_t = z0 + schedule.expand_to(sigma, z0) * batch["noise"]
-        fine, first = self.levels[self.student_steps * self.stride], number * self.stride
-        with torch.no_grad():
-            z_next = self._run(self._frozen["teacher"], z_t, low, fine, first, self.stride, batch)
+        z_t, z_next, low = self._way(batch, levels_now)
         target = step.student_target(z_t, z_next, low, levels_now, self.prediction, self.estimate)
         output = self._output(self.trained, z_t, levels, number, batch, batch["text"])
         weight = step.step_weight(levels_now, self.prediction, self.estimate)
         errors = (output - target).square().mean((1, 2, 3))
         weight = weight.to(errors.dtype).to(errors.device) * step.guidance_weight(batch["guidance"].to(errors))
         return weight * errors
+
+    def _way(self, batch: Batch, levels_now: StepLevels) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Where the teacher's way begins and ends, z_t and z'', and what a relay's steps are given as z_L."""
+        low = batch.get("zL")
+        if "z" in batch:
+            return batch["z"], batch["z_next"], low
+        z0, (sigma, _, f, _) = batch["z0"], levels_now
+        if low is None:
+            z_t = z0 + schedule.expand_to(sigma, z0) * batch["noise"]
+        else:
+            z_t = relay.forward(z0, low, sigma, f, batch["noise"])
+            low = relay.blur(z0, low, f) if self.estimate == "carry" else low
+        fine, first = self.levels[self.student_steps * self.stride], batch["t"].cpu() * self.stride
+        with torch.no_grad():
+            return z_t, self._run(self._frozen["teacher"], z_t, low, fine, first, self.stride, batch), low
+
+    def _start(self, batch: Batch, levels: Levels) -> Tensor:
+        """z_t that a sampler begins with: the batch's noise, of a relay on z_L."""
+        sigma = levels.sigmas[0]
+        if "zL" in batch:
+            return relay.start(batch["zL"], sigma, batch["noise"])
+        return batch["noise"] * (1 + sigma**2).sqrt().float()
 
     def _run(
         self,
@@ -183,6 +230,8 @@ class Distillation(LatentTraining):
         steps; and of scenes, the shares of the captions' facts that the pictures show.
         """
         batch = self._fixed_batch()
+        if self._pool is not None:
+            batch |= self._fixed_states(batch)
         count, teacher_steps = self.recipe.validate_.images, self.student_steps * self.stride
         errors = torch.cat([self._errors(_part(batch, start, _CHUNK)) for start in range(0, count, _CHUNK)])
         few = self.levels[self.student_steps]
@@ -218,6 +267,15 @@ class Distillation(LatentTraining):
             pictures["zL"] = fixed.latents["zL"]
         return pictures
 
+    def _fixed_states(self, batch: Batch) -> Batch:
+        """States "z" and "z_next" of the validation's samples, (pictures, C, H, W); their paths are drawn once."""
+        if not self._states:
+            count, each = len(batch["t"]), torch.arange(len(batch["t"]))
+            paths = torch.cat([self._path(_part(batch, start, _CHUNK)) for start in range(0, count, _CHUNK)])
+            number = batch["t"].cpu()
+            self._states = {"z": paths[each, number], "z_next": paths[each, number + 1]}
+        return self._states
+
     def _teacher(self, steps: int) -> Tensor:
         """The teacher's final latents, (pictures, C, H, W), drawn once for each number of steps."""
         if steps not in self._teacher_finals:
@@ -231,10 +289,8 @@ class Distillation(LatentTraining):
         for first in range(0, count, _CHUNK):
             part = _part(self._pictures, first, min(_CHUNK, count - first))
             part = {name: value.to(self.trained.device) for name, value in part.items()}
-            low, sigma = part.get("zL"), levels.sigmas[0]
-            z = part["noise"] * (1 + sigma**2).sqrt().float() if low is None else relay.start(low, sigma, part["noise"])
-            start = torch.zeros(len(z), dtype=torch.int64)
-            finals.append(self._run(network, z, low, levels, start, len(levels.times), part))
+            z, start = self._start(part, levels), torch.zeros(len(part["noise"]), dtype=torch.int64)
+            finals.append(self._run(network, z, part.get("zL"), levels, start, len(levels.times), part))
         return torch.cat(finals)
 
     def _decoded(self, latents: Tensor) -> np.ndarray:

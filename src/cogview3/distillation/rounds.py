@@ -115,6 +115,11 @@ def check_teacher(recipe: DistillRecipe) -> RelayRecipe | None:
     else:
         checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
         scheduler = teacher_scheduler(settings, is_relay)
+    if settings.paths and is_relay and scheduler.config.blur_estimate == "carry":
+        raise UserError(
+            "distill.paths: a path keeps no carried estimate of its blurred picture; set distill.blur_estimate to "
+            '"recompute", or leave paths out'
+        )
     for steps in settings.steps:
         sampler_levels(scheduler, steps)
     return fine_tuning

@@ -1,0 +1,105 @@
+"""The teacher's own paths: whole samplings from noise, of whose states a student learns its steps.
+
+The states z_t of a sampler, guided by w and begun with nothing but noise, are not noisy data; they are what a student
+will be used on. One path gives a sample for each of the student's steps, with its target z'', and each may be learned
+from more than once, so that a teacher costs a fraction of what it does where every sample has steps of its own.
+
+Paths are drawn a pool at a time, and a pool is drawn anew where a run is resumed: what a batch holds depends on its
+number and the source's position before the pool, no more.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from cogview3.config import DistillRound
+from cogview3.training import parallel
+from cogview3.training.objectives import Batch
+from cogview3.training.sources import Source
+
+
+@dataclass(frozen=True)
+class _Path:
+    """One sampling: its states (n + 1, C, H, W) before each of the student's n steps and at the end, and its givens."""
+
+    states: Tensor
+    given: Batch
+    key: str
+
+
+class PathPool:
+    """`distill.paths` paths at a time, each state of which comes `distill.visits` times before the next are drawn.
+
+    Sample i of a pool is of path i mod `paths`. Every path goes through its student's steps in an order of its own.
+    """
+
+    def __init__(
+        self,
+        recipe: DistillRound,
+        source: Source,
+        take: Callable[[int, list[int]], tuple[Batch, list[str]]],
+        draw: Callable[[Batch], Tensor],
+    ) -> None:
+        """A pool that is still empty.
+
+        Args:
+            recipe: the round's.
+            source: whose position is kept.
+            take: noise, guidance, text and all else that samples of the source are drawn with, and their names.
+            draw: states (B, n + 1, C, H, W) of the paths of such a batch.
+        """
+        self._recipe, self._source, self._take, self._draw = recipe, source, take, draw
+        self._paths, self._steps = recipe.distill.paths, recipe.distill.steps[1]
+        self._length = self._paths * self._steps * recipe.distill.visits  # samples of a pool
+        self._number = -1
+        self._rows: dict[int, _Path] = {}
+        self._before: dict[str, Any] = {}  # the source's position when the pool was begun
+        self._next = 0  # the sample after the last batch
+
+    def batch(self, first: int, indices: list[int]) -> Batch:
+        """Samples: "z" before and "z_next" after the teacher's way, (B, C, H, W), the step's number "t" and givens."""
+        number = first // self._length
+        if number != self._number:
+            self._fill(number)
+        self._next = first + self._recipe.train.batch
+        rows = [self._rows[index % self._paths] for index in indices]
+        numbers = torch.tensor([self._step(index) for index in indices])
+        batch = {name: torch.stack([row.given[name] for row in rows]) for name in rows[0].given}
+        states = torch.stack([row.states for row in rows])
+        each = torch.arange(len(rows))
+        return batch | {"z": states[each, numbers], "z_next": states[each, numbers + 1], "t": numbers}
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """Names of samples of the last batch."""
+        return [self._rows[index % self._paths].key for index in indices]
+
+    def state(self) -> dict[str, Any]:
+        """Where the source has to stand for the next batch."""
+        return self._source.state() if self._next % self._length == 0 else self._before
+
+    def _step(self, index: int) -> int:
+        turn = index % self._length // self._paths
+        path = self._number * self._paths + index % self._paths
+        rng = np.random.default_rng([self._recipe.train.seed, path, 8])
+        return int(rng.permutation(self._length // self._paths)[turn] % self._steps)
+
+    def _fill(self, number: int) -> None:
+        process, train = PartialState(), self._recipe.train
+        if process.is_main_process:
+            print(f"drawing {self._paths} of the teacher's paths", file=sys.stderr, flush=True)
+        self._number, self._before, self._rows = number, self._source.state(), {}
+        split = process.process_index, process.num_processes, train.accumulation
+        for start in range(number * self._paths, (number + 1) * self._paths, train.batch):
+            for part in parallel.parts(start, train.batch, *split):
+                given, keys = self._take(start, part)
+                states = self._draw(given).cpu()
+                given = {name: given[name].cpu() for name in given.keys() - {"z0", "noise", "t"}}
+                for place, index in enumerate(part):
+                    row = {name: value[place] for name, value in given.items()}
+                    self._rows[index % self._paths] = _Path(states[place], row, keys[place])
