@@ -1,6 +1,7 @@
 """The benchmark at full size, on networks of the same classes and tiny width."""
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -11,12 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from cogview3.bench import full
-from cogview3.bench.networks import CONFIGS, build
+from cogview3.bench import full, systems
+from cogview3.bench.networks import CONFIGS, TEXT_LENGTH, build
 from cogview3.bench.plot import COLORS, bars, of_counts, of_times
-from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, operations
+from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, RelaySystem, operations
 from cogview3.cli.app import app
 from cogview3.config import UserError
+from cogview3.generation import compiling
 from cogview3.generation.modes import Mode
 
 SIDE = 128
@@ -90,10 +92,36 @@ def test_larger_pictures_take_further_relays() -> None:
     assert [system.call(side)["num_relays"] for side in (512, 1024, 2048, 4096)] == [1, 1, 2, 3]
 
 
-def test_saving_the_text_saves_what_it_costs() -> None:
-    """Of a linear layer by hand: 2 x rows x tokens x in x out."""
+def test_operations_of_a_layer_are_those_by_hand() -> None:
+    """2 x rows x tokens x in x out."""
     layer = torch.nn.Linear(6, 10, device="meta")
     assert operations(layer, (3, 5, 6)) == 2 * 3 * 5 * 6 * 10
+
+
+def test_saving_the_text_saves_its_projections_and_a_branchs_cross_attention(networks: Networks) -> None:
+    """By hand, of every cross attention, what `generation/attention.py` leaves out.
+
+    Keys and values of both branches at all steps but those of one branch at the first; the unconditional branch's
+    queries, products and output at every step, the output but for one row.
+    """
+    steps, side = 3, 8
+    system = RelaySystem("of few steps", mode=Mode(steps=steps))
+    unet = Networks("tiny", "meta", torch.float32).get("unet")
+    plain = replace(system, plain=True)._stage(unet, side, steps)
+    saved = 0
+    for name, layer in unet.named_modules():
+        if not name.endswith("attn2"):
+            continue
+        texts, width, inner = TEXT_LENGTH, layer.to_k.in_features, layer.to_q.out_features
+        level = int(name.split(".")[1]) if name.startswith("down_blocks") else 2
+        level = 2 - int(name.split(".")[1]) if name.startswith("up_blocks") else level
+        places = (side >> level) ** 2
+        keys_and_values = 2 * (2 * texts * width * inner)
+        attention = 2 * (2 * places * texts * inner)
+        queries = 2 * places * layer.to_q.in_features * inner
+        output = 2 * (places - 1) * inner * layer.to_out[0].out_features
+        saved += (2 * steps - 1) * keys_and_values + steps * (attention + queries + output)
+    assert plain - system._stage(unet, side, steps) == saved > 0
 
 
 def test_a_report_holds_together() -> None:
@@ -106,14 +134,11 @@ def test_a_report_holds_together() -> None:
     result = full.run((64, SIDE), (1, 2), 1, "cpu", False, chosen, "tiny", counter)
     rows = {(row["system"], row["side"], row["batch"]): row for row in result["rows"]}
     assert len(rows) == 2 * 2 * 2 + 2  # the peers draw the first size alone
-    base = rows[BASELINE, 64, 2]
-    assert base["ratio"] == 1
+    assert rows[BASELINE, 64, 2]["ratio"] == 1
     for row in rows.values():
-        baseline = rows.get((BASELINE, row["side"], row["batch"]))
-        assert row["ratio"] == (None if baseline is None else row["seconds"] / baseline["seconds"])
-        assert row["floor"] == row["operations"] / result["ceiling"]
-        assert row["share_of_ceiling"] == row["floor"] / row["seconds"] > 0
+        assert len(row["runs"]) == 1
         assert all(spent > 0 for part, spent in row["parts"].items() if part != "other")
+        assert {"base", "vae"} <= row["parts"].keys()
     assert rows["CogView3 4+1", SIDE, 2]["operations"] == 2 * rows["CogView3 4+1", SIDE, 1]["operations"]
     assert told[-1] == max(told) == 4 * 3
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -123,13 +148,98 @@ def test_a_report_holds_together() -> None:
     assert of_times(result).size[0] == 1000
 
 
-def test_counting_runs_nothing() -> None:
-    result = full.count((SIDE,), "tiny")
-    rows = {row["system"]: row for row in result["rows"]}
-    assert rows[BASELINE]["ratio"] == 1
-    assert rows["CogView3 50+10"]["total"] < rows["CogView3 50+10, plain"]["total"]
+def test_ratios_and_shares_are_as_by_hand() -> None:
+    rows: list[dict[str, Any]] = [
+        {"system": BASELINE, "side": 64, "batch": 2, "seconds": 8.0, "parts": {"base": 4.0, "vae": 2.0}},
+        {"system": "a", "side": 64, "batch": 2, "seconds": 2.0, "parts": {"base": 1.0, "relay": 0.5, "vae": 0.5}},
+        {"system": "a", "side": 128, "batch": 1, "seconds": 5.0, "parts": {"base": 1.0, "relay": 2.0}},
+        {"system": "b", "side": 64, "batch": 2, "error": "out of memory"},
+    ]
+    counted = [
+        {"system": BASELINE, "side": 64, "parts": {"base": 100, "vae": 20}, "total": 120},
+        {"system": "a", "side": 64, "parts": {"base": 20, "relay": 10, "vae": 10}, "total": 40},
+        {"system": "a", "side": 128, "parts": {"base": 20, "relay": 40, "vae": 40}, "total": 100},
+        {"system": "b", "side": 64, "parts": {"base": 1}, "total": 1},
+    ]
+    full._finish(rows, counted, ceiling=100.0)
+    assert [row.get("ratio") for row in rows] == [1.0, 0.25, None, None]
+    assert [row.get("operations") for row in rows] == [240, 80, 100, None]
+    assert [row.get("floor") for row in rows] == [2.4, 0.8, 1.0, None]
+    assert [row.get("share_of_ceiling") for row in rows] == [0.3, 0.4, 0.2, None]
+    assert [row.get("unets_share_of_ceiling") for row in rows] == [
+        {"base": 0.5},
+        {"base": 0.4, "relay": 0.4},
+        {"base": 0.2, "relay": 0.2},
+        None,
+    ]
+
+
+def test_a_system_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, calls = full._draw, []
+
+    def few_pictures(pipe: Any, system: Any, side: int, batch: int, device: str) -> float:
+        calls.append((system.name, batch))
+        if system.name == BASELINE and batch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ...")
+        return draw(pipe, system, side, batch, device)
+
+    monkeypatch.setattr(full, "_draw", few_pictures)
+    result = full.run((64,), (1, 2), 2, "cpu", False, [BASELINE, "CogView3 4+1"], "tiny")
+    kept = {(row["system"], row["batch"]): row for row in result["rows"]}
+    assert kept[BASELINE, 2]["error"] == "CUDA out of memory. Tried to allocate 2 GiB."
+    assert calls.count((BASELINE, 2)) == 1
+    assert (kept[BASELINE, 1]["ratio"], kept["CogView3 4+1", 2]["ratio"]) == (1, None)
+    assert len(kept["CogView3 4+1", 2]["runs"]) == 2
+    assert f"| {BASELINE} | 64 | 2 | failed: CUDA out of memory." in full.describe(result)
+    assert of_times(result).size[0] == 1000
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_compiled_networks_are_not_compiled_again_while_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All systems, with a compiler that only records: after two drawings to warm up there are no new graphs."""
+    graphs: list[str] = []
+    now = ["warming up"]
+
+    def record(module: Any, inputs: Any) -> Any:
+        graphs.append(now[0])
+        return module.forward
+
+    def compile_with(network: Any, graphs: bool = False, dynamic: bool | None = None) -> bool:
+        return compiling.compile_network(network, graphs, dynamic, record)  # type: ignore[arg-type]
+
+    draw, drawn = full._draw, Counter()
+
+    def watched(pipe: Any, system: Any, *given: Any) -> float:
+        now[0] = "warming up" if drawn[system.name] < 2 else "timed"
+        drawn[system.name] += 1
+        return draw(pipe, system, *given)
+
+    monkeypatch.setattr(full, "check_compiler", lambda device: None)
+    monkeypatch.setattr(full, "compile_network", compile_with)
+    monkeypatch.setattr(full, "_draw", watched)
+    result = full.run((SIDE,), (1,), 1, "cpu", True, ["CogView3 50+10", "CogView3 4+1 light", "LCM-SDXL 4"], "tiny")
+    torch._dynamo.reset()
+    assert not any("error" in row for row in result["rows"]), result["rows"]
+    assert set(drawn.values()) == {4}  # two to warm up, one timed, one by parts
+    assert graphs
+    assert set(graphs) == {"warming up"}
+    assert "compiling took" in full.describe(result)
+
+
+def test_counting_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: set[str] = set()
+    monkeypatch.setattr(systems, "build", lambda *given: devices.add(str(given[2])) or build(*given))
+    result = full.count((SIDE, 2 * SIDE), "tiny")
+    assert devices == {"meta"}
+    rows = {(row["system"], row["side"]): row for row in result["rows"]}
+    assert rows[BASELINE, SIDE]["ratio"] == rows[BASELINE, 2 * SIDE]["ratio"] == 1
+    assert rows["CogView3 50+10", SIDE]["total"] < rows["CogView3 50+10, plain", SIDE]["total"]
     assert "| LCM-SDXL 4 | 128 |" in full.describe_count(result)
     assert of_counts(result).size[0] == 1000
+    alone = full.count((SIDE,), "tiny", systems=["CogView3 4+1", BASELINE])["rows"]
+    assert [row["system"] for row in alone] == ["CogView3 4+1", BASELINE]
+    assert (alone[0]["ratio"], alone[1]["ratio"]) == (rows["CogView3 4+1", SIDE]["ratio"], 1)
+    assert full.count((SIDE,), "tiny", systems=["CogView3 4+1"])["rows"][0]["ratio"] is None
 
 
 @pytest.mark.slow
@@ -151,11 +261,16 @@ def test_networks_make_room_for_each_other() -> None:
     first = networks.get("unet")
     moved: list[Any] = []
     first.to = lambda device: moved.append(str(device))  # where it is told to go
-    networks.bring(["vae"], free=lambda: 10**12)
+    assert not networks.bring(["vae"], free=lambda: 10**12)
     assert moved == []
-    networks.bring(["clip"], free=lambda: 0 if not moved else 10**12)
+    assert not networks.bring(["clip"], free=lambda: 0 if not moved else 10**12)
     assert moved == ["cpu"]
     assert networks.built.keys() == {"unet", "vae", "clip"}
+    networks._is_away = lambda name: name == "vae"  # type: ignore[method-assign]
+    assert networks.bring(["vae"], free=lambda: 10**12), "one that had been there came back"
+    assert networks.size(["vae", "clip"]) == sum(
+        4 * parameter.numel() for name in ("vae", "clip") for parameter in networks.get(name).parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,6 +299,8 @@ def test_bars_are_as_long_as_their_parts() -> None:
     [
         (["--side", "512"], "--side is for --scale full or narrow"),
         (["--eager"], "--eager is for --scale full or narrow"),
+        (["--scale", "full", "--count-only", "--batch", "2", "--eager"], "--batch, --eager is for measuring"),
+        (["--scale", "full", "--count-only", "--system", "SD3"], "no system SD3: choose from"),
         (["--scale", "narrow", "--side", "300"], "--side 300: give a multiple of 128 from 256"),
         (["--scale", "full", "--side", "256"], "--side 256: give a multiple of 128 from 512"),
         (["--scale", "full", "--device", "cpu"], "needs a CUDA GPU, not cpu: give --count-only, or --scale narrow"),

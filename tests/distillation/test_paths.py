@@ -199,7 +199,7 @@ def test_paths_are_drawn_and_learned_from_in_whole_batches(overrides: list[str],
 
 def test_a_carried_estimate_is_refused(runs: Path) -> None:
     recipe = tiny_distillation("relay", runs, distill__blur_estimate="carry", **POOL)
-    with pytest.raises(UserError, match="distill.paths: a path keeps no carried estimate"):
+    with pytest.raises(UserError, match=r"distill\.paths: a path keeps no carried estimate"):
         check_teacher(recipe)
 
 

@@ -27,7 +27,7 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, Mapping[str, float], s
         pen.rectangle((place, 42, place + 12, 54), COLORS[part])
         pen.text((place + 18, 48), part, INK, font, anchor="lm")
         place += 90
-    longest = max(sum(parts.values()) for _, parts, _ in rows)
+    longest = max((sum(parts.values()) for _, parts, _ in rows), default=1.0)
     scale = (_WIDTH - _LEFT - _RIGHT) / longest
     for number, (name, parts, note) in enumerate(rows):
         middle, start = _TOP + _ROW * number + _ROW // 2, float(_LEFT)
@@ -52,17 +52,18 @@ def of_counts(result: Mapping[str, Any]) -> Image.Image:
     return bars(f"Counted operations of a picture of {first} x {first}", "TFLOP", rows)
 
 
-def _note(total: float, ratio: float) -> str:
-    return f"{total / 1e12:.4g}  ({ratio:.3f})"
+def _note(total: float, ratio: float | None) -> str:
+    return f"{total / 1e12:.4g}" + (f"  ({ratio:.3f})" if ratio else "")
 
 
 def of_times(result: Mapping[str, Any]) -> Image.Image:
-    """Seconds of the last batch size at the first side, by part."""
+    """Seconds of the largest batch at the first side, by part: bars of a run by itself, numbers of the medians."""
     first = result["rows"][0]["side"]
-    batch = max(row["batch"] for row in result["rows"])
+    measured = [row for row in result["rows"] if "seconds" in row]
+    batch = max((row["batch"] for row in measured), default=1)
     rows = [
         (row["system"], row["parts"], f"{row['seconds']:.3g}" + (f"  ({row['ratio']:.3f})" if row["ratio"] else ""))
-        for row in result["rows"]
+        for row in measured
         if (row["side"], row["batch"]) == (first, batch)
     ]
     where = result["hardware"]["device"]

@@ -56,24 +56,32 @@ class Networks:
             self.built[name] = build(name, self.scale, self.device, self.dtype)
         return self.built[name]
 
-    def bring(self, names: Sequence[str], free: Callable[[], int] | None = None, reserve: int = 0) -> None:
+    def bring(self, names: Sequence[str], free: Callable[[], int] | None = None, reserve: int = 0) -> bool:
         """Have these networks on the device; others make room where there is not enough.
 
         Args:
             names: those that are needed.
             free: bytes free on the device; None where nothing need make room.
             reserve: bytes to leave free.
+
+        Returns:
+            Whether any that had been there before came back.
         """
-        if free is not None:
-            away = [name for name in names if name not in self.built or self._is_away(name)]
+        away = [name for name in names if name not in self.built or self._is_away(name)]
+        if free is not None and away:
             needed = reserve + sum(_bytes(build(name, self.scale, "meta", self.dtype)) for name in away)
-            for name in [name for name in self.built if name not in names]:
+            for name in [name for name in self.built if name not in names and not self._is_away(name)]:
                 if free() >= needed:
                     break
                 self.built[name].to("cpu")
-                torch.cuda.empty_cache()
+        back = [name for name in away if name in self.built]
         for name in names:
             self.get(name).to(self.device)
+        return bool(back)
+
+    def size(self, names: Sequence[str]) -> int:
+        """Bytes of these networks' weights."""
+        return sum(_bytes(self.get(name)) for name in names)
 
     def _is_away(self, name: str) -> bool:
         return next(self.built[name].parameters()).device.type != self.device.type
@@ -90,12 +98,10 @@ class System(ABC):
     Attributes:
         name: for tables.
         needs: names of its networks.
-        sides: sides in pixels that it is measured at; empty means all.
     """
 
     name: str
     needs: ClassVar[tuple[str, ...]] = ()
-    sides: tuple[int, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def pipe(self, networks: Networks) -> Any:

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,7 +39,7 @@ def group() -> None:
 @app.command()
 def inference(
     scale: Annotated[Scale, typer.Option("--scale", help="Size of the networks.")] = Scale.small,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Runs of each kind; by default 3.")] = None,
     count_only: Annotated[
         bool, typer.Option("--count-only", help="Narrow, full: count operations, run nothing; any machine will do.")
     ] = False,
@@ -75,7 +75,7 @@ def inference(
             _refuse_full_options(count_only, sides, batches, systems, compiled, plot)
             from cogview3.bench.inference import describe, run
 
-            result = run(str(scale), repeats=repeats, device=pick_device(device), counter=counter)
+            result = run(str(scale), repeats=repeats or 3, device=pick_device(device), counter=counter)
             text = describe(result)
         else:
             from cogview3.bench import full
@@ -88,14 +88,18 @@ def inference(
                     raise UserError(f"--side {side}: give a multiple of 128 from {least} to 4096")
             sizes = tuple(sides or (full.SIDES if is_full else full.NARROW_SIDES))
             if count_only:
-                result = full.count(sizes, str(scale), counter=counter)
+                _refuse(
+                    {"--batch": batches, "--repeats": repeats} | _compiling(compiled),
+                    "is for measuring: leave --count-only out",
+                )
+                result = full.count(sizes, str(scale), counter, systems or ())
                 text, draw = full.describe_count(result), plots.of_counts
             else:
                 where = pick_full_device(device) if is_full else pick_device(device)
                 result = full.run(
                     sizes,
                     tuple(batches or (full.BATCHES if is_full else (1,))),
-                    repeats,
+                    repeats or 3,
                     where,
                     is_full if compiled is None else compiled,
                     systems or (),
@@ -125,9 +129,16 @@ def _refuse_full_options(
     plot: Path | None,
 ) -> None:
     given = {"--count-only": count_only, "--side": sides, "--batch": batches, "--system": systems, "--plot": plot}
-    given["--eager" if compiled is False else "--compile"] = compiled is not None
+    _refuse(given | _compiling(compiled), "is for --scale full or narrow: add it")
+
+
+def _compiling(compiled: bool | None) -> dict[str, bool]:
+    return {"--eager" if compiled is False else "--compile": compiled is not None}
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
     if names := [name for name, value in given.items() if value]:
-        raise UserError(f"{', '.join(names)} is for --scale full or narrow: add it, or leave {names[0]} out")
+        raise UserError(f"{', '.join(names)} {why}, or leave {names[0]} out")
 
 
 @app.command()
