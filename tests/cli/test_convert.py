@@ -193,7 +193,7 @@ def test_back_to_the_releases_files(run: Run, release: Path, converted: Path) ->
         ({"unet": "t5"}, ("t5 has no file 'latest'", "give the folder")),
         ({"unet": PLACES[2]}, ("base-distill-4step is distilled", "--mode")),
         ({"vae": "t5/model.safetensors"}, ("model.safetensors has not the release's structure",)),
-        ({"vae": "t5"}, ("t5 does not exist",)),
+        ({"vae": "t5"}, ("t5 is a folder", "give the weights' file")),
         ({"text-encoder": "none"}, ("--text-encoder", "none is no folder", "give a transformers folder")),
         ({"text-encoder": "base"}, ("base has no tokenizer",)),
     ],
@@ -388,3 +388,15 @@ def test_an_earlier_model_stays_if_writing_fails(
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "model_index.json"]
     assert run("convert", *options(release), "-o", "model").exit_code == 0
     assert Path("model/unet/config.json").is_file()
+
+
+def test_distilled_networks_in_each_others_place_are_known_by_their_guidance(
+    monkeypatch: pytest.MonkeyPatch, release: Path, run: Run
+) -> None:
+    """The release's bases embed guidance 512 wide, its relays 256; here all do so 8 wide."""
+    for widths in ({"unet": 8, "relay_unet": 256}, {"unet": 512, "relay_unet": 8}):
+        monkeypatch.setattr(conversion, "_GUIDANCE_WIDTHS", widths)
+        result = run("convert", *options(release), *fast(release), "-o", "model")
+        assert result.exit_code == 2
+        assert "embeds guidance 8 wide" in error_line(result)
+        assert "swap base and relay of --mode 4+1" in error_line(result)

@@ -318,6 +318,9 @@ def png_header(width: int, height: int) -> bytes:
     ("arguments", "words"),
     [
         (["upscale", "one.png"], ["image is 1x1", "at least 4 pixels"]),
+        (["upscale", "one.png", "--guidance", "9"], ["--guidance 9 needs a --prompt"]),
+        (["generate", "a", "--relays", "0", "--relay-steps", "3"], ["--relay-steps 3 is for a relay"]),
+        (["generate", "a", "--relays", "0", "--relay-guidance", "5"], ["--relay-guidance 5 is for a relay"]),
         (["upscale", "huge.png"], ["huge.png: give at most 67 million pixels", "900000000 pixels"]),
         (["upscale", "large.png"], ["large.png is 9000x9000: give at most 67 million pixels"]),
         (["upscale", "long.png"], ["image is 9000x8", "at most 4096"]),

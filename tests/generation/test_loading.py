@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler
 from cogview3.config import UserError
 from cogview3.generation import loading, pretrained
+from cogview3.prompts.cache import HeldPrompts
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -100,6 +101,28 @@ def test_mode_goes_along_with_from_pipe(model: Path) -> None:
     upscaler = CogView3UpscalePipeline.from_pipe(pipe)
     assert (upscaler.mode_name, upscaler.mode) == ("4+1", pipe.mode)
     assert upscaler.relay_unet is pipe.relay_unet
+
+
+def test_switches_go_along_with_from_pipe(model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model)
+    assert not CogView3UpscalePipeline.from_pipe(pipe).compiled
+    pipe.enable_vae_tiling(512)
+    pipe.compile_networks(backend="eager")
+    pipe.prompt_cache = HeldPrompts()
+    upscaler = CogView3UpscalePipeline.from_pipe(pipe)
+    assert (upscaler.compiled, upscaler.vae_tile_size) == (True, 512)
+    assert upscaler.prompt_cache is pipe.prompt_cache
+
+
+@pytest.mark.parametrize("name", ["unet", "relay_unet"])
+def test_a_mode_that_is_not_distilled_is_not_taken_for_one(
+    model: Path, make_unet: Callable[..., UNet2DConditionModel], name: str
+) -> None:
+    shutil.rmtree(model / "modes/4+1" / name)
+    make_unet(10).save_pretrained(model / "modes/4+1" / name)
+    with pytest.raises(UserError, match=rf"4\+1 is marked distilled in sampling.json, but its {name} does not take"):
+        CogView3Pipeline.from_pretrained(model, mode="4+1")
+    CogView3Pipeline.from_pretrained(model)
 
 
 def test_from_pipe_casts_nothing_unless_told(model: Path) -> None:

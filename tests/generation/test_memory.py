@@ -1,11 +1,13 @@
 """Memory: estimates against closed forms and real networks; placements and their errors."""
 
+import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,8 +112,50 @@ def test_each_mode_needs_less_than_the_one_before(networks: dict[str, nn.Module]
 
 
 def test_enlarging_needs_no_base(networks: dict[str, nn.Module]) -> None:
-    names = [stage.name for stage in memory.stages(networks, Picture(64, 64, 1, upscale=True), torch.float32)]
-    assert names == ["encode", "relay", "decode"]
+    found = memory.stages(networks, Picture(64, 64, 1, upscale=True), torch.float32)
+    assert [stage.name for stage in found] == ["text", "encode", "relay", "decode"]
+    assert found[1].networks == ("text_encoder", "vae")  # nothing has sent the text encoder away by then
+    found = memory.stages(networks, Picture(64, 64, 1, upscale=True, encoded=False), torch.float32)
+    assert [stage.name for stage in found] == ["encode", "relay", "decode"]
+    with_text, without = (
+        estimates(networks, Picture(64, 64, 1, upscale=True, encoded=encoded), torch.float32)
+        for encoded in (True, False)
+    )
+    saved = weight_bytes(networks["text_encoder"], torch.float32) * MARGIN[0]
+    assert with_text["none"] - without["none"] >= saved - 1  # and what encoding takes, of these tiny networks most
+
+
+@pytest.mark.parametrize(
+    ("picture", "names"),
+    [
+        (Picture(128, 128, 2), "text base enlarge relay enlarge relay decode"),
+        (Picture(64, 64, 0), "text base decode"),
+        (Picture(128, 128, 2, upscale=True, encoded=False), "encode relay enlarge relay decode"),
+    ],
+)
+def test_light_parts_stand_in_for_the_vae(networks: dict[str, nn.Module], picture: Picture, names: str) -> None:
+    with torch.device("meta"):
+        networks |= {"latent_enlarger": LatentEnlarger(width=8, num_blocks=1)}
+        networks |= {"light_decoder": LightDecoder(width=8, num_blocks=1)}
+    plain, light = (memory.stages(networks, replace(picture, light=light), torch.float32) for light in (False, True))
+    assert [stage.name for stage in light] == names.split()
+    of_vae = [stage for stage in light if "vae" in stage.networks]
+    assert bool(of_vae) == picture.upscale  # the picture that is given is encoded
+    assert light[-1].activations < plain[-1].activations
+    needs = [estimates(networks, replace(picture, light=light), torch.float32)["model"] for light in (False, True)]
+    assert needs[1] <= needs[0]
+
+
+def test_a_modes_own_choice_of_light_parts_counts(components: dict[str, Any], tmp_path: Path) -> None:
+    parts = {"light_decoder": LightDecoder(width=8, num_blocks=1)}
+    CogView3Pipeline(**components, **parts).save_pretrained(tmp_path / "model")
+    modes = {"full": {"steps": 2}, "small": {"steps": 2, "light": True}}
+    table = {"format": 1, "default": "full", "modes": modes}
+    (tmp_path / "model" / "sampling.json").write_text(json.dumps(table))
+    folder, needs = str(tmp_path / "model"), {}
+    for mode, light in (("full", None), ("full", True), ("small", None), ("small", False)):
+        needs[mode, light] = model_estimates(folder, mode, Picture(1024, 1024, light=light), torch.float32)["none"]
+    assert needs["full", True] == needs["small", None] < needs["full", None] == needs["small", False]
 
 
 def test_damaged_configurations_are_named(folder: Path) -> None:
@@ -172,10 +216,26 @@ def test_pictures_that_cannot_be_drawn_are_not_estimated(folder: Path, picture: 
         model_estimates(str(folder), None, picture, torch.float32)
 
 
-def test_running_out_names_the_mode_that_needs_less() -> None:
-    with pytest.raises(OutOfMemory, match="memory ran out: no mode fits"), explained(NEEDS, Placement()):
+@pytest.mark.parametrize(
+    ("needs", "how", "total", "words"),
+    [
+        (NEEDS, Placement(), 80, "--drop-text-encoder needs 14.0 GiB"),
+        (NEEDS, Placement("model"), 24, "--offload sequential needs 3.0 GiB"),
+        (NEEDS, Placement("sequential"), 24, "no mode fits: use a smaller --batch"),
+        (NEEDS, Placement(), 2, "no mode fits: use a smaller --batch"),
+        ({}, Placement(), 80, "use --offload model, a smaller --batch or --size, --tile-size 512 or --quantize int8"),
+        ({}, Placement("model"), 80, "use a smaller --batch or --size, --tile-size 512 or --quantize int8"),
+    ],
+)
+def test_running_out_names_the_mode_that_needs_less(
+    needs: dict[str, int], how: Placement, total: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(total_memory=total * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    with pytest.raises(OutOfMemory, match=f"memory ran out: {words}"), explained(needs, how):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="other"), explained(NEEDS, Placement()):
+    with pytest.raises(RuntimeError, match="other"), explained(needs, how):
         raise RuntimeError("other")
 
 
@@ -202,6 +262,14 @@ def test_single_weights_are_not_moved_with_others(other: dict[str, Any]) -> None
         replace(Placement("sequential"), **other).check("cuda")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_fp8_is_for_bfloat16(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    with pytest.raises(UserError, match="--quantize fp8 goes with --dtype bfloat16 alone"):
+        Placement(quantize="fp8").check("cuda", dtype)
+    Placement(quantize="fp8").check("cuda", torch.bfloat16)
+
+
 def test_old_gpus_have_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     with pytest.raises(UserError, match=r"this GPU has 8\.6: use int8"):
@@ -216,6 +284,18 @@ def test_a_dropped_text_encoder_draws_the_same(components: dict[str, Any]) -> No
     torch.testing.assert_close(draw(pipe, negative_prompt="circle"), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="lacks a prompt"):
         pipe("blue")
+
+
+def test_unets_are_quantized_on_the_device_when_the_text_encoder_has_gone(
+    components: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    networks = {id(components[name]): name for name in ("text_encoder", "unet", "relay_unet")}
+    monkeypatch.setattr(placement, "quantize_network", lambda network, *given: order.append(networks[id(network)]))
+    drop = placement.drop_text_encoder
+    monkeypatch.setattr(placement, "drop_text_encoder", lambda *given: order.append("dropped") or drop(*given))
+    place(pipeline(components), "cpu", Placement(quantize="int8", drop_text_encoder=True), ["a red star"])
+    assert order == ["text_encoder", "dropped", "unet", "relay_unet"]
 
 
 def test_int8_draws_nearly_the_same(components: dict[str, Any]) -> None:

@@ -303,6 +303,16 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     assert mark.is_dir()
 
 
+def test_tensors_larger_than_their_file_are_refused(tmp_path: Path) -> None:
+    """A view of one number can have any shape: small files that would be written out as terabytes."""
+    path, tensors = tmp_path / "unet.pt", tiny_tensors(0)
+    wide = {name: torch.zeros(()).half().expand([30 * side for side in each.shape]) for name, each in tensors.items()}
+    torch.save({"module": wide}, path)
+    assert path.stat().st_size < 10**6
+    with pytest.raises(UserError, match=r"unet\.pt has \d+ bytes, but its tensors \d+: give a file in which none"):
+        load_unet(path)
+
+
 def test_other_objects_are_refused_but_plain_values_are_not(tmp_path: Path) -> None:
     path = tmp_path / "unet.pt"
     torch.save({"module": tiny_tensors(0), "args": argparse.Namespace(fp16=True)}, path)

@@ -126,6 +126,9 @@ def generate(
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
     check_finite("--strength", strength)
+    for name, given in (("--relay-steps", relay_steps), ("--relay-guidance", relay_guidance)):
+        if relays == 0 and given is not None:
+            raise UserError(f"{name} {given:g} is for a relay, and with --relays 0 there is none: leave it out")
     adapters = [parse_lora(entry) for entry in lora or []]
     begin_with = None if image is None else open_picture(image)
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
@@ -141,6 +144,7 @@ def generate(
         "batch": min(batch, len(texts)),
         "tile_size": tile_size,
         "guided": any(scale is None or scale > 1 for scale in (guidance, relay_guidance)),
+        "light": light or None,
     }
     with clean_stdout(as_json), ExitStack() as stack:
         drawn, written = texts, None
@@ -240,6 +244,8 @@ def upscale(
     Sides grow 2^RELAYS times; any size will do.
     """
     check_finite("--guidance", guidance)
+    if guidance is not None and not (prompt or negative):
+        raise UserError(f"--guidance {guidance:g} needs a --prompt, which there is none of to follow: leave it out")
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     pictures = [open_picture(path) for path in images]
     seeds = list(range(seed, seed + len(pictures)))
@@ -247,7 +253,7 @@ def upscale(
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     largest = max(pictures, key=lambda picture: picture.width * picture.height)
     drawn = {"height": largest.height << relays, "width": largest.width << relays, "relays": relays}
-    drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative)}
+    drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light or None}
     with (
         clean_stdout(as_json),
         load(

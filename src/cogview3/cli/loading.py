@@ -38,8 +38,8 @@ def load(
 ) -> Iterator[Any]:
     """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
 
-    Without its text encoder where the prompt cache has all prompts. Running out of a GPU's memory within the block is
-    told with the mode that would fit.
+    Without its text encoder where there is no prompt, or the prompt cache has all. Running out of a GPU's memory
+    within the block is told with the mode that would fit.
 
     Args:
         pipeline: name of the class.
@@ -64,16 +64,18 @@ def load(
     transformers.utils.logging.disable_progress_bar()
     kind = getattr(cogview3, pipeline)
     where, how = pick_device(device), Placement(*(each and getattr(each, "value", each) for each in placement))
-    how.check(where)
     parts: dict[str, Any] = {"dtype": pick_dtype(dtype, where)}
+    how.check(where, parts["dtype"])
+    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"], how.quantize)
+    told = [prompt for prompt in prompts if prompt is not None]
+    encoded = bool(told) and not (cache is not None and cache.has(told))
     needs = {}
     if where == "cuda":
         kind.check_model(model, mode)  # an estimate needs a whole model
-        picture = Picture(**(drawn or {}), vae_slicing=how.vae_slicing, vae_tile_size=512 if how.vae_tiling else None)
-        needs = model_estimates(model, mode, picture, parts["dtype"], how.quantize)
+        more = {"vae_slicing": how.vae_slicing, "vae_tile_size": 512 if how.vae_tiling else None, "encoded": encoded}
+        needs = model_estimates(model, mode, Picture(**(drawn or {}), **more), parts["dtype"], how.quantize)
         check_free(needs, how)
-    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"], how.quantize)
-    if cache is not None and cache.has([prompt for prompt in prompts if prompt is not None]):
+    if not encoded:
         parts["text_encoder"] = None
     with explained(needs, how):
         pipe = kind.from_pretrained(model, mode=mode, **parts)

@@ -31,6 +31,8 @@ TEXT_LENGTH = 225
 """Tokens of a prompt in the release."""
 
 SIDES = {"unet": 64, "relay_unet": 128}
+_GUIDANCE_WIDTHS = {"unet": 512, "relay_unet": 256}  # of the release's distilled networks
+_OTHER = {"unet": "relay_unet", "relay_unet": "unet"}
 """Sides of the latents that the release's stages draw."""
 
 _PLAIN = Mode(steps=50, relay_steps=12, relay_start=500, blur_estimate="recompute", guidance=7.5)
@@ -165,6 +167,11 @@ def _check_fit(
             raise UserError(f"{source} is distilled: give it with --mode, and an undistilled network for {place}")
         if not distilled and place not in SIDES:
             raise UserError(f"{source} is not distilled, but {place} must be: give a distilled network with --mode")
+        if distilled and config.time_cond_proj_dim == _GUIDANCE_WIDTHS[_OTHER[Path(place).name]]:
+            raise UserError(
+                f"{source} embeds guidance {config.time_cond_proj_dim} wide, as the release's other stage does: swap "
+                f"base and relay of --mode {Path(place).parent.name}"
+            )
         if config.cross_attention_dim != text_width:
             raise UserError(
                 f"{source} takes text {config.cross_attention_dim} wide, but --text-encoder gives {text_width}: "

@@ -23,6 +23,8 @@ from transformers import AutoConfig, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.generation.attention import constant_text
+from cogview3.generation.light import LIGHT_COMPONENTS
+from cogview3.models.light import LatentEnlarger, LightDecoder
 
 GIB = 2**30
 MARGIN = (1.05, GIB // 2)
@@ -31,7 +33,7 @@ MARGIN = (1.05, GIB // 2)
 MODES = ("none", "drop-text-encoder", "model", "sequential")
 """Ways to place a model, the fastest first."""
 
-DRAWING = ("text_encoder", "vae", "unet", "relay_unet")
+DRAWING = ("text_encoder", "vae", "unet", "relay_unet", *LIGHT_COMPONENTS)
 """Components that have weights."""
 
 
@@ -48,6 +50,8 @@ class Picture:
         tile_size, vae_tile_size: side in pixels of tiles, of relays and VAE, and of the VAE alone; None for none.
         vae_slicing: whether the VAE works on one picture at a time.
         upscale: whether there is no base stage.
+        light: whether those light parts that there are stand in for the VAE; None means the mode's choice.
+        encoded: whether there is text to encode.
     """
 
     height: int | None = None
@@ -60,6 +64,8 @@ class Picture:
     vae_tile_size: int | None = None
     vae_slicing: bool = False
     upscale: bool = False
+    light: bool | None = None
+    encoded: bool = True
 
     def settled(self, networks: Mapping[str, nn.Module]) -> "Picture":
         """With the model's own sizes where they are unset."""
@@ -98,6 +104,8 @@ def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
         "unet": lambda folder: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
     }
     kinds["relay_unet"] = kinds["unet"]
+    for name, light in zip(LIGHT_COMPONENTS, (LatentEnlarger, LightDecoder), strict=True):
+        kinds[name] = lambda folder, light=light: light.from_config(light.load_config(folder))  # type: ignore[misc]
     networks = {}
     for name, folder in folders.items():
         try:
@@ -195,23 +203,38 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
         network.to(dtype)
     vae = networks["vae"]
     factor, picture = _factor(vae), picture.settled(networks)
+    enlarger, decoder = (networks.get(name) if picture.light else None for name in LIGHT_COMPONENTS)
     sides = [(picture.height >> number, picture.width >> number) for number in range(picture.relays, -1, -1)]
     found = []
-    if "text_encoder" in networks and not picture.upscale:
+    on_device: tuple[str, ...] = ()  # what the stage before leaves there under model offload
+
+    def decoding(size: tuple[int, int]) -> Stage:
+        if decoder is not None:
+            return Stage("decode", on_device, _light_peak(decoder, size, factor, picture, dtype))
+        return Stage("decode", (*on_device, "vae"), _vae_peak(vae, size, picture, dtype, factor, False))
+
+    if "text_encoder" in networks and picture.encoded:
         tokens = torch.zeros(picture.batch, picture.tokens, dtype=torch.long, device="meta")
         encoder = networks["text_encoder"]
         found.append(Stage("text", ("text_encoder",), peak_bytes(encoder, lambda: encoder(tokens))))
-    on_device: tuple[str, ...] = ()
+        on_device = ("text_encoder",)
     if not picture.upscale:
         found.append(Stage("base", ("unet",), _unet_peak(networks["unet"], sides[0], None, picture, dtype, factor)))
         on_device = ("unet",)
-        found.append(Stage("decode", (*on_device, "vae"), _vae_peak(vae, sides[0], picture, dtype, factor, False)))
-    for size in sides[1:]:
-        found.append(Stage("encode", (*on_device, "vae"), _vae_peak(vae, size, picture, dtype, factor, True)))
+        if enlarger is None or not picture.relays:
+            found.append(decoding(sides[0]))
+    for number, size in enumerate(sides[1:]):
+        if enlarger is not None and (number or not picture.upscale):
+            found.append(Stage("enlarge", on_device, _light_peak(enlarger, size, 2 * factor, picture, dtype)))
+        else:
+            found.append(Stage("encode", (*on_device, "vae"), _vae_peak(vae, size, picture, dtype, factor, True)))
+            on_device = (*on_device, "vae")
         relay = _unet_peak(networks["relay_unet"], size, picture.tile_size, picture, dtype, factor)
-        found.append(Stage("relay", ("vae", "relay_unet"), relay))
-        found.append(Stage("decode", ("vae",), _vae_peak(vae, size, picture, dtype, factor, False)))
-        on_device = ()
+        left = ("vae",) if "vae" in on_device else ()
+        found.append(Stage("relay", (*left, "relay_unet"), relay))
+        on_device = ("relay_unet",) if enlarger is not None or decoder is not None else ()
+        if enlarger is None or number == picture.relays - 1:
+            found.append(decoding(size))
     return found
 
 
@@ -266,6 +289,17 @@ def _vae_peak(
     return peak_bytes(vae, call) + 2 * picture.batch * 3 * size[0] * size[1] * 4
 
 
+def _light_peak(network: nn.Module, size: tuple[int, int], factor: int, picture: Picture, dtype: torch.dtype) -> int:
+    """Of a light part that takes latents `factor` times smaller than `size`; a batch goes through it at once."""
+    height, width = (min(side, picture.tile_size or side) // factor for side in size)
+    channels, meta = network.config.latent_channels, {"device": "meta", "dtype": dtype}
+
+    def call() -> None:
+        network(torch.empty(picture.batch, channels, height, width, **meta)).float()
+
+    return peak_bytes(network, call) + 2 * picture.batch * 3 * size[0] * size[1] * 4
+
+
 # Estimates
 
 
@@ -285,7 +319,8 @@ def estimates(
         quantize: "int8" or "fp8" for weights of a byte in text encoder and UNets; None for none.
     """
     sliced = replace(picture, vae_slicing=True)
-    used = [name for name in networks if not (picture.upscale and name == "unet")]
+    unused = ["unet"] * picture.upscale + ["text_encoder"] * (not picture.encoded)
+    used = [name for name in networks if name not in unused]
     weights = {name: weight_bytes(networks[name], dtype, quantize) for name in used}
     whole, offloaded = stages(networks, picture, dtype), stages(networks, sliced, dtype)
     without_text = sum(size for name, size in weights.items() if name != "text_encoder")
@@ -294,7 +329,8 @@ def estimates(
     peaks = {
         "none": sum(weights.values()) + max(of_text, of_pictures),
         "drop-text-encoder": max(weights.get("text_encoder", 0) + of_text, without_text + of_pictures),
-        "model": max(sum(weights.get(name, 0) for name in each.networks) + each.activations for each in offloaded),
+        "model": max(sum(weights.get(name, 0) for name in each.networks) + each.activations for each in offloaded)
+        + sum(weights.get(name, 0) for name in LIGHT_COMPONENTS),
         "sequential": max(largest_layer(networks[name], dtype) for name in used)
         + max(each.activations for each in offloaded),
     }

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ class Placement:
     vae_tiling: bool = False
     compile: bool = False
 
-    def check(self, device: str) -> None:
-        """Refuse what cannot be had on a device, or together.
+    def check(self, device: str, dtype: torch.dtype | None = None) -> None:
+        """Refuse what cannot be had on a device, in a number format if one is given, or together.
 
         Raises:
             UserError: naming the option and the mend.
@@ -68,6 +68,8 @@ class Placement:
             raise UserError(f"--offload sequential moves single weights, which {other} cannot: use --offload model")
         if self.quantize == "fp8":
             _check_fp8(kind)
+            if dtype not in (None, torch.bfloat16):
+                raise UserError("--quantize fp8 goes with --dtype bfloat16 alone: leave --dtype out, or use int8")
         if self.quantize:
             _import_torchao()
         if self.compile:
@@ -103,12 +105,15 @@ def place(pipe: DiffusionPipeline, device: str, placement: Placement, prompts: S
         prompts: all that will be asked for; only needed to drop the text encoder.
     """
     placement.check(device)
-    for name in ("text_encoder", "unet", "relay_unet"):
-        network = getattr(pipe, name)
-        if placement.quantize and network is not None:
+
+    def quantize(*names: str) -> None:
+        for network in filter(None, (getattr(pipe, name) for name in names)) if placement.quantize else ():
             quantize_network(network, placement.quantize, device if placement.offload == "none" else None)
+
+    quantize("text_encoder")
     if placement.drop_text_encoder and pipe.text_encoder is not None:
         drop_text_encoder(pipe, device, [prompt for prompt in prompts if prompt is not None])
+    quantize("unet", "relay_unet")  # which brings them to the device, where the text encoder has gone
     if placement.vae_slicing or placement.offload != "none":
         pipe.enable_vae_slicing()
     if placement.vae_tiling:
@@ -173,6 +178,8 @@ def model_estimates(
     if not Path(source).is_dir():
         return {}
     networks = skeletons(network_folders(source, mode))
+    if picture.light is None:
+        picture = replace(picture, light=pick_mode(load_sampling(source), mode, source)[1].light or False)
     check_picture(networks, picture)
     return estimates(networks, picture, dtype, quantize)
 
@@ -218,7 +225,9 @@ def advice(needs: Mapping[str, int], free: int, placement: Placement) -> str:
         if possible and need <= free:
             return f"{_OPTIONS[name]} needs {need / GIB:.1f} GiB"
     smaller = ["a smaller --batch or --size", "--tile-size 512"] + ["--quantize int8"] * (not placement.quantize)
-    return f"no mode fits: use {', '.join(smaller[:-1])} or {smaller[-1]}"
+    if not needs and placement.offload == "none":  # a model on the hub, of which nothing is computed
+        smaller.insert(0, "--offload model")
+    return f"{'no mode fits: ' if needs else ''}use {', '.join(smaller[:-1])} or {smaller[-1]}"
 
 
 def check_free(needs: Mapping[str, int], placement: Placement, free: int | None = None) -> None:
@@ -254,4 +263,6 @@ def explained(needs: Mapping[str, int], placement: Placement) -> Iterator[None]:
         total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
         mode = chosen(placement)
         smaller = {name: need for name, need in needs.items() if need < needs.get(mode, 0)}
+        if needs and not smaller:
+            smaller = {mode: total + 1}  # nothing needs less
         raise OutOfMemory(f"the GPU's memory ran out: {advice(smaller, total, placement)}") from error

@@ -21,6 +21,7 @@ from cogview3.generation.loading import (
 )
 from cogview3.generation.modes import Mode, Sampling, pick_mode, write_sampling
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.unet import takes_guidance
 
 PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
@@ -86,6 +87,13 @@ class ModePipeline(DiffusionPipeline):
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
                     check_weights_complete(source, name, module)
+        for name in ("unet", "relay_unet") if entry.distilled else ():
+            unet = getattr(pipeline, name, None)
+            if unet is not None and not takes_guidance(unet):
+                raise UserError(
+                    f"{source}: mode {mode_name} is marked distilled in sampling.json, but its {name} does not take "
+                    "guidance as a condition: correct the entry, or give the mode a distilled network"
+                )
         pipeline._use_mode(mode_name, entry)
         return pipeline
 
@@ -119,7 +127,7 @@ class ModePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: "ModePipeline", **kwargs: Any) -> Self:
-        """A pipeline of this class around another one's components, in the same mode.
+        """A pipeline of this class around another one's components, in the same mode and with the same switches.
 
         Unlike diffusers' it casts nothing unless it is told to: the two pipelines share their networks.
 
@@ -133,7 +141,9 @@ class ModePipeline(DiffusionPipeline):
         new.register_to_config(_name_or_path=pipeline.name_or_path)
         if any(dtypes):
             new.to(dtype=dtypes[0] or dtypes[1])
-        new.mode_name, new.mode = pipeline.mode_name, pipeline.mode
+        for name in ("mode_name", "mode", "compiled", "vae_tile_size", "prompt_cache", "prompt_expander"):
+            if hasattr(pipeline, name):
+                setattr(new, name, getattr(pipeline, name))
         return new
 
     def _use_mode(self, name: str | None, mode: Mode) -> None:

@@ -59,7 +59,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             or 64 bits.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give the weights' file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}: give the weights' file")
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     for name, tensor in tensors.items():
         dense = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
@@ -70,6 +71,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if tensor.dtype not in _FORMATS:
             found = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{path}: {name!r} is {found}: give weights in float16, bfloat16, float32 or float64")
+    told, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path.stat().st_size
+    if told > size:  # as views of few numbers can be of any shape
+        raise UserError(f"{path} has {size} bytes, but its tensors {told}: give a file in which none share numbers")
     return tensors
 
 
