@@ -49,6 +49,8 @@ def refusal(source: str | Path, *overrides: str) -> str:
 
 def load_packaged(name: str) -> Recipe:
     """A packaged recipe; what its user has to name is named."""
+    if name in ("paper/enlarger", "paper/light_decoder"):
+        return load_recipe(name, ["data.vae=a", 'data.shards=["c"]'])
     if name.startswith("paper/"):
         return load_recipe(name, ["data.vae=a", "data.text=b", 'data.shards=["c"]'])
     return load_recipe(name, ['data.shards=["c"]'] if name in ("scenes/own_pictures", "scenes/base_shards") else [])

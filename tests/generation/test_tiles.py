@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
+from cogview3.evaluation.prompt_sets import load_prompts
+from cogview3.evaluation.seams import seam_ratio
 from cogview3.generation.tiles import OVERLAP, blend_tiles, tile_starts, tile_weights
 
 CALL = {"num_inference_steps": 2, "relay_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
@@ -138,3 +140,23 @@ def test_a_picture_is_enlarged_in_tiles(components: dict[str, Any]) -> None:
 def test_wrong_tiles_are_refused(components: dict[str, Any], tile_size: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         draw(components, tile_size=tile_size)
+
+
+def test_the_bundled_model_draws_in_tiles_without_seams() -> None:
+    """Two relays, nine tiles in the second: borders jump no more than in the same picture drawn whole."""
+    pipe = CogView3Pipeline.from_pretrained("scenes", mode="4+1")
+    pipe.set_progress_bar_config(disable=True)
+    prompt = load_prompts("scenes-heldout")[2].text
+    call = {"height": 512, "width": 512, "num_relays": 2, "output_type": "np"}
+    whole, tiled = (
+        pipe(prompt, **call, tile_size=tile, generator=torch.Generator().manual_seed(2)).images[0]
+        for tile in (None, 256)
+    )
+    assert np.abs(whole - tiled).max() > 0.05  # they were drawn otherwise
+    assert np.abs(whole - tiled).mean() < 0.02
+    assert seam_ratio(tiled, 256) < 1.2 * seam_ratio(whole, 256)
+    # as the measure would tell: the last of each border's two tiles a little brighter
+    shifted = tiled.copy()
+    for start in tile_starts(64, 32)[1:]:
+        shifted[:, 8 * start :] += 0.05
+    assert seam_ratio(shifted, 256) > 2 * seam_ratio(whole, 256)

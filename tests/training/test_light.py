@@ -6,18 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from cogview3 import CogView3Pipeline, checkpoints
 from cogview3.config import UserError, parse_recipe
 from cogview3.data.latents import decode, encode
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.training import loop
 from cogview3.training.export import export
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.objectives.light import LightTraining, enlarged_latents, psnr
 from tests.training.conftest import COMMON
 from tests.training.test_export import as_distilled
+from tests.training.test_sources import DATA, write_pictures
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 KINDS = {"enlarger": ("latent_enlarger", LatentEnlarger), "light_decoder": ("light_decoder", LightDecoder)}
 
 
@@ -122,6 +127,101 @@ def test_figures_of_exact_substitutes(runs: Path) -> None:
     assert figures["facts"] == pytest.approx(figures["facts_vae"], abs=0.05)
     assert figures["psnr_to_vae"] == pytest.approx(66.0, abs=1.0)  # 20 log10(2 / 1e-3), a little of it clamped
     assert psnr(torch.tensor(0.04)) == pytest.approx(20.0)
+
+
+# Pictures in shards
+
+
+def of_shards(kind: str, runs: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Tables of a recipe that reads pictures of several ratios, 96 x 96 and like areas."""
+    data = {name: value for name, value in DATA.items() if name != "text_dropout"}
+    data |= {"vae": str(runs / "vae"), "shards": [write_pictures(folder / "tars")], "degraded_share": 0.0}
+    tables = recipe(kind, runs).to_dict()
+    for name, value in changes.items():
+        table, _, key = name.partition("__")
+        (data if table == "data" else tables[table])[key] = value
+    return {**tables, "data": data}
+
+
+def shard_objective(*given: Any, **changes: Any) -> LightTraining:
+    built = build(parse_recipe(of_shards(*given, **changes), "tiny"))
+    built.prepare("cpu")
+    return built
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_in_shards_are_learned_from_alike(runs: Path, tmp_path: Path, kind: str) -> None:
+    built = shard_objective(kind, runs, tmp_path)
+    shapes = set()
+    for first in range(0, 16, 2):
+        batch = built.batch(first, [first, first + 1])
+        z, target = batch["z"], batch["target"]
+        shapes.add(tuple(z.shape[2:]))
+        if kind == "enlarger":  # equation of z_L, by torch's own enlargement
+            large = F.interpolate(decode(built.vae, z), scale_factor=2, mode="bilinear", align_corners=False)
+            torch.testing.assert_close(target, encode(built.vae, large), rtol=1e-3, atol=1e-3)
+        else:
+            torch.testing.assert_close(target, decode(built.vae, z), rtol=1e-3, atol=1e-3)
+        assert all("/" in key or key[0] == "0" for key in built.keys([first, first + 1]))
+        assert built(batch)["loss"].isfinite()
+    assert len(shapes) > 1
+    figures = built.validate()
+    names = {"error_96", "psnr_96"} if kind == "enlarger" else {"psnr_to_vae", "psnr", "psnr_vae"}
+    assert figures.keys() == names | {"data_used", "data_broken", "data_left_out"}
+    shown = built.recipe.validate_.images
+    side, rows = (192, 2) if kind == "enlarger" else (96, 3)
+    assert built.samples().size == (shown * side, rows * side)
+
+
+def test_faults_of_pictures_in_shards_are_noise_on_their_latents(runs: Path, tmp_path: Path) -> None:
+    clean, faulty = (
+        shard_objective("enlarger", runs, tmp_path / str(share), data__degraded_share=share) for share in (0.0, 1.0)
+    )
+    for first in range(0, 8, 2):
+        a, b = (built.batch(first, [first, first + 1])["z"] for built in (clean, faulty))
+        levels = (b - a).flatten(1).std(1)
+        assert (levels > 0).all()
+        assert (levels < 0.33).all()  # up to 0.3, of some hundreds of numbers
+        assert (b - a).flatten(1).mean(1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_on_shards_goes_on_exactly_and_exports(runs: Path, tmp_path: Path, kind: str) -> None:
+    """A run of 8 samples in one go, and one that stopped after 4 and went on."""
+    short = {"train__images": 8, "train__batch": 2, "train__log_images": 2, "train__checkpoint_images": 4}
+    made = parse_recipe(of_shards(kind, runs, tmp_path, **short, validate__images=2), "tiny")
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    train(made, through, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        advance = loop._Run._advance
+
+        def kill(run: Any) -> dict[str, float]:
+            if run.images == 6:
+                raise RuntimeError("killed")
+            return advance(run)
+
+        patch.setattr(loop._Run, "_advance", kill)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(made, stopped, device="cpu")
+    train(made, stopped, device="cpu")
+    component = KINDS[kind][0]
+    a, b = (load_file(run / "weights" / component / WEIGHTS) for run in (through, stopped))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_wrong_data_of_light_parts_are_refused(runs: Path, tmp_path: Path) -> None:
+    tables = of_shards("enlarger", runs, tmp_path)
+    for changes, words in (
+        ({"text": "x"}, r"data\.text: unknown; known here: vae, size, degraded_share, .*shards"),
+        ({"latents": "require"}, r"data\.latents: Input should be 'never'"),
+        ({"bucket_step": 64}, r"data\.bucket_step: .*does not divide size 96"),
+        ({"shards": []}, r"data\.shards"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parse_recipe({**tables, "data": tables["data"] | changes}, "tiny")
+    tables["data"]["shards"] = [str(tmp_path / "none" / "*.tar")]
+    with pytest.raises(UserError, match="none"):
+        build(parse_recipe(tables, "tiny"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

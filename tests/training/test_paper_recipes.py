@@ -1,13 +1,16 @@
 """The paper's stages as recipes: they follow each other, say what is missing, and train the published network."""
 
 import tomllib
+from importlib.resources import files
 
 import pytest
 import tomli_w
 import torch
 from diffusers import UNet2DConditionModel
 
+from cogview3.bench.networks import CONFIGS
 from cogview3.config import UserError, load_recipe, parse_recipe, recipe_names
+from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.unet import unet_config
 from cogview3.training.objectives.diffusion import build_unet
 
@@ -19,6 +22,22 @@ STAGES = {  # steps and batch, as the paper's table gives them; resolution
     "relay_loss": (20_000, 1024, 1024),
 }
 PLACES = ["data.vae=model", "data.text=model", 'data.shards=["pictures/*.tar"]']
+
+LIGHT = {"paper/enlarger": "latent_enlarger", "paper/light_decoder": "light_decoder"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_parts_are_those_that_the_benchmark_counts_for_the_full_size(name: str) -> None:
+    model = load_recipe(name, [PLACES[0], PLACES[2]]).model
+    config = CONFIGS["full"][LIGHT[name]]
+    assert (model.width, model.blocks) == (config["width"], config["num_blocks"])
+    with torch.device("meta"):
+        network = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}[LIGHT[name]](
+            width=model.width, num_blocks=model.blocks
+        )
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    told = files("cogview3").joinpath(f"recipes/{name}.toml").read_text("utf-8")
+    assert f"the network has {millions:.0f} million parameters" in told
 
 
 def test_each_stage_is_as_long_as_the_papers_and_starts_from_the_one_before() -> None:
@@ -43,11 +62,14 @@ def test_distillation_starts_from_the_last_stages() -> None:
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper/")])
 def test_what_the_user_has_to_give_is_named(name: str) -> None:
-    for missing, given in zip(("vae", "text", "shards"), PLACES, strict=True):
-        rest = [place for place in PLACES if place != given]
+    needed = {place.split("=")[0].removeprefix("data."): place for place in PLACES}
+    if name in LIGHT:
+        del needed["text"]
+    for missing in needed:
+        rest = [place for key, place in needed.items() if key != missing]
         with pytest.raises(UserError, match=rf"data\.{missing}: Field required: give it in the recipe, or with --set"):
             load_recipe(name, rest)
-    recipe = load_recipe(name, PLACES)
+    recipe = load_recipe(name, list(needed.values()))
     assert parse_recipe(tomllib.loads(tomli_w.dumps(recipe.to_dict())), "again") == recipe
 
 

@@ -28,6 +28,7 @@ from cogview3.config.recipes import (
 from cogview3.config.tables import (
     BaseObjective,
     ExpanderModel,
+    LightData,
     Lora,
     Optimizer,
     PictureFilters,
@@ -61,6 +62,7 @@ __all__ = [
     "EnlargerRecipe",
     "ExpanderModel",
     "ExpanderRecipe",
+    "LightData",
     "LightDecoderRecipe",
     "LightRecipe",
     "Lora",

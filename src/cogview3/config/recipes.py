@@ -14,6 +14,7 @@ from cogview3.config.tables import (
     LightData,
     LightDecoderModel,
     LightDecoderObjective,
+    LightShardData,
     Lora,
     Optimizer,
     RecaptionerData,
@@ -130,14 +131,23 @@ class ExpanderRecipe(_Recipe):
     data: ExpanderData = ExpanderData()
 
 
-DATA_TABLES = {"<scenes>": SceneData, "<shards>": ShardData}
-"""The kinds of [data] that base and relay stages have, by the tags that stand for them in pydantic's errors."""
+DATA_TABLES: dict[str, type[Table]] = {
+    "<scenes>": SceneData,
+    "<shards>": ShardData,
+    "<light scenes>": LightData,
+    "<light shards>": LightShardData,
+}
+"""The kinds of [data] that stages and light parts have, by the tags that stand for them in pydantic's errors."""
 
 
 def _data_tag(data: Any) -> str:
     """Scenes have `pictures`, a number of them."""
-    scenes = isinstance(data, SceneData) or (isinstance(data, dict) and "pictures" in data)
+    scenes = isinstance(data, SceneData | LightData) or (isinstance(data, dict) and "pictures" in data)
     return "<scenes>" if scenes else "<shards>"
+
+
+def _light_data_tag(data: Any) -> str:
+    return f"<light {_data_tag(data)[1:]}"
 
 
 def _no_low_resolution(data: SceneData | ShardData) -> SceneData | ShardData:
@@ -151,6 +161,10 @@ RelayData = Annotated[
     Annotated[SceneData, Tag("<scenes>")] | Annotated[ShardData, Tag("<shards>")], Discriminator(_data_tag)
 ]
 BaseData = Annotated[RelayData, AfterValidator(_no_low_resolution)]
+LightPictures = Annotated[
+    Annotated[LightData, Tag("<light scenes>")] | Annotated[LightShardData, Tag("<light shards>")],
+    Discriminator(_light_data_tag),
+]
 
 
 def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
@@ -204,7 +218,7 @@ class EnlargerRecipe(_Recipe):
 
     recipe: EnlargerHeader
     model: EnlargerModel = EnlargerModel()
-    data: LightData
+    data: LightPictures
 
 
 class LightDecoderRecipe(_Recipe):
@@ -212,7 +226,7 @@ class LightDecoderRecipe(_Recipe):
 
     recipe: LightDecoderHeader
     model: LightDecoderModel = LightDecoderModel()
-    data: LightData
+    data: LightPictures
     objective: LightDecoderObjective = LightDecoderObjective()
 
 

@@ -309,7 +309,7 @@ class PictureFilters(Table):
         return longest
 
 
-class ShardData(_Latents, PictureFilters):
+class _Shards(PictureFilters):
     """Pictures with captions in shards: tars, folders, tables (`data.formats.find_shards`).
 
     Attributes:
@@ -362,6 +362,10 @@ class ShardData(_Latents, PictureFilters):
         return step
 
 
+class ShardData(_Shards, _Latents):
+    """Pictures with captions in shards, for base and relay stages."""
+
+
 class BaseObjective(Table):
     """Plain diffusion on all 1000 steps; with `min_snr`, weighted by Min-SNR with that gamma (5 in its paper)."""
 
@@ -410,17 +414,31 @@ class LightDecoderModel(Table):
     blocks: Positive = 4
 
 
-class LightData(Table):
-    """Scenes of side `size`, `large_share` of them cut from renders of twice the side.
+class _LightPictures(Table):
+    """What all data of light parts have.
 
-    Their latents come from the VAE; those of `degraded_share` have a base stage's faults, as in `SceneData`.
+    Attributes:
+        vae: a run, a model folder or a bundled model: where the autoencoder lies that is imitated.
+        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        degraded_share: share of the pictures whose latents have a base stage's faults.
     """
 
     vae: str
     size: Annotated[int, Field(ge=64, multiple_of=16)] = 128
+    degraded_share: Share = 0.4
+
+
+class LightData(_LightPictures):
+    """Scenes of side `size`, `large_share` of them cut from renders of twice the side; `pictures` of them."""
+
     pictures: Positive
     large_share: Share = 0.25
-    degraded_share: Share = 0.4
+
+
+class LightShardData(_Shards, _LightPictures):
+    """Pictures in shards, encoded as they come; nothing is read of latents that were encoded ahead."""
+
+    latents: Literal["never"] = "never"
 
 
 class LightDecoderObjective(Table):

@@ -1,8 +1,13 @@
-"""The objectives of latent enlarger and light decoder: to do what the VAE's halves do, on latents of scenes."""
+"""The objectives of latent enlarger and light decoder: to do what the VAE's halves do, on latents of pictures.
+
+The pictures are scenes, or come from shards.
+"""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,20 +16,21 @@ from PIL import Image
 from torch import Tensor
 
 from cogview3 import checkpoints
-from cogview3.config import EnlargerRecipe, LightDecoderRecipe, LightRecipe
-from cogview3.data.latents import decode, encode, handed_over_latents, to_tensor, to_uint8
+from cogview3.config import EnlargerRecipe, LightData, LightDecoderRecipe, LightRecipe
+from cogview3.data.latents import MAX_LATENT_NOISE, decode, encode, handed_over_latents, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.data.scenes.score import score, summarize
 from cogview3.diffusion.relay import enlarge
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.training.objectives import Batch, Objective, start_from
+from cogview3.training.sources import make_source
 
 _CHUNK = 4  # pictures of a validation worked on at once
 
 
 class LightTraining(Objective):
-    """Base of both: scenes through a frozen VAE. Subclasses set `trained`."""
+    """Base of both: pictures through a frozen VAE. Subclasses set `trained`."""
 
     trained: LatentEnlarger | LightDecoder
 
@@ -36,6 +42,8 @@ class LightTraining(Objective):
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
         self._epoch, self._order = -1, np.empty(0, np.int64)  # which pictures' order is at hand
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
+        self.source = None if isinstance(recipe.data, LightData) else make_source(recipe, vae, folder)
+        self._names: dict[int, str] = {}  # of the last batch's samples, where they have any
         if recipe.recipe.start_from:
             start_from(self.trained, recipe.recipe.start_from, component)
 
@@ -51,11 +59,47 @@ class LightTraining(Objective):
     def _precision(self) -> AbstractContextManager:
         return torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
+    def state(self) -> dict[str, Any]:
+        """The source's."""
+        return {} if self.source is None else self.source.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The source's."""
+        if self.source is not None:
+            self.source.load_state(state)
+
+    def gather(self) -> None:
+        """The source's."""
+        if self.source is not None:
+            self.source.gather()
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """Names of samples of the last batch: of scenes their numbers, else shard and key."""
+        return [self._names.get(index, str(index)) for index in indices]
+
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Latents "z", (B, C, h, w), and what the VAE makes of them, "target", once for each picture."""
+        """Latents "z", (B, C, h, w), and what the VAE makes of them, "target"; of scenes once for each."""
+        if self.source is not None:
+            return self._read(first, indices)
         pairs = [self._pair(self._number(index)) for index in indices]
         z, target = (torch.stack(part) for part in zip(*pairs, strict=True))
         return {"z": z.float(), "target": target.float()}
+
+    @torch.no_grad()
+    def _read(self, first: int, indices: list[int]) -> Batch:
+        """Samples of shards: `degraded_share` of the latents have noise of up to `MAX_LATENT_NOISE` added."""
+        samples = self.source.take(first, indices)
+        self._names = {index: self._names[index] for index in range(first, indices[0]) if index in self._names}
+        self._names |= zip(indices, samples.keys, strict=True)
+        z, share = samples.latents["z0"], self.recipe.data.degraded_share
+        for place, seed in enumerate(samples.seeds):
+            rng = np.random.default_rng(seed)
+            if rng.random() < share:
+                noise = rng.uniform(0, MAX_LATENT_NOISE) * rng.standard_normal(z.shape[1:], np.float32)
+                z[place] += torch.from_numpy(noise.astype(np.float32))
+        with self._precision():
+            target = self._target(z.to(self.vae.device))
+        return {"z": z, "target": target.float().cpu()}
 
     def _pair(self, number: int) -> tuple[Tensor, Tensor]:
         """Latents and target of a picture, kept in memory in float16."""
@@ -95,6 +139,20 @@ class LightTraining(Objective):
         rng = np.random.default_rng(self.recipe.validate_.seed)
         return [sample_scene(rng) for _ in range(self.recipe.validate_.images)]
 
+    def _fixed_pictures(self, count: int, size: int) -> list[np.ndarray]:
+        """The first pictures of the validation, uint8, (size, size, 3) each."""
+        if self.source is not None:
+            return list(self.source.shown(count, size)[1])
+        return [render(scene, size) for scene in self._fixed_scenes()[:count]]
+
+    def _parts(self, pictures: list[np.ndarray]) -> Iterator[Tensor]:
+        """Pictures a few at a time, (B, 3, H, W), in [-1, 1]."""
+        for first in range(0, len(pictures), _CHUNK):
+            yield self._to_device(pictures[first : first + _CHUNK])
+
+    def _figures(self) -> dict[str, float]:
+        return {} if self.source is None else self.source.figures()
+
     def save(self, folder: Path) -> None:
         """Write the network, as the component that pipelines know it by."""
         self.trained.save_pretrained(folder / self.component)
@@ -119,29 +177,29 @@ class EnlargerTraining(LightTraining):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """How near z_L is on whole scenes without faults, at `size` and at twice that.
+        """How near z_L is on whole pictures without faults, at `size` and, of scenes, at twice that.
 
         "error_S": root mean square error over the root mean square of z_L, where z is that of a picture of side S.
         "psnr_S": in dB, of its decoding to the decoding of the true z_L (pictures in [0, 1], pooled error).
         """
-        figures = {}
-        for size in (self.recipe.data.size, 2 * self.recipe.data.size):
-            sums = torch.zeros(3, dtype=torch.float64)
-            scenes = self._fixed_scenes() if size == self.recipe.data.size else self._fixed_scenes()[:_CHUNK]
-            for first in range(0, len(scenes), _CHUNK):
-                z = encode(self.vae, self._to_device([render(scene, size) for scene in scenes[first : first + _CHUNK]]))
+        own, count, figures = self.recipe.data.size, self.recipe.validate_.images, {}
+        for size in (own, 2 * own) if self.source is None else (own,):
+            sums, pixels = torch.zeros(3, dtype=torch.float64), 0
+            for part in self._parts(self._fixed_pictures(count if size == own else _CHUNK, size)):
+                z = encode(self.vae, part)
                 true, found = enlarged_latents(self.vae, z), self.trained(z)
                 errors = found - true, true, decode(self.vae, found) - decode(self.vae, true)
                 sums += torch.tensor([each.double().square().sum() for each in errors])
+                pixels += 4 * part.numel()
             figures[f"error_{size}"] = (sums[0] / sums[1]).sqrt().item()
-            figures[f"psnr_{size}"] = psnr(sums[2] / (len(scenes) * 3 * (2 * size) ** 2))
-        return figures
+            figures[f"psnr_{size}"] = psnr(sums[2] / pixels)
+        return figures | self._figures()
 
     @torch.no_grad()
     def samples(self) -> Image.Image:
         """Enlarged by the VAE, above enlarged by the network; both decoded by the VAE."""
-        size = self.recipe.data.size
-        z = encode(self.vae, self._to_device([render(scene, size) for scene in self._fixed_scenes()[:6]]))
+        shown = min(6, self.recipe.validate_.images)
+        z = encode(self.vae, self._to_device(self._fixed_pictures(shown, self.recipe.data.size)))
         rows = [decode(self.vae, latents) for latents in (enlarged_latents(self.vae, z), self.trained(z))]
         return Image.fromarray(np.vstack([np.hstack(to_uint8(row)) for row in rows]))
 
@@ -171,29 +229,35 @@ class LightDecoderTraining(LightTraining):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """On whole renders of twice `size`: nearness to the VAE, and what either loses.
+        """On whole pictures, scenes of twice `size`: nearness to the VAE, and what either loses.
 
         "psnr_to_vae": in dB, to the VAE's decoding. "psnr", "psnr_vae": of this network and of the VAE, to the
         picture. "facts", "facts_vae": share of the scenes' facts that are read in either's picture.
         """
-        scenes, size = self._fixed_scenes(), 2 * self.recipe.data.size
-        sums, scores = torch.zeros(3, dtype=torch.float64), ([], [])
-        for first in range(0, len(scenes), _CHUNK):
-            part = scenes[first : first + _CHUNK]
-            true = self._to_device([render(scene, size) for scene in part])
+        drawn: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        sums, numbers = torch.zeros(3, dtype=torch.float64), 0
+        for true in self._parts(self._fixed_pictures(self.recipe.validate_.images, self._side)):
             z = encode(self.vae, true)
             vae, own = decode(self.vae, z), self.trained(z).clamp(-1, 1)
             sums += torch.tensor([(a - b).double().square().sum() for a, b in ((own, vae), (own, true), (vae, true))])
-            for kept, pictures in zip(scores, (own, vae), strict=True):
-                kept += [score(scene.facts(), picture) for scene, picture in zip(part, to_uint8(pictures), strict=True)]
-        psnrs = [psnr(total / (len(scenes) * 3 * size**2)) for total in sums]
-        shares = [summarize(kept)["share"] for kept in scores]
-        return dict(zip(("psnr_to_vae", "psnr", "psnr_vae", "facts", "facts_vae"), psnrs + shares, strict=True))
+            numbers += true.numel()
+            for kept, pictures in zip(drawn, (own, vae), strict=True):
+                kept += list(to_uint8(pictures))
+        figures = dict(zip(("psnr_to_vae", "psnr", "psnr_vae"), map(psnr, sums / numbers), strict=True))
+        if self.source is None:
+            facts = [scene.facts() for scene in self._fixed_scenes()]
+            for name, pictures in zip(("facts", "facts_vae"), drawn, strict=True):
+                figures[name] = summarize(list(map(score, facts, pictures)))["share"]
+        return figures | self._figures()
+
+    @property
+    def _side(self) -> int:
+        return self.recipe.data.size * (2 if self.source is None else 1)
 
     @torch.no_grad()
     def samples(self) -> Image.Image:
-        """Renders, what the VAE makes of them, and what the network makes of them, in three rows."""
-        pictures = [render(scene, 2 * self.recipe.data.size) for scene in self._fixed_scenes()[:6]]
+        """Pictures, what the VAE makes of them, and what the network makes of them, in three rows."""
+        pictures = self._fixed_pictures(min(6, self.recipe.validate_.images), self._side)
         z = encode(self.vae, self._to_device(pictures))
         rows = [pictures, to_uint8(decode(self.vae, z)), to_uint8(self.trained(z))]
         return Image.fromarray(np.vstack([np.hstack(row) for row in rows]))

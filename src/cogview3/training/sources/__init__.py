@@ -1,4 +1,7 @@
-"""Where base, relay and their distillation get latents, captions and size conditions: scenes, or shards of pictures."""
+"""Where base, relay and their distillation get latents, captions and size conditions: scenes, or shards of pictures.
+
+Light parts get their latents here, too, where they come from shards.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -10,7 +13,7 @@ import numpy as np
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
+from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, SceneData
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,10 @@ class Source(ABC):
         return
 
 
-def make_source(recipe: BaseRecipe | RelayRecipe | DistillRound, vae: AutoencoderKL, folder: Path) -> Source:
-    """The source that a recipe's [data] describes; `vae` comes from `folder`."""
+def make_source(
+    recipe: BaseRecipe | RelayRecipe | DistillRound | LightRecipe, vae: AutoencoderKL, folder: Path
+) -> Source:
+    """The source that a recipe's [data] describes; `vae` comes from `folder`. Light parts' scenes have none."""
     if isinstance(recipe.data, SceneData):
         from cogview3.training.sources.scenes import SceneSource
 

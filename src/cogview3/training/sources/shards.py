@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from cogview3 import checkpoints
-from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, ShardData, UserError
+from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, ShardData, UserError
 from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages
 from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
 from cogview3.data.filters import Filters
@@ -36,7 +36,9 @@ _CHUNK_PIXELS = 2**22  # encoded at once
 class ShardSource(Source):
     """Pictures and captions of `recipe.data.shards`."""
 
-    def __init__(self, recipe: BaseRecipe | RelayRecipe | DistillRound, vae: AutoencoderKL, folder: Path) -> None:
+    def __init__(
+        self, recipe: BaseRecipe | RelayRecipe | DistillRound | LightRecipe, vae: AutoencoderKL, folder: Path
+    ) -> None:
         self._recipe, self._vae, self._data = recipe, vae, recipe.data
         self._seed = recipe.train.seed
         data, relay = recipe.data, recipe.kind.endswith("relay")
@@ -46,7 +48,9 @@ class ShardSource(Source):
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
         self._batches = BucketBatches(self._samples, recipe.train.batch, text_dropout=0)
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
+        self._tokenizer = None  # light parts read no captions
+        if isinstance(data, ShardData):
+            self._tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
         self._told, self._cut = 0, 0  # captions, and those beyond the text length
         self._gathered = Report(), 0, 0
         make(0, data.readers)  # wrong addresses and settings are told now, not by a worker
@@ -85,8 +89,9 @@ class ShardSource(Source):
     def take(self, first: int, indices: list[int]) -> Samples:
         """As `Source.take`; which samples these are follows from those before, not from their numbers."""
         batch = self._batches.take(len(indices))
-        self._told += len(batch.captions)
-        self._cut += sum(bool(left_out(self._tokenizer, caption)) for caption in batch.captions)
+        if self._tokenizer is not None:
+            self._told += len(batch.captions)
+            self._cut += sum(bool(left_out(self._tokenizer, caption)) for caption in batch.captions)
         return self._taken(batch, self._seed)
 
     def _taken(self, batch: Batch, seed: int, mode: bool = False) -> Samples:
@@ -179,7 +184,7 @@ class ShardSource(Source):
             length = text_length(self._tokenizer)
             print(f"data: {cut:.1%} of the captions are cut to {length} tokens", file=sys.stderr)
         counts = {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
-        return counts | {"data_captions_cut": cut}
+        return counts if self._tokenizer is None else counts | {"data_captions_cut": cut}
 
     # Position
 
