@@ -184,3 +184,19 @@ def test_an_earlier_model_is_replaced_but_kept_if_writing_fails(
     export_runs(runs, model, relay=None, sampling={"steps": 8})
     assert not (model / "relay_unet").exists()
     assert json.loads((model / "sampling.json").read_text())["default"] == "8+10"
+
+
+def test_a_models_own_sampling_is_kept_where_its_base_is_taken(
+    runs: Path, tmp_path: Path, distilled: tuple[Path, Path]
+) -> None:
+    """As where a distilled mode is put beside a model: its guidance and steps stay."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    own = {"steps": 9, "relay_steps": 3, "guidance": 2.0, "relay_guidance": 2.5, "sampler": "dpm++"}
+    export_runs(runs, first, sampling=own)
+    export_runs(runs, second, base=first, relay=first, modes={"2+1": distilled}, sampling={"relay_guidance": 3.0})
+    table = json.loads((second / "sampling.json").read_text())
+    assert table["default"] == "9+3"
+    assert table["modes"]["9+3"] == own | {"relay_guidance": 3.0, "distilled": False}
+    assert table["modes"]["2+1"]["guidance"] == 2.0
+    export_runs(runs, tmp_path / "third")  # of runs alone
+    assert json.loads((tmp_path / "third" / "sampling.json").read_text())["modes"]["50+10"]["guidance"] == 7.5

@@ -17,7 +17,7 @@ from transformers import (
 
 from cogview3 import checkpoints
 from cogview3.config import Distill, DistillRecipe, UserError, distillation_of
-from cogview3.generation.loading import check_target, folder_sizes
+from cogview3.generation.loading import check_target, folder_sizes, load_sampling
 from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
@@ -25,6 +25,7 @@ from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.unet import takes_guidance
 
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
+_INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
 
 
 def export(
@@ -46,7 +47,8 @@ def export(
         modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps). Of runs of
             `distill`, or of single rounds, the range of guidance and the relay's start and steps are taken over.
         out: the model folder.
-        sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...).
+        sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...). Steps,
+            guidance and sampler that are left out are those of the model that `base` is, if it is one.
         light: runs or models that hold the "latent_enlarger" or the "light_decoder", trained with this VAE. Beside
             every mode stands then another that uses them, "4+1-light" beside "4+1".
         expander: a run or model that holds the "expander" of short prompts; `generate --expand` takes it then.
@@ -60,7 +62,7 @@ def export(
             is, or `out` is some other folder.
     """
     check_target(out)
-    default = Mode(**(sampling or {}))
+    default = Mode(**_sampling_of(base) | (sampling or {}))
     name = f"{default.steps}+{default.relay_steps}"
     if name in modes:
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
@@ -82,6 +84,14 @@ def export(
         write_sampling(table, folder)
     sizes = folder_sizes(out)
     return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
+
+
+def _sampling_of(base: Path) -> dict[str, Any]:
+    """Steps, guidance and sampler of the model that the base comes from; nothing of a run, or of a distilled one."""
+    sampling = load_sampling(str(checkpoints.weights_folder(base, "unet").parent))
+    if sampling is None or (mode := sampling.modes[sampling.default]).distilled:
+        return {}
+    return mode.model_dump(include=set(_INHERITED), exclude_none=True)
 
 
 def _forget_origins(folder: Path) -> None:
