@@ -67,4 +67,5 @@ def of_times(result: Mapping[str, Any]) -> Image.Image:
         if (row["side"], row["batch"]) == (first, batch)
     ]
     where = result["hardware"]["device"]
-    return bars(f"Prompt to {batch} pictures of {first} x {first} on {where}", "seconds", rows)
+    count = f"{batch} pictures" if batch > 1 else "a picture"
+    return bars(f"Prompt to {count} of {first} x {first} on {where}", "seconds", rows)
