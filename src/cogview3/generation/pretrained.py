@@ -87,9 +87,9 @@ class ModePipeline(DiffusionPipeline):
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
                     check_weights_complete(source, name, module)
-        for name in ("unet", "relay_unet") if entry.distilled else ():
+        for name, guidance in (("unet", entry.guidance), ("relay_unet", entry.relay_guidance_scale)):
             unet = getattr(pipeline, name, None)
-            if unet is not None and not takes_guidance(unet):
+            if entry.distilled and guidance > 1 and unet is not None and not takes_guidance(unet):
                 raise UserError(
                     f"{source}: mode {mode_name} is marked distilled in sampling.json, but its {name} does not take "
                     "guidance as a condition: correct the entry, or give the mode a distilled network"

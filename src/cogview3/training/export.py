@@ -88,7 +88,11 @@ def export(
 
 def _sampling_of(base: Path) -> dict[str, Any]:
     """Steps, guidance and sampler of the model that the base comes from; nothing of a run, or of a distilled one."""
-    sampling = load_sampling(str(checkpoints.weights_folder(base, "unet").parent))
+    try:
+        folder = checkpoints.weights_folder(base, "unet").parent
+    except UserError:  # told when its turn comes, after what is cheaper to check
+        return {}
+    sampling = load_sampling(str(folder))
     if sampling is None or (mode := sampling.modes[sampling.default]).distilled:
         return {}
     return mode.model_dump(include=set(_INHERITED), exclude_none=True)
