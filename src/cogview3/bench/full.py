@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -27,7 +27,6 @@ SIDES, BATCHES = (1024, 2048), (1, 4)
 NARROW_SIDES = (512,)
 _ACTIVATIONS = 1_700  # bytes a pixel of the final pictures, decoding, at the peak in 16 bits
 _SLICED = 2**23  # more pixels than these are decoded picture by picture: convolutions count in 32 bits
-_T = TypeVar("_T")
 
 
 def count(

@@ -15,7 +15,7 @@ from cogview3.config import DistillRound, UserError
 from cogview3.data.latents import decode, to_uint8
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
-from cogview3.distillation.paths import PathPool
+from cogview3.distillation.paths import PathPool, ends
 from cogview3.distillation.step import Levels, StepLevels
 from cogview3.distillation.teacher import load_teacher, sampler_levels, student_of, teacher_scheduler
 from cogview3.generation.attention import constant_text
@@ -270,10 +270,9 @@ class Distillation(LatentTraining):
     def _fixed_states(self, batch: Batch) -> Batch:
         """States "z" and "z_next" of the validation's samples, (pictures, C, H, W); their paths are drawn once."""
         if not self._states:
-            count, each = len(batch["t"]), torch.arange(len(batch["t"]))
-            paths = torch.cat([self._path(_part(batch, start, _CHUNK)) for start in range(0, count, _CHUNK)])
-            number = batch["t"].cpu()
-            self._states = {"z": paths[each, number], "z_next": paths[each, number + 1]}
+            starts = range(0, len(batch["t"]), _CHUNK)
+            states = torch.cat([self._path(_part(batch, start, _CHUNK)) for start in starts])
+            self._states = ends(states, batch["t"].cpu())
         return self._states
 
     def _teacher(self, steps: int) -> Tensor:

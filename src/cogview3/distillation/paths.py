@@ -33,6 +33,12 @@ class _Path:
     key: str
 
 
+def ends(states: Tensor, number: Tensor) -> Batch:
+    """Of paths' states (B, n + 1, C, H, W): "z" before and "z_next" after the steps `number` (B,), (B, C, H, W)."""
+    each = torch.arange(len(states))
+    return {"z": states[each, number], "z_next": states[each, number + 1]}
+
+
 class PathPool:
     """`distill.paths` paths at a time, each state of which comes `distill.visits` times before the next are drawn.
 
@@ -71,9 +77,7 @@ class PathPool:
         rows = [self._rows[index % self._paths] for index in indices]
         numbers = torch.tensor([self._step(index) for index in indices])
         batch = {name: torch.stack([row.given[name] for row in rows]) for name in rows[0].given}
-        states = torch.stack([row.states for row in rows])
-        each = torch.arange(len(rows))
-        return batch | {"z": states[each, numbers], "z_next": states[each, numbers + 1], "t": numbers}
+        return batch | {"t": numbers} | ends(torch.stack([row.states for row in rows]), numbers)
 
     def keys(self, indices: list[int]) -> list[str]:
         """Names of samples of the last batch."""

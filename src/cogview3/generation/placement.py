@@ -218,10 +218,10 @@ MODE_OF_DROP = {False: "none", True: "drop-text-encoder"}
 
 
 def advice(needs: Mapping[str, int], free: int, placement: Placement) -> str:
-    """What would fit: the fastest other mode that does and goes together with the rest, or a smaller picture."""
+    """What would fit: the fastest mode that does, with less, and goes together with the rest, or a smaller picture."""
     whole = placement.quantize or placement.compile
     for name, need in needs.items():
-        possible = name in _OPTIONS and name != chosen(placement) and not (whole and name == "sequential")
+        possible = name in _OPTIONS and need < needs[chosen(placement)] and not (whole and name == "sequential")
         if possible and need <= free:
             return f"{_OPTIONS[name]} needs {need / GIB:.1f} GiB"
     smaller = ["a smaller --batch or --size", "--tile-size 512"] + ["--quantize int8"] * (not placement.quantize)
@@ -261,8 +261,4 @@ def explained(needs: Mapping[str, int], placement: Placement) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-        mode = chosen(placement)
-        smaller = {name: need for name, need in needs.items() if need < needs.get(mode, 0)}
-        if needs and not smaller:
-            smaller = {mode: total + 1}  # nothing needs less
-        raise OutOfMemory(f"the GPU's memory ran out: {advice(smaller, total, placement)}") from error
+        raise OutOfMemory(f"the GPU's memory ran out: {advice(needs, total, placement)}") from error

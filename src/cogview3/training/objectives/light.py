@@ -44,6 +44,7 @@ class LightTraining(Objective):
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
         self.source = None if isinstance(recipe.data, LightData) else make_source(recipe, vae, folder)
         self._names: dict[int, str] = {}  # of the last batch's samples, where they have any
+        self._first = -1  # its first sample
         if recipe.recipe.start_from:
             start_from(self.trained, recipe.recipe.start_from, component)
 
@@ -89,14 +90,14 @@ class LightTraining(Objective):
     def _read(self, first: int, indices: list[int]) -> Batch:
         """Samples of shards: `degraded_share` of the latents have noise of up to `MAX_LATENT_NOISE` added."""
         samples = self.source.take(first, indices)
-        self._names = {index: self._names[index] for index in range(first, indices[0]) if index in self._names}
-        self._names |= zip(indices, samples.keys, strict=True)
+        self._names = (self._names if first == self._first else {}) | dict(zip(indices, samples.keys, strict=True))
+        self._first = first
         z, share = samples.latents["z0"], self.recipe.data.degraded_share
         for place, seed in enumerate(samples.seeds):
             rng = np.random.default_rng(seed)
             if rng.random() < share:
                 noise = rng.uniform(0, MAX_LATENT_NOISE) * rng.standard_normal(z.shape[1:], np.float32)
-                z[place] += torch.from_numpy(noise.astype(np.float32))
+                z[place] += torch.from_numpy(noise)
         with self._precision():
             target = self._target(z.to(self.vae.device))
         return {"z": z, "target": target.float().cpu()}
