@@ -13,7 +13,7 @@ import cogview3
 PACKAGE = Path(cogview3.__file__).parent
 
 ORDER = [
-    {"config", "diffusion"},
+    {"config", "diffusion", "precision"},
     {"checkpoints", "models"},
     {"prompts"},
     {"data"},

@@ -27,7 +27,7 @@ _CHECKPOINT = re.compile(r"images-(\d+)")
 _MAY_CHANGE = frozenset(
     f"{table}.{key}"
     for table, keys in {
-        "train": "accumulation checkpoint_activations compile shard on_spike spike_factor max_skips",
+        "train": "accumulation precision checkpoint_activations compile shard on_spike spike_factor max_skips",
         "data": "workers latents broken_share broken_window",
     }.items()
     for key in keys.split()

@@ -24,6 +24,7 @@ from cogview3.config import BaseRecipe, UserError, load_recipe, parse_recipe
 from cogview3.diffusion import schedule
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.models.unet import size_conditions
+from cogview3.precision import computes_bfloat16
 from cogview3.training import measure
 from cogview3.training.objectives import Batch, Objective
 from cogview3.training.objectives.diffusion import STEPS, DiffusionTraining, build_unet
@@ -82,7 +83,8 @@ class _Ours:
     """Steps of the training loop."""
 
     def __init__(self, recipe: BaseRecipe, objective: Synthetic, device: str) -> None:
-        self.steps = Steps(recipe, objective, Accelerator(mixed_precision="bf16", cpu=device == "cpu"))
+        accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu")
+        self.steps = Steps(recipe, objective, accelerator)
         self.count = recipe.train.batch
 
     def enter(self) -> None:
@@ -129,7 +131,7 @@ class _Plain:
         noise = torch.randn_like(self.latents)
         times = torch.randint(STEPS, (len(noise),), device=noise.device)
         noisy = self.scheduler.add_noise(self.latents, noise, times)
-        with torch.autocast(noise.device.type, torch.bfloat16):
+        with torch.autocast(noise.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16"):
             # not self.unet(...), which may be compiled
             predicted = self.unet.forward(noisy, times, self.text, class_labels=self.labels).sample
         loss = functional.mse_loss(predicted.float(), self._target(noise, times).float())
@@ -197,11 +199,13 @@ def run(
     if min(count, steps, repeats) < 1:
         raise UserError(f"batch {count}, steps {steps}, repeats {repeats}: give 1 or more of each")
     checkpointed = sizes.checkpoint_activations if checkpoint_activations is None else checkpoint_activations
-    recipe = synthetic_recipe(scale, count, checkpointed, device == "cuda" if compiled is None else compiled)
+    compile_it = device == "cuda" if compiled is None else compiled
+    recipe = synthetic_recipe(scale, count, checkpointed, compile_it, device)
     objective = Synthetic(recipe, sizes, device)
     ours = _Ours(recipe, objective, device)
     flops = measure.step_flops(objective, ours.steps.skeleton, objective.batch(0, [])) // count
-    ceiling = measure.matmul_ceiling(device, torch.bfloat16)
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    ceiling = measure.matmul_ceiling(device, dtype)
     kinds = {"ours": ours, "plain": _Plain(ours, objective)}
     with counter("benchmark", repeats + 1) as progress:
         seconds, memory = _take_turns(kinds, steps, repeats, device, progress)
@@ -215,6 +219,7 @@ def run(
     result["ratio"] = result["ours"]["samples_per_second"] / result["plain"]["samples_per_second"]
     settings = {"size": sizes.size, "batch": count, "steps": steps, "repeats": repeats}
     settings |= {"checkpoint_activations": checkpointed, "compile": recipe.train.compile}
+    settings["dtype"] = str(dtype).removeprefix("torch.")
     return result | {
         "flops": flops,
         "ceiling": ceiling,
@@ -250,8 +255,13 @@ def _timed(step: Callable[[], None], steps: int, device: str) -> float:
     return (measure.clock(device) - start) / steps
 
 
-def synthetic_recipe(scale: str, batch: int, checkpoint_activations: bool, compiled: bool) -> BaseRecipe:
-    """The recipe whose steps are measured: the packaged base stage's, or the paper's at 512 x 512."""
+def synthetic_recipe(
+    scale: str, batch: int, checkpoint_activations: bool, compiled: bool, device: str = "cpu"
+) -> BaseRecipe:
+    """The recipe whose steps are measured: the packaged base stage's, or the paper's at 512 x 512.
+
+    In bfloat16 where the device has instructions for it.
+    """
     small = load_recipe("scenes/base").to_dict()
     tables = {
         "recipe": {"name": f"bench-{scale}", "kind": "base"},
@@ -264,6 +274,7 @@ def synthetic_recipe(scale: str, batch: int, checkpoint_activations: bool, compi
             "batch": batch,
             "checkpoint_activations": checkpoint_activations,
             "compile": compiled,
+            "precision": "bf16" if computes_bfloat16(device) else "no",
         },
     }
     return parse_recipe(tables, "bench")
@@ -275,7 +286,8 @@ def describe(result: dict[str, Any]) -> str:
     lines = [
         f"UNet of {result['parameters'] / 1e6:,.1f} million parameters, {how['size']} x {how['size']}, batch "
         f"{how['batch']}, on {machine['device']}, {machine['torch_threads']} threads",
-        f"counted: {result['flops']:.4g} FLOPs a sample; ceiling: {result['ceiling']:.4g} FLOP/s in bfloat16 products",
+        f"counted: {result['flops']:.4g} FLOPs a sample; ceiling: {result['ceiling']:.4g} FLOP/s in {how['dtype']} "
+        "products",
     ]
     for kind in ("ours", "plain"):
         row = result[kind]

@@ -47,6 +47,8 @@ class Train(Table):
     Attributes:
         batch: samples of one step of the optimizer, of all processes together.
         accumulation: parts, one after the other, that each process cuts its share of a batch into.
+        precision: "bf16" computes in bfloat16, by autocast, "no" in float32; "auto" is bf16 on devices that have
+            instructions for it. Weights, moments and averages are float32 in any case.
         checkpoint_activations: compute activations anew in the backward pass instead of keeping them.
         compile: torch.compile the network.
         shard: spread weights, gradients, optimizer and averages over the processes (FSDP2) instead of copying them.
@@ -60,7 +62,7 @@ class Train(Table):
     batch: Positive
     accumulation: Positive = 1
     seed: Seed = 0
-    precision: Literal["no", "bf16"] = "bf16"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     checkpoint_activations: bool = False
     compile: bool = False
     shard: bool = False

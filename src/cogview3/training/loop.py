@@ -19,11 +19,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
+from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
 from cogview3.training.log import Log, wandb_project
 from cogview3.training.objectives import Objective, build
@@ -63,17 +64,33 @@ def train(
     """
     run = Path(out) if out else Path("runs") / recipe.name
     wandb_project()
-    options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), InitProcessGroupKwargs(timeout=PATIENCE)]
-    accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu", kwargs_handlers=options)
+    process = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    settled = _settle_precision(recipe, process)
+    options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    accelerator = Accelerator(mixed_precision=settled.train.precision, cpu=device == "cpu", kwargs_handlers=options)
     _check_processes(recipe, accelerator)
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())
-    built = (objective or build)(recipe)  # first, so that a wrong reference in the recipe leaves no run behind
+    built = (objective or build)(settled)  # first, so that a wrong reference in the recipe leaves no run behind
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         checkpoints.open_run(run, recipe.to_dict(), restart)
     accelerator.wait_for_everyone()
-    return _Run(recipe, run, built, accelerator).go()
+    return _Run(settled, run, built, accelerator).go()
+
+
+def _settle_precision(recipe: Recipe, process: PartialState) -> Recipe:
+    """The recipe with the `train.precision` that "auto" means on the device; tells of a choice that costs time."""
+    train, fast = recipe.train, computes_bfloat16(process.device)
+    if train.precision == "bf16" and not fast and process.is_main_process:
+        print(
+            "train.precision is bf16, but this device has no instructions for bfloat16 and imitates it, many times "
+            "slower than float32; leave it out, or give --set train.precision=no",
+            file=sys.stderr,
+        )
+    if train.precision != "auto":
+        return recipe
+    return recipe.model_copy(update={"train": train.model_copy(update={"precision": "bf16" if fast else "no"})})
 
 
 def _check_processes(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -234,6 +251,7 @@ class _Run:
             "fingerprint": self.objective.fingerprint(),
             "spikes": {"losses": list(steps.rule.losses), "in_a_row": steps.rule.in_a_row},
             "split": self._split(),
+            "precision": self.recipe.train.precision,
             "objective": states,
         }
         (folder / "state.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -264,6 +282,13 @@ class _Run:
         self._go_on_in_data(stored.get("objective", [{}]))
         if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
             print(_inexact(stored["split"], self._split()), file=sys.stderr)
+        before, now = stored.get("precision", self.recipe.train.precision), self.recipe.train.precision
+        if before != now and self.accelerator.is_main_process:
+            print(
+                f"resuming with precision {before} -> {now}: losses agree in about two digits, no longer in all; "
+                f"--set train.precision={before} goes on as before",
+                file=sys.stderr,
+            )
 
     def _go_on_in_data(self, states: list[dict[str, Any]]) -> None:
         if len(states) == self.accelerator.num_processes:
