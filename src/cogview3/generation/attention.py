@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import nn
 
 _PLAIN = (AttnProcessor, AttnProcessor2_0)  # what this one may stand for; others do something more
 
@@ -76,18 +77,20 @@ def constant_text(unet: UNet2DConditionModel) -> Iterator[bool]:
     Gives whether the UNet may be given fewer texts than samples. It may not where an attention is not a plain one
     (an adapter's, say) or has biases: such ones are left as they are.
     """
-    before = unet.attn_processors
-    modules = dict(unet.named_modules())
-    crossing = [name for name in before if modules[name.removesuffix(".processor")].is_cross_attention]
-    fitting = [name for name in crossing if _fits(modules[name.removesuffix(".processor")])]
-    unet.set_attn_processor(before | {name: TextAttention() for name in fitting})
+    crossing = [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]
+    before = {module: module.processor for module in crossing if _fits(module)}
+    for module in before:  # not by set_attn_processor, which searches the whole network for them
+        module.processor = TextAttention()
     try:
-        yield fitting == crossing
+        yield len(before) == len(crossing)
     finally:
-        unet.set_attn_processor(before)
+        for module, processor in before.items():
+            module.processor = processor
 
 
-def _fits(attn: Attention) -> bool:
+def _fits(attn: nn.Module) -> bool:
+    if not isinstance(attn, Attention):
+        return False
     extras = (attn.norm_cross, attn.norm_q, attn.norm_k, attn.group_norm, attn.spatial_norm)
     plain = type(attn.processor) in _PLAIN and not attn.residual_connection and not any(extras)
     return plain and attn.to_k.bias is None and attn.to_v.bias is None

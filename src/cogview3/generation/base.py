@@ -33,6 +33,7 @@ class Run:
     """What one call carries through all of its stages.
 
     Attributes:
+        device: where the networks run; diffusers takes milliseconds to tell, so it is asked once.
         generator: one for all pictures, or one for each.
         callback: called after every step.
         callback_tensors: names of the tensors that it is given.
@@ -43,6 +44,7 @@ class Run:
             made anew.
     """
 
+    device: torch.device
     generator: torch.Generator | list[torch.Generator] | None
     callback: StepCallback | None
     callback_tensors: Sequence[str]
@@ -59,6 +61,7 @@ class Stage:
     Attributes:
         name: for progress bars and errors.
         unet: the network.
+        dtype: in which it computes.
         scheduler: diffusers' or ours.
         guidance: the pipeline's attribute that holds the guidance scale; read at every step, since callbacks
             may change it.
@@ -69,6 +72,7 @@ class Stage:
 
     name: str
     unet: UNet2DConditionModel
+    dtype: torch.dtype
     scheduler: Any
     guidance: str
     labels: torch.Tensor | None
@@ -167,6 +171,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
 
     def _start_run(
         self,
+        device: torch.device,
         pictures: int,
         output_type: str,
         generator: Generators,
@@ -180,16 +185,18 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
             callback_tensors = callback.tensor_inputs
         inputs.check_callback(callback_tensors, self._callback_tensor_inputs)
         self._interrupt = False
-        return Run(list(generator) if isinstance(generator, Sequence) else generator, callback, callback_tensors)
+        generator = list(generator) if isinstance(generator, Sequence) else generator
+        return Run(device, generator, callback, callback_tensors)
 
     # Denoising
 
     def _noise(self, shape: Sequence[int], run: Run) -> torch.Tensor:
         """Standard normal numbers from the run's generators, in float32: the same in every precision."""
-        return randn_tensor(tuple(shape), generator=run.generator, device=self._execution_device, dtype=torch.float32)
+        return randn_tensor(tuple(shape), generator=run.generator, device=run.device, dtype=torch.float32)
 
     def _stage(
         self,
+        run: Run,
         name: str,
         unet: UNet2DConditionModel,
         scheduler: Any,
@@ -207,11 +214,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
             size = min(size[0], tile_size), min(size[1], tile_size)
         known = inspect.signature(scheduler.step).parameters
         arguments = {key: value for key, value in arguments.items() if key in known}
-        labels = None
+        labels, dtype = None, unet.dtype
         if unet.config.class_embed_type is not None:
             width = unet.config.projection_class_embeddings_input_dim // 6
-            labels = size_conditions(size, (0, 0), size, width).to(self._execution_device)
-        return Stage(name, unet, scheduler, guidance, labels, arguments, tile)
+            labels = size_conditions(size, (0, 0), size, width).to(run.device, dtype)
+        return Stage(name, unet, dtype, scheduler, guidance, labels, arguments, tile)
 
     def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:
         """Run all steps of a stage on latents (B, C, h, w), float32, and return them."""
@@ -227,7 +234,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
                 bar.update()
         if not latents.isfinite().all():
             raise FloatingPointError(
-                f"the {stage.name} stage gave infinite or undefined numbers in {stage.unet.dtype}: "
+                f"the {stage.name} stage gave infinite or undefined numbers in {stage.dtype}: "
                 "use bfloat16 or float32, or a lower guidance"
             )
         return latents
@@ -240,17 +247,17 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         That is guidance of D as well: at fixed z_t, D is affine in the output for every prediction type.
         """
         unet, guidance = stage.unet, getattr(self, stage.guidance)
-        sample = stage.scheduler.scale_model_input(latents, timestep).to(unet.dtype)
+        sample = stage.scheduler.scale_model_input(latents, timestep).to(stage.dtype)
         guided = guidance > 1 and not takes_guidance(unet) and run.negative_prompt_embeds is not None
         if run.text is None or run.text[0] != guided:
-            run.text = guided, _text(run, guided, fewer_texts).to(unet.dtype)
+            run.text = guided, _text(run, guided, fewer_texts).to(stage.dtype)
             if self.compiled:
                 project_text(unet, run.text[1])
         rows = len(sample) * (2 if guided else 1)
         condition = None
         if takes_guidance(unet):
             condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample).expand(rows, -1)
-        labels = None if stage.labels is None else stage.labels.to(unet.dtype).expand(rows, -1)
+        labels = None if stage.labels is None else stage.labels.expand(rows, -1)
 
         def predict(part: torch.Tensor) -> torch.Tensor:
             output = unet(
@@ -293,13 +300,14 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
     # Pictures and latents
 
     @contextmanager
-    def _safe_vae(self) -> Iterator[None]:
-        """Run a float16 VAE in float32 where its configuration says that it overflows."""
-        upcast = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+    def _safe_vae(self) -> Iterator[torch.dtype]:
+        """Run a float16 VAE in float32 where its configuration says that it overflows; gives what it runs in."""
+        dtype = self.vae.dtype
+        upcast = dtype == torch.float16 and self.vae.config.force_upcast
         if upcast:
             self.vae.to(torch.float32)
         try:
-            yield
+            yield torch.float32 if upcast else dtype
         finally:
             if upcast:
                 self.vae.to(torch.float16)
@@ -309,12 +317,12 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         factor = self.vae_scale_factor
 
         def encode(part: torch.Tensor) -> torch.Tensor:
-            return self.vae.encode(part.to(self.vae.dtype)).latent_dist.mode().float()
+            return self.vae.encode(part.to(dtype)).latent_dist.mode().float()
 
         tile_size = tile_size or self.vae_tile_size
-        with self._safe_vae():
+        with self._safe_vae() as dtype:
             mode = blend_tiles(encode, pixels, tile_size and tile_size // factor, cell=factor)
-        inputs.check_numbers("the VAE's encoder", mode, self.vae.dtype)
+        inputs.check_numbers("the VAE's encoder", mode, dtype)
         shift = self.vae.config.shift_factor or 0.0
         return (mode - shift) * self.vae.config.scaling_factor
 
@@ -325,13 +333,13 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         shift, factor = self.vae.config.shift_factor or 0.0, self.vae_scale_factor
 
         def decode(part: torch.Tensor) -> torch.Tensor:
-            unscaled = (part / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
+            unscaled = (part / self.vae.config.scaling_factor + shift).to(dtype)
             return self.vae.decode(unscaled, return_dict=False)[0].float()
 
         tile_size = tile_size or self.vae_tile_size
-        with self._safe_vae():
+        with self._safe_vae() as dtype:
             pixels = blend_tiles(decode, latents, tile_size and tile_size // factor, cell_out=factor)
-        inputs.check_numbers("the VAE's decoder", pixels, self.vae.dtype)
+        inputs.check_numbers("the VAE's decoder", pixels, dtype)
         return pixels.clamp(-1, 1)
 
     def _output(self, images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:
@@ -365,8 +373,9 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         """One relay: z_L to latents of a picture of the same size."""
         height, width = (side * self.vae_scale_factor for side in low_res_latents.shape[2:])
         scheduler = self.relay_scheduler
-        scheduler.set_timesteps(settings.steps, device=self._execution_device, relay_start=settings.start)
+        scheduler.set_timesteps(settings.steps, device=run.device, relay_start=settings.start)
         stage = self._stage(
+            run,
             f"relay {number}",
             self.relay_unet,
             scheduler,

@@ -173,8 +173,9 @@ class CogView3Pipeline(RelayPipelineBase):
         )
         self._check_relays(relays)
         sampler = self.mode.sampler if sampler is None else sampler
-        scheduler = self._base_scheduler(sampler)
-        taken = self._set_timesteps(scheduler, sampler, steps, self._check_strength(image, strength, latents))
+        scheduler, device = self._base_scheduler(sampler), self._execution_device
+        share = self._check_strength(image, strength, latents)
+        taken = self._set_timesteps(scheduler, sampler, steps, share, device)
         self._num_timesteps = taken + relays.count * relays.steps
         size = self._base_size(height, width, relays.count)
         texts = (prompt_embeds, negative_prompt_embeds)
@@ -182,15 +183,15 @@ class CogView3Pipeline(RelayPipelineBase):
         shape = self._check_latents(latents, pictures, size)
         pixels = None if image is None else self._fit_image(image, pictures, num_images_per_prompt, size)
         run = self._start_run(
-            pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+            device, pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
         run.prompt_embeds, run.negative_prompt_embeds = self.encode_prompt(
-            prompt, negative_prompt, num_images_per_prompt, *texts
+            prompt, negative_prompt, num_images_per_prompt, *texts, device=device
         )
         noise = self._noise(shape, run) if latents is None else latents
-        noise = noise.to(self._execution_device, torch.float32)
-        stage = self._stage("base", self.unet, scheduler, "_guidance_scale", size, generator=run.generator)
+        noise = noise.to(device, torch.float32)
+        stage = self._stage(run, "base", self.unet, scheduler, "_guidance_scale", size, generator=run.generator)
         latents = self._denoise(stage, self._base_start(scheduler, noise, pixels, tile_size), run)
         if relays.count and not self._interrupt:
             latents = self._relays(self._enlarge(latents, relays), relays, run)
@@ -275,7 +276,7 @@ class CogView3Pipeline(RelayPipelineBase):
         """Latents that the base begins with: noise, or those of pictures with as much noise as its first step has."""
         if pixels is None:
             return noise * scheduler.init_noise_sigma
-        latents = self._to_latents(pixels.to(self._execution_device), tile_size)
+        latents = self._to_latents(pixels.to(noise.device), tile_size)
         return scheduler.add_noise(latents, noise, scheduler.timesteps[:1].expand(len(latents)))
 
     def _base_scheduler(self, sampler: str | None) -> Any:
@@ -286,7 +287,9 @@ class CogView3Pipeline(RelayPipelineBase):
             raise UserError(f"sampler is {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         return sampler_scheduler(sampler, self.scheduler)
 
-    def _set_timesteps(self, scheduler: Any, sampler: str | None, steps: int, share: float) -> int:
+    def _set_timesteps(
+        self, scheduler: Any, sampler: str | None, steps: int, share: float, device: torch.device
+    ) -> int:
         """Give the base's scheduler the last `share` of the step list; returns how many steps that is.
 
         The list is the published one, and for "dpm++" even in log sigma from the same time on.
@@ -301,5 +304,5 @@ class CogView3Pipeline(RelayPipelineBase):
         if sampler == "dpm++":
             kept = scheduler.alphas_cumprod.double()
             times = log_timesteps(taken, ((1 - kept) / kept).sqrt(), times[0])
-        scheduler.set_timesteps(timesteps=times, device=self._execution_device)
+        scheduler.set_timesteps(timesteps=times, device=device)
         return taken

@@ -153,16 +153,16 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         if prompts not in (0, 1, len(given)):
             raise UserError(f"{prompts} prompts for {len(given)} pictures: give one for each, or one for all")
         inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
-        pictures = len(given) * num_images_per_prompt
+        pictures, device = len(given) * num_images_per_prompt, self._execution_device
         run = self._start_run(
-            pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
+            device, pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
-        embeds = self._embed(*texts, len(given))
+        embeds = self._embed(*texts, len(given), device)
         run.prompt_embeds, run.negative_prompt_embeds = (
             None if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in embeds
         )
-        given = given.to(self._execution_device, torch.float32)
+        given = given.to(device, torch.float32)
         pixels = given if latents is None else self._to_pixels(given, tile_size)
         padded = inputs.pad_reflected(pixels, self._least_side).repeat_interleave(num_images_per_prompt, dim=0)
         images = self._relays(self._low_res_latents(padded, relays), relays, run)
@@ -205,6 +205,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         prompt_embeds: torch.Tensor | None,
         negative_prompt_embeds: torch.Tensor | None,
         pictures: int,
+        device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings for each picture; without any prompt one zero token and no unconditional branch.
 
@@ -213,9 +214,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         nothing = [prompt, negative_prompt, prompt_embeds, negative_prompt_embeds].count(None) == 4
         if nothing:
             width = self.relay_unet.config.cross_attention_dim
-            return torch.zeros(pictures, 1, width, device=self._execution_device), None
+            return torch.zeros(pictures, 1, width, device=device), None
         if prompt is None and prompt_embeds is None:
-            negative, _ = self.encode_prompt(negative_prompt, prompt_embeds=negative_prompt_embeds)
+            negative, _ = self.encode_prompt(negative_prompt, prompt_embeds=negative_prompt_embeds, device=device)
             positive = torch.zeros_like(negative)
         else:
             positive, negative = self.encode_prompt(
@@ -223,5 +224,6 @@ class CogView3UpscalePipeline(RelayPipelineBase):
                 negative_prompt,
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds,
+                device=device,
             )
         return positive.expand(pictures, -1, -1), negative.expand(pictures, -1, -1)
