@@ -37,10 +37,13 @@ def test_a_cpu_is_asked_for_its_instructions(
     assert not computes_bfloat16("cpu")
 
 
-def test_older_torch_is_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("supported", [True, False])
+def test_older_torch_is_asked_otherwise(monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert computes_bfloat16("cpu") is torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert torch.ops.mkldnn._is_mkldnn_bf16_supported() in (True, False)  # torch has it
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    assert computes_bfloat16("cpu") is supported
 
 
 def test_a_gpu_that_imitates_it_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

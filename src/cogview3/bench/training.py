@@ -219,7 +219,7 @@ def run(
     result["ratio"] = result["ours"]["samples_per_second"] / result["plain"]["samples_per_second"]
     settings = {"size": sizes.size, "batch": count, "steps": steps, "repeats": repeats}
     settings |= {"checkpoint_activations": checkpointed, "compile": recipe.train.compile}
-    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings |= {"dtype": str(dtype).removeprefix("torch.")}
     return result | {
         "flops": flops,
         "ceiling": ceiling,
