@@ -126,14 +126,20 @@ def test_an_endpoint_that_refuses_the_first_pictures_ends_the_job_and_marks_none
 
 def test_a_failure_of_our_own_keeps_what_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tars = write_tars(tmp_path / "tars", (5,))
+    under_way = threading.Event()
 
     def develop_or_fail(entry: Any, filters: Any) -> Any:
         if entry.key == "0000001":
+            assert under_way.wait(30)
             raise RuntimeError("no memory")
         return develop(entry, filters)
 
+    def answering(body: dict[str, Any], number: int) -> Reply:
+        under_way.set()
+        return replace(good(body, number), delay=0.3)
+
     monkeypatch.setattr(module, "develop", develop_or_fail)
-    with serving(lambda body, number: replace(good(body, number), delay=0.3)) as server:
+    with serving(answering) as server:
         task = Task(job(server.url), job(server.url).settings)
         with pytest.raises(RuntimeError, match="no memory"):
             list(caption_shard(find_shards(tars)[0], task, job(server.url, requests=2).load(0)))

@@ -359,6 +359,43 @@ def test_a_distilled_pair_becomes_a_mode_that_draws(runs: Path, base: Path, rela
     assert not torch.equal(drawn["1+1", 2.0], drawn["2+1", 2.0])
 
 
+def test_stages_of_a_models_mode_serve_another_model(runs: Path, base: Path, relay: Path, tmp_path: Path) -> None:
+    first = exported(runs, tmp_path / "first", {"1+1": (base, relay)})
+    own = Path(f"{first}@1+1")
+    second = exported(runs, tmp_path / "second", {"1+1": (own, own), "2+1": (base / "round-2", own)})
+    modes = [json.loads((model / "sampling.json").read_text())["modes"] for model in (first, second)]
+    assert modes[1]["1+1"] == modes[0]["1+1"]
+    assert modes[1]["2+1"] == modes[0]["1+1"] | {"steps": 2} | {
+        name: f"modes/2+1/{name}" for name in ("unet", "relay_unet")
+    }
+    for name in ("unet", "relay_unet"):
+        file = f"modes/1+1/{name}/diffusion_pytorch_model.safetensors"
+        assert (second / file).read_bytes() == (first / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("@3+2", r"--mode 2\+1: .*@3\+2 is not distilled; give a mode that is, or a run of distill"),
+        ("@1+1", r"--mode 2\+1: .*@1\+1 is distilled for 1 steps, not for 2"),
+        ("@8+2", r"has no mode '8\+2': choose from 3\+2, 1\+1"),
+        ("-none@1+1", "no model .*-none"),
+    ],
+)
+def test_modes_that_cannot_serve_are_refused(
+    runs: Path, base: Path, relay: Path, tmp_path: Path, reference: str, words: str
+) -> None:
+    model = exported(runs, tmp_path / "model", {"1+1": (base, relay)})
+    with pytest.raises(UserError, match=words):
+        exported(runs, tmp_path / "other", {"2+1": (Path(f"{model}{reference}"), relay)})
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_hub_name_is_no_folder_to_take_a_mode_from(runs: Path, relay: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no model folder some/model"):
+        exported(runs, tmp_path / "other", {"2+1": (Path("some/model@2+1"), relay)})
+
+
 def test_ranges_of_guidance_meet_and_hold_the_models_own(runs: Path, base: Path, relay: Path, tmp_path: Path) -> None:
     narrow = tmp_path / "narrow"
     shutil.copytree(relay, narrow)

@@ -229,15 +229,23 @@ def test_large_guidance_does_not_rule_the_loss() -> None:
     conditional, unconditional = draw(1, 4, 3, 3, seed=1), draw(1, 4, 3, 3, seed=2)
     guided = unconditional + w.view(-1, 1, 1, 1) * (conditional - unconditional)
     errors = (conditional - guided).square().mean((1, 2, 3))
-    weighted = step.guidance_weight(w) * errors
+    linear, alike = (step.guidance_weight(w, power) * errors for power in (1, 2))
 
     def share(loss: torch.Tensor) -> float:
         return (loss[w > 6].sum() / loss.sum()).item()
 
+    def total(w: float) -> float:
+        """Integral of (w - 1)^2 / w over log w."""
+        return w - 2 * math.log(w) - 1 / w
+
     assert share(errors) == pytest.approx(0.82, abs=0.01)
-    assert share(weighted) == pytest.approx(0.40, abs=0.01)
-    assert weighted.max() < (conditional - unconditional).square().mean()
-    assert step.guidance_weight(torch.tensor([1.0, 2.0, 4.0])).tolist() == pytest.approx([1, 0.5, 0.1])
+    assert share(linear) == pytest.approx((total(12) - total(6)) / (total(12) - total(1)), abs=0.001)  # 0.68
+    assert share(alike) == pytest.approx(0.40, abs=0.01)
+    assert alike.max() < (conditional - unconditional).square().mean()
+    three = torch.tensor([1.0, 2.0, 4.0])
+    assert step.guidance_weight(three, 2).tolist() == pytest.approx([1, 0.5, 0.1])
+    assert step.guidance_weight(three).tolist() == pytest.approx([1, 0.5, 0.25])
+    assert step.guidance_weight(torch.tensor([0.0, 2.0])).tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_a_whole_run_is_the_relay_schedulers(seeded: Callable[[int], torch.Generator]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,16 @@ def test_both_stages_by_hand(pipe: CogView3Pipeline) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert pipe.guidance_scale == 2.0
     assert pipe.relay_guidance_scale == 1.5
+
+
+def test_the_vae_is_laid_out_for_convolutions(pipe: CogView3Pipeline, tmp_path: Path) -> None:
+    found = draw(pipe)
+    weights = [weight for weight in pipe.vae.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    pipe.save_pretrained(tmp_path)  # files hold the ordinary layout
+    pipe.vae.to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(draw(pipe), found, rtol=1e-4, atol=1e-5)
+    assert torch.equal(draw(CogView3Pipeline.from_pretrained(tmp_path)), found)
 
 
 def test_default_size_and_number_of_relays(pipe: CogView3Pipeline) -> None:

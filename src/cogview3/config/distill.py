@@ -26,6 +26,7 @@ class Distill(Table):
         teacher: a run, a model folder or a bundled model.
         steps: the teacher's, then the student's after each round; each divides the one before it.
         guidance_range: from where the guidance w of each sample is drawn, uniformly in log w.
+        guidance_power: p of the weight 1 / (1 + |w - 1|^p) of a sample's error; the higher, the less large w count.
         guidance: w of the pictures and figures of the validation.
         guidance_width: width of w's embedding, `time_cond_proj_dim`, where the teacher does not take w yet.
         offset_noise: strength of one more normal number a sample, added to all its noise; samplers add none.
@@ -37,6 +38,7 @@ class Distill(Table):
     teacher: str
     steps: Annotated[tuple[Positive, ...], Field(min_length=2)]
     guidance_range: tuple[AboveZero, AboveZero] = (1.0, 12.0)
+    guidance_power: NotNegative = 1.0
     guidance: Annotated[NotNegative, Checked] = 4.0
     guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
     offset_noise: NotNegative = 0.0

@@ -136,8 +136,8 @@ class Distillation(LatentTraining):
         output = self._output(self.trained, z_t, levels, number, batch, batch["text"])
         weight = step.step_weight(levels_now, self.prediction, self.estimate)
         errors = (output - target).square().mean((1, 2, 3))
-        weight = weight.to(errors.dtype).to(errors.device) * step.guidance_weight(batch["guidance"].to(errors))
-        return weight * errors
+        by_guidance = step.guidance_weight(batch["guidance"].to(errors), self.recipe.distill.guidance_power)
+        return weight.to(errors.dtype).to(errors.device) * by_guidance * errors
 
     def _way(self, batch: Batch, levels_now: StepLevels) -> tuple[Tensor, Tensor, Tensor | None]:
         """Where the teacher's way begins and ends, z_t and z'', and what a relay's steps are given as z_L."""

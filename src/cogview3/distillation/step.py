@@ -156,13 +156,15 @@ def step_weight(step: StepLevels, prediction_type: str = "epsilon", estimate: st
     return (step_gain(step, estimate) * schedule.output_gain(step[0], prediction_type)) ** 2
 
 
-def guidance_weight(guidance: Tensor) -> Tensor:
-    """Weight of a sample's error by its guidance w, 1 / (1 + (w - 1)^2); shape as `guidance`.
+def guidance_weight(guidance: Tensor, power: float = 1.0) -> Tensor:
+    """Weight of a sample's error by its guidance w, 1 / (1 + |w - 1|^power); shape as `guidance`.
 
     A guided D is D_cond + (w - 1)(D_cond - D_uncond), so what is hard about w, and with it the squared error, grows as
-    (w - 1)^2. Unweighted, w above 6 would make four fifths of the loss of a range from 1 to 12.
+    (w - 1)^2. Unweighted (power 0), w above 6 would make four fifths of the loss of a range from 1 to 12. Power 2 makes
+    all w count alike; the relative error, which says how a student responds to guidance, is then left large at
+    large w. Power 1, 1/w for w of 1 and more, lies between both.
     """
-    return 1 / (1 + (guidance - 1).square())
+    return 1 / (1 + (guidance - 1).abs() ** power)
 
 
 def _step(z: Tensor, x0: Tensor, low: Tensor | None, step: StepLevels, estimate: str) -> Tensor:

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from cogview3 import checkpoints
-from cogview3.config import Distill, DistillRecipe, UserError, distillation_of
-from cogview3.generation.loading import check_target, folder_sizes, load_sampling
-from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
+from cogview3.config import UserError, distillation_of
+from cogview3.generation.loading import check_target, folder_sizes, load_sampling, resolve_model
+from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, pick_mode, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
@@ -26,6 +26,7 @@ from cogview3.models.unet import takes_guidance
 
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 _INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
+_RELAY_ENTRIES = ("relay_start", "blur_estimate", "relay_power")
 
 
 def export(
@@ -44,8 +45,9 @@ def export(
     Args:
         vae, text, base, relay: runs, model folders or bundled models that hold these components; the newest
             checkpoint of a run counts, whether the run is finished or not.
-        modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps). Of runs of
-            `distill`, or of single rounds, the range of guidance and the relay's start and steps are taken over.
+        modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps): runs of `distill`
+            or single rounds, or a model's mode as MODEL@MODE, such as scenes@4+1. Of both the range of guidance and
+            the relay's start and steps are taken over.
         out: the model folder.
         sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...). Steps,
             guidance and sampler that are left out are those of the model that `base` is, if it is one.
@@ -134,7 +136,11 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict
 
 def _load_unet(reference: Path, component: str, mode: str | None = None) -> UNet2DConditionModel:
     """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance."""
-    folder = checkpoints.weights_folder(reference, component)
+    own = _mode_of(reference) if mode is not None else None
+    if own is None:
+        folder = checkpoints.weights_folder(reference, component)
+    else:
+        folder = checkpoints.weights_folder(own[0], getattr(own[1], component) or component)
     unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float16)
     if mode is None and takes_guidance(unet):
         option = "--base" if component == "unet" else "--relay"
@@ -156,24 +162,48 @@ def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:
     steps = mode_steps(name)
-    recipes = [_distillation(name, *pair) for pair in zip((base, relay), steps, strict=True)]
-    settings = default.model_dump()
-    if recipes[1] is not None:
-        settings |= _relay_steps(relay)
-    settings |= _guidance_range(name, default, [recipe.distill for recipe in recipes if recipe is not None])
-    return distilled_mode(name, **settings)
+    stages = zip((base, relay), ("unet", "relay_unet"), steps, strict=True)
+    known = [_known(name, *stage) for stage in stages]
+    settings = default.model_dump() | known[1]
+    ranges = [entries["guidance_range"] for entries in known if entries.get("guidance_range")]
+    return distilled_mode(name, **settings | _guidance_range(name, default, ranges))
 
 
-def _distillation(mode: str, run: Path, steps: int) -> DistillRecipe | None:
-    """The recipe of a distillation, or of one of its rounds, for so many steps; None of other runs and of models."""
-    recipe = distillation_of(run)
-    if recipe is not None and recipe.distill.steps[-1] != steps:
-        raise UserError(f"--mode {mode}: {run} is distilled for {recipe.distill.steps[-1]} steps, not for {steps}")
-    return recipe
+def _known(mode: str, reference: Path, component: str, steps: int) -> dict[str, Any]:
+    """Entries of a mode that its stage brings along: "guidance_range", and how a relay is sampled.
+
+    Nothing of what tells no more than its weights: a model as such, or another run.
+    """
+    if own := _mode_of(reference):
+        if not own[1].distilled:
+            raise UserError(f"--mode {mode}: {reference} is not distilled; give a mode that is, or a run of distill")
+        trained = own[1].steps if component == "unet" else own[1].relay_steps
+        entries = {"guidance_range", *(_RELAY_ENTRIES if component == "relay_unet" else ())}
+        known = own[1].model_dump(include=entries, exclude_none=True)
+    elif recipe := distillation_of(reference):
+        trained = recipe.distill.steps[-1]
+        known = {"guidance_range": recipe.distill.guidance_range}
+        known |= _relay_steps(reference) if component == "relay_unet" else {}
+    else:
+        return {}
+    if trained != steps:
+        raise UserError(f"--mode {mode}: {reference} is distilled for {trained} steps, not for {steps}")
+    return known
+
+
+def _mode_of(reference: Path) -> tuple[Path, Mode] | None:
+    """Folder and mode of MODEL@MODE; None of other references. Raises UserError where there is none."""
+    model, at, name = str(reference).rpartition("@")
+    if not at or reference.exists():
+        return None
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        raise UserError(f"{reference}: there is no model folder {model}; give one, or a bundled model")
+    return folder, pick_mode(load_sampling(str(folder)), name, model)[1]
 
 
 def _relay_steps(run: Path) -> dict[str, Any]:
-    """How a distilled relay is sampled: entries of its mode."""
+    """How a run's distilled relay is sampled: `_RELAY_ENTRIES` of its mode."""
     config = RelayScheduler.load_config(checkpoints.weights_folder(run, "relay_scheduler"))
     return {
         "relay_start": config["relay_start"],
@@ -182,12 +212,11 @@ def _relay_steps(run: Path) -> dict[str, Any]:
     }
 
 
-def _guidance_range(mode: str, default: Mode, distilled: Sequence[Distill]) -> dict[str, Any]:
+def _guidance_range(mode: str, default: Mode, ranges: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """What both stages were distilled for, which must hold the model's own guidance: an entry of the mode."""
-    if not distilled:
+    if not ranges:
         return {}
-    low = max(settings.guidance_range[0] for settings in distilled)
-    high = min(settings.guidance_range[1] for settings in distilled)
+    low, high = max(low for low, _ in ranges), min(high for _, high in ranges)
     for key, value in (("guidance", default.guidance), ("relay_guidance", default.relay_guidance_scale)):
         if not low <= value <= high:
             raise UserError(
