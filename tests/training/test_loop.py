@@ -351,6 +351,12 @@ def test_tensorboard_gets_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert shown == [(4, pytest.approx(metrics(tmp_path / "run")[0]["loss"], rel=1e-6))]
 
 
+def test_images_are_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Log(tmp_path, tiny_recipe("text", tmp_path, train__images=256_000), enabled=True) as log:
+        log.write_figures(129_600, {"loss": 0.123456789})
+    assert "images 129600 of 256000, validation/loss 0.12346\n" in capsys.readouterr().err
+
+
 def test_the_rate_leaves_validation_and_checkpoints_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = SimpleNamespace(seconds=1000.0)
     monkeypatch.setattr(log_module, "time", SimpleNamespace(time=lambda: now.seconds))

@@ -161,8 +161,8 @@ class Log:
         if self.wandb is not None:
             self.wandb.log(entries, step=entries["images"])
         if not self.progress.console.is_terminal:
-            shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items())
-            print(f"{shown} (of {self.total})", file=sys.stderr, flush=True)
+            shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items() if key != "images")
+            print(f"images {entries['images']} of {self.total}, {shown}", file=sys.stderr, flush=True)
 
 
 def wandb_project() -> str | None:
