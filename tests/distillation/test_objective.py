@@ -156,11 +156,12 @@ class Known(nn.Module):
 def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: str, estimate: str) -> None:
     """Both branches of the teacher and the student put out z_0: no loss; a student that is off by e: kappa^2 e^2.
 
-    Each sample counts 1 / (1 + (w - 1)^2).
+    Each sample counts 1 / (1 + (w - 1)^power).
     """
-    changes = {"distill__steps": [12, 3]}
+    changes, power = {"distill__steps": [12, 3]}, 1
     if kind == "relay":
-        changes["distill__blur_estimate"] = estimate
+        power = 2
+        changes |= {"distill__blur_estimate": estimate, "distill__guidance_power": power}
     objective = stage(kind, runs, **changes)
     batch = objective.batch(0, list(range(8)))
     sigmas = schedule.make_sigmas()
@@ -174,7 +175,7 @@ def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: s
     gain = 1 - sigma_next / sigma if kind == "base" else 1 - f_next - sigma_next / sigma * (1 - f)
     if kind == "relay" and estimate == "carry":
         gain = 1 - f_next / f
-    counts = 1 / (1 + (batch["guidance"] - 1) ** 2)
+    counts = 1 / (1 + (batch["guidance"] - 1) ** power)
     assert objective(batch)["loss"].item() == pytest.approx((0.25 * gain**2 * counts).mean().item(), rel=1e-4)
 
 
@@ -224,7 +225,7 @@ def test_the_loss_of_a_relay_is_the_schedulers_two_steps_against_one(runs: Path,
         alone = coarse.step(output, t, start, batch["zL"]).prev_sample
         loss = objective(batch)["loss"].item()
     # networks in float32, guided by up to 12
-    errors, counts = (alone - ended).square().mean((1, 2, 3)), 1 / (1 + (batch["guidance"] - 1) ** 2)
+    errors, counts = (alone - ended).square().mean((1, 2, 3)), 1 / batch["guidance"]
     assert loss == pytest.approx((counts * errors).mean().item(), rel=1e-3)
 
 

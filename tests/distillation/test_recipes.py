@@ -27,8 +27,8 @@ def test_one_length_holds_for_all_rounds_or_each_has_its_own() -> None:
     ladder = "distill.steps=[16, 8, 4]"
     one = load_recipe("scenes/distill_base", [ladder, "train.images=8000"])
     assert [one.round(number, "t").train.images for number in (1, 2)] == [8000] * 2
-    each = load_recipe("scenes/distill_base", [ladder, "train.images=[16, 32]"])
-    assert [each.round(number, "t").train.images for number in (1, 2)] == [16, 32]
+    each = load_recipe("scenes/distill_base", [ladder, "train.images=[32, 64]"])
+    assert [each.round(number, "t").train.images for number in (1, 2)] == [32, 64]
 
 
 def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_path: Path) -> None:

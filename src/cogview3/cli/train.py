@@ -77,7 +77,11 @@ def export(
     ] = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option("--mode", metavar="NAME=BASE,RELAY", help="Runs of a further mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1."),
+        typer.Option(
+            "--mode",
+            metavar="NAME=BASE,RELAY",
+            help="Runs of a further mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1.",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
