@@ -68,6 +68,17 @@ def test_files_and_folders_are_replaced_wholly(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "b").stat().st_mode & 0o777 == 0o755
 
 
+def test_what_a_link_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "disk" / "model" / "old").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    with checkpoints.whole_folder(tmp_path / "link") as folder:
+        assert folder.parent == tmp_path / "disk"  # where there is the room
+        (folder / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk" / "model").iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize("failing", [1, 2])
 def test_the_old_folder_comes_back_if_a_rename_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int

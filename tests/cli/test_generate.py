@@ -1,8 +1,10 @@
 """`generate` and `upscale` on a tiny random model."""
 
 import json
+import os
 import shutil
 import struct
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from typer.testing import Result
 
 import cogview3
 from cogview3 import CogView3Pipeline
+from cogview3.cli import generate as generate_module
 from cogview3.cli.generate import gather_prompts
 from cogview3.config import UserError
 from cogview3.models.light import LightDecoder
@@ -44,11 +47,73 @@ def test_pictures_of_several_prompts(run: Run, tiny_model: Path) -> None:
     assert facts["seconds"] > 0
     with Image.open("out/blue-8.png") as image:
         assert image.size == (64, 64)
-        written = {"model": "tiny", "mode": "2+2", "steps": "2", "relay_steps": "2", "prompt": "blue", "seed": "8"}
-        assert image.text == {**written, "version": cogview3.__version__}
+        pipe = cogview3.CogView3Pipeline.from_pretrained(tiny_model)
+        written = {"model": "tiny", "mode": "2+2", "steps": "2", "relays": "1", "relay_steps": "2"}
+        written |= {"guidance": str(pipe.mode.guidance), "relay_guidance": str(pipe.mode.relay_guidance_scale)}
+        written |= {"prompt": "blue", "seed": "8", "version": cogview3.__version__}
+        assert image.text == written
     with Image.open("out/grid-5.png") as sheet, Image.open("out/blue-7.png") as image:
         assert sheet.size == (128, 128)
         assert sheet.crop((0, 64, 64, 128)).tobytes() == image.tobytes()
+
+
+def test_what_a_picture_was_drawn_with_stands_in_it(run: Run, tiny_model: Path) -> None:
+    command = ["generate", "a", "--model", tiny_model, "--seed", 0, "--guidance", 0, "-o"]
+    assert run(*command, "a.png", "--relay-guidance", 1.5, "--tile-size", 64).exit_code == 0
+    assert run(*command, "b.png", "--relays", 0).exit_code == 0
+    assert run("upscale", "b.png", "--model", tiny_model, "--free-colors", "-o", "c.png").exit_code == 0
+    names = ("guidance", "relays", "relay_steps", "relay_guidance", "tile_size", "keep_colors")
+    found = []
+    for name in "abc":
+        with Image.open(f"{name}.png") as image:
+            found.append([image.text.get(key) for key in names])
+    assert found == [
+        ["0.0", "1", "2", "1.5", "64", None],
+        ["0.0", "0", None, None, None, None],
+        [None, "1", "2", None, None, "False"],
+    ]
+
+
+def test_a_prompt_may_be_called_as_the_sheet(run: Run, tiny_model: Path) -> None:
+    result = run("generate", "grid", "--model", tiny_model, "--seed", 5, "--grid", "-o", "out", "--json")
+    assert json.loads(result.stdout)["files"] == ["out/grid-5.png", "out/grid-5_all.png"]
+
+
+def test_pictures_do_not_pile_up(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many pictures only those are held that are being drawn, and are opened that are being enlarged."""
+    held: list[weakref.ref] = []
+    alive: list[int] = []
+    save = generate_module.save_png
+
+    def note(image: Image.Image, *given: object) -> None:
+        held.append(weakref.ref(image))
+        alive.append(sum(ref() is not None for ref in held))
+        save(image, *given)
+
+    monkeypatch.setattr(generate_module, "save_png", note)
+    command = ["--model", tiny_model, "-o", "out"]
+    assert run("generate", "a", "--count", 4, "--batch", 1, "--relays", 0, *command).exit_code == 0
+    assert max(alive) <= 2  # the picture and, until its name is given anew, the one before
+    opened: list[weakref.ref] = []
+    open_ = generate_module.open_picture
+    monkeypatch.setattr(generate_module, "open_picture", lambda path: opened.append(weakref.ref(p := open_(path))) or p)
+    monkeypatch.setattr(
+        generate_module, "save_png", lambda *given: alive.append(sum(ref() is not None for ref in opened))
+    )
+    alive.clear()
+    files = sorted(Path("out").iterdir())
+    assert run("upscale", *files, *command).exit_code == 0
+    assert len(opened) == 2 * len(files) == 8
+    assert max(alive) <= 1
+
+
+def test_a_picture_to_begin_with_may_have_any_name(run: Run, tiny_model: Path) -> None:
+    name = os.fsdecode(b"p\xff.png")  # as Latin-1 writes a y with dots
+    Image.linear_gradient("L").save(name)
+    result = run("generate", "a", "--model", tiny_model, "--image", name, "-o", "a.png")
+    assert result.exit_code == 0, result.output
+    with Image.open("a.png") as image:
+        assert image.text["image"] == "p?.png"
 
 
 def test_a_picture_of_a_batch_comes_out_alike_alone(run: Run, tiny_model: Path) -> None:
@@ -173,6 +238,7 @@ def test_prompts_that_are_none(tmp_path: Path, prompts: list[str], content: byte
         (["a", "--relays", "9"], ["--relays", "9"]),
         (["a", "--seed", "-1"], ["--seed", "-1"]),
         (["a", "--guidance", "nan"], ["--guidance", "nan"]),
+        (["a", "--negative", "\udcff"], ["--negative is not valid UTF-8"]),
         (["a", "--relay-guidance", "inf"], ["--relay-guidance", "inf"]),
         (["a", "--size", "big"], ["--size", "big"]),
         (["a", "--fast", "--mode", "8+2"], ["--fast", "8+2"]),
@@ -272,6 +338,9 @@ def test_enlarging(run: Run, tiny_model: Path, tmp_path: Path) -> None:
         (["text.png"], ["text.png", "not a picture"]),
         (["a.png", "--relays", "0"], ["--relays", "0"]),
         (["a.png", "--guidance", "nan"], ["--guidance", "nan"]),
+        (["a.png", "--prompt", ""], ["--prompt is empty"]),
+        (["a.png", "--negative", " "], ["--negative is empty"]),
+        (["a.png", "--prompt", "\udcff"], ["--prompt is not valid UTF-8"]),
         (["a.png", "-o", "x.jpg"], ["x.jpg", "PNG"]),
     ],
 )

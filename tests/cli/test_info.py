@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import Result
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
@@ -104,6 +105,42 @@ def test_an_upscalers_folder_is_described(run: Run, tiny_model: Path, tmp_path: 
     assert facts["peaks"]["float32"]["none"] > facts["memory"]["float32"] > 0
     assert "sequential" not in facts["peaks"]["int8"]
     assert "only enlarges; memory is given for 32x32" in run("info", "upscaler").stdout
+
+
+@pytest.mark.parametrize(
+    ("latents", "sides", "line"),
+    [([2, 6], [[32, 96], [16, 48]], "size     96x32, base 48x16"), (None, [None, None], "size     as asked for")],
+)
+def test_other_sides_than_squares_and_none(
+    run: Run, tiny_model: Path, tmp_path: Path, latents: list[int] | None, sides: list, line: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    for path in copy.rglob("unet/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": latents}))
+    result = run("info", "copy", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert [facts["side"], facts["base_side"]] == sides
+    assert bool(facts["peaks"]) == (latents is not None)
+    assert line in run("info", "copy").stdout
+    drawn = run("generate", "a", "--model", "copy", "-o", "a.png")
+    if latents is None:
+        assert drawn.exit_code == 2
+        assert "height is unset and the UNet has no sample_size" in error_line(drawn)
+    else:
+        assert drawn.exit_code == 0, drawn.output
+        with Image.open("a.png") as image:
+            assert image.size == (96, 32)
+
+
+def test_a_model_without_a_tokenizer(run: Run, tiny_model: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(tiny_model)
+    pipe.register_modules(tokenizer=None)
+    pipe.save_pretrained("bare")
+    facts = json.loads(run("info", "bare", "--json").stdout)
+    assert facts["prompt_tokens"] is None
+    assert "prompts  no tokenizer" in run("info", "bare").stdout
 
 
 def test_models_that_are_not_here(run: Run) -> None:

@@ -131,6 +131,45 @@ def test_the_count_of_broken_samples_slides() -> None:
         tolerance.see(True, report)
 
 
+def test_the_window_is_that_of_the_samples_as_they_are_read(tmp_path: Path) -> None:
+    """Broken captions are known at once, good samples may lie in the buffer for long: 9 in 100 are no flood.
+
+    Broken pictures are found as samples leave the buffer, in an order of chance.
+    """
+    for name, damage, share in (
+        ("captions", lambda files: files[:1], 0.09),
+        ("pictures", lambda files: [(files[0][0], b"x"), files[1]], 0.2),
+    ):
+        made = [ordinary(f"{number:03}") for number in range(200)]
+        for number in range(16):
+            made[number * 12 + 3] = damage(made[number * 12 + 3])
+        (tmp_path / f"{name}.tar").write_bytes(tar_bytes([file for sample in made for file in sample]))
+        options = {"epochs": 2, "broken_window": 100, "buffer": 90}
+        reader = CaptionedImages([str(tmp_path / f"{name}.tar")], **options, broken_share=share)
+        assert len(keys(reader)) == 2 * 184
+        assert reader.report.broken.total() == 2 * 16
+        with pytest.raises(UserError, match=r"of the last 100 samples are broken, more than 6%"):
+            keys(CaptionedImages([str(tmp_path / f"{name}.tar")], **options, broken_share=0.06))
+
+
+def test_a_sample_counted_as_good_may_turn_out_otherwise() -> None:
+    report, tolerance = Report(), Tolerance(0.5, 4)
+    for broken in (False, True, False, False):
+        tolerance.see(broken, report)
+    tolerance.turn(False, report)
+    assert tolerance.state_dict() == "010"
+    tolerance.turn(True, report)
+    assert tolerance.state_dict() == "011"
+    tolerance.see(False, report)
+    with pytest.raises(UserError, match="3 of the last 4"):
+        tolerance.turn(True, report)
+    tolerance.load_state_dict("11")  # the one in question has left the window
+    tolerance.turn(False, report)
+    assert tolerance.state_dict() == "11"
+    tolerance.turn(True, report)
+    assert tolerance.state_dict() == "111"
+
+
 def test_a_set_without_a_usable_sample_ends_instead_of_going_round(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar_bytes([("a.txt", b"x"), ("b.jpg", b"x"), ("b.txt", b"x")]))
     with pytest.raises(UserError, match=r"no usable sample in 3 epochs.*missing image 3, not an image 3"):

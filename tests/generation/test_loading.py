@@ -370,3 +370,15 @@ def test_an_upscalers_folder_is_no_text_to_image_model(model: Path, tmp_path: Pa
 def test_device_maps_are_left_to_the_libraries(model: Path) -> None:
     pipe = CogView3Pipeline.from_pretrained(model, device_map="cpu")
     assert pipe.device == torch.device("cpu")
+
+
+def test_a_model_is_not_written_where_no_folder_can_take_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(), tmp_path, Path("/")):
+        with pytest.raises(UserError, match="cannot be replaced; give one inside it"):
+            loading.check_target(out)
+    loading.check_target(Path("model"))
+    (tmp_path / "model").mkdir()
+    loading.check_target(Path("model"))

@@ -89,8 +89,22 @@ def test_adapters_are_scaled_and_fused(pipe: CogView3Pipeline, make_adapter: Cal
     pipe.set_adapters("style", 0.0)
     torch.testing.assert_close(draw(pipe, 0), plain)
     pipe.set_adapters("style", 1.0)
-    pipe.fuse_lora(components=["unet"])
-    torch.testing.assert_close(draw(pipe, 0), full, rtol=0, atol=1e-4)  # merged weights, other rounding
+    for components in (["unet"], None):
+        pipe.fuse_lora(components=components)
+        torch.testing.assert_close(draw(pipe, 0), full, rtol=0, atol=1e-4)  # merged weights, other rounding
+        pipe.set_adapters("style", 0.0)  # what is merged stays
+        torch.testing.assert_close(draw(pipe, 0), full, rtol=0, atol=1e-4)
+        pipe.set_adapters("style", 1.0)
+        pipe.unfuse_lora(components=components)
+        pipe.set_adapters("style", 0.0)
+        torch.testing.assert_close(draw(pipe, 0), plain, rtol=0, atol=1e-4)
+        pipe.set_adapters("style", 1.0)
+
+
+def test_nothing_is_fused_where_nothing_is_loaded(pipe: CogView3Pipeline) -> None:
+    for act in (pipe.fuse_lora, pipe.unfuse_lora):
+        with pytest.raises(UserError, match="no LoRA is loaded: call load_lora_weights first"):
+            act()
 
 
 def test_saved_adapters_load_again(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
+from cogview3.generation.modes import Mode, Sampling, write_sampling
 
 Seeded = Callable[[int], torch.Generator]
 Components = Callable[..., dict[str, Any]]
@@ -548,6 +549,14 @@ def test_saved_pipeline_draws_the_same(case: Case, components: dict[str, Any], t
     assert loaded.mode_name is None
     # the same weights, but mapped from a file: other alignment, other order of summation
     assert relative_error(loaded(**case.inputs()).images, expected) < 1e-5
+
+
+def test_a_table_of_what_was_there_before_does_not_stay(case: Case, components: dict[str, Any], tmp_path: Path) -> None:
+    write_sampling(Sampling(default="9+9", modes={"9+9": Mode(steps=9, relay_steps=9, guidance=2.0)}), tmp_path)
+    case.build(components).save_pretrained(tmp_path)
+    loaded = case.pipeline.from_pretrained(tmp_path)
+    assert loaded.mode_name is None
+    assert loaded.mode == Mode()
 
 
 def test_optional_components_stay_missing(case: Case, components: dict[str, Any], tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_negative_prompt_alone_guides_from_it_to_zeros(pipe: CogView3UpscalePipe
     assert not torch.equal(found, enlarge(pipe, picture, keep_colors=False, guidance_scale=3.0))
 
 
+def test_a_negative_prompt_alone_is_not_expanded(pipe: CogView3UpscalePipeline, picture: torch.Tensor) -> None:
+    call = {"keep_colors": False, "negative_prompt": "blue", "guidance_scale": 3.0}
+    plain = enlarge(pipe, picture, **call)
+    asked: list[str] = []
+    pipe.prompt_expander = lambda prompts: asked.extend(prompts) or ["a red star"] * len(prompts)
+    assert torch.equal(enlarge(pipe, picture, **call), plain)
+    assert asked == []
+    assert not torch.equal(enlarge(pipe, picture, **call, prompt="star"), plain)
+    assert asked == ["star"]
+
+
 def test_one_prompt_serves_all_pictures(pipe: CogView3UpscalePipeline, picture: torch.Tensor) -> None:
     images = [picture, picture.flip(-1)]
     one = enlarge(pipe, images, prompt="star")

@@ -66,7 +66,7 @@ def test_what_loses_the_intent_is_asked_for_again() -> None:
     writer = Writer("Three red stars.", "", GOOD)
     assert Expander(writer).expand("two red stars").text == GOOD
     assert writer.asked == [
-        ("two red stars", 0, "", ["everything"]),
+        ("two red stars", 0, "", []),
         ("two red stars", 1, "Three red stars.", ["two red stars"]),
         ("two red stars", 2, "Three red stars.", ["two red stars"]),
     ]
@@ -119,6 +119,7 @@ def test_a_damaged_or_read_only_cache_does_no_harm(tmp_path: Path, caplog: pytes
     [
         ("<think>two\nstars?</think>\n Two stars.", "Two stars."),
         ("hm, stars?</think>Two stars.", "Two stars."),
+        ("<think>a</think>Two stars. <think>and", ""),
         ("```text\nTwo stars.\n```", "Two stars."),
         ('"Two stars."', "Two stars."),
         ('"OPEN" glows on "HERE"', '"OPEN" glows on "HERE"'),
@@ -168,7 +169,9 @@ def test_an_endpoint_writes(monkeypatch: pytest.MonkeyPatch) -> None:
         (Reply("status", "", 500), "HTTP 500"),
         (Reply("close"), "no connection"),
         (Reply("raw", "{"), "no chat completion"),
-        (Reply(text=""), "everything"),
+        (Reply(text=""), "no whole description"),
+        (Reply(text=GOOD, finish="length"), "no whole description"),
+        (Reply(text="<think>Two red stars, then. I should write about"), "no whole description"),
     ],
 )
 def test_no_failure_of_an_endpoint_is_ours(reply: Reply, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +238,14 @@ def test_a_t5_gives_beams_of_which_the_first_good_one_counts(seq2seq: Path) -> N
     assert LocalWriter(seq2seq).identity != writer.identity
 
 
+def test_descriptions_that_are_cut_off_are_none(seq2seq: Path) -> None:
+    """Both have eight tokens and their end, so that nine hold them, and eight do not."""
+    assert LocalWriter(seq2seq, max_tokens=9).write("two red stars", 0, "", [])[0] == "two blue stars on a white ground"
+    writer = LocalWriter(seq2seq, max_tokens=4)
+    assert writer.write("two red stars", 0, "", []) == []
+    assert Expander(writer).expand("two red stars").reason == "the model gave no whole description"
+
+
 def test_a_chat_model_gets_the_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
@@ -242,6 +253,7 @@ def test_a_chat_model_gets_the_conversation(tmp_path: Path, monkeypatch: pytest.
                          bos_token_id=None, eos_token_id=1)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "chat")
     tokenizer("{% for m in messages %}{{ m.content }} {% endfor %}").save_pretrained(tmp_path / "chat")
+    (tmp_path / "chat" / "generation_config.json").write_text('{"pad_token_id": 0}')  # it never ends by itself
     writer = LocalWriter(tmp_path / "chat", max_tokens=5)
     asked = []
     original = module.conversation

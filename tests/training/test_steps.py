@@ -145,7 +145,7 @@ def test_min_snr_weights_the_error_of_what_is_predicted(runs: Path, stage: str, 
         found, errors = objective(batch)["loss"], objective._errors(batch)
         objective.recipe = plain
         assert torch.equal(objective(batch)["loss"], errors.mean())
-    alphas = schedule.scaled_linear_alphas_cumprod()[t]
+    alphas = 1 / (1 + schedule.make_sigmas()[t] ** 2)
     snr = alphas / (1 - alphas)
     divided = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(3)}[prediction]
     expected = (snr.clamp(max=5) / divided * errors.double()).mean()

@@ -1,5 +1,6 @@
 """`generate` and `upscale`: prompts to pictures, pictures to larger ones."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ from cogview3.config import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from cogview3.generation.modes import Mode
 
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
 SizeOption = Annotated[
@@ -122,6 +125,7 @@ def generate(
     Picture i has the seed SEED + i, and comes out alike alone or in a batch.
     """
     texts = [text for text in gather_prompts(prompts or [], file) for _ in range(count)]
+    check_utf8("--negative", negative)
     width, height = parse_size(size)
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
@@ -134,7 +138,7 @@ def generate(
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     seeds = list(range(seed, seed + len(texts)))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
-    sheet = grid_file(out, seed) if grid else None
+    sheet = grid_file(out, seed, files) if grid else None
     check_expand(expand, expander, expander_model, expander_cache, key_env)
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     picture = {
@@ -158,11 +162,16 @@ def generate(
         pipe = stack.enter_context(
             load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, told, placement, picture, adapters)
         )
+        relayed = int(pipe.relay_unet is not None) if relays is None else relays
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
             "steps": steps or pipe.mode.steps,
-            "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "guidance": pipe.mode.guidance if guidance is None else guidance,
+            "relays": relayed,
+            "relay_steps": (relay_steps or pipe.mode.relay_steps) if relayed else None,
+            "relay_guidance": _relay_guidance(pipe.mode, relay_guidance) if relayed else None,
+            "tile_size": tile_size,
             "sampler": (sampler and str(sampler)) or pipe.mode.sampler,
             "light": light or pipe.mode.light or None,
             "negative_prompt": negative,
@@ -170,10 +179,10 @@ def generate(
             "strength": _strength(strength) if image else None,
             "lora": ", ".join(lora or []) or None,
         }
-        start, images = time.perf_counter(), []
+        start, shown = time.perf_counter(), []
         for first in range(0, len(texts), batch):
             part = slice(first, first + batch)
-            images += pipe(
+            images = pipe(
                 drawn[part],
                 negative_prompt=negative,
                 width=width,
@@ -190,16 +199,18 @@ def generate(
                 light=light or None,
                 generator=generators(seeds[part]),
             ).images
-            for index in range(first, len(images)):
+            for index, image_drawn in enumerate(images, first):
                 own = {"prompt": texts[index], "expanded_prompt": None, "seed": seeds[index]}
                 if written is not None and not written[index].reason:
                     own |= {"expanded_prompt": drawn[index], "expander": written[index].model}
-                save_png(images[index], files[index], facts | own)
+                save_png(image_drawn, files[index], facts | own)
+            if sheet is not None:
+                shown += images
         seconds = time.perf_counter() - start
         facts |= compiling(compile_networks)
         if sheet is not None:
             columns = count if 1 < count < len(texts) else None
-            save_png(contact_sheet(images, columns), sheet, facts | {"seed": seed})
+            save_png(contact_sheet(shown, columns), sheet, facts | {"seed": seed})
     result = facts | {"prompts": texts, "seeds": seeds, "grid": sheet and str(sheet)}
     if written is not None:
         result |= {
@@ -244,15 +255,19 @@ def upscale(
     Sides grow 2^RELAYS times; any size will do.
     """
     check_finite("--guidance", guidance)
+    for name, text in (("--prompt", prompt), ("--negative", negative)):
+        check_utf8(name, text)
+        if text is not None and not text.strip():
+            raise UserError(f"{name} is empty; give words, or leave it out")
     if guidance is not None and not (prompt or negative):
         raise UserError(f"--guidance {guidance:g} needs a --prompt, which there is none of to follow: leave it out")
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
-    pictures = [open_picture(path) for path in images]
-    seeds = list(range(seed, seed + len(pictures)))
+    sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
+    seeds = list(range(seed, seed + len(images)))
     files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
-    largest = max(pictures, key=lambda picture: picture.width * picture.height)
-    drawn = {"height": largest.height << relays, "width": largest.width << relays, "relays": relays}
+    width, height = max(sizes, key=math.prod)
+    drawn = {"height": height << relays, "width": width << relays, "relays": relays}
     drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light or None}
     with (
         clean_stdout(as_json),
@@ -263,15 +278,19 @@ def upscale(
         facts = {
             "model": model_name(model),
             "mode": pipe.mode_name,
+            "relays": relays,
             "relay_steps": relay_steps or pipe.mode.relay_steps,
+            "relay_guidance": _relay_guidance(pipe.mode, guidance) if prompt or negative else None,
+            "tile_size": tile_size,
+            "keep_colors": keep_colors,
             "light": light or pipe.mode.light or None,
             "prompt": prompt,
             "negative_prompt": negative,
         }
         start = time.perf_counter()
-        for picture, path, number in zip(pictures, files, seeds, strict=True):
-            drawn = pipe(
-                picture,
+        for source, path, number in zip(images, files, seeds, strict=True):
+            enlarged = pipe(
+                open_picture(source),
                 prompt=prompt,
                 negative_prompt=negative,
                 num_inference_steps=relay_steps,
@@ -282,10 +301,15 @@ def upscale(
                 keep_colors=keep_colors,
                 generator=generators([number]),
             ).images[0]
-            save_png(drawn, path, facts | {"seed": number})
+            save_png(enlarged, path, facts | {"seed": number})
         seconds = time.perf_counter() - start
         facts |= compiling(compile_networks)
     tell(facts | {"seeds": seeds}, files, seconds, as_json)
+
+
+def _relay_guidance(mode: "Mode", given: float | None) -> float:
+    """What a relay is guided by: the mode's scale unless one is given."""
+    return mode.relay_guidance_scale if given is None else given
 
 
 def _strength(given: float | None) -> float:
@@ -304,8 +328,7 @@ def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     for number, prompt in enumerate(gathered, 1):
         if not prompt.strip():
             raise UserError(f"prompt {number} is empty; say what to draw")
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise UserError(f"prompt {number} is not valid UTF-8; check the terminal's encoding")
+        check_utf8(f"prompt {number}", prompt)
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -315,6 +338,12 @@ def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if not gathered:
         raise UserError(f"--file {file}: no prompts in it" if file else "no prompt; give one in quotes, or --file")
     return gathered
+
+
+def check_utf8(name: str, text: str | None) -> None:
+    """Refuse, with a UserError, an argument whose bytes are no UTF-8 text."""
+    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{name} is not valid UTF-8; check the terminal's encoding")
 
 
 def warn_of_unknown_words(model: str, prompts: Sequence[str]) -> None:

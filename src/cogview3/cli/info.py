@@ -51,13 +51,15 @@ def describe(folder: Path) -> dict[str, Any]:
     parts = {name: part for name, part in parts.items() if part["parameters"]}
     card = folder / "README.md"
     side = drawn_side(folder, "relay_unet" if upscaler else "unet")
+    doubled = 2 if "relay_unet" in names and not upscaler else 1
+    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json") if "tokenizer" in names else {}
     return {
         "folder": str(folder),
         "class": index["_class_name"],
         "card": str(card) if card.is_file() else None,
-        "prompt_tokens": read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length"),
-        "base_side": None if upscaler else side,
-        "side": side * (2 if "relay_unet" in names and not upscaler else 1),
+        "prompt_tokens": tokenizer.get("model_max_length"),
+        "base_side": None if upscaler else _shown_side(side),
+        "side": _shown_side(side and [doubled * one for one in side]),
         "components": parts,
         "default_mode": sampling.default if sampling else None,
         "modes": {
@@ -65,14 +67,14 @@ def describe(folder: Path) -> dict[str, Any]:
             for name, mode in modes.items()
         },
         "memory": memory(None, None, parts),
-        "peaks": peaks(folder, side if upscaler else None),
+        "peaks": {} if side is None else peaks(folder, side if upscaler else None),
     }
 
 
-def peaks(folder: Path, side: int | None = None) -> dict[str, dict[str, int]]:
+def peaks(folder: Path, enlarged: list[int] | None = None) -> dict[str, dict[str, int]]:
     """Bytes at the peak of drawing one picture of the model's own size, by number format and memory mode, computed.
 
-    For an upscaler, `side` is that of the enlarged picture.
+    For an upscaler, `enlarged` is the enlarged picture's height and width in pixels.
     """
     import torch
 
@@ -80,7 +82,7 @@ def peaks(folder: Path, side: int | None = None) -> dict[str, dict[str, int]]:
     from cogview3.generation.placement import model_estimates
 
     formats = {"bfloat16": (torch.bfloat16, None), "int8": (torch.bfloat16, "int8"), "float32": (torch.float32, None)}
-    picture = Picture() if side is None else Picture(side, side, relays=1, upscale=True)
+    picture = Picture() if enlarged is None else Picture(*enlarged, relays=1, upscale=True)
     return {name: model_estimates(str(folder), None, picture, *how) for name, how in formats.items()}
 
 
@@ -107,11 +109,18 @@ def measure(component: Path) -> dict[str, int]:
     return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in files)}
 
 
-def drawn_side(folder: Path, unet: str) -> int:
-    """Side in pixels of the pictures that a UNet draws by default."""
-    latents = read_json(folder / unet / "config.json")["sample_size"]
+def drawn_side(folder: Path, unet: str) -> list[int] | None:
+    """Height and width in pixels of the pictures that a UNet draws by default; None where its model tells none."""
+    latents = read_json(folder / unet / "config.json").get("sample_size")
     levels = read_json(folder / "vae" / "config.json")["block_out_channels"]
-    return latents * 2 ** (len(levels) - 1)
+    if latents is None:
+        return None
+    return [one * 2 ** (len(levels) - 1) for one in (latents if isinstance(latents, list) else [latents] * 2)]
+
+
+def _shown_side(side: list[int] | None) -> int | list[int] | None:
+    """The one side of a square, [height, width] of others."""
+    return side[0] if side is not None and side[0] == side[1] else side
 
 
 def memory(unet: str | None, relay_unet: str | None, parts: dict[str, dict[str, int]]) -> dict[str, int]:
@@ -122,10 +131,18 @@ def memory(unet: str | None, relay_unet: str | None, parts: dict[str, dict[str, 
     return {"float32": 4 * count, "bfloat16": 2 * count}
 
 
-def _size_line(side: int, base: int | None) -> str:
+def _size_line(side: int | list[int] | None, base: int | list[int] | None) -> str:
+    if side is None:
+        return "  size     as asked for; the model names none"
     if base is None:
-        return f"  size     any, as it only enlarges; memory is given for {side}x{side}"
-    return f"  size     {side}x{side}, base {base}x{base}"
+        return f"  size     any, as it only enlarges; memory is given for {_by(side)}"
+    return f"  size     {_by(side)}, base {_by(base)}"
+
+
+def _by(side: int | list[int]) -> str:
+    """Width x height."""
+    height, width = side if isinstance(side, list) else (side, side)
+    return f"{width}x{height}"
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -133,16 +150,17 @@ def as_text(facts: dict[str, Any]) -> str:
     lines = [
         f"{facts['folder']} ({facts['class']})",
         f"  card     {facts['card'] or 'none'}",
-        f"  prompts  up to {facts['prompt_tokens']} tokens",
+        f"  prompts  up to {facts['prompt_tokens']} tokens" if facts["prompt_tokens"] else "  prompts  no tokenizer",
         _size_line(facts["side"], facts["base_side"]),
         "  parts    millions of parameters, MB on disk",
     ]
     for name, part in facts["components"].items():
         lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
-    lines.append(
-        "  memory   GB at the peak of drawing one picture, computed: all there, text encoder dropped after use,"
-    )
-    lines.append("           --offload model, --offload sequential; an allowance of 5 % and 0.5 GiB is in it")
+    if facts["peaks"]:
+        lines.append(
+            "  memory   GB at the peak of drawing one picture, computed: all there, text encoder dropped after use,"
+        )
+        lines.append("           --offload model, --offload sequential; an allowance of 5 % and 0.5 GiB is in it")
     for name, needs in facts["peaks"].items():
         lines.append(f"    {name:24} " + " ".join(f"{need / 1e9:9.2f}" for need in needs.values()))
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +45,12 @@ def plan_files(out: Path | None, names: Sequence[str]) -> list[Path]:
     return [out.with_stem(stem) for stem in _numbered([out.stem] * len(names))]
 
 
-def grid_file(out: Path | None, seed: int) -> Path:
-    """Where the contact sheet goes: beside the file that `--out` names, or into its folder."""
+def grid_file(out: Path | None, seed: int, pictures: Collection[Path] = ()) -> Path:
+    """Where the contact sheet goes: beside the file that `--out` names, or into its folder; never one of `pictures`."""
     if out is not None and out.suffix and not out.is_dir():
         return out.with_stem(f"{out.stem}-grid")
-    return (out or Path()) / f"grid-{seed}.png"
+    sheet = (out or Path()) / f"grid-{seed}.png"
+    return sheet.with_stem(f"{sheet.stem}_all") if sheet in pictures else sheet  # no picture's name has a _
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
@@ -99,7 +100,8 @@ def save_png(image: "Image", path: Path, facts: Mapping[str, object]) -> None:
     chunks = PngInfo()
     for key, value in {**facts, "version": __version__}.items():
         if value is not None:
-            chunks.add_itxt(key, str(value))
+            text = str(value).encode("utf-8", "replace").decode()  # names of files may hold other bytes
+            chunks.add_itxt(key, text)
     with whole_file(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
 

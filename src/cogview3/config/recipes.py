@@ -231,15 +231,21 @@ class LightDecoderRecipe(_Recipe):
 
 
 class DistillBaseHeader(_Header):
-    """Table [recipe] of a base stage's distillation."""
+    """Table [recipe] of a base stage's distillation.
+
+    `start_from`: what the first round's student begins as, in the place of a copy of its teacher: a run of distill, one
+    of its rounds, or a model's mode as MODEL@MODE.
+    """
 
     kind: Literal["distill_base"]
+    start_from: str | None = None
 
 
 class DistillRelayHeader(_Header):
-    """Table [recipe] of a relay stage's distillation."""
+    """Table [recipe] of a relay stage's distillation; `start_from` as for a base stage."""
 
     kind: Literal["distill_relay"]
+    start_from: str | None = None
 
 
 def _check_paths(distill: Distill, info: ValidationInfo) -> Distill:
@@ -297,6 +303,8 @@ class _Rounds(_Recipe):
         tables["recipe"]["name"] += f"-round-{steps[1]}"
         tables["distill"] |= {"teacher": teacher, "steps": steps}
         tables["distill"].pop("fine_tune_images", None)
+        if number > 1:  # from then on the student begins as its teacher, the last round's
+            tables["recipe"].pop("start_from", None)
         tables["train"]["images"] = images[number - 1] if len(images) > 1 else images[0]
         kind = DistillBaseRound if self.kind == "distill_base" else DistillRelayRound
         return kind.model_validate_json(json.dumps(tables))  # in JSON, lists stand for tuples

@@ -242,6 +242,8 @@ class BucketBatches:
             for size, group in self._waiting.items():
                 if len(group) >= count:
                     self._waiting[size] = group[count:]
+                    if not self._waiting[size]:  # so that the order of buckets is that of the pictures that wait
+                        del self._waiting[size]
                     return self._collate(group[:count])
             self._add(next(self.source))
 

@@ -86,6 +86,25 @@ class Tolerance:
             self._broken -= self._last[0]
         self._last.append(broken)
         self._broken += broken
+        self._judge(report)
+
+    def turn(self, broken: bool, report: Report) -> None:
+        """A sample that was counted as good is broken after all, or else left out. Raises UserError as `see` does."""
+        for place in range(len(self._last) - 1, -1, -1):
+            if not self._last[place]:
+                break
+        else:  # it has left the window
+            if broken:
+                self.see(True, report)
+            return
+        if not broken:
+            del self._last[place]
+            return
+        self._last[place] = True
+        self._broken += 1
+        self._judge(report)
+
+    def _judge(self, report: Report) -> None:
         if len(self._last) == self.window and self._broken > self.share * self.window:
             raise UserError(
                 f"{self._broken} of the last {self.window} samples are broken, more than {self.share:.0%}: "

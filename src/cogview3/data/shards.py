@@ -204,21 +204,26 @@ class CaptionedImages:
     def _admit(self, source: int, shard: int, group: Group) -> Entry | None:
         """The entry of a group, unless it is broken or left out, which is counted."""
         try:
-            return admit(group, *self._sidecars(source, shard), self._filters)
+            entry = admit(group, *self._sidecars(source, shard), self._filters)
         except Skipped as reason:
-            self._skip(reason)
+            self.report.skip(reason)
+            if isinstance(reason, Broken):
+                self._tolerance.see(True, self.report)
             return None
+        # counted as it is read, like the broken ones: it may lie in the buffer for long
+        self._tolerance.see(False, self.report)
+        return entry
 
     def _finish(self, place: Place, entry: Entry) -> Sample | None:
         """The sample of an entry, unless its picture is broken or left out; all three are counted."""
         try:
             picture = develop(entry, self._filters)
         except Skipped as reason:
-            self._skip(reason)
+            self.report.skip(reason)
+            self._tolerance.turn(isinstance(reason, Broken), self.report)
             return None
         self.report.samples += 1
         self.report.mended.update(entry.mended + picture.mended)
-        self._tolerance.see(False, self.report)
         return self._sample(place, entry, picture)
 
     def _sample(self, place: Place, entry: Entry, picture: Picture | Encoded) -> Sample:
@@ -239,11 +244,6 @@ class CaptionedImages:
             index=index,
             place=place,
         )
-
-    def _skip(self, reason: Skipped) -> None:
-        self.report.skip(reason)
-        if isinstance(reason, Broken):
-            self._tolerance.see(True, self.report)
 
     def _check_barren(self, stream: Stream) -> None:
         if stream.epoch - self._fruitful[stream.source] >= BARREN_EPOCHS and self._epochs is None:

@@ -35,17 +35,6 @@ def make_betas(
     raise ValueError(f"beta_schedule {beta_schedule!r} is unknown: choose one of {', '.join(BETA_SCHEDULES)}")
 
 
-def scaled_linear_alphas_cumprod(
-    num_train_timesteps: int = 1000,
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """abar_t = prod_{s <= t} (1 - beta_s) of the scaled linear schedule, (T,), falling, in (0, 1)."""
-    betas = make_betas(num_train_timesteps, beta_start, beta_end, "scaled_linear")
-    return torch.cumprod(1 - betas, dim=0).to(dtype)
-
-
 def make_sigmas(
     num_train_timesteps: int = 1000,
     beta_start: float = 0.00085,

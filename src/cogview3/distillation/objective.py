@@ -17,7 +17,7 @@ from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
 from cogview3.distillation.paths import PathPool, ends
 from cogview3.distillation.step import Levels, StepLevels
-from cogview3.distillation.teacher import load_teacher, sampler_levels, student_of, teacher_scheduler
+from cogview3.distillation.teacher import begin_as, load_teacher, sampler_levels, student_of, teacher_scheduler
 from cogview3.generation.attention import constant_text
 from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
 from cogview3.training.objectives import Batch
@@ -28,7 +28,7 @@ _SHOWN = 6  # pictures in a grid
 
 
 class Distillation(LatentTraining):
-    """Train a student, which begins as its teacher, to make one step of each `stride` of the teacher's.
+    """Train a student to make one step of each `stride` of the teacher's; it begins as that, or `recipe.start_from`.
 
     Each sample has a guidance w of its own. A teacher that does not take w as a condition runs both branches, the
     unconditional one with zeros for text; the student takes w as a condition and runs one. z_t are drawn around data
@@ -51,6 +51,8 @@ class Distillation(LatentTraining):
         self.scheduler = teacher_scheduler(settings, self.is_relay)
         self.levels = {steps: sampler_levels(self.scheduler, steps) for steps in settings.steps}
         self.trained = student_of(load_teacher(settings, self.is_relay), settings.guidance_width)
+        if recipe.recipe.start_from:
+            begin_as(self.trained, recipe.recipe.start_from, self.is_relay)
         self._pool = PathPool(recipe, self.source, self._take, self._path) if settings.paths else None
         self._pictures: Batch = {}
         self._states: Batch = {}  # of the validation's paths

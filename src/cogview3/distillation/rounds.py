@@ -10,6 +10,7 @@ runs/<name>/weights/           the last round's, once it is finished
 import gc
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from cogview3.config import (
     parse_recipe,
 )
 from cogview3.distillation.objective import Distillation
-from cogview3.distillation.teacher import check_distilled, load_teacher, sampler_levels, teacher_scheduler
+from cogview3.distillation.teacher import check_distilled, check_start, sampler_levels, teacher_scheduler
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.training.loop import PATIENCE, train
 
 ROUNDS_FILE = "rounds.json"
+FINE_TUNE = "fine-tune"
 _STEPS = ("teacher_steps", "student_steps")
 
 
@@ -58,12 +60,14 @@ def distill(
     run = Path(out) if out else Path("runs") / recipe.name
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())
-    fine_tuning = check_teacher(recipe)
+    table = [] if restart else _read_table(run)
+    fine_tuning = check_teacher(recipe, any(entry["round"] != FINE_TUNE for entry in table))
+    if restart:
+        _check_apart(recipe, run)
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
     if state.is_main_process:
         checkpoints.open_run(run, recipe.to_dict(), restart)
     state.wait_for_everyone()
-    table = _read_table(run)
     trained: list[str] = []
 
     def finish(part: RelayRecipe | DistillRound, folder: Path, **options: Any) -> str:
@@ -83,7 +87,8 @@ def distill(
 
     teacher = recipe.distill.teacher
     if fine_tuning is not None:
-        teacher = finish(fine_tuning, run / "fine-tune")
+        teacher = finish(fine_tuning, run / FINE_TUNE)
+        recipe = _with_estimate(recipe)
     for number in range(1, recipe.rounds + 1):
         part = recipe.round(number, teacher)
         teacher = finish(part, run / f"round-{part.distill.steps[1]}", objective=Distillation)
@@ -93,21 +98,40 @@ def distill(
     return {"run": str(run), "rounds": table}
 
 
-def check_teacher(recipe: DistillRecipe) -> RelayRecipe | None:
+def _with_estimate(recipe: DistillRelayRecipe) -> DistillRelayRecipe:
+    """The recipe with the blur estimate of its teacher, of which a fine-tuned one's scheduler knows nothing."""
+    settings = recipe.distill
+    estimate = teacher_scheduler(settings.model_copy(update={"relay_start": None}), True).config.blur_estimate
+    if estimate == RelayScheduler().config.blur_estimate:
+        return recipe
+    return recipe.model_copy(update={"distill": settings.model_copy(update={"blur_estimate": estimate})})
+
+
+def _check_apart(recipe: DistillRecipe, run: Path) -> None:
+    """Refuse to move a run aside that the recipe begins with."""
+    for name, given in (("distill.teacher", recipe.distill.teacher), ("recipe.start_from", recipe.recipe.start_from)):
+        if given is not None and Path(given).resolve().is_relative_to(run.resolve()):
+            raise UserError(f"{name} {given!r} lies in the run that --restart moves aside; give another with --out")
+
+
+def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | None:
     """Refuse what cannot be distilled, before any work; gives the recipe of the fine-tuning, None without one.
 
-    Raises UserError naming the entry of the recipe at fault.
+    `begun`: the first round is finished, and what its student began as is not needed any more. Raises UserError naming
+    the entry of the recipe at fault.
     """
     settings, is_relay = recipe.distill, recipe.kind == "distill_relay"
     fine_tuning = None
     check_distilled(settings)
+    if recipe.recipe.start_from and not begun:
+        check_start(settings, recipe.recipe.start_from, is_relay)
     if is_relay and settings.fine_tune_images:
         if not recipe.data.text_dropout:
             raise UserError(
                 "data.text_dropout is 0, but a teacher that is fine-tuned with distill.fine_tune_images is run without "
                 "texts too; give a share above 0, such as 0.1"
             )
-        network = load_teacher(settings, is_relay)
+        network = UNet2DConditionModel.load_config(checkpoints.weights_folder(settings.teacher, "relay_unet"))
         plain = settings.model_copy(update={"relay_start": None})
         scheduler = teacher_scheduler(plain, is_relay)
         fine_tuning = fine_tune_recipe(recipe, network, scheduler)
@@ -125,26 +149,24 @@ def check_teacher(recipe: DistillRecipe) -> RelayRecipe | None:
     return fine_tuning
 
 
-def fine_tune_recipe(
-    recipe: DistillRelayRecipe, teacher: UNet2DConditionModel, scheduler: RelayScheduler
-) -> RelayRecipe:
-    """The relay recipe that trains the teacher on with T_r = `distill.relay_start`.
+def fine_tune_recipe(recipe: DistillRelayRecipe, network: Mapping[str, Any], scheduler: RelayScheduler) -> RelayRecipe:
+    """The relay recipe that trains the teacher, a UNet of configuration `network`, on with T_r = `distill.relay_start`.
 
     Its optimizer and data are the distillation's. Raises UserError where the teacher takes guidance as a condition.
     """
-    settings, tables, network = recipe.distill, recipe.to_dict(), teacher.config
-    if network.time_cond_proj_dim is not None:
+    settings, tables = recipe.distill, recipe.to_dict()
+    if network.get("time_cond_proj_dim") is not None:
         raise UserError(
             f"distill.fine_tune_images: the teacher {settings.teacher!r} is distilled already; fine-tune before that"
         )
-    channels = network.block_out_channels
+    channels = network["block_out_channels"]
     model = {
         "block_out_channels": list(channels),
-        "layers_per_block": network.layers_per_block,
-        "transformer_layers_per_block": _three(network.transformer_layers_per_block),
-        "head_dim": channels[1] // _three(network.attention_head_dim)[1],
-        "norm_num_groups": network.norm_num_groups,
-        "size_embedding": network.projection_class_embeddings_input_dim // 6,
+        "layers_per_block": network["layers_per_block"],
+        "transformer_layers_per_block": _three(network["transformer_layers_per_block"]),
+        "head_dim": channels[1] // _three(network["attention_head_dim"])[1],
+        "norm_num_groups": network["norm_num_groups"],
+        "size_embedding": network["projection_class_embeddings_input_dim"] // 6,
     }
     objective = {
         "prediction": scheduler.config.prediction_type,

@@ -1,4 +1,7 @@
-"""The teacher: its network and its sampler, and the student that begins as a copy of it."""
+"""The teacher: its network and its sampler, and the student that begins as a copy of it or as another student."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
@@ -8,6 +11,7 @@ from cogview3.config import Distill, UserError, distillation_of
 from cogview3.diffusion import schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
+from cogview3.generation.loading import mode_of, unet_folder
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.unet import takes_guidance
 
@@ -44,7 +48,7 @@ def student_of(teacher: UNet2DConditionModel, guidance_width: int) -> UNet2DCond
     a bias-free layer, `time_embedding.cond_proj`, that is zero at first: the student begins as the teacher, whatever w.
     diffusers would begin with random numbers.
     """
-    config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
+    config = _plain(teacher.config)
     new = not takes_guidance(teacher)
     if new:
         config["time_cond_proj_dim"] = guidance_width
@@ -55,6 +59,68 @@ def student_of(teacher: UNet2DConditionModel, guidance_width: int) -> UNet2DCond
         state[name] = torch.zeros_like(student.state_dict()[name])
     student.load_state_dict(state)
     return student
+
+
+def check_start(settings: Distill, start: str, is_relay: bool) -> None:
+    """Refuse, with a UserError, a `recipe.start_from` that is no student of such a teacher: see `begin_as`."""
+    component, scheduler = ("relay_unet", "relay_scheduler") if is_relay else ("unet", "scheduler")
+    teacher, student = (
+        _plain(UNet2DConditionModel.load_config(folder))
+        for folder in (checkpoints.weights_folder(settings.teacher, component), unet_folder(start, component))
+    )
+    for config in (teacher, student):
+        config.pop("sample_size", None)  # a default of pipelines, no part of the network
+    width = student.pop("time_cond_proj_dim", None)
+    if width is None:
+        raise UserError(
+            f"recipe.start_from {start!r} is not distilled; give a run of distill or MODEL@MODE, or leave it out: a "
+            "student begins as its teacher"
+        )
+    wanted = teacher.pop("time_cond_proj_dim", None) or settings.guidance_width
+    if width != wanted:
+        raise UserError(
+            f"recipe.start_from {start!r} embeds guidance {width} wide, not {wanted}; "
+            f"set distill.guidance_width to {width}, and give a teacher that is not distilled or as wide"
+        )
+    different = sorted(key for key in teacher.keys() & student.keys() if not _alike(teacher[key], student[key]))
+    if different:
+        key = different[0]
+        raise UserError(
+            f"recipe.start_from {start!r} is another network than the teacher {settings.teacher!r}: {key} is "
+            f"{student[key]}, not {teacher[key]}; give a student of a network like this"
+        )
+    own = mode_of(start)
+    kinds = [
+        EulerDiscreteScheduler.load_config(checkpoints.weights_folder(reference, scheduler)).get(
+            "prediction_type", "epsilon"
+        )
+        for reference in (settings.teacher, start if own is None else own[0])
+    ]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"recipe.start_from {start!r} predicts {kinds[1]}, but the teacher {settings.teacher!r} {kinds[0]}; give a "
+            "student of a network like this"
+        )
+
+
+def begin_as(student: UNet2DConditionModel, start: str, is_relay: bool) -> None:
+    """Give the student the weights of another one, `recipe.start_from`, which `check_start` has let pass."""
+    folder = unet_folder(start, "relay_unet" if is_relay else "unet")
+    student.load_state_dict(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict())
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration without what tells where it came from."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two entries of a configuration say the same; a number stands for a list of it, one for each block."""
+    if isinstance(other, list | tuple) and not isinstance(one, list | tuple):
+        one, other = other, one
+    if isinstance(one, list | tuple) and not isinstance(other, list | tuple):
+        other = [other] * len(one)
+    return one == other
 
 
 def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteScheduler | RelayScheduler:

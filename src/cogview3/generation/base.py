@@ -155,17 +155,17 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         inputs.check_whole("num_relays", settings.count, 0, 8)
         if settings.tile_size is not None:  # the autoencoder works in tiles even without a relay
             inputs.check_side("tile_size", settings.tile_size, 8 * self.vae_scale_factor)
+        levels = 1000 if self.relay_scheduler is None else self.relay_scheduler.config.num_train_timesteps
+        inputs.check_real("eta", settings.eta, 0, 1)
+        inputs.check_whole("relay steps", settings.steps, 1, levels)
+        if settings.start is not None:
+            inputs.check_whole("relay_start", settings.start, 1, levels)
         if settings.count == 0:
             return
         if self.relay_unet is None or self.relay_scheduler is None:
             raise UserError(f"num_relays is {settings.count}, but relay_unet or relay_scheduler is missing: give 0")
-        levels = self.relay_scheduler.config.num_train_timesteps
-        inputs.check_real("eta", settings.eta, 0, 1)
         if settings.eta and self.relay_scheduler.config.get("solver_order", 1) == 2:
             raise UserError(f"eta is {settings.eta}, but the relay's solver is of second order: leave eta out")
-        inputs.check_whole("relay steps", settings.steps, 1, levels)
-        if settings.start is not None:
-            inputs.check_whole("relay_start", settings.start, 1, levels)
         try:
             self.relay_scheduler.set_timesteps(settings.steps, relay_start=settings.start)
         except ValueError as error:

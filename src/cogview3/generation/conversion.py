@@ -31,9 +31,10 @@ TEXT_LENGTH = 225
 """Tokens of a prompt in the release."""
 
 SIDES = {"unet": 64, "relay_unet": 128}
+"""Sides of the latents that the release's stages draw."""
+
 _GUIDANCE_WIDTHS = {"unet": 512, "relay_unet": 256}  # of the release's distilled networks
 _OTHER = {"unet": "relay_unet", "relay_unet": "unet"}
-"""Sides of the latents that the release's stages draw."""
 
 _PLAIN = Mode(steps=50, relay_steps=12, relay_start=500, blur_estimate="recompute", guidance=7.5)
 _PLAIN_NAME = "50+12"

@@ -8,14 +8,15 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from cogview3 import checkpoints
 from cogview3.config import UserError
-from cogview3.generation.modes import SAMPLING_FILE, Sampling, read_sampling
+from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, read_sampling
 
 BUNDLED = Path(__file__).parents[1] / "models" / "bundled"
 MODEL_INDEX = "model_index.json"
@@ -64,6 +65,30 @@ def load_sampling(source: str, **hub_options: Any) -> Sampling | None:
         return None
     except OSError as error:
         raise unloadable(source, error) from error
+
+
+def mode_of(reference: str | Path) -> tuple[Path, Mode] | None:
+    """Folder and mode of MODEL@MODE; None of other references. Raises UserError where there is none."""
+    model, at, name = str(reference).rpartition("@")
+    if not at or Path(reference).exists():
+        return None
+    folder = Path(resolve_model(model))
+    if not folder.is_dir():
+        raise UserError(f"{reference}: there is no model folder {model}; give one, or a bundled model")
+    return folder, pick_mode(load_sampling(str(folder)), name, model)[1]
+
+
+def unet_folder(reference: str | Path, component: Literal["unet", "relay_unet"]) -> Path:
+    """Folder of a UNet of a run, of a model or, as MODEL@MODE, of one of its modes.
+
+    Raises:
+        UserError: there is no such mode or UNet.
+    """
+    own = mode_of(reference)
+    if own is None:
+        return checkpoints.weights_folder(reference, component)
+    folder, mode = own
+    return checkpoints.weights_folder(folder, getattr(mode, component) or component)
 
 
 def check_model_folder(
@@ -120,8 +145,11 @@ def check_target(out: Path) -> None:
     """Refuse to write a model where something else is; an earlier model may be replaced.
 
     Raises:
-        UserError: `out` is a file, or a folder with other things in it.
+        UserError: `out` is a file, a folder with other things in it, or one that nothing can take the place of: the
+            current one, or where a disk is mounted.
     """
+    if out.resolve() == Path.cwd() or os.path.ismount(out):
+        raise UserError(f"{out} is the current folder or a disk's own, which cannot be replaced; give one inside it")
     if out.exists() and not (out / MODEL_INDEX).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no model; give another folder with -o")
 

@@ -1,6 +1,7 @@
 """LoRA adapters for the base and the relay UNet, in diffusers' file format."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -59,6 +60,22 @@ class RelayLoraMixin(LoraBaseMixin):
                 metadata=metadata,
                 _pipeline=self,
             )
+
+    def fuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
+        """As diffusers' own; `components` are by default all UNets that have adapters."""
+        super().fuse_lora(self._adapted() if components is None else list(components), **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
+        """As diffusers' own; `components` as in `fuse_lora`."""
+        super().unfuse_lora(self._adapted() if components is None else list(components), **kwargs)
+
+    def _adapted(self) -> list[str]:
+        """UNets with adapters. Raises UserError where there are none."""
+        networks = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
+        found = [name for name, network in networks.items() if getattr(network, "peft_config", None)]
+        if not found:
+            raise UserError("no LoRA is loaded: call load_lora_weights first")
+        return found
 
     @classmethod
     def save_lora_weights(

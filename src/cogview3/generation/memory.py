@@ -68,11 +68,14 @@ class Picture:
     encoded: bool = True
 
     def settled(self, networks: Mapping[str, nn.Module]) -> "Picture":
-        """With the model's own sizes where they are unset."""
+        """With the model's own sizes where they are unset. Raises UserError where it has none."""
         relays = int("relay_unet" in networks) if self.relays is None else self.relays
         side = _factor(networks["vae"]) * 2**relays
         own = networks["unet"].config.sample_size if "unet" in networks else 1
         sides = own if isinstance(own, list | tuple) else (own, own)
+        for name, given, default in zip(("height", "width"), (self.height, self.width), sides, strict=True):
+            if given is None and default is None:
+                raise UserError(f"{name} is unset and the UNet has no sample_size: give {name}")
         height, width = (
             side * default if given is None else math.ceil(given / side) * side
             for given, default in zip((self.height, self.width), sides, strict=True)

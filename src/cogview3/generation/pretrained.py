@@ -19,7 +19,7 @@ from cogview3.generation.loading import (
     resolve_model,
     unloadable,
 )
-from cogview3.generation.modes import Mode, Sampling, pick_mode, write_sampling
+from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, write_sampling
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.unet import takes_guidance
 
@@ -119,7 +119,9 @@ class ModePipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one."""
-        if self.mode_name is not None:
+        if self.mode_name is None:  # a table of what was there before would not fit
+            (Path(save_directory) / SAMPLING_FILE).unlink(missing_ok=True)
+        else:
             entry = self.mode.model_copy(update={"unet": None, "relay_unet": None})
             os.makedirs(save_directory, exist_ok=True)
             write_sampling(Sampling(default=self.mode_name, modes={self.mode_name: entry}), save_directory)

@@ -216,7 +216,10 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             width = self.relay_unet.config.cross_attention_dim
             return torch.zeros(pictures, 1, width, device=device), None
         if prompt is None and prompt_embeds is None:
-            negative, _ = self.encode_prompt(negative_prompt, prompt_embeds=negative_prompt_embeds, device=device)
+            negative = negative_prompt_embeds
+            if negative is None:
+                negative = self._encode("negative_prompt", negative_prompt, device)
+            negative = negative.to(device)
             positive = torch.zeros_like(negative)
         else:
             positive, negative = self.encode_prompt(

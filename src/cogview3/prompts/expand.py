@@ -14,13 +14,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
 from cogview3.prompts.endpoint import Endpoint, Message, Unusable
 from cogview3.prompts.intent import lost_intent
 from cogview3.prompts.words import is_english
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +103,7 @@ class Writer(Protocol):
     """What its texts depend on; part of the cache's key."""
 
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
-        """Texts for a prompt, the best first.
+        """Whole texts for a prompt, the best first; none where all were cut off.
 
         Args:
             prompt: the request.
@@ -123,8 +126,9 @@ class EndpointWriter:
         )
 
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
-        """As `Writer.write`. Raises EndpointError."""
-        return [self.endpoint.chat(conversation(prompt, earlier, lost)).text]
+        """As `Writer.write`; nothing where the answer was cut off. Raises EndpointError."""
+        answer = self.endpoint.chat(conversation(prompt, earlier, lost))
+        return [] if answer.finish == "length" else [answer.text]
 
 
 def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> list[Message]:
@@ -192,8 +196,18 @@ class LocalWriter:
         limit = {"max_new_tokens": self._max_tokens, "max_length": None}
         with torch.no_grad():
             made = self._model.generate(**inputs, do_sample=False, **beams, **limit)
-        start = 0 if self._paired else inputs["input_ids"].shape[1]
-        return self._tokenizer.batch_decode(made[:, start:], skip_special_tokens=True)
+        start = 1 if self._paired else inputs["input_ids"].shape[1]  # an encoder-decoder's first token only begins
+        whole = self._whole(made[:, start:])
+        return self._tokenizer.batch_decode(whole, skip_special_tokens=True) if len(whole) else []
+
+    def _whole(self, made: "torch.Tensor") -> "torch.Tensor":
+        """Those of generated texts, (B, tokens), that came to their end before the limit."""
+        import torch
+
+        ends = self._model.generation_config.eos_token_id
+        if ends is None:
+            return made
+        return made[torch.isin(made, torch.tensor(ends, device=made.device)).any(1)]
 
     def _inputs(self, prompt: str, earlier: str, lost: Sequence[str]) -> Any:
         if self._paired:
@@ -243,7 +257,7 @@ class Expander:
 
     def _expand(self, prompt: str) -> Expansion:
         """Ask for an expansion until one is good. Raises what the writer does."""
-        earlier, faults = "", ["everything"]
+        earlier, faults = "", []
         for number in range(TRIES):
             texts = filter(None, map(tidy, self._writer.write(prompt, number, earlier, faults)))
             judged = [(find_faults(prompt, text), text) for text in texts]
@@ -252,7 +266,8 @@ class Expander:
                     return self._keep(Expansion(prompt, text, self._writer.name))
             if judged:
                 faults, earlier = judged[0]
-        return Expansion(prompt, prompt, self._writer.name, f"the expansion lost: {', '.join(faults)}")
+        reason = f"the expansion lost: {', '.join(faults)}" if faults else "the model gave no whole description"
+        return Expansion(prompt, prompt, self._writer.name, reason)
 
     def _path(self, prompt: str) -> Path | None:
         if self._cache is None:
@@ -297,9 +312,14 @@ def find_faults(prompt: str, text: str) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """A model's description as one bare paragraph: without its thoughts, fences, labels and quotes around it."""
+    """A model's description as one bare paragraph: without its thoughts, fences, labels and quotes around it.
+
+    "" of a thought that has no end, and so no description after it.
+    """
     text = re.sub(r"<think>.*?</think>", " ", text, flags=re.DOTALL)
     text = re.sub(r"^.*</think>", " ", text, flags=re.DOTALL)  # an opening that the chat template held
+    if "<think>" in text:
+        return ""
     text = re.sub(r"```\w*", " ", text)
     text = " ".join(text.split())
     text = re.sub(r"^(sure|certainly|here is|here's)\b[^.:]{0,80}:\s*", "", text, flags=re.IGNORECASE)

@@ -17,8 +17,8 @@ from transformers import (
 
 from cogview3 import checkpoints
 from cogview3.config import UserError, distillation_of
-from cogview3.generation.loading import check_target, folder_sizes, load_sampling, resolve_model
-from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, pick_mode, write_sampling
+from cogview3.generation.loading import check_target, folder_sizes, load_sampling, mode_of, unet_folder
+from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
@@ -136,11 +136,7 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict
 
 def _load_unet(reference: Path, component: str, mode: str | None = None) -> UNet2DConditionModel:
     """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance."""
-    own = _mode_of(reference) if mode is not None else None
-    if own is None:
-        folder = checkpoints.weights_folder(reference, component)
-    else:
-        folder = checkpoints.weights_folder(own[0], getattr(own[1], component) or component)
+    folder = (checkpoints.weights_folder if mode is None else unet_folder)(reference, component)
     unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float16)
     if mode is None and takes_guidance(unet):
         option = "--base" if component == "unet" else "--relay"
@@ -174,7 +170,7 @@ def _known(mode: str, reference: Path, component: str, steps: int) -> dict[str, 
 
     Nothing of what tells no more than its weights: a model as such, or another run.
     """
-    if own := _mode_of(reference):
+    if own := mode_of(reference):
         if not own[1].distilled:
             raise UserError(f"--mode {mode}: {reference} is not distilled; give a mode that is, or a run of distill")
         trained = own[1].steps if component == "unet" else own[1].relay_steps
@@ -189,17 +185,6 @@ def _known(mode: str, reference: Path, component: str, steps: int) -> dict[str, 
     if trained != steps:
         raise UserError(f"--mode {mode}: {reference} is distilled for {trained} steps, not for {steps}")
     return known
-
-
-def _mode_of(reference: Path) -> tuple[Path, Mode] | None:
-    """Folder and mode of MODEL@MODE; None of other references. Raises UserError where there is none."""
-    model, at, name = str(reference).rpartition("@")
-    if not at or reference.exists():
-        return None
-    folder = Path(resolve_model(model))
-    if not folder.is_dir():
-        raise UserError(f"{reference}: there is no model folder {model}; give one, or a bundled model")
-    return folder, pick_mode(load_sampling(str(folder)), name, model)[1]
 
 
 def _relay_steps(run: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _check_processes(recipe: Recipe, accelerator: Accelerator) -> None:
             f"train.batch {recipe.train.batch} does not divide among {processes} processes with train.accumulation "
             f"{recipe.train.accumulation}; change it with --set train.batch=N"
         )
-    if recipe.train.shard and recipe.kind in ("vae", "text"):
+    if recipe.train.shard and recipe.kind in ("vae", "text", "expander", "recaptioner"):
         raise UserError(f"train.shard: is for UNets, not for a recipe of kind {recipe.kind}; leave it out")
     if recipe.train.shard and processes == 1:
         print("train.shard: there is one process, which keeps everything", file=sys.stderr)

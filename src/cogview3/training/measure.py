@@ -21,12 +21,13 @@ def step_flops(objective: Objective, skeleton: nn.Module, batch: Batch) -> int |
     """Operations of forward and backward pass of `objective.trained` on a batch; None where it is no UNet.
 
     Convolutions and matrix products, a multiplication and an addition each; nothing that is computed twice
-    (`train.checkpoint_activations`) counts twice. Counted on `skeleton` (`parallel.skeleton`), without computing.
+    (`train.checkpoint_activations`) counts twice. Counted on `skeleton` (`parallel.skeleton`), without computing, and
+    in float32 throughout: a frozen part may be kept in another format, which only autocast brings together.
     """
     if not isinstance(objective.trained, UNet2DConditionModel):
         return None
     arguments, options = _call(objective, skeleton, batch)
-    network = copy.deepcopy(skeleton)
+    network = copy.deepcopy(skeleton).float()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(*_meta(arguments), **{name: _meta(value) for name, value in options.items()}).sample.sum().backward()
     return counter.get_total_flops()
@@ -53,7 +54,9 @@ def _call(objective: Objective, skeleton: nn.Module, batch: Batch) -> tuple[tupl
 def _meta(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_meta(each) for each in value)
-    return value.to("meta") if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to("meta", torch.float32 if value.is_floating_point() else value.dtype)
 
 
 def matmul_ceiling(device: torch.device | str, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:

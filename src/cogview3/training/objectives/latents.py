@@ -99,10 +99,14 @@ class LatentTraining(Objective):
         return torch.stack(rows)
 
     def _encoded(self, texts: list[str]) -> Tensor:
-        """Embeddings (B, L, C) in the recipe's precision; what does not fit is told of the built-in world alone."""
+        """Embeddings (B, L, C), float32; what does not fit is told of the built-in world alone.
+
+        They are computed in the recipe's precision, in which the encoder itself may be kept; the networks that read
+        them are float32, and autocast narrows both alike.
+        """
         encode = encode_text if isinstance(self.recipe.data, SceneData) else embed_text
         with self._precision():
-            return encode(self.tokenizer, self._frozen["text"], texts)
+            return encode(self.tokenizer, self._frozen["text"], texts).float()
 
     def _precision(self) -> AbstractContextManager:
         """Autocast as the recipe says, for where the loop has none."""

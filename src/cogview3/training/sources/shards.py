@@ -141,7 +141,14 @@ class ShardSource(Source):
         """Squares from the middle of pictures, of the validation's own seed."""
         data, seed, count = self._data, self._recipe.validate_.seed, self._recipe.validate_.images
         addresses = data.validation or data.shards
-        reader = CaptionedImages(addresses, seed=seed, new_share=data.new_share, filters=filters_of(data))
+        reader = CaptionedImages(
+            addresses,
+            seed=seed,
+            new_share=data.new_share,
+            filters=filters_of(data),
+            broken_share=data.broken_share,
+            broken_window=data.broken_window,
+        )
         squares = Buckets(data.size, data.size, 1.0)
         return BucketBatches(FittedImages(reader, squares, center=True), count, text_dropout=0).take(count)
 
