@@ -1,5 +1,6 @@
 """Recipes of distillations: what they hold, what a round's is, and how a wrong one is refused."""
 
+import json
 import shutil
 import tomllib
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import tomli_w
 
 from cogview3.config import DistillBaseRecipe, DistillRelayRound, UserError, load_recipe, parse_recipe
+from cogview3.distillation import rounds
 from cogview3.distillation.rounds import check_teacher, distill
+from cogview3.distillation.teacher import teacher_scheduler
 from cogview3.training.objectives import build
 from tests.distillation.conftest import tiny_distillation
 from tests.training.conftest import tiny_recipe
@@ -174,3 +177,23 @@ def test_the_fine_tuning_is_a_relay_recipe_of_the_teachers_network(runs: Path) -
     assert (made.objective.prediction, made.objective.relay_start) == (teacher.objective.prediction, 200)
     assert (made.data, made.optimizer, made.train.images) == (recipe.data, recipe.optimizer, 4)
     assert check_teacher(tiny_distillation("relay", runs)) is None
+
+
+@pytest.mark.parametrize("given", [None, "recompute", "carry"])
+def test_the_rounds_after_a_fine_tuning_keep_the_teachers_estimate(
+    runs: Path, tmp_path: Path, given: str | None
+) -> None:
+    """The fine-tuned run's scheduler would say "recompute"."""
+    shutil.copytree(runs / "relay", tmp_path / "teacher")
+    path = tmp_path / "teacher" / "weights" / "relay_scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"blur_estimate": "carry"}))
+    changes = {
+        "distill__relay_start": 200,
+        "distill__fine_tune_images": 4,
+        "distill__teacher": str(tmp_path / "teacher"),
+    }
+    recipe = tiny_distillation("relay", runs, **changes, **({"distill__blur_estimate": given} if given else {}))
+    kept = rounds._with_estimate(recipe).round(1, str(runs / "relay"))
+    assert teacher_scheduler(kept.distill.model_copy(update={"relay_start": None}), True).config.blur_estimate == (
+        given or "carry"
+    )
