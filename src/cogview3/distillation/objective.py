@@ -30,9 +30,10 @@ _SHOWN = 6  # pictures in a grid
 class Distillation(LatentTraining):
     """Train a student to make one step of each `stride` of the teacher's.
 
-    It begins as its teacher, or as the student that `recipe.start_from` names. Each sample has a guidance w of its own. A teacher that does not take w as a condition runs both branches, the
-    unconditional one with zeros for text; the student takes w as a condition and runs one. z_t are drawn around data
-    or, with `distill.paths`, are states of the teacher's own samplings.
+    It begins as its teacher, or as the student that `recipe.start_from` names. Each sample has a guidance w of its own.
+    A teacher that does not take w as a condition runs both branches, the unconditional one with zeros for text; the
+    student takes w as a condition and runs one. z_t are drawn around data or, with `distill.paths`, are states of the
+    teacher's own samplings.
     """
 
     def __init__(self, recipe: DistillRound) -> None:
