@@ -18,8 +18,6 @@ from cogview3.distillation.teacher import check_start, load_teacher, student_of
 from cogview3.training.export import export
 from tests.distillation.conftest import tiny_distillation
 
-FILE = "diffusion_pytorch_model.safetensors"
-
 
 def tiny_student(runs: Path, stage: str, folder: Path, width: int = 8) -> Path:
     """A run's folder whose network is a student of the tiny teacher, with weights of its own."""
