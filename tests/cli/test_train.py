@@ -7,7 +7,8 @@ import pytest
 from typer.testing import Result
 
 from cogview3.checkpoints import open_run
-from cogview3.cli.train import parse_mode_runs, parse_setting
+from cogview3.cli.options import parse_settings
+from cogview3.cli.train import parse_mode_runs
 from cogview3.config import UserError, load_recipe
 from tests.cli.conftest import error_line
 
@@ -52,11 +53,12 @@ def test_mode_runs() -> None:
 
 
 def test_settings() -> None:
-    assert parse_setting("guidance=4.5") == ("guidance", 4.5)
-    assert parse_setting("blur_estimate=carry") == ("blur_estimate", "carry")
+    told = ["guidance=4.5", "blur_estimate=carry", 'stop=["a=b"]']
+    assert parse_settings(told, "") == {"guidance": 4.5, "blur_estimate": "carry", "stop": ["a=b"]}
+    assert parse_settings(None, "") == {}
     for entry in ("guidance", "=3"):
-        with pytest.raises(UserError, match="KEY=VALUE"):
-            parse_setting(entry)
+        with pytest.raises(UserError, match=f"--set {entry}: write KEY=VALUE, such as guidance=2"):
+            parse_settings([entry], "guidance=2")
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ from cogview3.cli.endpoints import (
     SideOption,
     TimeoutOption,
     TriesOption,
-    parse_fields,
     parse_price,
 )
 from cogview3.cli.finetune import finetune
-from cogview3.cli.options import JsonOption, check_writable, report
+from cogview3.cli.options import JsonOption, check_writable, parse_settings, report
 from cogview3.cli.recaption import recaption
 
 app = typer.Typer(rich_markup_mode=None)
@@ -73,7 +72,7 @@ def collect(
         timeout=timeout,
         retry=Retry(tries=tries, first=first_wait),
         budget=Budget(max_requests, max_tokens, max_money, parse_price(price)),
-        extra=parse_fields(fields),
+        extra=parse_settings(fields, "temperature=0"),
     )
     found = find_shards(shards)
     with counter("images", count) as progress:

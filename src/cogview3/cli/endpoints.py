@@ -1,7 +1,6 @@
 """Options of commands that ask a chat endpoint."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,20 +31,6 @@ PriceOption = Annotated[
     str | None,
     typer.Option("--price", metavar="PROMPT,COMPLETION", help="Of a million tokens of each, such as 2.5,10."),
 ]
-
-
-def parse_fields(entries: list[str] | None) -> dict[str, Any]:
-    """Fields from `KEY=VALUE`, the value a JSON one, or else a string."""
-    fields = {}
-    for entry in entries or []:
-        key, equals, text = entry.partition("=")
-        if not key or not equals:
-            raise UserError(f"--set {entry}: write KEY=VALUE, such as temperature=0")
-        try:
-            fields[key] = json.loads(text)
-        except json.JSONDecodeError:
-            fields[key] = text
-    return fields
 
 
 def parse_price(text: str | None) -> "Price | None":

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cogview3.cli.endpoints import FieldsOption, KeyOption, TimeoutOption, TriesOption, parse_fields
-from cogview3.cli.options import Device, DeviceOption, JsonOption, ModelOption, clean_stdout, pick_device, report
+from cogview3.cli.endpoints import FieldsOption, KeyOption, TimeoutOption, TriesOption
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    clean_stdout,
+    parse_settings,
+    pick_device,
+    report,
+)
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +115,7 @@ def open_expander(
             key_env=key_env,
             timeout=timeout,
             retry=Retry(tries=tries),
-            extra=parse_fields(fields),
+            extra=parse_settings(fields, "temperature=0"),
         )
         return Expander(EndpointWriter(endpoint), cache or default_cache())
     if expander_model is not None or key_env is not None or fields:

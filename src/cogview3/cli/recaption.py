@@ -22,7 +22,6 @@ from cogview3.cli.endpoints import (
     SideOption,
     TimeoutOption,
     TriesOption,
-    parse_fields,
     parse_price,
 )
 from cogview3.cli.options import (
@@ -33,6 +32,7 @@ from cogview3.cli.options import (
     JsonOption,
     check_writable,
     clean_stdout,
+    parse_settings,
     pick_device,
     pick_dtype,
     report,
@@ -137,7 +137,7 @@ def recaption(
                 max_new_tokens=max_new_tokens,
                 limits=limits,
                 price=(cost.prompt, cost.completion) if cost else None,
-                fields=parse_fields(fields),
+                fields=parse_settings(fields, "temperature=0"),
             )
         makes = make_engine(str(engine), workers, crashes, gpus)
         with _standing(len(found)) as progress:

@@ -1,8 +1,7 @@
 """`train` and `export`: from a recipe to a run, from runs to a model folder."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,6 +15,7 @@ from cogview3.cli.options import (
     RunFolderOption,
     check_writable,
     clean_stdout,
+    parse_settings,
     pick_device,
     pick_run,
     report,
@@ -94,7 +94,7 @@ def export(
     Writes averaged weights in float16 as a folder in diffusers' format.
     """
     modes = dict(parse_mode_runs(entry) for entry in mode or [])
-    sampling = dict(parse_setting(entry) for entry in settings or [])
+    sampling = parse_settings(settings, "guidance=4.5")
     check_writable(out)
     with clean_stdout(as_json):
         from cogview3.training.export import export as write
@@ -112,14 +112,3 @@ def parse_mode_runs(entry: str) -> tuple[str, tuple[Path, Path]]:
     if not name or len(paths) != 2:
         raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=some/base,some/relay")
     return name, (paths[0], paths[1])
-
-
-def parse_setting(entry: str) -> tuple[str, Any]:
-    """Key and value of `KEY=VALUE`, the value a JSON one, such as guidance=4.5, or else a string."""
-    key, equals, text = entry.partition("=")
-    if not key or not equals:
-        raise UserError(f"--set {entry}: write KEY=VALUE, such as guidance=4.5")
-    try:
-        return key, json.loads(text)
-    except json.JSONDecodeError:
-        return key, text

@@ -4,8 +4,8 @@ The states z_t of a sampler, guided by w and begun with nothing but noise, are n
 will be used on. One path gives a sample for each of the student's steps, with its target z'', and each may be learned
 from more than once, so that a teacher costs a fraction of what it does where every sample has steps of its own.
 
-Paths are drawn a pool at a time, and a pool is drawn anew where a run is resumed: what a batch holds depends on its
-number and the source's position before the pool, no more.
+A path is drawn when its first sample is due, and what a resumed run has drawn of its pool is drawn anew: what a batch
+holds depends on its number and the source's position before the pool, no more.
 """
 
 import sys
@@ -42,7 +42,8 @@ def ends(states: Tensor, number: Tensor) -> Batch:
 class PathPool:
     """`distill.paths` paths at a time, each state of which comes `distill.visits` times before the next are drawn.
 
-    Sample i of a pool is of path i mod `paths`. Every path goes through its student's steps in an order of its own.
+    Sample i of a pool is of path i mod `paths`: the first batches draw their paths, all others come back to them. Every
+    path goes through its student's steps in an order of its own.
     """
 
     def __init__(
@@ -65,14 +66,16 @@ class PathPool:
         self._length = self._paths * self._steps * recipe.distill.visits  # samples of a pool
         self._number = -1
         self._rows: dict[int, _Path] = {}
+        self._drawn = 0  # of the pool's paths, those of other processes among them
         self._before: dict[str, Any] = {}  # the source's position when the pool was begun
         self._next = 0  # the sample after the last batch
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Samples: "z" before and "z_next" after the teacher's way, (B, C, H, W), the step's number "t" and givens."""
-        number = first // self._length
+        number, place = divmod(first, self._length)
         if number != self._number:
-            self._fill(number)
+            self._number, self._before, self._rows, self._drawn = number, self._source.state(), {}, 0
+        self._draw_until(min(place + self._recipe.train.batch, self._paths))
         self._next = first + self._recipe.train.batch
         rows = [self._rows[index % self._paths] for index in indices]
         numbers = torch.tensor([self._step(index) for index in indices])
@@ -93,13 +96,13 @@ class PathPool:
         rng = np.random.default_rng([self._recipe.train.seed, path, 8])
         return int(rng.permutation(self._length // self._paths)[turn] % self._steps)
 
-    def _fill(self, number: int) -> None:
+    def _draw_until(self, count: int) -> None:
+        """Draw the pool's paths up to the `count`-th, those of this process."""
         process, train = PartialState(), self._recipe.train
-        if process.is_main_process:
-            print(f"drawing {self._paths} of the teacher's paths", file=sys.stderr, flush=True)
-        self._number, self._before, self._rows = number, self._source.state(), {}
+        if count - self._drawn > train.batch and process.is_main_process:
+            print(f"drawing {count - self._drawn} of the teacher's paths to go on from", file=sys.stderr, flush=True)
         split = process.process_index, process.num_processes, train.accumulation
-        for start in range(number * self._paths, (number + 1) * self._paths, train.batch):
+        for start in range(self._number * self._paths + self._drawn, self._number * self._paths + count, train.batch):
             for part in parallel.parts(start, train.batch, *split):
                 given, keys = self._take(start, part)
                 states = self._draw(given).cpu()
@@ -107,3 +110,4 @@ class PathPool:
                 for place, index in enumerate(part):
                     row = {name: value[place] for name, value in given.items()}
                     self._rows[index % self._paths] = _Path(states[place], row, keys[place])
+        self._drawn = max(self._drawn, count)

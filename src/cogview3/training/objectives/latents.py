@@ -16,7 +16,7 @@ from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
 from cogview3.diffusion import relay
 from cogview3.prompts.encode import embed_text, encode_text
 from cogview3.training.objectives import Batch, Objective
-from cogview3.training.sources import Samples, make_source
+from cogview3.training.sources import BatchNames, Samples, make_source
 
 
 class LatentTraining(Objective):
@@ -35,8 +35,7 @@ class LatentTraining(Objective):
         }
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
         self.source = make_source(recipe, self._frozen["vae"], folder)
-        self._names: dict[int, str] = {}  # of the last batch's samples
-        self._first = -1  # its first sample
+        self._names = BatchNames()
 
     def prepare(self, device: str) -> None:
         """Move the frozen networks to the device, and encode what the source encodes ahead."""
@@ -61,13 +60,12 @@ class LatentTraining(Objective):
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents, noise and times (B, ...), sizes (B, 3, 2), and text embeddings (B, L, C), zero for the dropped."""
         samples = self.source.take(first, indices)
-        self._names = (self._names if first == self._first else {}) | dict(zip(indices, samples.keys, strict=True))
-        self._first = first
+        self._names.keep(first, indices, samples.keys)
         return self._noisy(samples)
 
     def keys(self, indices: list[int]) -> list[str]:
         """Names of samples of the last batch: shard and key of pictures."""
-        return [self._names.get(index, str(index)) for index in indices]
+        return self._names.of(indices)
 
     def _fixed_batch(self) -> Batch:
         """The whole validation set as one batch, on the network's device."""

@@ -24,7 +24,7 @@ from cogview3.data.scenes.score import score, summarize
 from cogview3.diffusion.relay import enlarge
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.training.objectives import Batch, Objective, start_from
-from cogview3.training.sources import make_source
+from cogview3.training.sources import BatchNames, Epochs, make_source
 
 _CHUNK = 4  # pictures of a validation worked on at once
 
@@ -40,11 +40,10 @@ class LightTraining(Objective):
         folder = checkpoints.weights_folder(recipe.data.vae, "vae")
         vae = AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
-        self._epoch, self._order = -1, np.empty(0, np.int64)  # which pictures' order is at hand
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
-        self.source = None if isinstance(recipe.data, LightData) else make_source(recipe, vae, folder)
-        self._names: dict[int, str] = {}  # of the last batch's samples, where they have any
-        self._first = -1  # its first sample
+        drawn, self._names = isinstance(recipe.data, LightData), BatchNames()
+        self.source = None if drawn else make_source(recipe, vae, folder)
+        self._epochs = Epochs(recipe.data.pictures, recipe.train.seed) if drawn else None
         if recipe.recipe.start_from:
             start_from(self.trained, recipe.recipe.start_from, component)
 
@@ -76,13 +75,13 @@ class LightTraining(Objective):
 
     def keys(self, indices: list[int]) -> list[str]:
         """Names of samples of the last batch: of scenes their numbers, else shard and key."""
-        return [self._names.get(index, str(index)) for index in indices]
+        return self._names.of(indices)
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents "z", (B, C, h, w), and what the VAE makes of them, "target"; of scenes once for each."""
         if self.source is not None:
             return self._read(first, indices)
-        pairs = [self._pair(self._number(index)) for index in indices]
+        pairs = [self._pair(self._epochs.picture(index)) for index in indices]
         z, target = (torch.stack(part) for part in zip(*pairs, strict=True))
         return {"z": z.float(), "target": target.float()}
 
@@ -90,8 +89,7 @@ class LightTraining(Objective):
     def _read(self, first: int, indices: list[int]) -> Batch:
         """Samples of shards: `degraded_share` of the latents have noise of up to `MAX_LATENT_NOISE` added."""
         samples = self.source.take(first, indices)
-        self._names = (self._names if first == self._first else {}) | dict(zip(indices, samples.keys, strict=True))
-        self._first = first
+        self._names.keep(first, indices, samples.keys)
         z, share = samples.latents["z0"], self.recipe.data.degraded_share
         for place, seed in enumerate(samples.seeds):
             rng = np.random.default_rng(seed)
@@ -113,14 +111,6 @@ class LightTraining(Objective):
     @abstractmethod
     def _target(self, latents: Tensor) -> Tensor:
         """What the VAE makes of latents (B, C, h, w)."""
-
-    def _number(self, index: int) -> int:
-        """The picture that sample `index` is of: each epoch has all of them, in an order of its own."""
-        epoch, place = divmod(index, self.recipe.data.pictures)
-        if self._epoch != epoch:
-            rng = np.random.default_rng([self.recipe.train.seed, epoch, 7])
-            self._epoch, self._order = epoch, rng.permutation(self.recipe.data.pictures)
-        return int(self._order[place])
 
     def _latents(self, number: int) -> Tensor:
         """Scaled latents (1, C, size/8, size/8) of a picture, such as a base stage hands over, on the VAE's device."""

@@ -38,6 +38,39 @@ class Samples:
     keys: list[str] = field(default_factory=list)
 
 
+class Epochs:
+    """Scenes of a fixed number in an order by sample: each epoch has all of them, in an order of its own."""
+
+    def __init__(self, pictures: int, seed: int) -> None:
+        self._pictures, self._seed = pictures, seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)  # whose order is at hand
+
+    def picture(self, index: int) -> int:
+        """The number, 0 to pictures - 1, of the scene that sample `index` is of."""
+        epoch, place = divmod(index, self._pictures)
+        if self._epoch != epoch:
+            rng = np.random.default_rng([self._seed, epoch, 7])
+            self._epoch, self._order = epoch, rng.permutation(self._pictures)
+        return int(self._order[place])
+
+
+class BatchNames:
+    """Names of the last batch's samples, for messages; a batch may be taken in several parts."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._first = -1  # its first sample
+
+    def keep(self, first: int, indices: list[int], names: list[str]) -> None:
+        """Of samples `indices` of the batch that starts at sample `first`."""
+        self._names = (self._names if first == self._first else {}) | dict(zip(indices, names, strict=True))
+        self._first = first
+
+    def of(self, indices: list[int]) -> list[str]:
+        """Their names; the numbers of those that have none."""
+        return [self._names.get(index, str(index)) for index in indices]
+
+
 class Source(ABC):
     """Gives the samples of training, and a fixed set for the validation."""
 

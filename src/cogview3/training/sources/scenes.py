@@ -13,7 +13,7 @@ from cogview3.data.latents import SceneLatents, cached_latents, encode_scene_bat
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.score import score, summarize
-from cogview3.training.sources import Samples, Source
+from cogview3.training.sources import Epochs, Samples, Source
 
 
 class SceneSource(Source):
@@ -26,7 +26,7 @@ class SceneSource(Source):
         self.kind = SceneLatents(pictures=data.pictures, seed=recipe.train.seed, **kind)
         self.validation = SceneLatents(pictures=recipe.validate_.images, seed=recipe.validate_.seed, **kind)
         self.latents: dict[str, Tensor] = {}
-        self._epoch, self._order = -1, np.empty(0, np.int64)  # which pictures' order is at hand
+        self._epochs = Epochs(data.pictures, recipe.train.seed)
 
     def prepare(self) -> None:
         """Encode the scenes, or read their latents from the cache."""
@@ -34,16 +34,9 @@ class SceneSource(Source):
 
     def take(self, first: int, indices: list[int]) -> Samples:
         """As `Source.take`; sample i is the i-th in a sequence of permutations of all pictures."""
-        picked = [self._picture(index) for index in indices]
+        picked = [self._epochs.picture(index) for index in indices]
         latents = {name: values[picked].float() for name, values in self.latents.items()}
         return self._samples(self.kind, latents, indices, picked)
-
-    def _picture(self, index: int) -> int:
-        epoch, place = divmod(index, self.kind.pictures)
-        if self._epoch != epoch:
-            rng = np.random.default_rng([self.kind.seed, epoch, 7])
-            self._epoch, self._order = epoch, rng.permutation(self.kind.pictures)
-        return int(self._order[place])
 
     def fixed(self) -> Samples:
         """As `Source.fixed`."""
