@@ -168,7 +168,7 @@ def test_pictures_in_shards_go_on_where_they_were(
     for sample, other in zip(learned(after, 48 - stopped, stopped), expected[stopped:], strict=True):
         assert sample.keys() == other.keys()
         assert all(torch.equal(sample[name], other[name]) for name in sample)
-    assert ("drawing 4 of the teacher's paths to go on from" in capsys.readouterr().err) is told
+    assert ("drawing the teacher's paths again: 0 of 4\n" in capsys.readouterr().err) is told
 
 
 def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ class Distill(Table):
         guidance: w of the pictures and figures of the validation.
         guidance_width: width of w's embedding, `time_cond_proj_dim`, where the teacher does not take w yet.
         offset_noise: strength of one more normal number a sample, added to all its noise; samplers add none.
-        paths: how many of the teacher's own samplings are drawn at a time, for the student to learn its steps from
-            their states; a multiple of `train.batch`. 0: from noisy data, as in the paper.
+        paths: of how many of the teacher's own samplings, a multiple of `train.batch`, the student learns its steps
+            before new ones come; few are learned by heart. 0: from noisy data, as in the paper.
         visits: how often each state of a path is learned from.
     """
 
@@ -43,7 +43,7 @@ class Distill(Table):
     guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
     offset_noise: NotNegative = 0.0
     paths: Annotated[int, Field(ge=0)] = 0
-    visits: Positive = 4
+    visits: Positive = 2
 
     @field_validator("steps")
     @classmethod

@@ -23,6 +23,8 @@ from cogview3.training import parallel
 from cogview3.training.objectives import Batch
 from cogview3.training.sources import Source
 
+_TOLD_EVERY = 32  # batches
+
 
 @dataclass(frozen=True)
 class _Path:
@@ -99,10 +101,12 @@ class PathPool:
     def _draw_until(self, count: int) -> None:
         """Draw the pool's paths up to the `count`-th, those of this process."""
         process, train = PartialState(), self._recipe.train
-        if count - self._drawn > train.batch and process.is_main_process:
-            print(f"drawing {count - self._drawn} of the teacher's paths to go on from", file=sys.stderr, flush=True)
+        told = process.is_main_process and count - self._drawn > train.batch
         split = process.process_index, process.num_processes, train.accumulation
-        for start in range(self._number * self._paths + self._drawn, self._number * self._paths + count, train.batch):
+        for drawn in range(self._drawn, count, train.batch):
+            if told and drawn // train.batch % _TOLD_EVERY == 0:
+                print(f"drawing the teacher's paths again: {drawn} of {count}", file=sys.stderr, flush=True)
+            start = self._number * self._paths + drawn
             for part in parallel.parts(start, train.batch, *split):
                 given, keys = self._take(start, part)
                 states = self._draw(given).cpu()
@@ -110,4 +114,4 @@ class PathPool:
                 for place, index in enumerate(part):
                     row = {name: value[place] for name, value in given.items()}
                     self._rows[index % self._paths] = _Path(states[place], row, keys[place])
-        self._drawn = max(self._drawn, count)
+        self._drawn = count
