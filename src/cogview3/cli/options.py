@@ -174,7 +174,11 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
 
 
 def parse_settings(entries: list[str] | None, example: str) -> dict[str, Any]:
-    """What `--set KEY=VALUE` says, each value a JSON one or else a string; `example` is for the message."""
+    """What `--set KEY=VALUE` says, each value a JSON one or else a string.
+
+    Raises:
+        UserError: no key or no equals sign; the message shows `example`.
+    """
     settings = {}
     for entry in entries or []:
         key, equals, text = entry.partition("=")
