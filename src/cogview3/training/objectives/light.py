@@ -41,9 +41,10 @@ class LightTraining(Objective):
         vae = AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
-        drawn, self._names = isinstance(recipe.data, LightData), BatchNames()
-        self.source = None if drawn else make_source(recipe, vae, folder)
-        self._epochs = Epochs(recipe.data.pictures, recipe.train.seed) if drawn else None
+        of_scenes = isinstance(recipe.data, LightData)
+        self.source = None if of_scenes else make_source(recipe, vae, folder)
+        self._epochs = Epochs(recipe.data.pictures, recipe.train.seed) if of_scenes else None
+        self._names = BatchNames()
         if recipe.recipe.start_from:
             start_from(self.trained, recipe.recipe.start_from, component)
 
