@@ -131,7 +131,8 @@ def test_a_report_holds_together() -> None:
     def counter(name: str, total: int) -> Any:
         return nullcontext(told.append)
 
-    result = full.run((64, SIDE), (1, 2), 1, "cpu", False, chosen, "tiny", counter)
+    lines: list[str] = []
+    result = full.run((64, SIDE), (1, 2), 1, "cpu", False, chosen, "tiny", counter, lines.append)
     rows = {(row["system"], row["side"], row["batch"]): row for row in result["rows"]}
     assert len(rows) == 2 * 2 * 2 + 2  # the peers draw the first size alone
     assert rows[BASELINE, 64, 2]["ratio"] == 1
@@ -141,6 +142,9 @@ def test_a_report_holds_together() -> None:
         assert {"base", "vae"} <= row["parts"].keys()
     assert rows["CogView3 4+1", SIDE, 2]["operations"] == 2 * rows["CogView3 4+1", SIDE, 1]["operations"]
     assert told[-1] == max(told) == 4 * 3
+    assert sorted(lines) == sorted(
+        f"{name}, {side} x {side}, batch {batch}: {row['runs'][0]:.3f} s" for (name, side, batch), row in rows.items()
+    )
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     text = full.describe(result)
     assert "not compiled" in text
@@ -184,9 +188,12 @@ def test_a_system_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest
         return draw(pipe, system, side, batch, device)
 
     monkeypatch.setattr(full, "_draw", few_pictures)
-    result = full.run((64,), (1, 2), 2, "cpu", False, [BASELINE, "CogView3 4+1"], "tiny")
+    lines: list[str] = []
+    chosen = [BASELINE, "CogView3 4+1"]
+    result = full.run((64,), (1, 2), 2, "cpu", False, chosen, "tiny", tell=lines.append)
     kept = {(row["system"], row["batch"]): row for row in result["rows"]}
     assert kept[BASELINE, 2]["error"] == "CUDA out of memory. Tried to allocate 2 GiB."
+    assert lines.count(f"{BASELINE} failed: CUDA out of memory. Tried to allocate 2 GiB.") == 1
     assert calls.count((BASELINE, 2)) == 1
     assert (kept[BASELINE, 1]["ratio"], kept["CogView3 4+1", 2]["ratio"]) == (1, None)
     assert len(kept["CogView3 4+1", 2]["runs"]) == 2
@@ -322,3 +329,4 @@ def test_the_command_measures_narrow_networks(monkeypatch: pytest.MonkeyPatch) -
     assert (told["scale"], told["compiled"]) == ("narrow", False)
     assert [row["system"] for row in told["rows"]] == [BASELINE, "CogView3 4+1 light"]
     assert told["rows"][1]["ratio"] > 0
+    assert f"{BASELINE}, 256 x 256, batch 1: {told['rows'][0]['runs'][0]:.3f} s" in result.stderr.splitlines()

@@ -168,6 +168,24 @@ def test_a_compiled_network_has_the_same_gradients(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_are_let_go_before_the_averages_need_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_run(data__text_dropout=0.0)
+    ready = Steps(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
+    before = [parameter.detach().clone() for parameter in ready.parameters.values()]
+    held: list[bool] = []
+    follow = ready.ema.step
+
+    def watched(parameters: list[Tensor]) -> None:
+        held.extend(parameter.grad is not None for parameter in ready.parameters.values())
+        assert not all(torch.equal(one, other) for one, other in zip(parameters, before, strict=True))
+        follow(parameters)
+
+    monkeypatch.setattr(ready.ema, "step", watched)
+    ready.step(0, 4)
+    assert len(held) == len(before)
+    assert not any(held)
+
+
 def test_operations_are_those_of_the_layers() -> None:
     """Three times the forward pass: a product of the forward pass has two in the backward one, but for the input's."""
     recipe = tiny_run()

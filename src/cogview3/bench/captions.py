@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from cogview3.bench.inference import hardware
+from cogview3.bench.machine import hardware
 from cogview3.captions.model import ModelJob, ModelWriter
 from cogview3.captions.recaption import GivenUp, Task, caption_shard
 from cogview3.config import UserError

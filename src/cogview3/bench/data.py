@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cogview3.bench.inference import hardware
+from cogview3.bench.machine import hardware
 from cogview3.config import UserError
 from cogview3.data.buckets import BucketBatches, Buckets, FittedImages, fit
 from cogview3.data.scenes.write import write_samples

@@ -3,19 +3,17 @@
 Weights are random, which is fair here because time does not depend on them. All systems alternate, so that whatever
 else the machine does touches all; where they do not fit into the device's memory together, those that wait are kept in
 main memory. Each is compiled, block by block, if any is. One that fails, for want of memory say, is told of as such,
-and the others go on.
+and the others go on. Every time is told when it is measured, so that a benchmark that is cut off was not in vain.
 """
 
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from statistics import median
 from typing import Any
 
 import torch
 
-from cogview3.bench.inference import LIBRARIES, hardware
+from cogview3.bench.machine import hardware, versions
 from cogview3.bench.stopwatch import stopwatch, wait
 from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, RelaySystem, System
 from cogview3.config import UserError
@@ -73,6 +71,7 @@ def run(
     systems: Sequence[str] = (),
     scale: str = "full",
     counter: Counter = silent,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Measure every system.
 
@@ -85,6 +84,7 @@ def run(
         systems: names of those to measure; all by default.
         scale: "full", "narrow" (a quarter of the widths), or "tiny" for tests.
         counter: progress bar.
+        tell: takes a line for every time that is measured.
 
     Returns:
         "rows": for each system, side and batch the median "seconds", its "runs", their "ratio" to the baseline at the
@@ -105,7 +105,7 @@ def run(
     ceiling, began = matmul_ceiling(device, dtype), compile_seconds()
     cases = [(side, batch) for side in sides for batch in batches]
     rows: list[dict[str, Any]] = []
-    bench = _Bench(Networks(scale, device, dtype), compiled)
+    bench = _Bench(Networks(scale, device, dtype), compiled, tell)
     with counter("benchmark", len(cases) * (repeats + 2)) as progress:
         for number, (side, batch) in enumerate(cases):
 
@@ -128,7 +128,7 @@ def run(
         "rows": rows,
         "counted": counted,
         "hardware": hardware(device),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -138,17 +138,11 @@ def _chosen(systems: Sequence[str]) -> list[System]:
     return [SYSTEMS[name] for name in systems or SYSTEMS]
 
 
-def _versions() -> dict[str, str]:
-    """Of all that decides on time."""
-    found = {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
-    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
-
-
 class _Bench:
     """Systems that take turns on networks that they share."""
 
-    def __init__(self, networks: Networks, compiled: bool) -> None:
-        self.networks, self.compiled, self.device = networks, compiled, str(networks.device)
+    def __init__(self, networks: Networks, compiled: bool, tell: Callable[[str], None]) -> None:
+        self.networks, self.compiled, self.device, self.tell = networks, compiled, str(networks.device), tell
         self.on_gpu = networks.device.type == "cuda"
         self.pipes: dict[str, Any] = {}
         self.errors: dict[str, str] = {}
@@ -175,7 +169,8 @@ class _Bench:
         def run(system: System) -> None:
             if self.ready(system, side, batch):
                 draw(system)  # networks that were moved have new addresses
-            runs[system.name].append(draw(system))
+            runs[system.name].append(seconds := draw(system))
+            self.tell(f"{system.name}, {side} x {side}, batch {batch}: {seconds:.3f} s")
 
         def row(system: System) -> None:
             self.ready(system, side, batch)
@@ -198,6 +193,7 @@ class _Bench:
             act(system)
         except RuntimeError as error:  # running out of memory is one
             self.errors[system.name] = (str(error) or type(error).__name__).splitlines()[0]
+            self.tell(f"{system.name} failed: {self.errors[system.name]}")
         if system.name in self.errors:
             self.pipes.pop(system.name, None)
             if self.on_gpu:

@@ -4,14 +4,11 @@ The paper's comparison of speed in small: the same UNet, the same guidance, text
 alternate in one process, so that whatever else the machine does touches both.
 """
 
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5EncoderModel
 
+from cogview3.bench.machine import hardware, versions
 from cogview3.bench.stopwatch import stopwatch, wait
 from cogview3.config import UserError, load_recipe
 from cogview3.data.scenes import captions
@@ -40,8 +38,6 @@ from cogview3.training.objectives.vae import build_vae
 
 SCALES = {"small": "scenes"}
 """The model that stands for each scale."""
-
-LIBRARIES = ("torch", "diffusers", "transformers", "cogview3")
 
 IMPORTS = """
 import PIL.Image, numpy, rich.console, safetensors.torch, torch, typer
@@ -119,7 +115,7 @@ def run(
         "settings": {"steps": settings.steps, "relay_steps": settings.relay_steps, "guidance": settings.guidance},
         **figures,
         "hardware": hardware(device),
-        "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
+        "versions": versions(),
     }
 
 
@@ -284,26 +280,6 @@ def random_pipeline() -> CogView3Pipeline:
         relay_unet=unets["relay"],
         relay_scheduler=RelayScheduler(relay_start=relay.relay_start, prediction_type=relay.prediction),
     )
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def describe(result: dict[str, Any]) -> str:

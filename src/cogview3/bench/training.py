@@ -5,10 +5,8 @@ built. Both clip gradients and keep averages, and take turns in one process; wei
 averages are shared, so that a network fits that fills the device. On a CPU, seconds are the processor's.
 """
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from statistics import median
 from typing import Any
 
@@ -19,7 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 from torch.nn import functional
 
-from cogview3.bench.inference import LIBRARIES, hardware
+from cogview3.bench.machine import hardware, versions
 from cogview3.config import BaseRecipe, UserError, load_recipe, parse_recipe
 from cogview3.diffusion import schedule
 from cogview3.evaluation.progress import Counter, silent
@@ -225,7 +223,7 @@ def run(
         "ceiling": ceiling,
         "settings": settings,
         "hardware": hardware(device),
-        "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
+        "versions": versions(),
     }
 
 

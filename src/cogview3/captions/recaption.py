@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow
 
+from cogview3 import __version__
 from cogview3.captions.parts import Part, claimed, differences
 from cogview3.captions.rows import FAILED, OK, SCHEMA, UNANSWERED, Job, Row, Sample, Writer
 from cogview3.captions.triplets import whole_address
@@ -46,7 +46,7 @@ class Task:
     def version(self) -> str:
         """Of the package, and 8 digits of the settings, for the sidecar."""
         digest = hashlib.sha256(repr(sorted(self.settings.items())).encode()).hexdigest()
-        return f"{version('cogview3')}+{digest[:8]}"
+        return f"{__version__}+{digest[:8]}"
 
 
 @dataclass(frozen=True)

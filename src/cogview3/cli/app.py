@@ -4,15 +4,14 @@ from typing import Annotated
 
 import typer
 
+from cogview3 import __version__
 from cogview3.cli import bench, captions, convert, data, distill, evaluate, expand, generate, info, train
 from cogview3.cli.errors import ReportingGroup
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"cogview3 {version('cogview3')}")
+        typer.echo(f"cogview3 {__version__}")
         raise typer.Exit
 
 

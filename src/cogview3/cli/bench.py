@@ -95,7 +95,7 @@ def inference(
                 result = full.count(sizes, str(scale), counter, systems or ())
                 text, draw = full.describe_count(result), plots.of_counts
             else:
-                where = pick_full_device(device) if is_full else pick_device(device)
+                where = pick_full_device(device, "--count-only, or --scale narrow") if is_full else pick_device(device)
                 result = full.run(
                     sizes,
                     tuple(batches or (full.BATCHES if is_full else (1,))),
@@ -105,6 +105,7 @@ def inference(
                     systems or (),
                     str(scale),
                     counter,
+                    lambda line: typer.echo(line, err=True),
                 )
                 text, draw = full.describe(result), plots.of_times
             if plot is not None:
@@ -112,11 +113,11 @@ def inference(
     report(result, text, as_json)
 
 
-def pick_full_device(device: Device) -> str:
-    """A GPU: without one, networks of 14 billion parameters would take hours. Raises UserError where there is none."""
+def pick_full_device(device: Device, instead: str) -> str:
+    """A GPU: without one, networks of that size would take hours. Raises UserError, with what to do instead."""
     where = pick_device(device)
     if where != "cuda":
-        raise UserError(f"--scale full needs a CUDA GPU, not {where}: give --count-only, or --scale narrow")
+        raise UserError(f"--scale full needs a CUDA GPU, not {where}: give {instead}")
     return where
 
 
@@ -194,6 +195,52 @@ def training(
             checkpoint_activations=checkpoint_activations,
             compiled=compiled,
             device=pick_device(device),
+            counter=counter,
+        )
+    report(result, describe(result), as_json)
+
+
+class Stage(StrEnum):
+    """Which stage is distilled."""
+
+    base = "base"
+    relay = "relay"
+
+
+class DistillationScale(StrEnum):
+    """Which networks are distilled."""
+
+    narrow = "narrow"
+    full = "full"
+
+
+@app.command()
+def distillation(
+    stage: Annotated[Stage, typer.Option("--stage", help="Stage of the paper's recipes.")] = Stage.base,
+    scale: Annotated[
+        DistillationScale, typer.Option("--scale", help="Size of the networks; narrow: a quarter of the widths.")
+    ] = DistillationScale.full,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples of a step; 16, of a relay 4.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed, after one.")] = 3,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations/--keep-activations", help="Compute activations twice.")
+    ] = True,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Time and memory of a step of distillation, teacher and student on one device."""
+    where = pick_full_device(device, "--scale narrow") if scale is DistillationScale.full else pick_device(device)
+    with clean_stdout(as_json):
+        from cogview3.bench.distillation import describe, run
+        from cogview3.cli.progress import counter
+
+        result = run(
+            str(stage),
+            str(scale),
+            batch=batch,
+            steps=steps,
+            checkpoint_activations=checkpoint_activations,
+            device=where,
             counter=counter,
         )
     report(result, describe(result), as_json)

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,12 @@ class SceneLatents:
 
     def scene(self, index: int) -> Scene:
         """The scene of a picture; the same index gives the same scene at every size."""
-        return sample_scene(np.random.default_rng([self.seed, index]))
+        return _scene(self.seed, index)
+
+
+@lru_cache(maxsize=2**16)  # each is asked for at every visit
+def _scene(seed: int, index: int) -> Scene:
+    return sample_scene(np.random.default_rng([seed, index]))
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:

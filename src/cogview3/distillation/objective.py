@@ -15,7 +15,7 @@ from cogview3.config import DistillRound, UserError
 from cogview3.data.latents import decode, to_uint8
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
-from cogview3.distillation.paths import PathPool, ends
+from cogview3.distillation.paths import PathPool
 from cogview3.distillation.step import Levels, StepLevels
 from cogview3.distillation.teacher import begin_as, load_teacher, sampler_levels, student_of, teacher_scheduler
 from cogview3.generation.attention import constant_text
@@ -275,7 +275,8 @@ class Distillation(LatentTraining):
         if not self._states:
             starts = range(0, len(batch["t"]), _CHUNK)
             states = torch.cat([self._path(_part(batch, start, _CHUNK)) for start in starts])
-            self._states = ends(states, batch["t"].cpu())
+            each, number = torch.arange(len(states)), batch["t"].cpu()
+            self._states = {"z": states[each, number], "z_next": states[each, number + 1]}
         return self._states
 
     def _teacher(self, steps: int) -> Tensor:

@@ -28,17 +28,15 @@ _TOLD_EVERY = 32  # batches
 
 @dataclass(frozen=True)
 class _Path:
-    """One sampling: its states (n + 1, C, H, W) before each of the student's n steps and at the end, and its givens."""
+    """One sampling: its states (n + 1, C, H, W) before each of the student's n steps and at the end, and its givens.
+
+    `order` tells which of the steps is learned at each visit.
+    """
 
     states: Tensor
     given: Batch
     key: str
-
-
-def ends(states: Tensor, number: Tensor) -> Batch:
-    """Of paths' states (B, n + 1, C, H, W): "z" before and "z_next" after the steps `number` (B,), (B, C, H, W)."""
-    each = torch.arange(len(states))
-    return {"z": states[each, number], "z_next": states[each, number + 1]}
+    order: list[int]
 
 
 class PathPool:
@@ -80,9 +78,12 @@ class PathPool:
         self._draw_until(min(place + self._recipe.train.batch, self._paths))
         self._next = first + self._recipe.train.batch
         rows = [self._rows[index % self._paths] for index in indices]
-        numbers = torch.tensor([self._step(index) for index in indices])
+        steps = [row.order[index % self._length // self._paths] for row, index in zip(rows, indices, strict=True)]
         batch = {name: torch.stack([row.given[name] for row in rows]) for name in rows[0].given}
-        return batch | {"t": numbers} | ends(torch.stack([row.states for row in rows]), numbers)
+        batch["t"] = torch.tensor(steps)
+        batch["z"] = torch.stack([row.states[step] for row, step in zip(rows, steps, strict=True)])
+        batch["z_next"] = torch.stack([row.states[step + 1] for row, step in zip(rows, steps, strict=True)])
+        return batch
 
     def keys(self, indices: list[int]) -> list[str]:
         """Names of samples of the last batch."""
@@ -92,11 +93,9 @@ class PathPool:
         """Where the source has to stand for the next batch."""
         return self._source.state() if self._next % self._length == 0 else self._before
 
-    def _step(self, index: int) -> int:
-        turn = index % self._length // self._paths
-        path = self._number * self._paths + index % self._paths
+    def _order(self, path: int) -> list[int]:
         rng = np.random.default_rng([self._recipe.train.seed, path, 8])
-        return int(rng.permutation(self._length // self._paths)[turn] % self._steps)
+        return (rng.permutation(self._length // self._paths) % self._steps).tolist()
 
     def _draw_until(self, count: int) -> None:
         """Draw the pool's paths up to the `count`-th, those of this process."""
@@ -113,5 +112,5 @@ class PathPool:
                 given = {name: given[name].cpu() for name in given.keys() - {"z0", "noise", "t"}}
                 for place, index in enumerate(part):
                     row = {name: value[place] for name, value in given.items()}
-                    self._rows[index % self._paths] = _Path(states[place], row, keys[place])
+                    self._rows[index % self._paths] = _Path(states[place], row, keys[place], self._order(index))
         self._drawn = count

@@ -91,8 +91,9 @@ class Steps:
         reason = self.rule.judge(figures["loss"], figures["gradient"])
         if reason is None:
             self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # first: on a GPU the averages take as much room for a moment
+        if reason is None:
             self.ema.step(self._locals())
-        self.optimizer.zero_grad(set_to_none=True)
         return figures, reason
 
     def gradients(self, first: int, count: int) -> dict[str, float]:

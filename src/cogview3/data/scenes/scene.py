@@ -192,6 +192,8 @@ def is_held_out(shape: str, color: str, fill: str) -> bool:
 
 HELD_OUT = tuple(triple for triple in product(SHAPES, COLORS, FILLS) if is_held_out(*triple))
 SEEN = tuple(triple for triple in product(SHAPES, COLORS, FILLS) if not is_held_out(*triple))
+_SIZE_NAMES = tuple(SIZES)
+_CELLS = tuple((COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS))  # in the order of POSITIONS
 
 
 def sample_scene(rng: np.random.Generator, triples: str = "seen", count: int | None = None) -> Scene:
@@ -231,20 +233,19 @@ def _sample_triple(rng: np.random.Generator, triples: tuple, ground: str) -> tup
 
 def _sample_layout(rng: np.random.Generator, number: int) -> list[tuple[str, float, float]]:
     """(size, x, y) of `number` objects that neither overlap nor leave the picture."""
-    names = list(SIZES)
-    cells = [(COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS)]  # in the order of POSITIONS
-    while True:  # plain numbers: most layouts of four are refused, and arrays of two are slow
-        sizes = [names[rng.integers(len(names))] for _ in range(number)]
-        chosen = rng.permutation(len(cells))[:number]
-        placed = []
-        for size, cell in zip(sizes, chosen, strict=True):
-            half = SIZES[size] / 2 + MARGIN / 2
-            x, y = (
-                min(max(center + shift, half), 1 - half)
-                for center, shift in zip(cells[cell], rng.uniform(-JITTER, JITTER, 2).tolist(), strict=True)
-            )
-            placed.append((size, x, y))
-        if all(_apart(a, b) for i, a in enumerate(placed) for b in placed[:i]):
+    while True:  # most layouts of four are refused: drawn in arrays, then looked at as plain numbers
+        sizes = rng.integers(len(_SIZE_NAMES), size=number).tolist()
+        cells = rng.permutation(len(_CELLS)).tolist()
+        shifts = rng.uniform(-JITTER, JITTER, 2 * number).tolist()
+        placed: list[tuple[str, float, float]] = []
+        for size, cell, shift_x, shift_y in zip(sizes, cells, shifts[::2], shifts[1::2], strict=False):
+            name, (x, y) = _SIZE_NAMES[size], _CELLS[cell]
+            half = SIZES[name] / 2 + MARGIN / 2
+            item = name, min(max(x + shift_x, half), 1 - half), min(max(y + shift_y, half), 1 - half)
+            if not all(_apart(item, other) for other in placed):
+                break
+            placed.append(item)
+        if len(placed) == number:
             return placed
 
 
