@@ -61,9 +61,13 @@ def test_devices_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert options.pick_device(Device.auto) == "cuda"
 
 
-def test_number_formats() -> None:
+def test_number_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert options.pick_dtype(Dtype.auto, "cpu") is torch.float32
     assert options.pick_dtype(Dtype.auto, "cuda") is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert options.pick_dtype(Dtype.auto, "cuda") is torch.float32  # older than Ampere
+    assert options.pick_dtype(Dtype.bfloat16, "cuda") is torch.bfloat16
     assert options.pick_dtype(Dtype.float16, "cpu") is torch.float16
 
 

@@ -31,7 +31,7 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
-    """The number format of the networks; auto is bfloat16 on cuda and float32 elsewhere."""
+    """The number format of the networks; auto is bfloat16 on GPUs that compute in it and float32 elsewhere."""
 
     auto = "auto"
     float32 = "float32"
@@ -103,7 +103,9 @@ BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Random if left out; printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where the networks run.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="bfloat16 on cuda, float32 elsewhere by default.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="bfloat16 on GPUs that have it, float32 elsewhere by default.")
+]
 RecipeArgument = Annotated[str, typer.Argument(help="Name such as scenes/relay, or a TOML file.")]
 OverridesOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one entry.")
@@ -138,8 +140,10 @@ def pick_dtype(dtype: Dtype, device: str) -> "torch.dtype":
     """The torch dtype behind the option, for a device from `pick_device`."""
     import torch
 
+    from cogview3.precision import computes_bfloat16
+
     if dtype is Dtype.auto:
-        return torch.bfloat16 if device == "cuda" else torch.float32
+        return torch.bfloat16 if device == "cuda" and computes_bfloat16(device) else torch.float32
     return getattr(torch, dtype)
 
 
