@@ -419,6 +419,7 @@ def test_too_little_gpu_memory_is_told_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**20, 2**30))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     result = run("generate", "red", "--model", tiny_model, "--device", "cuda")
     assert result.exit_code == 1, result.output
     assert "GiB of GPU memory are needed and 0.0 are free: no mode fits" in error_line(result)

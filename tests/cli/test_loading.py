@@ -24,6 +24,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU, as far as its memory is asked for."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2**40, 2**40))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
 
 
 @pytest.fixture
