@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cogview3.config import UserError
+from cogview3.data.scenes import scene as scenes
 from cogview3.data.scenes.scene import (
     COLORS,
     COLUMNS,
@@ -201,3 +202,23 @@ def test_facts_state_everything_about_a_scene():
     for item, stated in zip(scene.objects, facts.objects, strict=True):
         assert (stated.shape, stated.color, stated.fill) == item.triple
         assert (stated.outline, stated.size, stated.position) == (item.outline, item.size, item.position)
+
+
+def test_layouts_are_those_of_numbers_drawn_one_by_one() -> None:
+    """Drawing in arrays takes the same numbers from a generator, so that a seed keeps its scenes."""
+    for seed in range(200):
+        rng, number = np.random.default_rng(seed), 1 + seed % 4
+        found = scenes._sample_layout(np.random.default_rng(seed), number)
+        while True:
+            names = [list(scenes.SIZES)[rng.integers(3)] for _ in range(number)]
+            places = rng.permutation(9)[:number]
+            shifts = [rng.uniform(-scenes.JITTER, scenes.JITTER, 2) for _ in range(number)]
+            layout = []
+            for name, place, shift in zip(names, places, shifts, strict=True):
+                half = scenes.SIZES[name] / 2 + scenes.MARGIN / 2
+                center = np.array([list(scenes.COLUMNS.values())[place % 3], list(scenes.ROWS.values())[place // 3]])
+                x, y = np.clip(center + shift, half, 1 - half).tolist()
+                layout.append((name, x, y))
+            if all(scenes._apart(one, other) for i, one in enumerate(layout) for other in layout[:i]):
+                break
+        assert found == layout
