@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from cogview3.captions import recaptioner
 from cogview3.captions.journal import SCHEMA
 from cogview3.captions.model import ModelJob
 from cogview3.captions.pairs import Pairs, read_pairs
@@ -167,6 +169,17 @@ def test_training_ends_where_the_held_out_loss_does_not_fall(pairs: Pairs, folde
 def test_the_defaults_are_the_paper_s() -> None:
     assert (Settings().batch, Settings().steps) == (256, 1500)
     assert (Settings().rate, Settings(full=True).rate, Settings(learning_rate=0.01).rate) == (1e-4, 1e-5, 0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.pin_memory. argument is set:UserWarning")  # a CPU plays the GPU
+def test_gpus_that_only_imitate_bfloat16_learn_in_float32(
+    pairs: Pairs, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recaptioner, "computes_bfloat16", lambda device: False)
+    settings = Settings(batch=4, images=8, check_images=4)
+    result = finetune(pairs, str(folder), tmp_path / "run", settings, device="cuda", micro_batch=4)
+    written = load_file(Path(result["model"]) / "model.safetensors")
+    assert {value.dtype for value in written.values()} == {torch.float32}
 
 
 def test_batches_that_cannot_be_split(pairs: Pairs, folder: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, R
 from cogview3.config import UserError
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.generation.compiling import check_compiler, compile_network, compile_seconds
+from cogview3.precision import computes_bfloat16
 from cogview3.training.measure import matmul_ceiling
 
 SIDES, BATCHES = (1024, 2048), (1, 4)
@@ -101,7 +102,8 @@ def run(
         raise UserError(f"repeats {repeats}, batches {list(batches)}, sides {list(sides)}: give 1 or more of each")
     if compiled:
         check_compiler(device)
-    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    on_gpu = torch.device(device).type == "cuda"
+    dtype = torch.bfloat16 if on_gpu and computes_bfloat16(device) else torch.float32
     ceiling, began = matmul_ceiling(device, dtype), compile_seconds()
     cases = [(side, batch) for side in sides for batch in batches]
     rows: list[dict[str, Any]] = []

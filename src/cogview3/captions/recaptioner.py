@@ -24,6 +24,7 @@ from cogview3.captions.inputs import Asker, find_model, load_model, load_process
 from cogview3.captions.pairs import Pair, Pairs
 from cogview3.checkpoints import open_run, whole_folder, write_text
 from cogview3.config import Table, UserError
+from cogview3.precision import computes_bfloat16
 
 _Count = Annotated[int, Field(ge=1)]
 _VISION = r"(.*\.)?(vision\w*|visual\w*|image_encoder)\..*"
@@ -119,7 +120,7 @@ def finetune(
     if (run / "result.json").is_file():
         return json.loads((run / "result.json").read_text("utf-8"))
     newest = _newest_checkpoint(run / "checkpoints")
-    dtype = "bfloat16" if device == "cuda" and not settings.full else "float32"
+    dtype = "bfloat16" if device == "cuda" and computes_bfloat16(device) and not settings.full else "float32"
     trainer = _trainer_class(trl, settings)(
         model=load_model(newest if newest and settings.full else folder, dtype),
         args=_arguments(trl, run, settings, device, micro_batch, world, workers, newest is None),
@@ -179,7 +180,7 @@ def _arguments(
         logging_steps=max(1, every // 10),
         report_to="none",
         disable_tqdm=True,
-        bf16=device == "cuda",
+        bf16=device == "cuda" and computes_bfloat16(device),
         use_cpu=device == "cpu",
         **{_checkpointing(trl): device == "cuda"},
         dataloader_num_workers=workers,

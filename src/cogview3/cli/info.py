@@ -111,11 +111,13 @@ def measure(component: Path) -> dict[str, int]:
 
 def drawn_side(folder: Path, unet: str) -> list[int] | None:
     """Height and width in pixels of the pictures that a UNet draws by default; None where its model tells none."""
+    from cogview3.generation.inputs import vae_factor
+
     latents = read_json(folder / unet / "config.json").get("sample_size")
     levels = read_json(folder / "vae" / "config.json")["block_out_channels"]
     if latents is None:
         return None
-    return [one * 2 ** (len(levels) - 1) for one in (latents if isinstance(latents, list) else [latents] * 2)]
+    return [one * vae_factor(levels) for one in (latents if isinstance(latents, list) else [latents] * 2)]
 
 
 def _shown_side(side: list[int] | None) -> int | list[int] | None:

@@ -22,6 +22,7 @@ from cogview3.evaluation.metrics import METRICS, Drawn, Metric, enlarge_to, make
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.evaluation.response import correlations, summarize
+from cogview3.generation.inputs import vae_factor
 from cogview3.generation.loading import load_sampling, resolve_model, unloadable
 from cogview3.generation.modes import pick_mode
 from cogview3.generation.pipeline import CogView3Pipeline
@@ -272,7 +273,7 @@ def _check_sizes(chosen: dict[str, tuple[str, str | None, Overrides]]) -> None:
             raise unloadable(source, error) from error
         side, relays = unet["sample_size"], int(has_relay) if sampling.relays is None else sampling.relays
         sides = side if isinstance(side, list) else [side or 0] * 2  # without one, drawing refuses it
-        sizes[name] = [one * 2 ** (len(vae["block_out_channels"]) - 1 + relays) for one in sides]
+        sizes[name] = [one * vae_factor(vae["block_out_channels"]) * 2**relays for one in sides]
     first, size = next(iter(sizes.items()))
     for name, other in sizes.items():
         if other != size:

@@ -116,7 +116,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
     def _register(self, **components: Any) -> None:
         self.register_modules(**components)
         vae = components["vae"]
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.vae_scale_factor = inputs.vae_factor(vae.config.block_out_channels) if vae is not None else 8
         if vae is not None:
             vae.to(memory_format=torch.channels_last)  # spares convolutions the reordering: a fifth of its time on CPUs
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)

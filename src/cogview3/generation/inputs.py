@@ -21,6 +21,11 @@ MAX_PICTURES = 10_000
 Picture = Image.Image | np.ndarray | torch.Tensor
 
 
+def vae_factor(block_out_channels: Sequence[int]) -> int:
+    """Pixels of a side that a VAE with these channels, one entry a level, makes one of its latents: 8 with four."""
+    return 2 ** (len(block_out_channels) - 1)
+
+
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
     """Refuse anything but a whole number in low..high."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:

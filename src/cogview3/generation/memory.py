@@ -23,6 +23,7 @@ from transformers import AutoConfig, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.generation.attention import constant_text
+from cogview3.generation.inputs import vae_factor
 from cogview3.generation.light import LIGHT_COMPONENTS
 from cogview3.models.light import LatentEnlarger, LightDecoder
 
@@ -70,7 +71,7 @@ class Picture:
     def settled(self, networks: Mapping[str, nn.Module]) -> "Picture":
         """With the model's own sizes where they are unset. Raises UserError where it has none."""
         relays = int("relay_unet" in networks) if self.relays is None else self.relays
-        side = _factor(networks["vae"]) * 2**relays
+        side = vae_factor(networks["vae"].config.block_out_channels) * 2**relays
         own = networks["unet"].config.sample_size if "unet" in networks else 1
         sides = own if isinstance(own, list | tuple) else (own, own)
         for name, given, default in zip(("height", "width"), (self.height, self.width), sides, strict=True):
@@ -205,7 +206,7 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
     for network in networks.values():
         network.to(dtype)
     vae = networks["vae"]
-    factor, picture = _factor(vae), picture.settled(networks)
+    factor, picture = vae_factor(vae.config.block_out_channels), picture.settled(networks)
     enlarger, decoder = (networks.get(name) if picture.light else None for name in LIGHT_COMPONENTS)
     sides = [(picture.height >> number, picture.width >> number) for number in range(picture.relays, -1, -1)]
     found = []
@@ -239,10 +240,6 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
         if enlarger is None or number == picture.relays - 1:
             found.append(decoding(size))
     return found
-
-
-def _factor(vae: AutoencoderKL) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def _unet_peak(

@@ -186,7 +186,7 @@ def model_estimates(
 
 def check_picture(networks: Mapping[str, torch.nn.Module], picture: Picture) -> None:
     """Refuse sizes, relays and tiles that pipelines refuse, too, once they are loaded."""
-    cell = 2 ** (len(networks["vae"].config.block_out_channels) - 1)
+    cell = inputs.vae_factor(networks["vae"].config.block_out_channels)
     relays = picture.relays or 0
     if picture.tile_size is not None:
         inputs.check_side("tile_size", picture.tile_size, 8 * cell)
