@@ -15,6 +15,7 @@ from cogview3.distillation import paths
 from cogview3.distillation.objective import Distillation
 from cogview3.distillation.rounds import check_teacher, distill
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.training.objectives import Interrupted
 from tests.distillation.conftest import tiny_distillation
 from tests.distillation.test_objective import Known, guided, pipeline, stage
 from tests.distillation.test_rounds import after_step, content, in_fresh_state
@@ -188,6 +189,24 @@ def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monk
         folders.append(content(out))
     assert folders[0] == folders[1]
     assert "round-1/weights/relay_unet/config.json" in folders[0]
+
+
+def test_a_stop_is_heeded_while_paths_are_drawn_again(runs: Path) -> None:
+    """What is stored then goes on with the same samples, and so does what is stored half-way through a new pool."""
+    through = stage("base", runs, **POOL)
+    expected = learned(through, 48)
+    for place in (24, 30):  # a pool has 24 samples
+        before = stage("base", runs, **POOL)
+        learned(before, place)
+        stopped, answers = stage("base", runs, **POOL), iter([False, True])
+        stopped.load_state(before.state())
+        stopped.stop_asked = lambda answers=answers: next(answers)
+        with pytest.raises(Interrupted):
+            learned(stopped, 4, place)
+        resumed = stage("base", runs, **POOL)
+        resumed.load_state(stopped.state())
+        for sample, other in zip(learned(resumed, 48 - place, place), expected[place:], strict=True):
+            assert all(torch.equal(sample[name], other[name]) for name in other)
 
 
 # What is refused

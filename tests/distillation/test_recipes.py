@@ -157,6 +157,36 @@ def test_a_distilled_teacher_goes_on_from_its_own_steps_and_range(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_distilled_for_the_other_stage_is_told_so(runs: Path, tmp_path: Path) -> None:
+    """It may have the right steps, or others: what is wrong is the stage."""
+    told = tiny_distillation("base", runs, distill__steps=[8, 4])
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(told.to_dict()))
+    with pytest.raises(UserError, match="is a run of kind distill_base; give one of a relay"):
+        check_teacher(tiny_distillation("relay", runs, distill__teacher=str(tmp_path), distill__steps=[5, 1]))
+
+
+def test_teacher_and_student_make_steps_of_first_order(runs: Path, tmp_path: Path) -> None:
+    teacher = with_scheduler(runs, tmp_path, solver_order=2, power=1.5)
+    scheduler = teacher_scheduler(tiny_distillation("relay", runs, distill__teacher=teacher).distill, True)
+    assert (scheduler.config.solver_order, scheduler.config.power) == (1, 1.5)
+
+
+def test_what_a_fine_tuning_would_lose_of_the_teachers_sampler_is_refused(runs: Path, tmp_path: Path) -> None:
+    teacher = with_scheduler(runs, tmp_path, power=1.5)
+    changes = {"distill__teacher": teacher, "distill__relay_start": 200, "distill__fine_tune_images": 4}
+    with pytest.raises(UserError, match=r"fine_tune_images: the relay scheduler of .* has power 1.5, .* is for 1.0"):
+        check_teacher(tiny_distillation("relay", runs, **changes))
+    assert check_teacher(tiny_distillation("relay", runs, distill__teacher=teacher)) is None
+
+
+def with_scheduler(runs: Path, folder: Path, **changes: Any) -> str:
+    """A copy of the tiny relay's run whose scheduler has other entries."""
+    shutil.copytree(runs / "relay", folder / "teacher")
+    path = folder / "teacher" / "weights" / "relay_scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return str(folder / "teacher")
+
+
 @pytest.mark.parametrize("stage", ["base", "relay"])
 def test_the_papers_distillations_are_sharded_as_its_other_stages(stage: str) -> None:
     places = [f"data.{name}=model" for name in ("vae", "text")] + ['data.shards=["a.tar"]']
@@ -184,14 +214,8 @@ def test_the_rounds_after_a_fine_tuning_keep_the_teachers_estimate(
     runs: Path, tmp_path: Path, given: str | None
 ) -> None:
     """The fine-tuned run's scheduler would say "recompute"."""
-    shutil.copytree(runs / "relay", tmp_path / "teacher")
-    path = tmp_path / "teacher" / "weights" / "relay_scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"blur_estimate": "carry"}))
-    changes = {
-        "distill__relay_start": 200,
-        "distill__fine_tune_images": 4,
-        "distill__teacher": str(tmp_path / "teacher"),
-    }
+    teacher = with_scheduler(runs, tmp_path, blur_estimate="carry")
+    changes = {"distill__relay_start": 200, "distill__fine_tune_images": 4, "distill__teacher": teacher}
     recipe = tiny_distillation("relay", runs, **changes, **({"distill__blur_estimate": given} if given else {}))
     kept = rounds._with_estimate(recipe).round(1, str(runs / "relay"))
     assert teacher_scheduler(kept.distill.model_copy(update={"relay_start": None}), True).config.blur_estimate == (

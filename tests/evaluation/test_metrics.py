@@ -1,6 +1,7 @@
 """The scene metric on pictures whose scores are known, and its parts against direct computation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,14 @@ def test_enlarged_rows_and_ceilings_are_what_they_say(prompts: list[Prompt], vae
         expected = _energy(images.numpy()) / _energy(ceiling.numpy())
         assert result["gradient_energy"][row] == pytest.approx(expected, rel=1e-4)  # float32 against float64
     assert result["fine_gain"] == result["model"]["fine"] - result["base_enlarged"]["fine"]
+
+
+def test_of_some_prompts_scenes_alone_there_is_no_ceiling(prompts: list[Prompt], vae: AutoencoderKL) -> None:
+    """In batches of 5, the first has a prompt without a scene and the others have none."""
+    some = [replace(prompts[0], scene=None), *prompts[1:]]
+    result, _ = measure(some, renders(prompts, 128), renders(prompts, 64), vae)
+    assert result["model"]["pictures"] == result["base_enlarged"]["pictures"] == COUNT
+    assert result["ceiling"] is result["ceiling_enlarged"] is result["gradient_energy"]["model"] is None
 
 
 def _energy(pictures: np.ndarray) -> float:

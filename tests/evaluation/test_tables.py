@@ -124,6 +124,14 @@ def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> Non
     assert shares[0] / shares[1] == entry["scene"]["model"]["share"]
 
 
+def test_two_models_of_one_name_are_written_apart(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    names = [model.name, f"./{model.name}"]
+    evaluate(names, "scenes-heldout", 1, out=tmp_path / "out")
+    files = [f"{kind}-{model.name}{number}" for kind in ("grid", "pictures") for number in ("", "-2")]
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [*files, "results"]
+
+
 def test_the_grid_shows_base_and_final_picture_of_each_prompt(
     model: Path, tmp_path: Path, pipe: CogView3Pipeline
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, T5EncoderModel
 
 from cogview3.config import UserError
@@ -418,6 +419,23 @@ def test_the_target_makes_d_the_clean_latents(
     center = batch["z0"] if kind == "base" else (1 - f) * batch["z0"] + f * batch["zL"]
     # equation 5; undoing the input's scale costs float32's last digit of numbers up to 40
     torch.testing.assert_close(seen[0], center + sigma * batch["noise"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["base", "relay"])
+def test_no_step_computes_in_float64_which_some_devices_lack(runs: Path, kind: str) -> None:
+    """On such a device even moving a tensor of float64 fails; here all that a loss is made of is looked at."""
+    objective = stage(kind, runs, objective__min_snr=5.0, **({"objective__blur": "sigma"} if kind == "relay" else {}))
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = call(*args, **(kwargs or {}))
+            tensors = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
+            assert all(tensor.dtype != torch.float64 for tensor in tensors), call
+            return result
+
+    batch = objective.batch(0, [0, 1])
+    with Watch():
+        objective(batch)["loss"].backward()
 
 
 def test_the_loss_of_a_silent_network_is_the_targets_mean_square(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,11 @@ def evaluate(
     relay_guidance: RelayGuidanceOption = None,
     response: Annotated[
         list[str] | None,
-        typer.Option("--guidance-response", metavar="LOW,HIGH", help="Compare the change between two guidance scales."),
+        typer.Option(
+            "--guidance-response",
+            metavar="LOW,HIGH",
+            help="Compare the change between two guidance scales of the base.",
+        ),
     ] = None,
     expand: Annotated[
         bool, typer.Option("--expand", help="Draw descriptions that a language model writes of the prompts.")

@@ -54,7 +54,7 @@ class Distillation(LatentTraining):
         self.trained = student_of(load_teacher(settings, self.is_relay), settings.guidance_width)
         if recipe.recipe.start_from:
             begin_as(self.trained, recipe.recipe.start_from, self.is_relay)
-        self._pool = PathPool(recipe, self.source, self._take, self._path) if settings.paths else None
+        self._pool = self._new_pool() if settings.paths else None
         self._pictures: Batch = {}
         self._states: Batch = {}  # of the validation's paths
         self._teacher_finals: dict[int, Tensor] = {}  # by number of steps
@@ -105,6 +105,9 @@ class Distillation(LatentTraining):
     def state(self) -> dict[str, Any]:
         """The source's; of paths, where it stood before those at hand."""
         return super().state() if self._pool is None else self._pool.state()
+
+    def _new_pool(self) -> PathPool:
+        return PathPool(self.recipe, self.source, self._take, self._path, lambda: self.stop_asked())
 
     def _take(self, first: int, indices: list[int]) -> tuple[Batch, list[str]]:
         samples = self.source.take(first, indices)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cogview3.config import DistillRound
 from cogview3.training import parallel
-from cogview3.training.objectives import Batch
+from cogview3.training.objectives import Batch, Interrupted
 from cogview3.training.sources import Source
 
 _TOLD_EVERY = 32  # batches
@@ -52,6 +52,7 @@ class PathPool:
         source: Source,
         take: Callable[[int, list[int]], tuple[Batch, list[str]]],
         draw: Callable[[Batch], Tensor],
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         """A pool that is still empty.
 
@@ -60,8 +61,10 @@ class PathPool:
             source: whose position is kept.
             take: noise, guidance, text and all else that samples of the source are drawn with, and their names.
             draw: states (B, n + 1, C, H, W) of the paths of such a batch.
+            stop_asked: asked before each; where it says so, drawing is given up by `Interrupted`.
         """
         self._recipe, self._source, self._take, self._draw = recipe, source, take, draw
+        self._stop_asked = stop_asked
         self._paths, self._steps = recipe.distill.paths, recipe.distill.steps[1]
         self._length = self._paths * self._steps * recipe.distill.visits  # samples of a pool
         self._number = -1
@@ -91,7 +94,8 @@ class PathPool:
 
     def state(self) -> dict[str, Any]:
         """Where the source has to stand for the next batch."""
-        return self._source.state() if self._next % self._length == 0 else self._before
+        finished = self._next == (self._number + 1) * self._length
+        return self._source.state() if finished or self._number < 0 else self._before
 
     def _order(self, path: int) -> list[int]:
         rng = np.random.default_rng([self._recipe.train.seed, path, 8])
@@ -103,6 +107,8 @@ class PathPool:
         told = process.is_main_process and count - self._drawn > train.batch
         split = process.process_index, process.num_processes, train.accumulation
         for drawn in range(self._drawn, count, train.batch):
+            if self._stop_asked():
+                raise Interrupted
             if told and drawn // train.batch % _TOLD_EVERY == 0:
                 print(f"drawing the teacher's paths again: {drawn} of {count}", file=sys.stderr, flush=True)
             start = self._number * self._paths + drawn

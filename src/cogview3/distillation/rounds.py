@@ -122,7 +122,7 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
     """
     settings, is_relay = recipe.distill, recipe.kind == "distill_relay"
     fine_tuning = None
-    check_distilled(settings)
+    check_distilled(settings, is_relay)
     if recipe.recipe.start_from and not begun:
         check_start(settings, recipe.recipe.start_from, is_relay)
     if is_relay and settings.fine_tune_images:
@@ -134,6 +134,13 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
         network = UNet2DConditionModel.load_config(checkpoints.weights_folder(settings.teacher, "relay_unet"))
         plain = settings.model_copy(update={"relay_start": None})
         scheduler = teacher_scheduler(plain, is_relay)
+        plain_config = RelayScheduler().config
+        for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "power"):
+            if scheduler.config[name] != plain_config[name]:
+                raise UserError(
+                    f"distill.fine_tune_images: the relay scheduler of {settings.teacher!r} has {name} "
+                    f"{scheduler.config[name]}, and a fine-tuning is for {plain_config[name]}; leave it out"
+                )
         fine_tuning = fine_tune_recipe(recipe, network, scheduler)
         scheduler = RelayScheduler.from_config(scheduler.config, relay_start=settings.relay_start)
     else:

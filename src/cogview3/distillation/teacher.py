@@ -22,11 +22,14 @@ def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.f
     return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval().requires_grad_(False)
 
 
-def check_distilled(settings: Distill) -> None:
+def check_distilled(settings: Distill, is_relay: bool) -> None:
     """Refuse, with a UserError, a teacher that is distilled itself for other steps or a narrower range of guidance."""
     recipe = distillation_of(settings.teacher)
     if recipe is None:
         return
+    if (recipe.kind == "distill_relay") != is_relay:
+        wanted = "relay" if is_relay else "base"
+        raise UserError(f"distill.teacher {settings.teacher!r} is a run of kind {recipe.kind}; give one of a {wanted}")
     known, steps = recipe.distill, settings.steps[0]
     if known.steps[-1] != steps:
         raise UserError(
@@ -124,7 +127,9 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteScheduler | RelayScheduler:
-    """The teacher's scheduler, with the recipe's relay start and blur estimate.
+    """The teacher's scheduler, with the recipe's relay start and blur estimate, and steps of first order.
+
+    The student's are of first order, too: a step of `RelayScheduler` with `solver_order` 2 depends on the one before.
 
     Raises:
         UserError: there is none, or the teacher was trained for another start.
@@ -140,7 +145,7 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
             f"{scheduler.config.relay_start}; leave it out, or train the teacher for it first with fine_tune_images"
         )
     estimate = settings.blur_estimate or scheduler.config.blur_estimate
-    return RelayScheduler.from_config(scheduler.config, blur_estimate=estimate)
+    return RelayScheduler.from_config(scheduler.config, blur_estimate=estimate, solver_order=1)
 
 
 def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps: int) -> Levels:

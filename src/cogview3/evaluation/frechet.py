@@ -20,9 +20,9 @@ def features(pictures: Tensor) -> Tensor:
         pictures: (B, 3, H, W) in [-1, 1], sides of at least 8.
 
     Returns:
-        (B, 64), float64.
+        (B, 64), float64, on the CPU.
     """
-    pictures = pictures.double()
+    pictures = pictures.cpu().double()  # some devices have no float64
     colors = F.adaptive_avg_pool2d(pictures, CELLS)
     across, down = (pictures.diff(dim=axis).square().sum(1, keepdim=True) for axis in (-1, -2))
     energy = F.adaptive_avg_pool2d(across, CELLS) + F.adaptive_avg_pool2d(down, CELLS)

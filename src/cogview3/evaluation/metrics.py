@@ -36,12 +36,14 @@ class Drawn:
         pictures: (B, 3, H, W) in [-1, 1].
         base: the same run's base pictures, (B, 3, h, w) in [-1, 1]; None where nothing was enlarged.
         vae: of the model that drew them.
+        seconds: that drawing the pictures took.
     """
 
     indices: Sequence[int]
     pictures: Tensor
     base: Tensor | None
     vae: AutoencoderKL
+    seconds: float = 0.0
 
 
 class Metric(ABC):
@@ -69,7 +71,7 @@ class Metric(ABC):
         """Figures of all pictures so far, ready for JSON; None where there is nothing to average."""
 
     has_floor = False
-    """Whether the first model is to be compared with itself, drawn again from other noise."""
+    """Whether the first model is to be compared with itself, drawn again from other noise; others share its noise."""
 
     needs_one_size = False
     """Whether only pictures of the same size can be compared."""
@@ -110,7 +112,7 @@ class SceneMetric(Metric):
     - "model": the pictures.
     - "base_enlarged": the same run's base pictures, enlarged bilinearly: what the relay starts from.
     - "chance": the pictures against the facts of the next prompt, the last against the first's.
-    - "ceiling": the prompts' scenes, rendered at the pictures' size and passed through the VAE.
+    - "ceiling": the prompts' scenes, rendered at the pictures' size and passed through the VAE; where all have one.
     - "ceiling_enlarged": the same at the base's size, enlarged bilinearly.
 
     "fine_gain" is how much more of the fine facts is right in "model" than in "base_enlarged", and
@@ -147,9 +149,9 @@ class SceneMetric(Metric):
         compared = {"model": drawn.pictures}
         if drawn.base is not None:
             compared["base_enlarged"] = enlarge_to(drawn.base, size)
-        scenes = [prompt.scene for prompt in prompts if prompt.scene]
-        if len(scenes) < len(prompts):
+        if any(prompt.scene is None for prompt in self.prompts):  # of some alone it would bound nothing
             return compared
+        scenes = [prompt.scene for prompt in prompts]
         compared["ceiling"] = reconstruct_scenes(drawn.vae, scenes, size)
         if drawn.base is not None:
             small = reconstruct_scenes(drawn.vae, scenes, drawn.base.shape[-1])
@@ -177,7 +179,7 @@ class SceneMetric(Metric):
 
     def _energy_ratio(self, row: str) -> float | None:
         energies, reference = self._energies[row], self._energies["ceiling"]
-        if not energies or len(reference) < len(energies):  # some prompts had no scene
+        if not energies or not reference:
             return None
         ratio = float(torch.cat(energies).mean() / torch.cat(reference).mean())
         return ratio if np.isfinite(ratio) else None  # of pictures of one color alone

@@ -75,7 +75,8 @@ def evaluate(
     """Draw every prompt with every model, and score the pictures.
 
     Picture i starts from noise that depends on `seed` and i alone, in every model and whatever the batch. Metrics that
-    compare take the first model as reference, and some draw it twice to tell what difference means nothing.
+    compare take the first model as reference. Some draw it once more from other noise, for a measure of what they give;
+    the models themselves share their noise, and so may come nearer than that.
 
     Args:
         models: bundled names, folders or hub names, each perhaps with a mode and with step counts, see `split_model`.
@@ -87,7 +88,7 @@ def evaluate(
             enlarged base picture where there is a relay) and pictures-MODEL.jsonl (the scores of each).
         batch: pictures drawn at once.
         responses: pairs of guidance scales; for each, how the pictures change from one to the other, against how the
-            first model's do (`evaluation.response`). Takes two models or more.
+            first model's do (`evaluation.response`); the relay's guidance stays. Takes two models or more.
         expander: writes out the prompts before they are drawn; scored is what the prompts themselves ask for.
         device: where the networks run.
         dtype: their number format.
@@ -122,6 +123,7 @@ def evaluate(
         told = [replace(prompt, text=each.text) for prompt, each in zip(loaded, expansions, strict=True)]
         kept = {each.prompt: each.reason for each in expansions if each.reason}
         results["expander"] = {"model": expansions[0].model, "unexpanded": kept}
+    files = _file_names(chosen)
     reference: dict[str, Metric] = {}
     first_changes: list[list[Tensor]] = []  # of the first model, batch by batch
     for name, (model, mode, sampling) in chosen.items():
@@ -143,7 +145,7 @@ def evaluate(
                 outcome.entry["guidance_response"] = _responses(changes, first_changes, responses)
         results["models"][name] = _how(pipe, sampling) | outcome.entry
         if out is not None:  # after each model: a later one may fail
-            outcome.write(out, _file_name(name))
+            outcome.write(out, files[name])
             checkpoints.write_text(out / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
     return results
 
@@ -162,7 +164,7 @@ def _floors(
     again = {name: type(metric)(prompts, seed) for name, metric in metrics.items() if metric.has_floor}
     if again:
         with counter("the same from other noise", len(prompts)) as progress:
-            _evaluate_one(draw(pipe, told, seed + 1, batch, sampling), prompts, again, progress)
+            _evaluate_one(draw(pipe, told, seed + 1, batch, sampling, with_base=False), prompts, again, progress)
     return {name: metrics[name].compare(metric) for name, metric in again.items()}
 
 
@@ -180,7 +182,7 @@ def _changes(
     A tensor for each pair, (B, 3 * size * size), float16 in [-2, 2].
     """
     scales = sorted({scale for pair in responses for scale in pair})
-    runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale)) for scale in scales]
+    runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale), with_base=False) for scale in scales]
     for drawn in zip(*runs, strict=True):
         at = {scale: one.pictures.float() for scale, one in zip(scales, drawn, strict=True)}
         yield [(at[high] - at[low]).flatten(1).half().cpu() for low, high in responses]
@@ -245,8 +247,7 @@ def _check(
         raise UserError("no models: give at least one")
     if batch < 1:
         raise UserError(f"batch is {batch}: give 1 or more")
-    names = [_file_name(model) for model in models]
-    if doubles := sorted({name for name in names if names.count(name) > 1}):
+    if doubles := sorted({model for model in models if models.count(model) > 1}):
         raise UserError(f"model {doubles[0]} is given twice: give each model and mode once")
     if responses and len(models) < 2:
         raise UserError("the response to guidance compares models with the first: give two or more")
@@ -283,8 +284,17 @@ def _check_sizes(chosen: dict[str, tuple[str, str | None, Overrides]]) -> None:
             )
 
 
-def _file_name(model: str) -> str:
-    return re.sub(r"[^\w.@+-]+", "-", model).strip("-.") or "model"
+def _file_names(models: Iterable[str]) -> dict[str, str]:
+    """What each model's files are called; "scenes" and "./scenes" are two models, and so scenes and scenes-2."""
+    names: dict[str, str] = {}
+    for model in models:
+        plain = name = re.sub(r"[^\w.@+-]+", "-", model).strip("-.") or "model"
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}-{number}"
+        names[model] = name
+    return names
 
 
 def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
@@ -294,9 +304,14 @@ def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
 
 
 def draw(
-    pipe: CogView3Pipeline, prompts: Sequence[Prompt], seed: int, batch: int, sampling: Overrides
+    pipe: CogView3Pipeline,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch: int,
+    sampling: Overrides,
+    with_base: bool = True,
 ) -> Iterator[Drawn]:
-    """Pictures of all prompts, batch by batch, with the base pictures of the very same runs."""
+    """Pictures of all prompts, batch by batch, and `with_base` the base pictures of the very same runs."""
     base_steps = pipe.mode.steps if sampling.steps is None else sampling.steps
     captured: dict[str, Tensor] = {}
 
@@ -307,6 +322,7 @@ def draw(
 
     for first in range(0, len(prompts), batch):
         indices = range(first, min(first + batch, len(prompts)))
+        start = time.perf_counter()
         pictures = pipe(
             [prompts[index].text for index in indices],
             generator=generators(seed, indices),
@@ -314,9 +330,12 @@ def draw(
             callback_on_step_end=capture,
             **sampling.arguments(),
         ).images
-        has_relay = pipe.num_timesteps > base_steps
-        base = decode(pipe.vae, captured["base"]).float() if has_relay else None
-        yield Drawn(indices, pictures * 2 - 1, base, pipe.vae)
+        if pictures.device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds = time.perf_counter() - start
+        enlarged = with_base and pipe.num_timesteps > base_steps
+        base = decode(pipe.vae, captured["base"]).float() if enlarged else None
+        yield Drawn(indices, pictures * 2 - 1, base, pipe.vae, seconds)
 
 
 @dataclass(frozen=True)
@@ -344,15 +363,14 @@ def _evaluate_one(
     """Score pictures as they are drawn; `seconds` counts the drawing alone."""
     records: list[dict[str, Any]] = []
     tiles: list[np.ndarray] = []
-    seconds, start = 0.0, time.perf_counter()
+    seconds = 0.0
     for drawn in batches:
-        seconds += time.perf_counter() - start
+        seconds += drawn.seconds
         records += _records(drawn, prompts, metrics)
         if len(tiles) < GRID_PICTURES:
             tiles += _tiles(drawn)[: GRID_PICTURES - len(tiles)]
         progress(len(records))
         size = drawn.pictures.shape[-1]
-        start = time.perf_counter()
     figures = {name: metric.result() for name, metric in metrics.items()}
     return _Outcome({"size": size, "seconds": seconds, **figures}, records, tiles)
 

@@ -27,7 +27,7 @@ from cogview3.config import Recipe, UserError
 from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
 from cogview3.training.log import Log, wandb_project
-from cogview3.training.objectives import Objective, build
+from cogview3.training.objectives import Interrupted, Objective, build
 from cogview3.training.steps import Steps
 
 PATIENCE = timedelta(hours=2)
@@ -122,13 +122,17 @@ class _Run:
         self.saved = self.images
         self.log.forget_after(self.images)
         self.stop: int | None = None
+        objective.stop_asked = lambda: self._stop() is not None
 
     def go(self) -> dict[str, Any]:
         start, begun = time.time(), self.images
         figures: dict[str, float] = {}
         with _stop_signals(self), self.log:
-            while not (stop := parallel.agreed(self.stop, self.accelerator.device)) and self.images < self.log.total:
-                figures = self._advance() or figures
+            while not (stop := self._stop()) and self.images < self.log.total:
+                try:
+                    figures = self._advance() or figures
+                except Interrupted:
+                    continue
             if self.images != self.saved:
                 self._save()
             if self.images == begun and stop is None:  # finished earlier, perhaps cut off while writing weights
@@ -140,6 +144,10 @@ class _Run:
             raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
         result = {"run": str(self.run), "images": self.images, "loss": self.log.last_loss, "validation": figures}
         return {**result, "seconds": round(time.time() - start, 1)}
+
+    def _stop(self) -> int | None:
+        """The signal by which the run is to end, agreed among processes."""
+        return parallel.agreed(self.stop, self.accelerator.device)
 
     def _advance(self) -> dict[str, float]:
         """One step, and what is due after it; gives the figures of a validation. At the end, everything is due."""

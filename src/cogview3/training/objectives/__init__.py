@@ -4,6 +4,7 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,23 @@ from cogview3.config import Recipe, UserError
 Batch = dict[str, Tensor]
 
 
+class Interrupted(Exception):
+    """A batch was given up half-way, since the run is to stop."""
+
+
 class Objective(nn.Module, ABC):
     """Base of all objectives. `trained` holds the parameters that the optimizer moves and the EMA follows.
 
     Attributes:
         trained: the network. Its parameters without gradient are neither moved, averaged nor in checkpoints.
         depends_on: what `fingerprint` tells the state of, in a few words.
+        stop_asked: whether the run is to stop, the same on all processes; a `batch` that takes long asks it now and
+            then, equally often on all, and raises `Interrupted`.
     """
 
     trained: nn.Module
     depends_on = "vocabulary of captions"
+    stop_asked: Callable[[], bool] = staticmethod(lambda: False)
 
     def prepare(self, device: str) -> None:
         """Work before the first step that may take long, as caching latents. Runs on the main process first."""

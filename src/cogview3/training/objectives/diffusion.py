@@ -39,7 +39,12 @@ class DiffusionTraining(LatentTraining):
         if recipe.lora is not None:
             lora.add_adapter(self.trained, recipe.lora, recipe.train.precision == "bf16")
             self.depends_on = "network of recipe.start_from"
-        self.sigmas = schedule.make_sigmas(STEPS)
+        sigmas = schedule.make_sigmas(STEPS)
+        self.sigmas = sigmas.float()  # some devices have no float64
+        times = torch.arange(self.times)
+        self.f = (
+            relay.blur_fraction(times, self.times, recipe.objective.blur, sigmas).float() if self.is_relay else None
+        )
 
     @property
     def times(self) -> int:
@@ -59,17 +64,16 @@ class DiffusionTraining(LatentTraining):
         """Mean square error of the network's output, weighted by Min-SNR where the recipe says so."""
         errors, gamma = self._errors(batch), self.recipe.objective.min_snr
         if gamma is not None:
-            sigma = self.sigmas.to(errors.device)[batch["t"]].float()
+            sigma = self.sigmas.to(errors.device)[batch["t"]]
             errors = schedule.min_snr_weight(sigma, gamma, self.recipe.objective.prediction) * errors
         return {"loss": errors.mean()}
 
     def _errors(self, batch: Batch) -> Tensor:
         """Mean square error of each sample's network output, (B,)."""
         prediction, z0, t = self.recipe.objective.prediction, batch["z0"], batch["t"]
-        sigma = self.sigmas.to(z0.device)[t].float()
-        if self.is_relay:
-            blur = self.recipe.objective.blur
-            f = relay.blur_fraction(t, self.times, blur, self.sigmas.to(z0.device)).float()
+        sigma = self.sigmas.to(z0.device)[t]
+        if self.f is not None:
+            f = self.f.to(z0.device)[t]
             z_t = relay.forward(z0, batch["zL"], sigma, f, batch["noise"])
             target = relay.relay_target(z0, z_t, sigma, prediction)
         else:

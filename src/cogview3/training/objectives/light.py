@@ -181,7 +181,7 @@ class EnlargerTraining(LightTraining):
                 z = encode(self.vae, part)
                 true, found = enlarged_latents(self.vae, z), self.trained(z)
                 errors = found - true, true, decode(self.vae, found) - decode(self.vae, true)
-                sums += torch.tensor([each.double().square().sum() for each in errors])
+                sums += torch.tensor([each.cpu().double().square().sum() for each in errors])
                 pixels += 4 * part.numel()
             figures[f"error_{size}"] = (sums[0] / sums[1]).sqrt().item()
             figures[f"psnr_{size}"] = psnr(sums[2] / pixels)
@@ -231,7 +231,9 @@ class LightDecoderTraining(LightTraining):
         for true in self._parts(self._fixed_pictures(self.recipe.validate_.images, self._side)):
             z = encode(self.vae, true)
             vae, own = decode(self.vae, z), self.trained(z).clamp(-1, 1)
-            sums += torch.tensor([(a - b).double().square().sum() for a, b in ((own, vae), (own, true), (vae, true))])
+            sums += torch.tensor(
+                [(a - b).cpu().double().square().sum() for a, b in ((own, vae), (own, true), (vae, true))]
+            )
             numbers += true.numel()
             for kept, pictures in zip(drawn, (own, vae), strict=True):
                 kept += list(to_uint8(pictures))
