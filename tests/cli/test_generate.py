@@ -72,6 +72,9 @@ def test_what_a_picture_was_drawn_with_stands_in_it(run: Run, tiny_model: Path) 
         ["0.0", "0", None, None, None, None],
         [None, "1", "2", None, None, "False"],
     ]
+    assert run("upscale", "b.png", "--model", tiny_model, "-o", "d.png").exit_code == 0
+    with Image.open("d.png") as image:
+        assert image.text["keep_colors"] == "True"  # by default, without a prompt
 
 
 def test_a_prompt_may_be_called_as_the_sheet(run: Run, tiny_model: Path) -> None:
@@ -283,6 +286,19 @@ def test_what_only_the_model_knows_is_refused_too(
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("arguments", [["--mode", "8+2"], ["--offload", "model", "--device", "cpu"]])
+def test_no_expander_is_asked_before_the_options_are_checked(
+    run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    def opened(*given: object, **options: object) -> None:
+        raise AssertionError("the expander was opened")
+
+    monkeypatch.setattr("cogview3.cli.generate.open_expander", opened)
+    result = run("generate", "a", "--expand", "--model", tiny_model, *arguments)
+    assert result.exit_code == 2, result.output
+    assert arguments[1] in error_line(result)
+
+
 def test_model_folders_that_are_none(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -329,6 +345,16 @@ def test_enlarging(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     assert run("upscale", "b.webp", "--model", tiny_model, "--relays", 2, "-o", "four.png").exit_code == 0
     with Image.open("four.png") as image:
         assert image.size == (64, 64)
+
+
+def test_pictures_that_are_still_to_be_enlarged_are_not_written_over(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "a-2x"):
+        Image.new("RGB", (8, 8), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+    before = (tmp_path / "a-2x.png").read_bytes()
+    result = run("upscale", "a.png", "./a-2x.png", "--model", "none")
+    assert result.exit_code == 2, result.output
+    assert "a.png would be enlarged into a-2x.png, which is to be enlarged, too; change --out" in error_line(result)
+    assert (tmp_path / "a-2x.png").read_bytes() == before
 
 
 @pytest.mark.parametrize(

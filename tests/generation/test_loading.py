@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler
@@ -101,6 +102,16 @@ def test_mode_goes_along_with_from_pipe(model: Path) -> None:
     upscaler = CogView3UpscalePipeline.from_pipe(pipe)
     assert (upscaler.mode_name, upscaler.mode) == ("4+1", pipe.mode)
     assert upscaler.relay_unet is pipe.relay_unet
+
+
+def test_from_pipe_names_what_is_missing(model: Path, components: dict[str, Any]) -> None:
+    upscaler = CogView3UpscalePipeline.from_pretrained(model)
+    with pytest.raises(UserError, match="a CogView3Pipeline needs unet, scheduler, which the CogView3UpscalePipeline"):
+        CogView3Pipeline.from_pipe(upscaler)
+    assert CogView3Pipeline.from_pipe(upscaler, unet=components["unet"], scheduler=components["scheduler"]).unet
+    base = CogView3Pipeline(**{**components, "relay_unet": None, "relay_scheduler": None})
+    with pytest.raises(UserError, match="a CogView3UpscalePipeline needs relay_unet, relay_scheduler, which"):
+        CogView3UpscalePipeline.from_pipe(base)
 
 
 def test_switches_go_along_with_from_pipe(model: Path) -> None:
@@ -212,13 +223,55 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         CogView3Pipeline.from_pretrained(tmp_path / "weights.bin")
 
 
+# What a caller brings along
+
+
+def test_a_relay_scheduler_of_the_callers_is_left_as_it_is(model: Path) -> None:
+    given = RelayScheduler(relay_start=200, power=1.5)
+    config = CogView3Pipeline.from_pretrained(model, mode="50+1", relay_scheduler=given).relay_scheduler.config
+    assert (config.relay_start, config.power, config.blur_estimate) == (200, 1.5, "recompute")
+    with pytest.raises(UserError, match="relay_scheduler: mode '4\\+1' is distilled for its own; leave it out"):
+        CogView3Pipeline.from_pretrained(model, mode="4+1", relay_scheduler=given)
+
+
+def test_a_saved_mode_says_what_the_relay_scheduler_does(model: Path, tmp_path: Path) -> None:
+    pipe = CogView3Pipeline.from_pretrained(model, mode="50+1")
+    pipe.relay_scheduler = RelayScheduler.from_config(pipe.relay_scheduler.config, relay_start=200, power=3.0)
+    pipe.save_pretrained(tmp_path / "saved")
+    config = CogView3Pipeline.from_pretrained(tmp_path / "saved").relay_scheduler.config
+    assert (config.relay_start, config.power, config.blur_estimate) == (200, 3.0, "carry")
+
+
+@pytest.mark.parametrize("option", ["quantization_config", "device_map"])
+def test_what_does_not_reach_a_modes_own_networks_is_refused(model: Path, option: str) -> None:
+    with pytest.raises(UserError, match=f"{option} does not reach the UNets that mode '4\\+1' has of its own"):
+        CogView3Pipeline.from_pretrained(model, mode="4+1", **{option: "balanced"})
+
+
+def test_variants_are_those_of_a_modes_own_networks_too(model: Path) -> None:
+    for path in model.rglob("*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    pipe = CogView3Pipeline.from_pretrained(model, mode="4+1", variant="fp16")
+    assert pipe.unet.config.time_cond_proj_dim == 8
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
+def test_number_formats_may_be_named(model: Path, name: str) -> None:
+    assert CogView3Pipeline.from_pretrained(model, mode="4+1", torch_dtype=name).unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("given", ["int8", "manual_seed", 16])
+def test_other_names_are_no_number_formats(model: Path, given: Any) -> None:
+    with pytest.raises(UserError, match=f"dtype is {given!r}: give torch.float32"):
+        CogView3Pipeline.from_pretrained(model, dtype=given)
+
+
 # The hub, in place of which a folder answers
 
 
 @pytest.fixture
-def hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The model folder as `owner/toy`."""
-    load_unet = UNet2DConditionModel.from_pretrained
+def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model folder as `owner/toy`, of which what is asked for comes into tmp_path / "cache"."""
 
     def hub_file(repository: str, name: str, **options: Any) -> str:
         assert repository == "owner/toy"
@@ -227,20 +280,41 @@ def hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise EntryNotFoundError("404")
         return str(model / name)
 
-    def hub_unet(repository: str, revision: str, **options: Any) -> UNet2DConditionModel:
-        assert (repository, revision) == ("owner/toy", "v1")
-        return load_unet(model, **options)
+    def snapshot(repository: str, allow_patterns: list[str], **options: Any) -> str:
+        assert (repository, options) == ("owner/toy", {"revision": "v1"})
+        held = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(held, allow_patterns=allow_patterns):
+            (tmp_path / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(model / name, tmp_path / "cache" / name)
+        return str(tmp_path / "cache")
 
     monkeypatch.setattr(loading, "hf_hub_download", hub_file)
-    monkeypatch.setattr(pretrained.UNet2DConditionModel, "from_pretrained", hub_unet)
-    monkeypatch.setattr(CogView3Pipeline, "download", lambda *_, **__: str(model))
+    monkeypatch.setattr(loading, "snapshot_download", snapshot)
     return model
 
 
-def test_hub_models_have_modes(hub: Path) -> None:
+def test_hub_models_have_modes_of_which_one_is_fetched(hub: Path, tmp_path: Path) -> None:
+    (hub / "README.md").write_text("a card")
+    (hub / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
     pipe = CogView3Pipeline.from_pretrained("owner/toy", mode="4+1", revision="v1")
     assert pipe.mode_name == "4+1"
     assert pipe.unet.config.time_cond_proj_dim == 8
+    fetched = {path.relative_to(tmp_path / "cache").as_posix() for path in (tmp_path / "cache").rglob("*")}
+    assert {"modes/4+1/unet/config.json", "relay_scheduler/scheduler_config.json"} <= fetched
+    assert not {"unet", "relay_unet", "README.md"} & fetched
+    assert draw(pipe).equal(draw(CogView3Pipeline.from_pretrained(hub, mode="4+1")))
+
+
+def test_an_upscaler_of_a_hub_model_does_without_its_base(hub: Path, tmp_path: Path) -> None:
+    pipe = CogView3UpscalePipeline.from_pretrained("owner/toy", revision="v1")
+    assert pipe.mode_name == "50+10"
+    assert not {"unet", "scheduler"} & {path.name for path in (tmp_path / "cache").iterdir()}
+
+
+def test_hub_repositories_without_a_model_are_refused(hub: Path) -> None:
+    (hub / "model_index.json").unlink()
+    with pytest.raises(UserError, match=r"owner/toy on the hub is no model .*model_index.json is missing"):
+        CogView3Pipeline.from_pretrained("owner/toy", revision="v1")
 
 
 def test_hub_models_without_sampling_file(hub: Path) -> None:
@@ -250,7 +324,7 @@ def test_hub_models_without_sampling_file(hub: Path) -> None:
 
 def test_hub_models_without_text_tensors_are_refused(hub: Path) -> None:
     damage(hub, "text tensors gone")
-    with pytest.raises(UserError, match=r"owner/toy: text_encoder lacks 4 tensors"):
+    with pytest.raises(UserError, match=r"cache: text_encoder lacks 4 tensors"):
         CogView3Pipeline.from_pretrained("owner/toy", mode="4+1", revision="v1")
 
 

@@ -270,6 +270,20 @@ def test_fp8_is_for_bfloat16(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
     Placement(quantize="fp8").check("cuda", torch.bfloat16)
 
 
+def test_rows_of_zeros_stay_numbers_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the texts of unconditional branches are. The kernels run on a CPU, too; only torchao's check is left out."""
+    api = pytest.importorskip("torchao.quantization.quant_api")
+    monkeypatch.setattr(api, "_check_hardware_support", lambda granularity: None)
+    layer = nn.Linear(64, 64).bfloat16()
+    network, rows = nn.Sequential(layer), torch.randn(2, 64).bfloat16()
+    rows[1] = 0
+    expected = layer(rows)
+    quantize_network(network, "fp8")
+    found = network(rows)
+    assert type(network[0].weight) is not type(layer.bias)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1)  # float8 has three bits of mantissa
+
+
 def test_old_gpus_have_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     with pytest.raises(UserError, match=r"this GPU has 8\.6: use int8"):

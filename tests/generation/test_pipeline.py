@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
@@ -217,6 +217,14 @@ def test_interrupted_base_skips_the_relay(pipe: CogView3Pipeline) -> None:
         return tensors
 
     assert draw(pipe, callback_on_step_end=stop).shape == (1, 3, 32, 32)
+
+
+def test_schedulers_of_second_order_make_more_steps_than_asked_for(components: dict[str, Any]) -> None:
+    pipe, seen = CogView3Pipeline(**components), []
+    pipe.scheduler = HeunDiscreteScheduler.from_config(components["scheduler"].config)
+    draw(pipe, callback_on_step_end=lambda _, step, *__: seen.append(step) or {})
+    assert seen == list(range(pipe.num_timesteps))
+    assert pipe.num_timesteps > 4
 
 
 def test_other_base_schedulers(components: dict[str, Any]) -> None:

@@ -192,11 +192,13 @@ def test_a_models_own_sampling_is_kept_where_its_base_is_taken(
     """As where a distilled mode is put beside a model: its guidance and steps stay."""
     first, second = tmp_path / "first", tmp_path / "second"
     own = {"steps": 9, "relay_steps": 3, "guidance": 2.0, "relay_guidance": 2.5, "sampler": "dpm++"}
+    own |= {"relay_start": 250, "relay_power": 2.0, "relay_order": 2}
     export_runs(runs, first, sampling=own)
     export_runs(runs, second, base=first, relay=first, modes={"2+1": distilled}, sampling={"relay_guidance": 3.0})
     table = json.loads((second / "sampling.json").read_text())
     assert table["default"] == "9+3"
     assert table["modes"]["9+3"] == own | {"relay_guidance": 3.0, "distilled": False}
     assert table["modes"]["2+1"]["guidance"] == 2.0
+    assert "relay_power" not in table["modes"]["2+1"]
     export_runs(runs, tmp_path / "third")  # of runs alone
     assert json.loads((tmp_path / "third" / "sampling.json").read_text())["modes"]["50+10"]["guidance"] == 7.5

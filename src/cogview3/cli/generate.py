@@ -18,7 +18,7 @@ from cogview3.cli.expand import (
     expand_all,
     open_expander,
 )
-from cogview3.cli.loading import load, model_name, parse_lora
+from cogview3.cli.loading import check_placement, free_memory, load, model_name, parse_lora
 from cogview3.cli.options import (
     BatchOption,
     CompileOption,
@@ -153,9 +153,14 @@ def generate(
     with clean_stdout(as_json), ExitStack() as stack:
         drawn, written = texts, None
         if expand:
+            import cogview3
+
+            check_placement(device, dtype, placement)
+            cogview3.CogView3Pipeline.check_model(model, mode)
             made = open_expander(model, expander, expander_model, expander_cache, device, key_env=key_env)
             written = expand_all(made, texts)
             del made  # a local one need not stay beside the model
+            free_memory()
             drawn = [each.text for each in written]
         warn_of_unknown_words(model, drawn)
         told = [*drawn, negative]
@@ -265,6 +270,12 @@ def upscale(
     sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
     seeds = list(range(seed, seed + len(images)))
     files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
+    for number, path in enumerate(files):
+        others = [other for other in images[:number] + images[number + 1 :] if other.resolve() == path.resolve()]
+        if others:
+            raise UserError(
+                f"{images[number]} would be enlarged into {path}, which is to be enlarged, too; change --out"
+            )
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     width, height = max(sizes, key=math.prod)
     drawn = {"height": height << relays, "width": width << relays, "relays": relays}
@@ -282,7 +293,7 @@ def upscale(
             "relay_steps": relay_steps or pipe.mode.relay_steps,
             "relay_guidance": _relay_guidance(pipe.mode, guidance) if prompt or negative else None,
             "tile_size": tile_size,
-            "keep_colors": keep_colors,
+            "keep_colors": prompt is None if keep_colors is None else keep_colors,
             "light": light or pipe.mode.light or None,
             "prompt": prompt,
             "negative_prompt": negative,

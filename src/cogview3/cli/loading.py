@@ -12,6 +12,7 @@ from cogview3.config import UserError
 if TYPE_CHECKING:
     import torch
 
+    from cogview3.generation.placement import Placement
     from cogview3.prompts.cache import PromptCache
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -58,14 +59,13 @@ def load(
 
     import cogview3
     from cogview3.generation.memory import Picture
-    from cogview3.generation.placement import Placement, check_free, explained, model_estimates, place
+    from cogview3.generation.placement import check_free, explained, model_estimates, place
 
     diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
     transformers.utils.logging.disable_progress_bar()
     kind = getattr(cogview3, pipeline)
-    where, how = pick_device(device), Placement(*(each and getattr(each, "value", each) for each in placement))
-    parts: dict[str, Any] = {"dtype": pick_dtype(dtype, where)}
-    how.check(where, parts["dtype"])
+    where, how, number_format = check_placement(device, dtype, placement)
+    parts: dict[str, Any] = {"dtype": number_format}
     cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"], how.quantize)
     told = [prompt for prompt in prompts if prompt is not None]
     encoded = bool(told) and not (cache is not None and cache.has(told))
@@ -84,6 +84,29 @@ def load(
         load_loras(pipe, adapters)
         place(pipe, where, how, prompts)
         yield pipe
+
+
+def check_placement(
+    device: Device, dtype: Dtype, placement: Sequence[Any] = ()
+) -> "tuple[str, Placement, torch.dtype]":
+    """Device, placement and number format, arguments as of `load`; raises UserError where they do not go together."""
+    from cogview3.generation.placement import Placement
+
+    where, how = pick_device(device), Placement(*(each and getattr(each, "value", each) for each in placement))
+    number_format = pick_dtype(dtype, where)
+    how.check(where, number_format)
+    return where, how, number_format
+
+
+def free_memory() -> None:
+    """Give back what networks that are gone held of a GPU: torch keeps it, and an estimate would take it for taken."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def parse_lora(entry: str) -> tuple[Path, float]:

@@ -21,9 +21,8 @@ class LightMixin:
         """Whether this call uses the light parts, the mode's choice by default; refuses where there are none."""
         light = bool(self.mode.light if light is None else light)
         if light and self.latent_enlarger is None and self.light_decoder is None:
-            raise UserError(
-                "this model has no light parts: leave light out, or export it with --enlarger and --light-decoder"
-            )
+            asked = f"load another mode than {self.mode_name!r}" if self.mode.light else "leave light out"
+            raise UserError(f"this model has no light parts: {asked}, or export it with --enlarger and --light-decoder")
         return light
 
     def _light_enlarge(self, latents: torch.Tensor, tile_size: int | None) -> torch.Tensor:

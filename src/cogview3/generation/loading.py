@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -65,6 +65,36 @@ def load_sampling(source: str, **hub_options: Any) -> Sampling | None:
         return None
     except OSError as error:
         raise unloadable(source, error) from error
+
+
+def fetch_model(name: str, mode: str | None, left_out: Collection[str] = (), **hub_options: Any) -> str:
+    """Folder, in the hub's cache, of a hub model's mode: its components' safetensors, the mode's UNets and the tables.
+
+    diffusers' own download wants the code of components that are not its own, such as `RelayScheduler`, in the
+    repository; here it comes with the package.
+
+    Args:
+        name: owner/name.
+        mode: a mode of its `sampling.json`, the default one if left out.
+        left_out: components that are not needed.
+        hub_options: those of `huggingface_hub.snapshot_download`.
+
+    Raises:
+        UserError: no such mode, no model there, or the hub could not be asked.
+    """
+    _, entry = pick_mode(load_sampling(name, **hub_options), mode, name)
+    try:
+        index = json.loads(Path(hf_hub_download(name, MODEL_INDEX, **hub_options)).read_bytes())
+        present = [part for part, held in index.items() if isinstance(held, list) and None not in held]
+        folders = [getattr(entry, part, None) or part for part in present if part not in left_out]
+        files = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.safetensors", "*.model", "*.txt")]
+        return snapshot_download(name, allow_patterns=[MODEL_INDEX, SAMPLING_FILE, *files], **hub_options)
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise unloadable(name, error) from error
+        raise UserError(f"{name} on the hub is no model in diffusers' format ({MODEL_INDEX} is missing)") from error
+    except (OSError, ValueError) as error:
+        raise unloadable(name, error) from error
 
 
 def mode_of(reference: str | Path) -> tuple[Path, Mode] | None:

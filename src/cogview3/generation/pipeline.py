@@ -305,4 +305,4 @@ class CogView3Pipeline(RelayPipelineBase):
             kept = scheduler.alphas_cumprod.double()
             times = log_timesteps(taken, ((1 - kept) / kept).sqrt(), times[0])
         scheduler.set_timesteps(timesteps=times, device=device)
-        return taken
+        return len(scheduler.timesteps)  # schedulers of second order make two of each

@@ -143,7 +143,9 @@ def quantize_network(network: torch.nn.Module, kind: str, device: str | None = N
         config = torchao.Int8WeightOnlyConfig(set_inductor_config=False)
     else:
         config = torchao.Float8DynamicActivationFloat8WeightConfig(
-            granularity=torchao.PerRow(), set_inductor_config=False
+            granularity=torchao.PerRow(),
+            activation_value_lb=1e-12,  # a row of zeros, as texts that are left out are, would be divided by zero
+            set_inductor_config=False,
         )
     torchao.quantize_(network, config, filter_fn=quantizes, device=device)
 

@@ -15,6 +15,7 @@ from cogview3.config import UserError
 from cogview3.generation.loading import (
     check_component,
     check_model_folder,
+    fetch_model,
     load_sampling,
     resolve_model,
     unloadable,
@@ -24,8 +25,16 @@ from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.unet import takes_guidance
 
 PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 """Arguments of `from_pretrained` that say how the hub is asked."""
+
+_RELAY_SETTINGS = {
+    "relay_start": "relay_start",
+    "blur_estimate": "blur_estimate",
+    "relay_power": "power",
+    "relay_order": "solver_order",
+}
+"""Entries of a mode, and what the relay scheduler's configuration calls them."""
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 """What diffusers and transformers raise on files that they cannot use."""
@@ -57,28 +66,34 @@ class ModePipeline(DiffusionPipeline):
                 are read.
             kwargs: as for any diffusers pipeline. `dtype` is float32 by default, whatever the weights are
                 stored in; float16 is for the UNets alone, since T5 and the VAE overflow in it: they get bfloat16,
-                unless a dictionary says otherwise. Only safetensors are read.
+                unless a dictionary says otherwise. Only safetensors are read. A `relay_scheduler` of the caller's
+                is left as it is; a distilled mode is for its own.
 
         Raises:
-            UserError: an unknown model or mode, a foreign or damaged folder.
+            UserError: an unknown model or mode, a foreign or damaged folder, no number format, or what a mode with
+                UNets of its own does not go together with.
         """
         source = resolve_model(pretrained_model_name_or_path)
-        hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        if kwargs.get("torch_dtype") is None and kwargs.get("dtype") is None:
-            kwargs["dtype"] = torch.float32
+        hub_options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        given_dtype = kwargs.pop("torch_dtype", None)
+        dtype = _number_formats(given_dtype if kwargs.get("dtype") is None else kwargs["dtype"])
+        kwargs["dtype"] = dtype
         kwargs.setdefault("use_safetensors", True)
         for name in cls._skipped_components:
             kwargs.setdefault(name, None)
-        sampling = load_sampling(source, **hub_options)
-        mode_name, entry = pick_mode(sampling, mode, str(pretrained_model_name_or_path))
+        if not os.path.isdir(source):
+            source = fetch_model(source, mode, kwargs, **hub_options)
+        mode_name, entry = pick_mode(load_sampling(source), mode, str(pretrained_model_name_or_path))
         own = _own_unets(entry, kwargs)
-        if os.path.isdir(source):
-            cls._check_folder(source, entry, kwargs)
-        dtype = kwargs.pop("torch_dtype", None) or kwargs["dtype"]
-        if dtype in (torch.float16, "float16"):
-            dtype = {"text_encoder": torch.bfloat16, "vae": torch.bfloat16, "default": torch.float16}
-        kwargs["dtype"] = dtype
-        kwargs.update(load_mode_unets(source, entry, own, dtype, **hub_options))
+        cls._check_folder(source, entry, kwargs)
+        if entry.distilled and kwargs.get("relay_scheduler") is not None:
+            raise UserError(f"relay_scheduler: mode {mode_name!r} is distilled for its own; leave it out")
+        if own and (option := next((key for key in ("quantization_config", "device_map") if kwargs.get(key)), None)):
+            raise UserError(
+                f"{option} does not reach the UNets that mode {mode_name!r} has of its own; leave it out, and use "
+                "to(DEVICE) or cogview3.generation.placement.quantize_network"
+            )
+        kwargs.update(load_mode_unets(source, entry, own, dtype, kwargs.get("variant")))
         try:
             pipeline = super().from_pretrained(source, **kwargs)
         except LOADING_ERRORS as error:
@@ -94,7 +109,7 @@ class ModePipeline(DiffusionPipeline):
                     f"{source}: mode {mode_name} is marked distilled in sampling.json, but its {name} does not take "
                     "guidance as a condition: correct the entry, or give the mode a distilled network"
                 )
-        pipeline._use_mode(mode_name, entry)
+        pipeline._use_mode(mode_name, entry, kwargs.get("relay_scheduler") is None)
         return pipeline
 
     @classmethod
@@ -118,11 +133,14 @@ class ModePipeline(DiffusionPipeline):
             check_component(Path(source) / getattr(mode, name))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one."""
+        """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one.
+
+        An expander that the model's folder holds is no component, and is not saved along.
+        """
         if self.mode_name is None:  # a table of what was there before would not fit
             (Path(save_directory) / SAMPLING_FILE).unlink(missing_ok=True)
         else:
-            entry = self.mode.model_copy(update={"unet": None, "relay_unet": None})
+            entry = self.mode.model_copy(update={"unet": None, "relay_unet": None} | self._relay_entries())
             os.makedirs(save_directory, exist_ok=True)
             write_sampling(Sampling(default=self.mode_name, modes={self.mode_name: entry}), save_directory)
         super().save_pretrained(save_directory, **kwargs)
@@ -136,10 +154,19 @@ class ModePipeline(DiffusionPipeline):
         Args:
             pipeline: one of ours.
             kwargs: components in place of the other's; `dtype`, which all networks are cast to, in both pipelines.
+
+        Raises:
+            UserError: the other one lacks a component that this one cannot do without.
         """
         dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
         known = inspect.signature(cls.__init__).parameters
-        new = cls(**{name: each for name, each in pipeline.components.items() if name in known} | kwargs)
+        components = {name: each for name, each in pipeline.components.items() if name in known} | kwargs
+        if missing := [name for name in cls._required_components if components.get(name) is None]:
+            raise UserError(
+                f"a {cls.__name__} needs {', '.join(missing)}, which the {type(pipeline).__name__} has not; give it "
+                "as an argument, or load the model by from_pretrained"
+            )
+        new = cls(**components)
         new.register_to_config(_name_or_path=pipeline.name_or_path)
         if any(dtypes):
             new.to(dtype=dtypes[0] or dtypes[1])
@@ -148,18 +175,41 @@ class ModePipeline(DiffusionPipeline):
                 setattr(new, name, getattr(pipeline, name))
         return new
 
-    def _use_mode(self, name: str | None, mode: Mode) -> None:
-        """Take over a mode's settings, those of the relay scheduler into its configuration."""
+    def _use_mode(self, name: str | None, mode: Mode, into_scheduler: bool = True) -> None:
+        """Take over a mode's settings, those of the relay scheduler `into_scheduler`'s configuration."""
         self.mode_name, self.mode = name, mode
-        changes = {
-            "relay_start": mode.relay_start,
-            "blur_estimate": mode.blur_estimate,
-            "power": mode.relay_power,
-            "solver_order": mode.relay_order,
-        }
-        changes = {key: value for key, value in changes.items() if value is not None}
-        if self.relay_scheduler is not None and changes:
+        changes = {own: value for key, own in _RELAY_SETTINGS.items() if (value := getattr(mode, key)) is not None}
+        if self.relay_scheduler is not None and changes and into_scheduler:
             self.relay_scheduler = RelayScheduler.from_config(self.relay_scheduler.config, **changes)
+
+    def _relay_entries(self) -> dict[str, Any]:
+        """What the relay scheduler does now, by the entries that the mode has for it."""
+        if self.relay_scheduler is None:
+            return {}
+        config = self.relay_scheduler.config
+        return {key: config[own] for key, own in _RELAY_SETTINGS.items() if getattr(self.mode, key) is not None}
+
+
+def _number_formats(given: Any) -> Any:
+    """A dtype, or diffusers' dictionary of them, of what `from_pretrained` was given; names of dtypes will do.
+
+    float16 is for the UNets alone: the others get bfloat16.
+    """
+    if isinstance(given, dict):
+        return {name: _number_format(each) for name, each in given.items()}
+    dtype = _number_format(given)
+    if dtype == torch.float16:
+        return {"text_encoder": torch.bfloat16, "vae": torch.bfloat16, "default": torch.float16}
+    return dtype
+
+
+def _number_format(given: Any) -> torch.dtype:
+    dtype = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if dtype is None and given is None:
+        return torch.float32
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype is {given!r}: give torch.float32, torch.bfloat16 or torch.float16")
+    return dtype
 
 
 def _own_unets(mode: Mode, given: Collection[str]) -> list[str]:
@@ -194,15 +244,16 @@ def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> N
 
 
 def load_mode_unets(
-    source: str, mode: Mode, names: Collection[str], dtype: Any, **hub_options: Any
+    source: str, mode: Mode, names: Collection[str], dtype: Any, variant: str | None = None
 ) -> dict[str, UNet2DConditionModel]:
     """The UNets that a mode has of its own.
 
     Args:
-        source: model folder or hub name.
+        source: model folder.
         mode: the mode's entry in `sampling.json`.
         names: those of "unet" and "relay_unet" that the mode has of its own.
         dtype: a torch dtype, or a dictionary of them by component with "default", as diffusers takes it.
+        variant: of the files, as in diffusers.
 
     Returns:
         By component.
@@ -213,12 +264,11 @@ def load_mode_unets(
     unets = {}
     for name in names:
         subfolder = getattr(mode, name)
-        if os.path.isdir(source):
-            check_component(Path(source) / subfolder)
+        check_component(Path(source) / subfolder)
         chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
         try:
             unets[name] = UNet2DConditionModel.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=chosen, use_safetensors=True, **hub_options
+                source, subfolder=subfolder, torch_dtype=chosen, use_safetensors=True, variant=variant
             )
         except LOADING_ERRORS as error:
             raise unloadable(source, error) from error

@@ -27,6 +27,7 @@ from cogview3.models.unet import takes_guidance
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 _INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
 _RELAY_ENTRIES = ("relay_start", "blur_estimate", "relay_power")
+_RELAY_INHERITED = (*_RELAY_ENTRIES, "relay_order")
 
 
 def export(
@@ -50,7 +51,8 @@ def export(
             the relay's start and steps are taken over.
         out: the model folder.
         sampling: entries of the default mode (`steps`, `relay_steps`, `guidance`, `relay_guidance`, ...). Steps,
-            guidance and sampler that are left out are those of the model that `base` is, if it is one.
+            guidance and sampler that are left out are those of the model that `base` is, if it is one, and so is how
+            the relay is sampled, if `relay` is the same.
         light: runs or models that hold the "latent_enlarger" or the "light_decoder", trained with this VAE. Beside
             every mode stands then another that uses them, "4+1-light" beside "4+1".
         expander: a run or model that holds the "expander" of short prompts; `generate --expand` takes it then.
@@ -64,11 +66,12 @@ def export(
             is, or `out` is some other folder.
     """
     check_target(out)
-    default = Mode(**_sampling_of(base) | (sampling or {}))
+    default = Mode(**_sampling_of(base, relay) | (sampling or {}))
     name = f"{default.steps}+{default.relay_steps}"
     if name in modes:
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
-    distilled = {mode: _distilled(mode, default, *runs) for mode, runs in modes.items()}
+    given = default.model_copy(update={key: (sampling or {}).get(key) for key in _RELAY_INHERITED})
+    distilled = {mode: _distilled(mode, given, *runs) for mode, runs in modes.items()}
     table = Sampling(default=name, modes=_with_light_ones({name: default, **distilled}, bool(light)))
     pipe = _assemble(vae, text, base, relay, light or {})
     further: dict[str, Any] = {}
@@ -88,8 +91,11 @@ def export(
     return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
 
 
-def _sampling_of(base: Path) -> dict[str, Any]:
-    """Steps, guidance and sampler of the model that the base comes from; nothing of a run, or of a distilled one."""
+def _sampling_of(base: Path, relay: Path | None) -> dict[str, Any]:
+    """Steps, guidance and sampler of the model that the base comes from; nothing of a run, or of a distilled one.
+
+    Where the relay comes from there, too, also how that is sampled.
+    """
     try:
         folder = checkpoints.weights_folder(base, "unet").parent
     except UserError:  # told when its turn comes, after what is cheaper to check
@@ -97,7 +103,9 @@ def _sampling_of(base: Path) -> dict[str, Any]:
     sampling = load_sampling(str(folder))
     if sampling is None or (mode := sampling.modes[sampling.default]).distilled:
         return {}
-    return mode.model_dump(include=set(_INHERITED), exclude_none=True)
+    same = relay is not None and (folder / "relay_unet").is_dir()
+    same = same and checkpoints.weights_folder(relay, "relay_unet").parent == folder
+    return mode.model_dump(include={*_INHERITED, *(_RELAY_INHERITED if same else ())}, exclude_none=True)
 
 
 def _forget_origins(folder: Path) -> None:
@@ -175,7 +183,7 @@ def _known(mode: str, reference: Path, component: str, steps: int) -> dict[str, 
             raise UserError(f"--mode {mode}: {reference} is not distilled; give a mode that is, or a run of distill")
         trained = own[1].steps if component == "unet" else own[1].relay_steps
         entries = {"guidance_range", *(_RELAY_ENTRIES if component == "relay_unet" else ())}
-        known = own[1].model_dump(include=entries, exclude_none=True)
+        known = own[1].model_dump(include=entries)  # unset, too: the default mode's are not its
     elif recipe := distillation_of(reference):
         trained = recipe.distill.steps[-1]
         known = {"guidance_range": recipe.distill.guidance_range}
