@@ -19,6 +19,7 @@ class LightJob:
 
     `once` and `always` are keys at which the process kills itself, `hold` one at which it waits for the file "go",
     `broken` one at which it raises, `failing` and `silent` such that get no caption while the file "ill" is there.
+    `loads` is False for a model that cannot be loaded, and the words of an error where loading fails by itself.
     """
 
     folder: Path
@@ -28,7 +29,7 @@ class LightJob:
     broken: str = ""
     failing: str = ""
     silent: str = ""
-    loads: bool = True
+    loads: bool | str = True
     flavor: str = "plain"
     name: str = "light"
     has_budget: bool = False
@@ -38,6 +39,10 @@ class LightJob:
         return {"flavor": self.flavor}
 
     def load(self, place: int) -> "LightWriter":
+        with (self.folder / "loads").open("a") as file:
+            file.write(f"{place}\n")
+        if isinstance(self.loads, str):
+            raise RuntimeError(self.loads)
         if not self.loads:
             raise UserError("this model cannot be loaded")
         return LightWriter(self)

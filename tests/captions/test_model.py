@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
 
 from cogview3.captions.inputs import IGNORED, Asker, find_model, load_model, load_processor
 from cogview3.captions.model import MOST_FAILED, Draw, ModelJob, fingerprint
@@ -61,6 +62,20 @@ def test_prompts_and_answers_follow_the_template(templated: Path) -> None:
     )
     assert asker.prompt("A cat") == IMAGE + request("A cat")
     assert asker.answer("A cat", "A black cat.") == "A black cat.</s>"  # a template that knows no answers
+
+
+def test_what_begins_a_text_is_not_put_there_twice(templated: Path) -> None:
+    """By the chat template and by the tokenizer."""
+    asker = load_processor(templated)
+    asker.tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin = asker.tokenizer.bos_token_id
+    whole = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    asker.tokenizer.backend_tokenizer.post_processor = whole
+    image = Image.new("RGB", (16, 16))
+    assert (asker.inputs([image], ["a"])["input_ids"] == begin).sum() == 1  # by the tokenizer alone
+    asker.processor.chat_template = "{{ bos_token }}" + asker.processor.chat_template
+    assert asker.prompt("a").startswith("<s>")
+    assert (asker.inputs([image], ["a"])["input_ids"] == begin).sum() == 1
 
 
 def test_lessons_are_prompts_as_asked_and_labels_of_answers_alone(folder: Path) -> None:

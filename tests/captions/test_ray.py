@@ -12,6 +12,7 @@ import pytest
 from cogview3.captions.engines import local, on_ray
 from cogview3.captions.model import ModelJob
 from cogview3.captions.recaption import recaption
+from cogview3.captions.rows import CannotGoOn
 from cogview3.config import UserError
 from cogview3.data.formats import find_shards
 from tests.captions.light import LightJob
@@ -62,8 +63,15 @@ def test_shards_and_jobs_are_given_up_as_elsewhere(cluster: Any, tars: list[str]
     }
     with pytest.raises(UserError, match="this model cannot be loaded"):
         recaption(find_shards(tars), LightJob(tmp_path, loads=False), partial(on_ray, workers=1), overwrite=True)
+    with pytest.raises(CannotGoOn, match=r"cannot be loaded \(RuntimeError: on fire\)"):
+        recaption(find_shards(tars), LightJob(tmp_path, loads="on fire"), partial(on_ray, workers=1), overwrite=True)
     with pytest.raises(UserError, match="the Ray cluster has no GPU"):
         recaption(find_shards(tars), job, partial(on_ray, gpu=True))
+
+
+def test_more_workers_than_cpus_come_to_their_turn(cluster: Any, tars: list[str], tmp_path: Path) -> None:
+    """Each of three is given a shard at once, and there is room for two."""
+    assert recaption(find_shards(tars), LightJob(tmp_path), partial(on_ray, workers=3))["images"] == 15
 
 
 def test_engines_give_equal_rows(cluster: Any, tmp_path: Path) -> None:

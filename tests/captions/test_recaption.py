@@ -5,18 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from cogview3.captions import engines, parts
 from cogview3.captions.engines import local, make_engine
 from cogview3.captions.recaption import Standing, Task, caption_shard, recaption
-from cogview3.captions.rows import UNANSWERED, Row
+from cogview3.captions.rows import UNANSWERED, CannotGoOn, Row
 from cogview3.config import UserError
 from cogview3.data.formats import find_shards
 from cogview3.data.sidecars import read_captions, read_notes
@@ -111,6 +113,21 @@ def test_a_cut_tar_loses_nothing(tars: list[str], tmp_path: Path) -> None:
     uncut = write_tars(tmp_path / "other", (5, 4, 6))
     recaption(find_shards(uncut), job, here)
     assert rows(tmp_path / "tars") == rows(tmp_path / "other")
+
+
+def test_other_pictures_of_the_same_keys_do_not_keep_the_captions(tmp_path: Path) -> None:
+    """Without captions of their own, nothing else tells that they are others."""
+    tar, job = tmp_path / "0.tar", LightJob(tmp_path)
+
+    def write(colors: Sequence[str]) -> None:
+        pictures = [encoded(Image.new("RGB", (64, 64), color)) for color in colors]
+        tar.write_bytes(tar_bytes([(f"{number}.jpg", picture) for number, picture in enumerate(pictures)]))
+
+    write(["red"])
+    recaption(find_shards([str(tar)]), job, here)
+    write(["blue"] * 20)
+    assert recaption(find_shards([str(tar)]), job, here)["images"] == 20
+    assert job.log().count("0") == 2
 
 
 def test_a_missing_tar_is_given_up_and_taken_up_when_it_is_there(tars: list[str], tmp_path: Path) -> None:
@@ -284,6 +301,11 @@ def test_a_shard_that_kills_its_workers_is_given_up(tars: list[str], tmp_path: P
 def test_a_model_that_cannot_be_loaded_ends_the_job(tars: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this model cannot be loaded"):
         recaption(find_shards(tars), LightJob(tmp_path, loads=False), local)
+    job = LightJob(tmp_path, loads="CUDA out of memory")
+    (tmp_path / "loads").unlink()
+    with pytest.raises(CannotGoOn, match=r"cannot be loaded \(RuntimeError: CUDA out of memory\); mend that"):
+        recaption(find_shards(tars), job, local)
+    assert (tmp_path / "loads").read_text() == "0\n"  # not for every shard anew
 
 
 JOB = """

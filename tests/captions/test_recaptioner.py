@@ -1,12 +1,14 @@
 """Fine-tuning: a tiny model learns the colors of pictures, stops and goes on, and is loaded again."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cogview3.captions import recaptioner
@@ -164,6 +166,14 @@ def test_training_ends_where_the_held_out_loss_does_not_fall(pairs: Pairs, folde
     kept = tmp_path / "run" / "checkpoints" / f"checkpoint-{result['best_step']}" / "model.safetensors"
     written = load_file(tmp_path / "run" / "weights" / "recaptioner" / "model.safetensors")
     assert all(value.equal(written[name]) for name, value in load_file(kept).items())
+
+
+def test_a_training_without_a_number_is_told(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({name: value * math.nan for name, value in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(UserError, match=r"no held-out loss is a number; give a lower --learning-rate than 0\.003"):
+        finetune(pairs, str(tmp_path / "model"), tmp_path / "run", Settings(**FAST, images=16), micro_batch=8)
 
 
 def test_the_defaults_are_the_paper_s() -> None:

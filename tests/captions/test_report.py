@@ -3,14 +3,18 @@
 import base64
 import io
 import json
+import random
 import re
+import statistics
+from collections import Counter
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from cogview3.captions import report
 from cogview3.captions.recaption import recaption
 from cogview3.captions.report import PICTURES, describe, summarize, write_page
-from cogview3.captions.rules import violations
 from cogview3.data.formats import find_shards
 from tests.captions.light import LightJob
 from tests.captions.test_recaption import here
@@ -42,11 +46,20 @@ def test_figures(tmp_path: Path) -> None:
     assert figures["statuses"] == {"ok": 3, "failed": 1, "cut": 1}
     assert figures["failures"] == {"truncated image": 1, "no end after 5 tokens": 1}
     assert figures["rules"]["new"]["opening"] == 1
-    assert figures["rules"]["new"]["too short"] == sum("too short" in violations(t) for t in (same,))
+    assert figures["rules"]["new"]["too short"] == 1
     assert figures["models"] == {"m 1": 5}
     assert {each.key for each in shown} == {"a", "b", "e"}
     assert "5 images of 1 shards of 2: 2 rewritten (40.0%)" in describe(figures)
     assert json.loads(json.dumps(figures)) == figures
+
+
+def test_quartiles_are_those_of_the_standard_library() -> None:
+    rng = random.Random(0)
+    for count in (1, 2, 3, 4, 5, 17, 200):
+        values = [rng.randint(3, 40) for _ in range(count)]
+        expected = statistics.quantiles(values, n=4, method="inclusive") if count > 1 else values * 3
+        found = list(report._spread(Counter(values)).values())
+        assert found == pytest.approx([min(values), *expected, max(values)])
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -151,6 +152,12 @@ def test_names_are_expanded(tars: list[str], tmp_path: Path) -> None:
     for address in ("*.tar", "0000[0-2].tar", "{00000,00001,00002}.tar", "0000?.tar", ""):
         assert [shard.address for shard in find_shards([str(folder / address)])] == tars, address
     assert len(find_shards([*tars, str(folder / "*.tar")])) == 3  # each but once
+    marked = tmp_path / "set [2023] {a,b}"
+    shutil.copytree(folder, marked)
+    for address in (marked, marked / "00000.tar"):
+        shards = find_shards([str(address)])
+        assert all(Path(shard.address).parent == marked for shard in shards)
+        assert find_shards([shards[0].address])[0].address == shards[0].address
 
 
 def test_what_a_killed_command_leaves_is_no_shard(tars: list[str], tmp_path: Path) -> None:

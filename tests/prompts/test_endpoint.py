@@ -49,6 +49,7 @@ def ask(replies: list[Reply], **options: Any) -> tuple[Any, Any, Endpoint]:
 
 PASSING = [
     Reply("status", '{"error": {"message": "slow down"}}', 429),
+    Reply("status", "still at work on that", 409),
     Reply("status", "oops", 500),
     Reply("status", "<html>bad gateway</html>", 502),
     Reply("raw", "{garbage"),
@@ -71,6 +72,21 @@ def test_failures_that_may_pass_are_tried_again(failure: Reply) -> None:
     assert len(set(server.idempotency_keys)) == 1
 
 
+def test_no_proxy_comes_between_this_machine_and_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be sent the key in clear."""
+    with serving(lambda body, number: Reply(text="hi")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        answer, server, _ = ask([Reply(text="directly")])
+    assert answer.text == "directly"
+    assert (len(server.bodies), proxy.bodies) == (1, [])
+
+
+def test_hosts_that_cannot_be_are_told_as_such() -> None:
+    with pytest.raises(Unusable, match=r"http://a\.\.b/v1/chat/completions: not an address"):
+        Endpoint("http://a..b/v1", "m", retry=AT_ONCE).chat(ASK)
+
+
 def test_each_question_has_an_idempotency_key_of_its_own() -> None:
     with serving(lambda body, number: Reply(text="hi")) as server:
         endpoint = Endpoint(server.url, "m", retry=AT_ONCE)
@@ -82,7 +98,7 @@ def test_each_question_has_an_idempotency_key_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     ("failure", "words"),
-    [(PASSING[0], "429 (slow down)"), (PASSING[1], "500 (oops)"), (PASSING[6], "no connection")],
+    [(PASSING[0], "429 (slow down)"), (PASSING[2], "500 (oops)"), (PASSING[7], "no connection")],
 )
 def test_it_is_given_up_with_the_reason(failure: Reply, words: str) -> None:
     error, server, _ = ask([failure])

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,9 @@ from cogview3 import CogView3Pipeline
 from cogview3.cli.app import app
 from cogview3.config import UserError
 from cogview3.prompts import expand as module
+from cogview3.prompts.budget import Usage
 from cogview3.prompts.cache import PromptCache
-from cogview3.prompts.endpoint import Endpoint, EndpointError, Retry
+from cogview3.prompts.endpoint import Answer, Endpoint, EndpointError, Retry
 from cogview3.prompts.expand import EndpointWriter, Expander, LocalWriter, tidy
 from tests.endpoints import KEY, Reply, serving
 
@@ -89,11 +91,24 @@ def test_other_languages_and_endless_texts_are_faults(text: str, fault: str) -> 
     assert fault in Expander(Writer(*[text] * 3)).expand("rote Sterne im Himmel").reason
 
 
+@pytest.mark.parametrize(
+    ("finish", "refusal"), [("length", ""), ("content_filter", ""), ("stop", "That is not allowed.")]
+)
+def test_texts_that_an_endpoint_cut_or_refused_are_none(finish: str, refusal: str, tmp_path: Path) -> None:
+    """Of prompts that are not English the intent cannot be checked, so that such a text would pass."""
+    answer = Answer("Two red stars glow and then the", finish, refusal, Usage())
+    endpoint = SimpleNamespace(chat=lambda messages: answer, model="m", shown="there", extra={})
+    found = Expander(EndpointWriter(endpoint), tmp_path / "cache").expand("zwei rote Sterne")
+    assert (found.text, found.reason) == ("zwei rote Sterne", "the model gave no whole description")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_failures_of_the_model_are_told_and_it_is_left_in_peace() -> None:
     writer = Writer(EndpointError("down"), EndpointError("still down"))
     expansions = Expander(writer).expand_all(["a", "a", "b", "c"])
     assert [each.text for each in expansions] == ["a", "a", "b", "c"]
-    assert [each.reason for each in expansions] == ["down", "down", "still down", "still down"]
+    unasked = "not asked for, after 2 failures in a row: still down"
+    assert [each.reason for each in expansions] == ["down", "down", "still down", unasked]
     assert len(writer.asked) == 2
 
 
@@ -125,12 +140,16 @@ def test_a_damaged_or_read_only_cache_does_no_harm(tmp_path: Path, caplog: pytes
         ('"OPEN" glows on "HERE"', '"OPEN" glows on "HERE"'),
         ("Here is the caption: Two\n\nstars.", "Two stars."),
         ("**Caption:** Two stars.", "Two stars."),
-        ("Sure: two stars.", "Sure: two stars."),
+        ("Sure: two stars.", "two stars."),
+        ("I'm sorry, but I can't assist with that request.", ""),
+        ("I cannot draw that.", ""),
+        ("Sorry, no.", ""),
+        ("I, a sorry figure, stand under two stars.", "I, a sorry figure, stand under two stars."),
         ("", ""),
     ],
 )
 def test_texts_are_tidied(text: str, tidied: str) -> None:
-    assert tidy(text) == tidied.replace("Sure: ", "")
+    assert tidy(text) == tidied
 
 
 def test_our_own_examples_keep_to_our_own_rules() -> None:
@@ -359,7 +378,7 @@ def test_the_command_uses_a_folder_or_the_models_own(run: Callable[..., Result],
         (["--expander", "http://127.0.0.1:9"], ["--expander-model"]),
         (["--expander-model", "m"], ["--expander URL"]),
         (["--expander", "nowhere"], ["nowhere"]),
-        (["--model", "./bare"], ["./bare", "no expander"]),
+        (["--model", "./bare"], ["./bare", "no "]),  # expander; and for pictures, no model
     ],
 )
 def test_bad_input(run: Callable[..., Result], tmp_path: Path, arguments: list[str], words: list[str]) -> None:

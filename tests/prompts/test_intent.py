@@ -141,6 +141,12 @@ def test_other_words_do_not() -> None:
         ("два кота", False),
         ("红色的星星", False),
         ("12 34", True),
+        ("a red van", True),
+        ("a man rode a horse", True),
+        ("I've met a con man", True),
+        ("a cozy café", True),
+        ("grünes Haus", False),
+        ("Katze auf Sofa", False),
         ("The sign reads: der Hund und die Katze sind mit einem Ball auf der Wiese", False),
     ],
 )

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from cogview3.captions.recaption import Engine, GivenUp, Message, Task, Told, caption_shard
-from cogview3.captions.rows import CannotGoOn
+from cogview3.captions.rows import CannotGoOn, Writer
 from cogview3.config import UserError
 from cogview3.data.formats import Shard
 
@@ -171,7 +171,7 @@ def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         sys.modules["torch"].set_num_threads(threads)
     try:
-        writer = task.job.load(place)
+        writer = _load(task, place)
         while True:
             _, shard = pipe.recv()
             for message in caption_shard(shard, task, writer):
@@ -181,7 +181,21 @@ def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     except (UserError, CannotGoOn) as error:
         pipe.send(_Broke(str(error), UserError if isinstance(error, UserError) else CannotGoOn))
     except Exception as error:
-        pipe.send(_Broke(" ".join(f"{type(error).__name__}: {error}".split())[:300]))
+        pipe.send(_Broke(_told(error)))
+
+
+def _load(task: Task, place: int) -> Writer:
+    """The task's writer. Raises UserError or CannotGoOn, whatever is wrong: other shards would fare no better."""
+    try:
+        return task.job.load(place)
+    except (UserError, CannotGoOn):
+        raise
+    except Exception as error:
+        raise CannotGoOn(f"the model cannot be loaded ({_told(error)}); mend that and run again") from error
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _leave_with_parent() -> None:
@@ -201,7 +215,7 @@ class _Actor:
     def caption(self, shard: Shard) -> Iterator[Message]:
         """As `caption_shard`."""
         if self._writer is None:
-            self._writer = self._task.job.load(self._place)
+            self._writer = _load(self._task, self._place)
         yield from caption_shard(shard, self._task, self._writer)
 
 
@@ -220,9 +234,10 @@ def on_ray(
     running: dict[Any, tuple[Any, int, int]] = {}  # stream of messages -> actor, its place, shard
     actors: list[Any] = []
     try:
-        have = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
-        if gpu and not have:
+        resource = "GPU" if gpu else "CPU"
+        if gpu and not ray.cluster_resources().get(resource):
             raise UserError("the Ray cluster has no GPU; give --device cpu, or start it with GPUs")
+        free = int(ray.available_resources().get(resource, 0))
         kind = ray.remote(**({"num_gpus": 1} if gpu else {"num_cpus": 1}), max_restarts=0)(_Actor)
 
         def begin(actor: Any, place: int) -> None:
@@ -231,7 +246,7 @@ def on_ray(
             number, shard = attempts.next()
             running[actor.caption.options(num_returns="streaming").remote(shard)] = (actor, place, number)
 
-        for place in range(min(workers or max(1, have), len(shards))):
+        for place in range(min(workers or max(1, free), len(shards))):
             begin(None, place)
         while running:
             (stream, *_), _ = ray.wait(list(running), num_returns=1)
@@ -250,11 +265,23 @@ def on_ray(
                 continue
             if attempts.waiting:
                 begin(actor, place)
+            elif actor is not None:
+                ray.kill(actor)  # there may be others, with a shard, that wait for its place
     finally:
         for actor in actors:
             ray.kill(actor)
         if started:
             ray.shutdown()
+
+
+def cluster_gpus() -> int:
+    """GPUs of the Ray cluster of RAY_ADDRESS. Raises UserError where Ray is not installed."""
+    ray = _import_ray()
+    ray.init(log_to_driver=False, configure_logging=False)
+    try:
+        return int(ray.cluster_resources().get("GPU", 0))
+    finally:
+        ray.shutdown()
 
 
 def _told_by_ray(ray: Any, error: Exception) -> str:
@@ -264,7 +291,7 @@ def _told_by_ray(ray: Any, error: Exception) -> str:
         raise type(cause)(str(cause)) from None
     if isinstance(error, ray.exceptions.RayActorError):
         return "the worker died"
-    return " ".join(f"{type(cause or error).__name__}: {cause or error}".split())[:300]
+    return _told(cause or error)
 
 
 def _import_ray() -> Any:

@@ -116,11 +116,15 @@ class Asker:
 
     def inputs(self, images: Sequence[Image.Image], olds: Sequence[str]) -> Any:
         """A batch of what the model reads, padded on the left, as `generate` wants it."""
+        texts = [self.prompt(old) for old in olds]
+        begin = self.tokenizer.bos_token
+        begun = bool(begin) and all(text.startswith(begin) for text in texts)  # by the chat template: once is enough
         return self.processor(
             images=[[image] for image in images],
-            text=[self.prompt(old) for old in olds],
+            text=texts,
             padding=True,
             return_tensors="pt",
+            **({"add_special_tokens": False} if begun else {}),
         )
 
     def lesson(self, images: Sequence[Image.Image], olds: Sequence[str], news: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cogview3.captions.rules import MAX_WORDS
+from cogview3.prompts.answers import without_thoughts
 
 INSTRUCTION = f"""\
 You see a picture and the caption it was found with. The caption comes from a web page: parts of it may be right and \
@@ -144,7 +145,7 @@ def _known(given: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
 
 def _object(text: str) -> dict[str, Any] | None:
     """The first JSON object in a text that has a field of an answer, perhaps among others."""
-    text = re.sub(r"^.*</think>", "", text, flags=re.DOTALL)
+    text = without_thoughts(text) or ""
     decoder = json.JSONDecoder(strict=False)
     for attempt in (text, re.sub(r",(\s*[}\]])", r"\1", text)):
         for start in re.finditer(r"\{", attempt):

@@ -99,6 +99,8 @@ class _Reading:
         broken: how many rows are of images that no writer saw.
         gone: why the shard itself, or its rest, could not be read now; "" where it could.
         share: of the shard that was read.
+        unchanged: whether the shard is still as large as when it was captioned. If not, a picture that came without a
+            caption may be another one of the same key.
     """
 
     shard: Shard
@@ -112,6 +114,7 @@ class _Reading:
     broken: int = 0
     gone: str = ""
     share: float = 0.0
+    unchanged: bool = True
 
     def samples(self) -> Iterator[Sample]:
         """Those that can be captioned, also the ones that are; of the others, the rows."""
@@ -137,7 +140,8 @@ class _Reading:
                 continue
             self.order.append(entry.key)
             known = self.known.get(entry.key)
-            done = known is not None and known.old == entry.old and self._holds(known)
+            same = known is not None and known.old == entry.old and (self.unchanged or bool(entry.old))
+            done = same and self._holds(known)
             if done:
                 self.rows[entry.key] = known
             yield Sample(entry, done)
@@ -148,7 +152,8 @@ class _Reading:
 
 def _caption(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
     part = Part(shard, task.settings, task.overwrite)
-    reading = _Reading(shard, task, _earlier(shard, task) | part.rows, _length(shard))
+    earlier, unchanged = _earlier(shard, task)
+    reading = _Reading(shard, task, earlier | part.rows, _length(shard), unchanged=unchanged)
     yield Told(0, 0, 0, 0.0)
     broken = 0
     for rows in writer.run(reading.samples()):
@@ -201,14 +206,18 @@ def finished(shard: Shard, task: Task) -> dict[str, Any] | None:
     return None if left or notes["state"] != state(shard) else notes
 
 
-def _earlier(shard: Shard, task: Task) -> dict[str, Row]:
-    """Rows of a sidecar with the same settings, of a shard that was cut or changed, or whose failures are retried."""
+def _earlier(shard: Shard, task: Task) -> tuple[dict[str, Row], bool]:
+    """Rows of a sidecar with the same settings, of a shard that was cut or changed, or whose failures are retried.
+
+    And whether the shard is as it was then.
+    """
     address = shard.sidecar("captions")
     notes = read_notes(address)
     if notes is None or notes.get("settings") != dict(task.settings):
-        return {}
+        return {}, True
     names = ("key", "old", "new", "status", "error")
-    return {values[0]: Row(*values) for values in zip(*read_columns(address, names).values(), strict=True)}
+    rows = {values[0]: Row(*values) for values in zip(*read_columns(address, names).values(), strict=True)}
+    return rows, notes["state"] == state(shard)
 
 
 def state(shard: Shard) -> int | None:

@@ -11,6 +11,7 @@ training ends where it does not fall any more: the paper keeps it short, 1,500 s
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -135,6 +136,10 @@ def finetune(
     asker.tokenizer.padding_side = "left"  # trainers set it as they like
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     state = trainer.state
+    if state.best_global_step is None or not math.isfinite(state.best_metric):
+        raise UserError(
+            f"{run}: no held-out loss is a number; give a lower --learning-rate than {settings.rate:g}, and --restart"
+        )
     result = {
         "run": str(run),
         "model": str(run / "weights" / "recaptioner"),

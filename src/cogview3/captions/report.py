@@ -3,8 +3,6 @@
 import base64
 import heapq
 import io
-import statistics
-from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from cogview3.captions.rows import OK
@@ -57,7 +56,7 @@ def summarize(
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("statuses", "failures", "faults", "filtered", "models", "old", "new")
     }
-    words = {"old": array("l"), "new": array("l")}
+    words: dict[str, Counter[int]] = {"old": Counter(), "new": Counter()}  # of so many words, so many captions
     rewritten = found = 0
     best: list[tuple[float, int, Shown]] = []
     for number, shard in enumerate(shards):
@@ -76,7 +75,7 @@ def summarize(
                 rewritten += new != old
                 for name, text in (("old", old), ("new", new)):
                     if text:
-                        words[name].append(len(text.split()))
+                        words[name][len(text.split())] += 1
                         counts[name].update(violations(text))
                 chance = draws.chance("page", address.rpartition("/")[2], key)
                 entry = (-chance, len(best) + number, Shown(shard, key, old, new))
@@ -99,12 +98,19 @@ def summarize(
     return figures, [shown for _, _, shown in sorted(best, key=lambda each: (each[2].shard.address, each[2].key))]
 
 
-def _spread(values: Sequence[int]) -> dict[str, float]:
-    """Minimum, quartiles and maximum; {} of nothing."""
-    if not values:
+def _spread(counts: Counter[int]) -> dict[str, float]:
+    """Minimum, quartiles and maximum of numbers that came so often each; {} of nothing.
+
+    A quartile between two numbers is on the straight line from one to the other, as `statistics.quantiles` has it.
+    """
+    if not counts:
         return {}
-    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return dict(zip(("min", "25 %", "50 %", "75 %", "max"), (min(values), *quartiles, max(values)), strict=True))
+    values = np.array(sorted(counts))
+    up_to = np.cumsum([counts[value] for value in values.tolist()])
+    places = (up_to[-1] - 1) * np.linspace(0, 1, 5)
+    below, above = (values[np.searchsorted(up_to, place, "right")] for place in (np.floor(places), np.ceil(places)))
+    spread = (below + (above - below) * (places % 1)).tolist()
+    return dict(zip(("min", "25 %", "50 %", "75 %", "max"), spread, strict=True))
 
 
 def describe(figures: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import pyarrow
 
 from cogview3.data.entries import Entry
+from cogview3.prompts.answers import without_thoughts
 
 OK, CUT, FAILED, UNANSWERED = "ok", "cut", "failed", "unanswered"
 """Status of a row: a new caption; one without an end, of no use; none; none, as the endpoint did not answer."""
@@ -55,9 +56,10 @@ class Row:
 
 
 def written(key: str, old: str, text: str, tokens: int, ended: bool) -> Row:
-    """The row of a text that a model wrote; its white space becomes single spaces, as captions are one paragraph."""
-    text = " ".join(text.split())
-    if not ended:
+    """The row of a text that a model wrote, without its thoughts, and in one paragraph, as captions are."""
+    told = without_thoughts(text)
+    text = " ".join((told or "").split())
+    if not ended or told is None:
         return Row(key, old, text or None, CUT, f"no end after {tokens} tokens", tokens)
     if not text:
         return Row(key, old, None, FAILED, "empty caption", tokens)

@@ -1,6 +1,7 @@
 """`captions recaption`: new captions for whole sets."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -117,7 +118,8 @@ def recaption(
         found = find_shards(shards)
         job, gpus = None, 0
         if endpoint is None:
-            job, gpus = _model_job(model, device, dtype, batch, seed, temperature, max_new_tokens)
+            elsewhere = engine is Engine.ray and bool(os.environ.get("RAY_ADDRESS"))
+            job, gpus = _model_job(model, device, dtype, batch, seed, temperature, max_new_tokens, elsewhere)
         else:
             if any(value is not None for value in limits) and ((workers or 1) > 1 or engine is Engine.ray):
                 raise UserError("a budget is kept by one worker; use --engine local without --workers")
@@ -162,16 +164,27 @@ def _model_job(
     seed: int,
     temperature: float,
     max_new_tokens: int | None,
+    elsewhere: bool,
 ) -> tuple["Job", int]:
-    """A job of a model, and the number of GPUs that it may use."""
+    """A job of a model, and the number of GPUs that it may use: of this machine, or `elsewhere`, of a Ray cluster."""
     import torch
 
+    from cogview3.captions.engines import cluster_gpus
     from cogview3.captions.model import ModelJob
 
-    where = pick_device(device)
-    kind = str(pick_dtype(dtype, where)).removeprefix("torch.")
-    job = ModelJob(model, where, kind, batch, seed, temperature, max_new_tokens)
-    return job, torch.cuda.device_count() if where == "cuda" else 0
+    if elsewhere and device in (Device.auto, Device.cuda):
+        gpus = cluster_gpus()
+        if device is Device.cuda and not gpus:
+            raise UserError("--device cuda: the Ray cluster has no GPU; use --device auto, or start it with GPUs")
+        where = "cuda" if gpus else "cpu"
+        own = torch.bfloat16 if gpus else torch.float32
+        kind = own if dtype is Dtype.auto else getattr(torch, dtype)
+    else:
+        where = pick_device(device)
+        gpus = torch.cuda.device_count() if where == "cuda" else 0
+        kind = pick_dtype(dtype, where)
+    job = ModelJob(model, where, str(kind).removeprefix("torch."), batch, seed, temperature, max_new_tokens)
+    return job, gpus
 
 
 @contextmanager

@@ -103,9 +103,10 @@ def open_address(address: str) -> BinaryIO:
 def find_shards(addresses: Sequence[str]) -> list[Shard]:
     """Shards behind addresses: tars, tables, image folders, and folders of tars or of tables.
 
-    `*`, `?`, `[...]` and `{00000..00010}` work. What the tars hold is not looked at, so ten thousand take no longer
-    than ten; of a brace expression's, only the first and the last must be there, the others are counted when their
-    turn comes. Names found are sorted; those that begin with "." are left out, as a killed command leaves such behind.
+    `*`, `?`, `[...]` and `{00000..00010}` work, but not in a name that something bears as it is. What the tars hold is
+    not looked at, so ten thousand take no longer than ten; of a brace expression's, only the first and the last must be
+    there, the others are counted when their turn comes. Names found are sorted; those that begin with "." are left out,
+    as a killed command leaves such behind.
 
     Raises UserError for an address with nothing behind it, a file that is none of these, latents, or an unknown
     protocol.
@@ -120,6 +121,8 @@ def find_shards(addresses: Sequence[str]) -> list[Shard]:
 
 
 def _expand(address: str) -> list[Shard]:
+    if (_has_magic(address) or "{" in address) and _is_there(address):
+        return _look_up(address, plain=True)
     try:
         names = list(braceexpand(address))
     except UnbalancedBracesError as error:
@@ -135,16 +138,23 @@ def _has_magic(address: str) -> bool:
     return any(mark in address for mark in "*?[")
 
 
-def _look_up(address: str) -> list[Shard]:
+def _is_there(address: str) -> bool:
+    """Whether something bears this very name."""
+    fs, path = filesystem(address)
+    return bool(fs.exists(path))
+
+
+def _look_up(address: str, plain: bool = False) -> list[Shard]:
+    """Shards behind an address, `plain` or with marks that stand for others."""
     fs, path = filesystem(address)
     whole = fs.unstrip_protocol if "://" in address else str
-    if _has_magic(address):
+    if _has_magic(address) and not plain:
         above = re.split(r"[*?[]", path, maxsplit=1)[0].rpartition("/")[0]
         names = [whole(name) for name in sorted(fs.glob(path)) if not _is_hidden(name, above)]
         if not names:
             raise UserError(f"{address}: nothing matches; check the path")
         names = [name for name in names if not _is_sidecar(name) and not _is_latents(name)] or names
-        return _tars(names) or [shard for name in names for shard in _look_up(name)]
+        return _tars(names) or [shard for name in names for shard in _look_up(name, plain=True)]
     if fs.isdir(path):
         found = sorted(name.rstrip("/") for name in fs.ls(path, detail=False))
         names = [whole(name) for name in found if not _is_hidden(name, name.rpartition("/")[0])]

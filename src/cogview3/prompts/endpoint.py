@@ -31,7 +31,7 @@ DEFAULT_KEY = "OPENAI_API_KEY"
 MAX_ANSWER = 2**25
 """Bytes; a longer answer is not read to its end."""
 
-_TRANSIENT = {408, 425, 429}
+_TRANSIENT = {408, 409, 425, 429}  # 409: an earlier try with the same Idempotency-Key is still at work
 _HOPELESS = {401, 402, 403, 404, 405, 410, 501}
 
 Message = Mapping[str, Any]
@@ -159,6 +159,7 @@ class Endpoint:
             headers=headers,
             timeout=self.timeout,
             limits=self._http.Limits(max_connections=None),
+            trust_env=not is_here(self.url),  # whose proxy would be given the key
             verify=self.url.startswith("https:"),  # else the system's certificates are loaded for nothing
         )
         weakref.finalize(self, self._client.close)
@@ -283,6 +284,8 @@ class Endpoint:
             raise _Failure(
                 self._hide(f"no connection, or a dropped one ({str(error) or type(error).__name__})")
             ) from None
+        except (self._http.InvalidURL, UnicodeError) as error:
+            raise Unusable(self._hide(f"{self.shown}: not an address ({error})")) from None
         except self._http.HTTPError as error:
             raise _Failure(self._hide(f"an unreadable answer ({error})")) from None
         data = _parsed(bytes(received))
@@ -337,9 +340,14 @@ def chat_address(url: str) -> str:
 
 
 def is_private(url: str) -> bool:
-    """Whether nobody can read what is sent there on its way: https, or this machine itself."""
+    """Whether nobody can read what is sent there on its way: https, or this machine itself, which is asked directly."""
+    return urlsplit(url).scheme == "https" or is_here(url)
+
+
+def is_here(url: str) -> bool:
+    """Whether an address is one of this machine itself, without encryption."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def read_key(name: str | None) -> SecretStr | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
+from cogview3.prompts.answers import is_refusal, without_thoughts
 from cogview3.prompts.endpoint import Endpoint, Message, Unusable
 from cogview3.prompts.intent import lost_intent
 from cogview3.prompts.words import is_english
@@ -32,6 +33,9 @@ TRIES = 3
 
 MOST_FAILURES = 2
 """Prompts in a row that a model may give nothing for."""
+
+_CHECK = "2"
+"""Version of what is accepted as an expansion; another one makes kept expansions void."""
 
 MAX_CHARACTERS = 2000
 """Longer texts are no descriptions of a picture."""
@@ -126,9 +130,9 @@ class EndpointWriter:
         )
 
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
-        """As `Writer.write`; nothing where the answer was cut off. Raises EndpointError."""
+        """As `Writer.write`; nothing where the answer was cut off or refused. Raises EndpointError."""
         answer = self.endpoint.chat(conversation(prompt, earlier, lost))
-        return [] if answer.finish == "length" else [answer.text]
+        return [] if answer.refusal or answer.finish in ("length", "content_filter") else [answer.text]
 
 
 def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> list[Message]:
@@ -244,15 +248,17 @@ class Expander:
         """As `expand`, of each of several prompts; a model that gave nothing for `MOST_FAILURES` is left in peace."""
         known: dict[str, Expansion] = {}
         failures: list[Exception] = []
+        unasked = f"not asked for, after {MOST_FAILURES} failures in a row: "
         for prompt in dict.fromkeys(prompts):
-            found = self._read(prompt)
+            found, reason = self._read(prompt), unasked
             if found is None and len(failures) < MOST_FAILURES:
+                reason = ""
                 try:
                     found = self._expand(prompt)
                     failures = []
                 except Exception as error:  # whatever a model or its library meets, no picture is lost for it
                     failures += [error] * (MOST_FAILURES if isinstance(error, Unusable) else 1)
-            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, _reason(failures[-1]))
+            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, reason + _reason(failures[-1]))
         return [known[prompt] for prompt in prompts]
 
     def _expand(self, prompt: str) -> Expansion:
@@ -272,7 +278,7 @@ class Expander:
     def _path(self, prompt: str) -> Path | None:
         if self._cache is None:
             return None
-        key = hashlib.sha256("\0".join((self._writer.identity, prompt)).encode()).hexdigest()
+        key = hashlib.sha256("\0".join((_CHECK, self._writer.identity, prompt)).encode()).hexdigest()
         return self._cache / f"{key[:40]}.json"
 
     def _read(self, prompt: str) -> Expansion | None:
@@ -314,16 +320,13 @@ def find_faults(prompt: str, text: str) -> list[str]:
 def tidy(text: str) -> str:
     """A model's description as one bare paragraph: without its thoughts, fences, labels and quotes around it.
 
-    "" of a thought that has no end, and so no description after it.
+    "" of a thought that has no end, and so no description after it; and of words against answering.
     """
-    text = re.sub(r"<think>.*?</think>", " ", text, flags=re.DOTALL)
-    text = re.sub(r"^.*</think>", " ", text, flags=re.DOTALL)  # an opening that the chat template held
-    if "<think>" in text:
-        return ""
+    text = without_thoughts(text) or ""
     text = re.sub(r"```\w*", " ", text)
     text = " ".join(text.split())
     text = re.sub(r"^(sure|certainly|here is|here's)\b[^.:]{0,80}:\s*", "", text, flags=re.IGNORECASE)
     text = re.sub(r"^\**(caption|description|prompt|answer)\**:\**\s*", "", text, flags=re.IGNORECASE)
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”") and not re.search('["“”]', text[1:-1]):
         text = text[1:-1].strip()
-    return text
+    return "" if is_refusal(text) else text

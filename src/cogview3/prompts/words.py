@@ -161,15 +161,15 @@ NEGATIONS = _set(
 _ENGLISH = _set("the of and with is are at by from has its this that these there under over between while")
 _FOREIGN = _set(
     """der das und ein eine einen einem einer mit auf ist von vom zum zur aus unter neben keine kein
-    le la les un une et avec dans sur du des aux est qui sans pas el los las y con del por que sin uma um com na
-    lo gli di che nel sul della senza het een van met op och ett med på z w na bir ve dan di yang og på af til
+    le la les un une et avec dans sur du des aux est qui sans pas el los las y del por que sin uma um com na
+    lo gli di che nel sul della senza het een op och ett med på z w na bir di yang og på af til
     es il
-    zwei drei vier fünf ohne im am vor hinter zwischen rote roter roten rotes blaue blauer grüne schwarze weiße gelbe
+    zwei drei vier fünf ohne im vor hinter zwischen rote roter roten rotes blaue blauer grüne schwarze weiße gelbe
     deux trois quatre cinq sous entre noir noirs noire rouges bleu bleus bleue vert verts blanc blancs jaune
     dos tres cuatro sobre rojo roja rojos rojas negro negra negros negras azul verde blanco blanca amarillo
     tre quattro rosso rossa rossi nero nera neri bianco gialla giallo verdi
     dois duas três sem vermelho vermelha preto preta
-    twee drie vier zonder rood rode blauw zwart zwarte två röd svart utan dwa dwie trzy bez iki"""
+    twee drie vier zonder rood blauw zwart zwarte två röd svart utan dwa dwie trzy bez iki"""
 )
 
 
@@ -228,12 +228,15 @@ def is_plural(word: str) -> bool:
 def is_english(text: str) -> bool:
     """Whether a text looks like English rather than another language; one without any hint counts as English.
 
-    Letters outside ASCII and frequent short words are the hints, so a name or two does no harm in a longer text.
+    Letters outside ASCII and frequent short words are the hints, so a name or two does no harm in a longer text, nor
+    does a word such as "café" in a short one.
     """
     words = re.findall(r"[^\W\d_]+", text.lower())
     if not words:
         return True
     outside = sum(not word.isascii() for word in words)
     hints = sum(word in _ENGLISH for word in words)
-    against = sum(word in _FOREIGN for word in words) + outside
-    return against <= hints / 2 if hints else not against
+    foreign = sum(word in _FOREIGN for word in words)
+    if hints:
+        return foreign + outside <= hints / 2
+    return not foreign and outside < len(words) / 2
