@@ -215,6 +215,10 @@ def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
     return {f"{table}.{key}": value for table, entries in tables.items() for key, value in entries.items()}
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls an adapter's file."""
+
+
 def weights_folder(reference: str | Path, component: str) -> Path:
     """Folder of a component's weights, given a run, a model folder or a bundled model's name.
 
@@ -224,6 +228,10 @@ def weights_folder(reference: str | Path, component: str) -> Path:
     for root in (Path(reference) / "weights", Path(reference), bundled):
         if any((root / component / name).is_file() for name in _CONFIGURATIONS):
             return root / component
+    if (Path(reference) / "weights" / LORA_FILE).is_file():
+        raise UserError(
+            f"{str(reference)!r} holds an adapter and no {component}; draw with generate --lora {reference}"
+        )
     raise UserError(
         f"no {component} in {str(reference)!r}; give a run folder with a checkpoint, a model folder or a bundled model"
     )

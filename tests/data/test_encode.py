@@ -418,7 +418,10 @@ def test_the_command(model: Path, tars: list[str]) -> None:
         (["--squares", "--relay", "--dtype", "float16"], "--dtype float16"),
         (["--degraded-share", "0.5"], "are for --relay"),
         (["--relay", "--degraded-share", "0.5", "--reconstructed-share", "0.6"], "give at most 0.4"),
-        (["--relay", "--bucket-step", "48"], "bucket side 64"),
+        (["--relay", "--bucket-step", "48"], "--bucket-step 48"),
+        (["--size", "96"], "--bucket-step 64"),
+        (["--size", "100"], "--size 100"),
+        (["--size", "80", "--bucket-step", "40"], "--bucket-step 40"),
     ):
         refused = CliRunner().invoke(app, [*command, *more])
         assert refused.exit_code == 2, refused.output

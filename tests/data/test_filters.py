@@ -178,6 +178,21 @@ def test_finished_shards_are_not_judged_again(tmp_path: Path, monkeypatch: pytes
     assert [rows(path) for path in paths] == expected
 
 
+def test_of_sets_judged_apart_the_first_of_alike_pictures_is_kept_too(tmp_path: Path) -> None:
+    paths = make_set(tmp_path)
+    whole, _ = write_keep(find_shards(paths), FILTERS)
+    expected = [rows(path) for path in paths]
+    for path in paths:
+        Path(path.replace(".tar", ".keep.parquet")).unlink()
+    for path in reversed(paths):
+        write_keep(find_shards([path]), FILTERS)
+    assert [rows(path) for path in paths] != expected
+    assert write_keep(find_shards(paths), FILTERS) == (whole, 3)
+    assert [rows(path) for path in paths] == expected
+    assert write_keep(find_shards(paths[1:]), FILTERS)[0].samples == 3  # without the first, what is like it stays
+    assert rows(paths[1])["reason"] == ["not an image", "", ""]
+
+
 def test_sidecars_of_other_filters_are_refused_or_replaced(tmp_path: Path) -> None:
     paths = make_set(tmp_path)
     shards = find_shards(paths)

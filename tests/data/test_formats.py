@@ -91,6 +91,17 @@ def test_folders_are_read_like_tars(tmp_path: Path) -> None:
     assert went_on == took_up
 
 
+def test_names_with_more_than_one_dot_are_told(tmp_path: Path) -> None:
+    """A key ends at the first, as in tars; what belongs to a picture, as its mask, is another matter."""
+    for name in ("a.png", "a.mask.png", "v1.5.png", "shot at 10.30.15.png"):
+        (tmp_path / name).write_bytes(encoded(picture(0), "PNG"))
+    for name in ("a.txt", "v1.5.txt"):
+        (tmp_path / name).write_text("told")
+    reader = CaptionedImages([str(tmp_path)], epochs=1, buffer=0)
+    assert [sample.key for sample in reader] == ["a"]
+    assert reader.report.broken == {"more than one dot in the name": 2}
+
+
 def test_folders_with_metadata(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.jpg").write_bytes(encoded(picture(0)))

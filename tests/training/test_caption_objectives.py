@@ -131,6 +131,19 @@ def test_logits_are_those_of_transformers() -> None:
     torch.testing.assert_close(told, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_a_part_without_captions_is_learned_from(tmp_path: Path) -> None:
+    """As one of several processes may get; every weight then has a gradient, which DDP waits for."""
+    objective = build(recipe("recaptioner"))
+    batch = objective.batch(0, [0, 2])
+    assert (batch["labels"] == IGNORED).all()
+    losses = objective.train()(batch)
+    assert losses["caption"] == 0
+    losses["loss"].backward()
+    trained = [p for p in objective.trained.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in trained)
+    assert not any(p.grad.any() for p in objective.trained.llava.model.language_model.parameters())
+
+
 def test_the_loss_is_of_captions_alone_and_of_patches() -> None:
     objective = build(recipe("recaptioner", data__captioned_share=1.0))
     assert isinstance(objective, RecaptionerTraining)

@@ -18,6 +18,7 @@ from cogview3.training.export import export
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.objectives.light import LightTraining, enlarged_latents, psnr
+from tests.data.conftest import picture
 from tests.training.conftest import COMMON
 from tests.training.test_export import as_distilled
 from tests.training.test_sources import DATA, write_pictures
@@ -171,6 +172,13 @@ def test_pictures_in_shards_are_learned_from_alike(runs: Path, tmp_path: Path, k
     shown = built.recipe.validate_.images
     side, rows = (192, 2) if kind == "enlarger" else (96, 3)
     assert built.samples().size == (shown * side, rows * side)
+
+
+def test_pictures_without_captions_will_do(runs: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        picture(number, 96, 96).save(tmp_path / f"{number}.png")
+    built = shard_objective("light_decoder", runs, tmp_path / "set", data__shards=[str(tmp_path)])
+    assert built(built.batch(0, [0, 1]))["loss"].isfinite()
 
 
 def test_faults_of_pictures_in_shards_are_noise_on_their_latents(runs: Path, tmp_path: Path) -> None:

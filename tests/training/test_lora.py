@@ -119,6 +119,14 @@ def test_frozen_weights_are_narrow_where_the_precision_is(runs: Path, tmp_path: 
     assert (tmp_path / "run" / "samples" / "images-6.png").is_file()
 
 
+def test_a_run_goes_on_in_another_precision(runs: Path, tmp_path: Path) -> None:
+    """Which may change where it is "auto" and the device is another one."""
+    prints = {
+        build(lora_recipe("base", runs, train__precision=precision)).fingerprint() for precision in ("no", "bf16")
+    }
+    assert len(prints) == 1
+
+
 def test_another_frozen_network_is_not_gone_on_with(runs: Path, adapters: Path, tmp_path: Path) -> None:
     run = tmp_path / "base"
     shutil.copytree(adapters / "base", run)

@@ -421,6 +421,34 @@ def test_the_target_makes_d_the_clean_latents(
     torch.testing.assert_close(seen[0], center + sigma * batch["noise"], atol=1e-4, rtol=1e-4)
 
 
+def test_an_objective_unlike_the_starts_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tiny runs predict v, and the relay's T_r is 300."""
+    changes = {"objective__relay_start": 200, "objective__blur": "sin4"}
+    DiffusionTraining(tiny_recipe("relay", runs, recipe__start_from=str(runs / "relay"), **changes))
+    told = capsys.readouterr().err
+    assert "objective.relay_start is 200, but recipe.start_from" in told
+    assert "was trained with 300, and has to learn it anew" in told
+    assert "objective.blur is sin4" in told
+    lora = {"lora__rank": 2, "recipe__start_from": str(runs / "base"), "objective__prediction": "epsilon"}
+    with pytest.raises(UserError, match=r"an adapter must be for the same: --set objective\.prediction=v_prediction"):
+        DiffusionTraining(tiny_recipe("base", runs, **lora))
+    DiffusionTraining(
+        tiny_recipe("relay", runs, recipe__start_from=str(runs / "base"))
+    )  # another stage's weights alone
+    assert "relay_start" not in capsys.readouterr().err
+
+
+def test_starts_that_are_none_are_named(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no unet in 'nothere'"):
+        DiffusionTraining(tiny_recipe("base", runs, recipe__start_from="nothere"))
+    with pytest.raises(UserError, match=r"recipe\.start_from 'scenes@4\+1'|no unet in 'scenes@4\+1'"):
+        DiffusionTraining(tiny_recipe("base", runs, recipe__start_from="scenes@4+1"))
+    unet = stage("base", runs).trained
+    UNet2DConditionModel(**{**unet.config, "time_cond_proj_dim": 8}).save_pretrained(tmp_path / "unet")
+    with pytest.raises(UserError, match="is distilled; give what it was distilled from"):
+        DiffusionTraining(tiny_recipe("base", runs, recipe__start_from=str(tmp_path)))
+
+
 @pytest.mark.parametrize("kind", ["base", "relay"])
 def test_no_step_computes_in_float64_which_some_devices_lack(runs: Path, kind: str) -> None:
     """On such a device even moving a tensor of float64 fails; here all that a loss is made of is looked at."""

@@ -230,6 +230,10 @@ def encode(
         raise UserError("--reconstructed-share and --degraded-share are for --relay; give it, or leave them out")
     if reconstructed_share + degraded_share > 1:
         raise UserError(f"--degraded-share {degraded_share}: give at most {1 - reconstructed_share:g}, what is left")
+    if size % 16:
+        raise UserError(f"--size {size}: give a multiple of 16, as in recipes")
+    if buckets and (bucket_step % 32 or size % bucket_step):
+        raise UserError(f"--bucket-step {bucket_step}: give a multiple of 32 that divides --size {size}, as in recipes")
     if dtype is Dtype.float16:
         raise UserError("--dtype float16: autoencoders and T5 overflow in it; give bfloat16 or float32")
     from cogview3.checkpoints import weights_folder

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cogview3.checkpoints import LORA_FILE
 from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype
 from cogview3.config import UserError
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     from cogview3.generation.placement import Placement
     from cogview3.prompts.cache import PromptCache
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls an adapter's file."""
 
 
 def model_name(model: str) -> str:

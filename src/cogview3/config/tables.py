@@ -140,8 +140,16 @@ class TextData(Table):
     """Shares of the three kinds of captions, and captions read to build the tokenizer."""
 
     brief_share: Share = 0.45
-    alt_share: Share = 0.1
+    alt_share: Annotated[Share, Checked] = 0.1
     tokenizer_captions: Positive = 8_000
+
+    @field_validator("alt_share")
+    @classmethod
+    def _fits(cls, share: float, info: ValidationInfo) -> float:
+        rest = 1 - info.data.get("brief_share", 0.0)
+        if share > rest + 1e-9:
+            raise ValueError(f"more than brief_share leaves; give at most {rest:g}")
+        return share
 
 
 class RecaptionerModel(Table):

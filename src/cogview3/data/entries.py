@@ -35,14 +35,14 @@ class Entry:
     mended: tuple[str, ...] = ()
 
 
-def take_apart(group: Group, captions: Mapping[str, str] | None = None) -> Entry:
+def take_apart(group: Group, captions: Mapping[str, str] | None = None, needs_caption: bool = True) -> Entry:
     """The entry of a group; `captions` are new captions by key.
 
     Where there is no .txt, the metadata's "caption" stands in, and a new caption is enough on its own.
 
     Raises:
-        Broken: the group's own fault, "missing image", "missing caption" (or a blank one), "undecodable text",
-            "unreadable metadata".
+        Broken: the group's own fault, "missing image", "missing caption" (or a blank one) where it `needs_caption`,
+            "undecodable text", "unreadable metadata".
     """
     if group.fault:
         raise Broken(group.fault)
@@ -56,7 +56,7 @@ def take_apart(group: Group, captions: Mapping[str, str] | None = None) -> Entry
     if not old:
         old = encodable(str(metadata.get("caption") or "").strip())
         mended.append("caption from metadata" if old else "no old caption")
-    if not old and not new:
+    if needs_caption and not old and not new:
         raise Broken("missing caption")
     if captions is not None and not new:
         mended.append("no new caption")
@@ -82,7 +82,13 @@ def _metadata(content: bytes | None) -> dict[str, Any]:
     return metadata
 
 
-def admit(group: Group, captions: Mapping[str, str] | None, keep: Mapping[str, str] | None, filters: Filters) -> Entry:
+def admit(
+    group: Group,
+    captions: Mapping[str, str] | None,
+    keep: Mapping[str, str] | None,
+    filters: Filters,
+    needs_caption: bool = True,
+) -> Entry:
     """The entry of a group, judged by the keep sidecar (reasons by key; None without one), metadata and caption.
 
     Raises Broken or Filtered.
@@ -92,7 +98,7 @@ def admit(group: Group, captions: Mapping[str, str] | None, keep: Mapping[str, s
             raise Broken("not in the keep sidecar")
         if keep[group.key]:
             raise Filtered(keep[group.key])
-    entry = take_apart(group, captions)
+    entry = take_apart(group, captions, needs_caption)
     if reason := judge_text(filters, entry.metadata, entry.old):
         raise Filtered(reason)
     return entry

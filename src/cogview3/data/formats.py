@@ -411,11 +411,17 @@ def _from_line(number: int, line: bytes) -> _Listed:
 
 def _by_key(names: Sequence[str]) -> list[_Listed]:
     groups: dict[str, dict[str, str]] = {}
+    dotted: list[str] = []
     for name in names:
         key, suffix = split_name(name)
         if key and (suffix in images.SUFFIXES or suffix in TEXTS):
             groups.setdefault(key, {})[suffix] = name
-    return [(key, files, {}, "") for key, files in groups.items()]
+        elif key and suffix.rpartition(".")[2] in images.SUFFIXES:
+            dotted.append(name)
+    listing: list[_Listed] = [(key, files, {}, "") for key, files in groups.items()]
+    # the others, such as a.mask.png beside a.png, belong to a picture
+    lost = [name for name in dotted if not images.SUFFIXES & groups.get(split_name(name)[0], {}).keys()]
+    return listing + [(name, {}, {}, "more than one dot in the name") for name in lost]
 
 
 def _repeats_marked(

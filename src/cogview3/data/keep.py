@@ -12,8 +12,10 @@ from cogview3.data.entries import admit, develop
 from cogview3.data.filters import Filters, Seen, difference_hash
 from cogview3.data.formats import Shard, all_groups
 from cogview3.data.parallel import over_shards
-from cogview3.data.report import Filtered, Report, Skipped
-from cogview3.data.sidecars import read_captions, read_column, read_notes, write_sidecar
+from cogview3.data.report import Report, Skipped
+from cogview3.data.sidecars import read_captions, read_columns, read_notes, write_sidecar
+
+_DUPLICATE = "duplicate"
 
 
 @dataclass
@@ -37,7 +39,8 @@ def write_keep(
     """Judge every sample and write a keep sidecar (key, keep, reason, hash) beside each shard.
 
     Sidecars appear whole, in the order of the shards; those made with the same filters are kept, so that an
-    interrupted call goes on where it stopped. Of pictures that are alike, the first one in that order is kept.
+    interrupted call goes on where it stopped. Of pictures that are alike, the first one in that order is kept: where
+    a finished shard was judged beside others, its marks of likenesses are made anew.
 
     Args:
         shards: from `formats.find_shards`.
@@ -63,15 +66,18 @@ def write_keep(
     for number, shard in enumerate(shards):
         address = shard.sidecar("keep")
         if shard.address in finished:
-            report.add(Report.from_dict(finished[shard.address]["report"]))
-            for value in read_column(address, "hash") if filters.duplicates else ():
-                if value is not None:
-                    seen.add(value)
+            judged = _read(address, finished[shard.address]) if filters.duplicates else None
+            if judged is not None:
+                before = list(judged.reasons)
+                _mark_likenesses(judged, seen)
+                if judged.reasons != before:
+                    _write(address, judged, settings)
+            report.add(Report.from_dict(finished[shard.address]["report"]) if judged is None else judged.report)
         else:
             judged = next(results)
             if filters.duplicates:
-                _leave_out_likenesses(judged, seen)
-            write_sidecar(address, _table(judged), {"settings": settings, "report": judged.report.to_dict()})
+                _mark_likenesses(judged, seen)
+            _write(address, judged, settings)
             report.add(judged.report)
         progress(number + 1)
     return report, len(finished)
@@ -115,12 +121,31 @@ def judge(shard: Shard, filters: Filters) -> Judged:
     return judged
 
 
-def _leave_out_likenesses(judged: Judged, seen: Seen) -> None:
+def _mark_likenesses(judged: Judged, seen: Seen) -> None:
+    """Leave out what is like something seen, and take back in what was left out for being like something else.
+
+    Samples with a hash have nothing else against them.
+    """
+    filtered = judged.report.filtered
     for number, value in enumerate(judged.hashes):
-        if value is not None and seen.add(value):
-            judged.reasons[number] = "duplicate"
-            judged.report.samples -= 1
-            judged.report.skip(Filtered("duplicate"))
+        if value is None:
+            continue
+        before, now = bool(judged.reasons[number]), seen.add(value)
+        judged.reasons[number] = _DUPLICATE if now else ""
+        judged.report.samples += before - now
+        filtered[_DUPLICATE] += now - before
+    if not filtered[_DUPLICATE]:
+        del filtered[_DUPLICATE]
+
+
+def _read(address: str, notes: dict[str, Any]) -> Judged:
+    """A finished sidecar's samples."""
+    columns = read_columns(address, ("key", "reason", "hash"))
+    return Judged(*columns.values(), Report.from_dict(notes["report"]))
+
+
+def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:
+    write_sidecar(address, _table(judged), {"settings": settings, "report": judged.report.to_dict()})
 
 
 def _table(judged: Judged) -> pyarrow.Table:

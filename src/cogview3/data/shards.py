@@ -77,6 +77,7 @@ class CaptionedImages:
         broken_share: the largest share of broken samples among the last `broken_window`.
         broken_window: see there; nothing is judged before that many samples.
         encoded: read the latents that were made of the shards with this preprocessing, instead of the pictures.
+        needs_caption: whether pictures without any caption are broken; if not, theirs is "".
 
     Raises:
         UserError: a value out of range, an address with nothing behind it, filters that need the whole set. While
@@ -98,13 +99,14 @@ class CaptionedImages:
         broken_share: float = 0.1,
         broken_window: int = 1000,
         encoded: Preprocessing | None = None,
+        needs_caption: bool = True,
     ) -> None:
         filters = filters or Filters()
         _check(seed, buffer, epochs, new_share, filters, part, parts)
         weights = _weights(addresses, epochs)
         self.report = Report()
         self._seed, self._epochs, self._new_share, self._filters = seed, epochs, new_share, filters
-        self._part = part
+        self._part, self._needs_caption = part, needs_caption
         self._tolerance = Tolerance(broken_share, broken_window)
         sources = [[address] for address in addresses] if weights else [list(addresses)]
         self._shards = [find_shards(source) for source in sources]
@@ -204,7 +206,7 @@ class CaptionedImages:
     def _admit(self, source: int, shard: int, group: Group) -> Entry | None:
         """The entry of a group, unless it is broken or left out, which is counted."""
         try:
-            entry = admit(group, *self._sidecars(source, shard), self._filters)
+            entry = admit(group, *self._sidecars(source, shard), self._filters, self._needs_caption)
         except Skipped as reason:
             self.report.skip(reason)
             if isinstance(reason, Broken):

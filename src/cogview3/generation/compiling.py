@@ -78,9 +78,7 @@ def compile_network(
     if regions is None or not isinstance(network, ModelMixin):
         return False
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * _VARIANTS)
+    allow_variants()
     network.to(memory_format=torch.channels_last)
     network._repeated_blocks = list(regions)
     if graphs and backend == "inductor":
@@ -89,6 +87,13 @@ def compile_network(
     else:
         network.compile_repeated_blocks(dynamic=dynamic, backend=backend)
     return True
+
+
+def allow_variants() -> None:
+    """Let blocks that share their code be compiled for each network, size and setting; by default some eight are."""
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _VARIANTS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * _VARIANTS)
 
 
 def _begin_step(*_: object) -> None:

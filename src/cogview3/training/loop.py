@@ -1,7 +1,9 @@
 """The training loop: the same for every objective, on one process or many.
 
 Samples, noise and timesteps depend on (seed, sample index) alone, so a run that was stopped goes on with exactly the
-losses it would have had, and how a batch is spread over processes does not matter.
+losses it would have had. How a batch is spread over processes does not matter to base and relay stages, their
+distillation and light parts. Elsewhere losses are means over what a part holds (words, tokens, patches), so that
+another split weighs samples a little otherwise, and a VAE's parts have a whole picture each.
 """
 
 import functools
@@ -318,7 +320,7 @@ def _inexact(before: dict[str, Any], now: dict[str, Any]) -> str:
     changes = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key])
     return (
         f"resuming with {changes}: learning rate, noise and times of every sample are as they were; sums are made in "
-        "another order, so that losses agree in about six digits, no longer in all"
+        "another order, so that losses agree in about six digits (of a VAE, texts and captions in fewer), not in all"
     )
 
 

@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from cogview3.config import Optimizer, Recipe, UserError
+from cogview3.generation.compiling import allow_variants
 from cogview3.training import parallel
 from cogview3.training.objectives import Batch, Objective
 from cogview3.training.spikes import SpikeRule
@@ -51,6 +52,7 @@ class Steps:
             if not self.sharded:  # FSDP2 takes contiguous weights only
                 trained.to(memory_format=torch.channels_last)
         if train.compile:
+            allow_variants()
             for part in parallel.units(trained) if self.sharded else [trained]:
                 part.compile(backend=COMPILER)
         if self.sharded:

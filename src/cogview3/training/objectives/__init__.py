@@ -5,6 +5,7 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,19 +116,25 @@ def build(recipe: Recipe) -> Objective:
     return DiffusionTraining(recipe)
 
 
-def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components: str) -> None:
+def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components: str) -> Path:
     """Take over the weights of the first of `components` that a run, a model folder or a bundled model has.
 
-    Raises UserError where it has none, or where the shapes differ.
+    Returns:
+        The component's folder.
+
+    Raises:
+        UserError: it has none, or one that is distilled, or of other shapes.
     """
-    for number, component in enumerate(components, 1):
-        try:
-            folder = checkpoints.weights_folder(reference, component)
-            break
-        except UserError:
-            if number == len(components):
-                raise
+    folder = None
+    for component in components:
+        with suppress(UserError):
+            folder = folder or checkpoints.weights_folder(reference, component)
+    folder = folder or checkpoints.weights_folder(reference, components[0])
+    state = type(model).from_pretrained(folder).state_dict()
+    if "time_embedding.cond_proj.weight" in state.keys() - model.state_dict().keys():
+        raise UserError(f"recipe.start_from {reference!r} is distilled; give what it was distilled from")
     try:
-        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+        model.load_state_dict(state)
     except RuntimeError:
         raise UserError(f"recipe.start_from {reference!r} has other shapes than [model]; make them equal") from None
+    return folder

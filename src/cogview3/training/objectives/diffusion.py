@@ -4,6 +4,8 @@ Base: z_t = z_0 + sigma_t eps on all times. Relay (equations 4 to 7): z_t is cen
 (1 - f_t) z_0 + f_t z_L, times below T_r. Both: mean square of the network's output against what makes D = z_0.
 """
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from cogview3.config import BaseRecipe, RelayRecipe, UNetModel
+from cogview3.config import BaseRecipe, RelayRecipe, UNetModel, UserError
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
@@ -35,7 +37,7 @@ class DiffusionTraining(LatentTraining):
         self.trained = build_unet(recipe.model, self._frozen["text"].config.d_model, recipe.data.size // 8)
         if recipe.recipe.start_from:
             order = ("relay_unet", "unet") if self.is_relay else ("unet", "relay_unet")
-            start_from(self.trained, recipe.recipe.start_from, *order)
+            self._compare(start_from(self.trained, recipe.recipe.start_from, *order))
         if recipe.lora is not None:
             lora.add_adapter(self.trained, recipe.lora, recipe.train.precision == "bf16")
             self.depends_on = "network of recipe.start_from"
@@ -45,6 +47,23 @@ class DiffusionTraining(LatentTraining):
         self.f = (
             relay.blur_fraction(times, self.times, recipe.objective.blur, sigmas).float() if self.is_relay else None
         )
+
+    def _compare(self, start: Path) -> None:
+        """Tell where [objective] is another one than the start was trained for; an adapter must be for the same."""
+        config = start.parent / ("relay_scheduler" if self.is_relay else "scheduler") / "scheduler_config.json"
+        if start.name != ("relay_unet" if self.is_relay else "unet") or not config.is_file():
+            return
+        held, given = json.loads(config.read_text("utf-8")), self.recipe.recipe.start_from
+        objective = self.recipe.objective
+        wanted = {"prediction": ("prediction_type", objective.prediction)}
+        if self.is_relay:
+            wanted |= {"relay_start": ("relay_start", objective.relay_start), "blur": ("blur", objective.blur)}
+        for key, (name, value) in wanted.items():
+            if held.get(name, value) != value:
+                told = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
+                if self.recipe.lora is not None:
+                    raise UserError(f"{told}; an adapter must be for the same: --set objective.{key}={held[name]}")
+                print(f"{told}, and has to learn it anew", file=sys.stderr)
 
     @property
     def times(self) -> int:

@@ -46,12 +46,12 @@ def add_adapter(unet: UNet2DConditionModel, settings: Lora, bf16: bool) -> None:
 
 
 def frozen_fingerprint(unet: UNet2DConditionModel) -> str:
-    """Hash of names, shapes and the first numbers of the frozen weights."""
+    """Hash of names, shapes and the first numbers of the frozen weights, in bfloat16, which any precision agrees on."""
     digest = hashlib.sha256()
     for name, parameter in unet.named_parameters():
         if not parameter.requires_grad:
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().flatten()[:16].float().cpu().numpy().tobytes())
+            digest.update(parameter.detach().flatten()[:16].bfloat16().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

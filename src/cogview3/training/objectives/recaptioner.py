@@ -155,7 +155,8 @@ class Recaptioner(nn.Module):
         embeddings = model.get_input_embeddings()(tokens[rows])
         projected = model.multi_modal_projector(levels[-1][rows]).to(embeddings.dtype)
         places = (tokens[rows] == self.llava.config.image_token_id).unsqueeze(-1)
-        embeddings = embeddings.masked_scatter(places, projected)
+        # a text of padding alone has no place for its picture
+        embeddings = embeddings.masked_scatter(places, projected) if places.any() else embeddings + 0 * projected.sum()
         hidden = model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
         told = [head(patches).float() for head, patches in zip(self.patch_heads, levels, strict=True)]
         return told, self.llava.lm_head(hidden).float()
@@ -261,13 +262,15 @@ class RecaptionerTraining(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy of the captions' tokens, and of what patches tell: "patches" is the last level's."""
         filled = batch["tokens"] != self.tokenizer.pad_token_id
-        rows, length = filled.any(1), int(filled.any(0).sum())
+        rows, length = filled.any(1), max(2, int(filled.any(0).sum()))
+        if not rows.any():  # one that is read for nothing, so that all weights have a gradient, if of 0
+            rows = torch.arange(len(rows), device=rows.device) == 0
         labels = batch["labels"][rows, :length]
         told, logits = self.trained(batch["pictures"], batch["tokens"][:, :length], rows)
         wanted = labels[:, 1:].flatten()
         caption = functional.cross_entropy(
             logits[:, :-1].flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"
-        ) / max(1, int((wanted != IGNORED).sum()))  # a small batch may hold no caption
+        ) / max(1, int((wanted != IGNORED).sum()))  # a small batch, or a part of one, may hold no caption
         levels = [_patch_loss(each, batch[f"patches_{side}"]) for each, side in zip(told, self.sides, strict=True)]
         return {"loss": caption + PATCH_WEIGHT * sum(levels), "caption": caption, "patches": levels[-1]}
 

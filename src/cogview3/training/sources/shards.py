@@ -148,6 +148,7 @@ class ShardSource(Source):
             filters=filters_of(data),
             broken_share=data.broken_share,
             broken_window=data.broken_window,
+            needs_caption=isinstance(data, ShardData),
         )
         squares = Buckets(data.size, data.size, 1.0)
         return BucketBatches(FittedImages(reader, squares, center=True), count, text_dropout=0).take(count)
@@ -261,6 +262,7 @@ def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: i
         broken_share=data.broken_share,
         broken_window=data.broken_window,
         encoded=encoded,
+        needs_caption=isinstance(data, ShardData),
     )
     buckets = Buckets(data.size, *bucket_settings(data))
     return FittedImages(reader, buckets, seed=seed, center=data.crop == "center")
