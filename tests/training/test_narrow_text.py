@@ -49,4 +49,7 @@ def test_steps_validation_and_counted_operations_bear_it(
             assert objective.samples().size[0] > 0
         counts.append(measure.step_flops(objective, ready.skeleton, ready.last_batch))
     assert formats == [torch.bfloat16, torch.float32]
-    assert counts[0] == counts[1] > 0
+    if kind == "distill":  # whose teacher does most of the work
+        assert counts == [None, None]
+    else:
+        assert counts[0] == counts[1] > 0

@@ -36,6 +36,8 @@ class Distillation(LatentTraining):
     teacher's own samplings.
     """
 
+    works_alone = False  # the teacher does most of it
+
     def __init__(self, recipe: DistillRound) -> None:
         super().__init__(recipe)
         settings = recipe.distill

@@ -18,13 +18,13 @@ class _Called(Exception):
 
 
 def step_flops(objective: Objective, skeleton: nn.Module, batch: Batch) -> int | None:
-    """Operations of forward and backward pass of `objective.trained` on a batch; None where it is no UNet.
+    """Operations of forward and backward pass of `objective.trained` on a batch; None where it is no UNet, or others work.
 
     Convolutions and matrix products, a multiplication and an addition each; nothing that is computed twice
     (`train.checkpoint_activations`) counts twice. Counted on `skeleton` (`parallel.skeleton`), without computing, and
     in float32 throughout: a frozen part may be kept in another format, which only autocast brings together.
     """
-    if not isinstance(objective.trained, UNet2DConditionModel):
+    if not isinstance(objective.trained, UNet2DConditionModel) or not objective.works_alone:
         return None
     arguments, options = _call(objective, skeleton, batch)
     network = copy.deepcopy(skeleton).float()
