@@ -13,6 +13,8 @@ from cogview3.captions.engines import local, on_ray
 from cogview3.captions.model import ModelJob
 from cogview3.captions.recaption import recaption
 from cogview3.captions.rows import CannotGoOn
+from cogview3.cli.options import Device, Dtype
+from cogview3.cli.recaption import _model_job
 from cogview3.config import UserError
 from cogview3.data.formats import find_shards
 from tests.captions.light import LightJob
@@ -72,6 +74,19 @@ def test_shards_and_jobs_are_given_up_as_elsewhere(cluster: Any, tars: list[str]
 def test_more_workers_than_cpus_come_to_their_turn(cluster: Any, tars: list[str], tmp_path: Path) -> None:
     """Each of three is given a shard at once, and there is room for two."""
     assert recaption(find_shards(tars), LightJob(tmp_path), partial(on_ray, workers=3))["images"] == 15
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(3, ("cuda", "bfloat16", 3)), (0, ("cpu", "float32", 0))])
+def test_a_clusters_gpus_count_and_not_this_machines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, expected: tuple[str, str, int]
+) -> None:
+    monkeypatch.setattr("cogview3.captions.engines.cluster_gpus", lambda: gpus)
+    model = str(save_llava(tmp_path / "llava"))
+    job, count = _model_job(model, Device.auto, Dtype.auto, 1, 0, 0.0, 8, True)
+    assert (job.device, job.dtype, count) == expected
+    if not gpus:
+        with pytest.raises(UserError, match="--device cuda: the Ray cluster has no GPU"):
+            _model_job(model, Device.cuda, Dtype.auto, 1, 0, 0.0, 8, True)
 
 
 def test_engines_give_equal_rows(cluster: Any, tmp_path: Path) -> None:

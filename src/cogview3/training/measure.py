@@ -18,7 +18,9 @@ class _Called(Exception):
 
 
 def step_flops(objective: Objective, skeleton: nn.Module, batch: Batch) -> int | None:
-    """Operations of forward and backward pass of `objective.trained` on a batch; None where it is no UNet, or others work.
+    """Operations of forward and backward pass of `objective.trained` on a batch; None where it is no UNet.
+
+    None also where other networks do much of the work (`Objective.works_alone`).
 
     Convolutions and matrix products, a multiplication and an addition each; nothing that is computed twice
     (`train.checkpoint_activations`) counts twice. Counted on `skeleton` (`parallel.skeleton`), without computing, and

@@ -30,7 +30,8 @@ class Objective(nn.Module, ABC):
     Attributes:
         trained: the network. Its parameters without gradient are neither moved, averaged nor in checkpoints.
         depends_on: what `fingerprint` tells the state of, in a few words.
-        works_alone: whether `trained` does all the work of a step; if not, no share of what the device could do is told.
+        works_alone: whether `trained` does all the work of a step; if not, its share of what the device could do would
+            mislead, and none is told.
         stop_asked: whether the run is to stop, the same on all processes; a `batch` that takes long asks it now and
             then, equally often on all, and raises `Interrupted`.
     """
