@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,12 @@ def test_a_model_that_writes_nothing_is_to_blame(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(writer, "generate", lambda *given: 1 / 0)
     with pytest.raises(UserError, match=rf"none of the first {MOST_FAILED} pictures.*ZeroDivisionError"):
         list(writer.run([sample for sample in samples() for _ in range(8)]))
+    writer = ModelJob(str(folder), batch=8).load(0)  # one that has captioned others before is not
+    monkeypatch.setattr(writer, "generate", lambda *given: 1 / 0)
+    known, *rest = samples()
+    rows = [row for rows in writer.run([replace(known, done=True), *(rest * 8)]) for row in rows]
+    assert len(rows) > MOST_FAILED
+    assert {row.status for row in rows} == {"failed"}
 
 
 def test_models_are_found_and_checked(folder: Path, tmp_path: Path) -> None:

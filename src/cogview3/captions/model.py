@@ -165,6 +165,7 @@ class ModelWriter:
         if not samples:
             return None
         batch = _Batch([], [], [], None, [])
+        self._succeeded += sum(sample.done for sample in samples)  # in an earlier run
         if all(sample.done for sample in samples):
             return batch
         for entry in (sample.entry for sample in samples):
