@@ -270,9 +270,9 @@ def upscale(
     sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
     seeds = list(range(seed, seed + len(images)))
     files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
+    places = {path.resolve(): number for number, path in enumerate(images)}
     for number, path in enumerate(files):
-        others = [other for other in images[:number] + images[number + 1 :] if other.resolve() == path.resolve()]
-        if others:
+        if places.get(path.resolve(), number) != number:
             raise UserError(
                 f"{images[number]} would be enlarged into {path}, which is to be enlarged, too; change --out"
             )
