@@ -575,7 +575,7 @@ def test_the_relay_starts_from_the_base(runs: Path) -> None:
     [
         ({"model__block_out_channels": [16, 16, 16]}, "other shapes"),
         ({"model__layers_per_block": 2}, "other shapes"),
-        ({"recipe__start_from": "runs/none"}, "no unet in 'runs/none'"),
+        ({"recipe__start_from": "runs/none"}, "no relay_unet in 'runs/none'"),
         ({"data__vae": "runs/none"}, "no vae in 'runs/none'"),
         ({"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
     ],

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from cogview3.bench.machine import hardware, versions
 from cogview3.config import BaseRecipe, UserError, load_recipe, parse_recipe
-from cogview3.diffusion import schedule
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.models.unet import size_conditions
 from cogview3.precision import computes_bfloat16
@@ -70,7 +69,7 @@ class Synthetic(DiffusionTraining):
                 "text": torch.randn(count, scale.tokens, scale.width),
                 "sizes": sizes.expand(count, 3, 2),
             }
-        self.sigmas = schedule.make_sigmas(STEPS)
+        self.sigmas, self.f = self._levels()
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Always the same: what data cost is measured by `bench data`."""

@@ -41,12 +41,13 @@ class DiffusionTraining(LatentTraining):
         if recipe.lora is not None:
             lora.add_adapter(self.trained, recipe.lora, recipe.train.precision == "bf16")
             self.depends_on = "network of recipe.start_from"
-        sigmas = schedule.make_sigmas(STEPS)
-        self.sigmas = sigmas.float()  # some devices have no float64
-        times = torch.arange(self.times)
-        self.f = (
-            relay.blur_fraction(times, self.times, recipe.objective.blur, sigmas).float() if self.is_relay else None
-        )
+        self.sigmas, self.f = self._levels()
+
+    def _levels(self) -> tuple[Tensor, Tensor | None]:
+        """sigma_t at all 1000 times, and f_t of a relay at its own; float32, as some devices have no float64."""
+        sigmas, times = schedule.make_sigmas(STEPS), torch.arange(self.times)
+        f = relay.blur_fraction(times, self.times, self.recipe.objective.blur, sigmas) if self.is_relay else None
+        return sigmas.float(), None if f is None else f.float()
 
     def _compare(self, start: Path) -> None:
         """Tell where [objective] is another one than the start was trained for; an adapter must be for the same."""
