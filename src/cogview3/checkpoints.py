@@ -22,6 +22,9 @@ from typing import Any
 
 from cogview3.config import UserError, parse_recipe
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls an adapter's file."""
+
 _CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
 _CHECKPOINT = re.compile(r"images-(\d+)")
 _MAY_CHANGE = frozenset(
@@ -213,10 +216,6 @@ def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> 
 
 def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
     return {f"{table}.{key}": value for table, entries in tables.items() for key, value in entries.items()}
-
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls an adapter's file."""
 
 
 def weights_folder(reference: str | Path, component: str) -> Path:

@@ -181,7 +181,7 @@ def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     except (UserError, CannotGoOn) as error:
         pipe.send(_Broke(str(error), UserError if isinstance(error, UserError) else CannotGoOn))
     except Exception as error:
-        pipe.send(_Broke(_told(error)))
+        pipe.send(_Broke(_in_words(error)))
 
 
 def _load(task: Task, place: int) -> Writer:
@@ -191,10 +191,10 @@ def _load(task: Task, place: int) -> Writer:
     except (UserError, CannotGoOn):
         raise
     except Exception as error:
-        raise CannotGoOn(f"the model cannot be loaded ({_told(error)}); mend that and run again") from error
+        raise CannotGoOn(f"the model cannot be loaded ({_in_words(error)}); mend that and run again") from error
 
 
-def _told(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
@@ -291,7 +291,7 @@ def _told_by_ray(ray: Any, error: Exception) -> str:
         raise type(cause)(str(cause)) from None
     if isinstance(error, ray.exceptions.RayActorError):
         return "the worker died"
-    return _told(cause or error)
+    return _in_words(cause or error)
 
 
 def _import_ray() -> Any:

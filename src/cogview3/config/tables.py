@@ -136,6 +136,14 @@ class TextModel(Table):
     max_length: Annotated[int, Field(ge=16)] = 96
 
 
+def _of_the_rest(share: float, other: str, info: ValidationInfo) -> float:
+    """A share of what another one leaves of 1."""
+    rest = 1 - info.data.get(other, 0.0)
+    if share > rest + 1e-9:
+        raise ValueError(f"more than {other} leaves; give at most {rest:g}")
+    return share
+
+
 class TextData(Table):
     """Shares of the three kinds of captions, and captions read to build the tokenizer."""
 
@@ -146,10 +154,7 @@ class TextData(Table):
     @field_validator("alt_share")
     @classmethod
     def _fits(cls, share: float, info: ValidationInfo) -> float:
-        rest = 1 - info.data.get("brief_share", 0.0)
-        if share > rest + 1e-9:
-            raise ValueError(f"more than brief_share leaves; give at most {rest:g}")
-        return share
+        return _of_the_rest(share, "brief_share", info)
 
 
 class RecaptionerModel(Table):
@@ -275,10 +280,7 @@ class _Latents(Table):
     @field_validator("degraded_share")
     @classmethod
     def _fits(cls, share: float, info: ValidationInfo) -> float:
-        rest = 1 - info.data.get("reconstructed_share", 0.0)
-        if share > rest + 1e-9:
-            raise ValueError(f"more than reconstructed_share leaves; give at most {rest:g}")
-        return share
+        return _of_the_rest(share, "reconstructed_share", info)
 
 
 class SceneData(_Latents):
