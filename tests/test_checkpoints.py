@@ -1,8 +1,11 @@
 """Run folders: whole or not at all, never over somebody else's files."""
 
 import errno
+import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,21 +163,27 @@ def recipe() -> dict[str, Any]:
     return load_recipe("scenes/vae").to_dict()
 
 
+def opened(run: Path, recipe: dict[str, Any], restart: bool = False) -> Path | None:
+    """Open a run folder and let go of it at once."""
+    with checkpoints.open_run(run, recipe, restart) as newest:
+        return newest
+
+
 def test_a_run_is_begun_and_continued(tmp_path: Path, recipe: dict[str, Any]) -> None:
     run = tmp_path / "runs" / "vae"
-    assert checkpoints.open_run(run, recipe) is None
+    assert opened(run, recipe) is None
     assert load_recipe(str(run / "recipe.toml")).to_dict() == recipe
-    assert checkpoints.open_run(run, recipe) is None
+    assert opened(run, recipe) is None
     newest = checkpoints.save_checkpoint(run, 4, 1, lambda folder: (folder / "x").write_text("x"))
-    assert checkpoints.open_run(run, recipe) == newest
+    assert opened(run, recipe) == newest
 
 
 def test_another_recipe_is_refused_by_the_keys_that_differ(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    checkpoints.open_run(tmp_path / "run", recipe)
+    opened(tmp_path / "run", recipe)
     before = files_of(tmp_path)
     other = load_recipe("scenes/vae", ["train.seed=5", "optimizer.learning_rate=1"]).to_dict()
     with pytest.raises(UserError, match=r"optimizer.learning_rate \(0.001 there, 1.0 here\), train.seed \(0 there, 5"):
-        checkpoints.open_run(tmp_path / "run", other)
+        opened(tmp_path / "run", other)
     assert files_of(tmp_path) == before
 
 
@@ -183,14 +192,18 @@ def test_folders_that_hold_no_run_and_files_are_refused(tmp_path: Path, recipe: 
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     before = files_of(tmp_path)
     with pytest.raises(UserError, match=r"mine is not empty and holds no run; .*--out"):
-        checkpoints.open_run(tmp_path / "mine", recipe)
-    with pytest.raises(UserError, match=r"thesis.txt is a file; .*--out"):
-        checkpoints.open_run(tmp_path / "mine" / "thesis.txt", recipe)
+        opened(tmp_path / "mine", recipe)
+    for restart in (False, True):
+        with pytest.raises(UserError, match=r"thesis.txt is a file; .*--out"):
+            opened(tmp_path / "mine" / "thesis.txt", recipe, restart)
     assert files_of(tmp_path) == before
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    checkpoints.open_run(tmp_path, recipe)
+@pytest.mark.parametrize("left", [[], [".lock"]])
+def test_an_empty_folder_is_taken(tmp_path: Path, recipe: dict[str, Any], left: list[str]) -> None:
+    for name in left:  # of a process that was killed as it began
+        (tmp_path / name).touch()
+    opened(tmp_path, recipe)
     assert (tmp_path / "recipe.toml").is_file()
 
 
@@ -198,15 +211,48 @@ def test_a_damaged_recipe_in_a_run_is_reported(tmp_path: Path, recipe: dict[str,
     for content in (b"[recipe", b"\xff\xfe"):
         (tmp_path / "recipe.toml").write_bytes(content)
         with pytest.raises(UserError, match=r"recipe.toml is damaged .*--restart"):
-            checkpoints.open_run(tmp_path, recipe)
+            opened(tmp_path, recipe)
 
 
 def test_restart_moves_earlier_runs_aside(tmp_path: Path, recipe: dict[str, Any]) -> None:
     for number in range(3):
-        assert checkpoints.open_run(tmp_path / "run", recipe, restart=True) is None
+        assert opened(tmp_path / "run", recipe, restart=True) is None
         (tmp_path / "run" / "mark").write_text(str(number))
     marks = {path: content for path, content in files_of(tmp_path).items() if path.endswith("mark")}
     assert marks == {"run/mark": "2", "run.old-1/mark": "0", "run.old-2/mark": "1"}
+
+
+_HOLD = """
+import json, sys
+from pathlib import Path
+from cogview3 import checkpoints
+with checkpoints.open_run(Path(sys.argv[1]), json.loads(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_is_of_one_process_at_a_time_and_of_none_once_that_is_killed(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", _HOLD, str(run), json.dumps(recipe)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        written = run / ".weights.1"
+        written.mkdir()
+        before = files_of(tmp_path)
+        for restart in (False, True):
+            with pytest.raises(UserError, match=r"run: another process works there; wait for it to end, or use --out"):
+                opened(run, recipe, restart)
+        assert files_of(tmp_path) == before
+        assert written.is_dir()
+        other.kill()
+    opened(run, recipe)
+    assert not written.exists()
+    with checkpoints.open_run(run, recipe), pytest.raises(UserError, match="another process works there"):
+        opened(run, recipe)
 
 
 def test_weights_are_found_in_runs_and_model_folders(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run folders: written whole or not at all, resumed exactly.
+"""Run folders: written whole or not at all, resumed exactly, by one process at a time.
 
 runs/<name>/recipe.toml                    the resolved recipe
 runs/<name>/metrics.jsonl                  one JSON object a line
@@ -7,6 +7,7 @@ runs/<name>/samples/                       picture grids
 runs/<name>/checkpoints/images-N/          state.json, model.safetensors, ema.safetensors, optimizer.pt;
                                            of sharded training state.json and tensors/, a file from each process
 runs/<name>/weights/<component>/           averaged (EMA) weights of the newest checkpoint, ready for use
+runs/<name>/.lock                          there and locked while a process works in the folder
 """
 
 import errno
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from cogview3.config import UserError, parse_recipe
 
@@ -37,6 +40,7 @@ _MAY_CHANGE = frozenset(
 )
 """Entries that may change in the middle of a run: how it is computed, and when it stops by itself."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
+_LOCK = ".lock"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -132,22 +136,44 @@ def save_checkpoint(run: Path, images: int, keep: int, write: Callable[[Path], N
     return target
 
 
-def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Path | None:
-    """Begin or continue a run folder; give its newest checkpoint, None where there is none.
+@contextmanager
+def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Iterator[Path | None]:
+    """Begin or continue a run folder, kept from other processes while the block runs; give its newest checkpoint.
 
-    `restart` moves an earlier run aside. Raises UserError as `check_run` does.
+    That is None where there is none. `restart` moves an earlier run aside. Raises UserError as `check_run` does, and
+    where another process works in the folder.
     """
     import tomli_w
 
-    if restart and run.exists():
+    if restart and run.is_dir():
+        with _held(run):
+            pass
         run.rename(_free_name(run))
     check_run(run, recipe)
-    text, stored = tomli_w.dumps(recipe), run / "recipe.toml"
-    if not stored.exists() or stored.read_text("utf-8") != text:
-        write_text(stored, text)
-    _clear_leftovers(run)
-    found = checkpoints(run)
-    return found[-1][1] if found else None
+    with _held(run):
+        text, stored = tomli_w.dumps(recipe), run / "recipe.toml"
+        if not stored.exists() or stored.read_text("utf-8") != text:
+            write_text(stored, text)
+        _clear_leftovers(run)
+        found = checkpoints(run)
+        yield found[-1][1] if found else None
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
+    """Lock a run folder, made where it is missing; the system lets go of it too if the process is killed."""
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{run}: another process works there; wait for it to end, or use --out") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps open files
+            (run / _LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def check_run(run: Path, recipe: dict[str, Any]) -> None:
@@ -161,7 +187,7 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
         raise UserError(f"{run} is a file; give a folder for the run with --out")
     if stored.is_file():
         _require_same(run, _read_recipe(stored), recipe)
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(path.name != _LOCK for path in run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; give another folder with --out")
 
 

@@ -131,6 +131,8 @@ def test_all_weights_go_on_where_they_were_stopped(pairs: Pairs, folder: Path, t
 
     def stop(images: int, note: str) -> None:
         if images >= 130:
+            with pytest.raises(UserError, match="another process works there"):
+                finetune(pairs, str(folder), run, settings, micro_batch=4)
             raise KeyboardInterrupt
 
     run = tmp_path / "run"

@@ -37,7 +37,8 @@ def test_recipes_that_are_wrong(run: Run, tmp_path: Path, arguments: list[str], 
 
 
 def test_a_run_of_another_recipe_is_kept(run: Run, tmp_path: Path) -> None:
-    open_run(tmp_path / "runs" / "vae", load_recipe("scenes/vae", ["train.seed=1"]).to_dict())
+    with open_run(tmp_path / "runs" / "vae", load_recipe("scenes/vae", ["train.seed=1"]).to_dict()):
+        pass
     before = (tmp_path / "runs" / "vae" / "recipe.toml").read_bytes()
     result = run("train", "scenes/vae", "--set", "train.seed=2", "--out", "runs/vae", "--device", "cpu")
     assert result.exit_code == 2, result.output

@@ -295,6 +295,24 @@ def test_finished_rounds_are_left_as_they_are(
     assert result["rounds"] == json.loads((run / "rounds.json").read_text())["rounds"]
 
 
+def test_a_folder_is_of_one_distillation_at_a_time(
+    runs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recipe = copied(base, tmp_path / "base"), tiny_distillation("base", runs)
+    (run / "rounds.json").unlink()
+    refused = []
+
+    def second(*arguments: Any, **options: Any) -> dict[str, Any]:
+        with pytest.raises(UserError, match="another process works there"):
+            distill(recipe, run, device="cpu")
+        refused.append(arguments[1].name)
+        return loop.train(*arguments, **options)
+
+    monkeypatch.setattr(rounds, "train", second)
+    distill(recipe, run, device="cpu")
+    assert refused == ["round-2", "round-1"]
+
+
 def test_another_recipe_is_refused_and_restart_begins_anew(runs: Path, base: Path, tmp_path: Path) -> None:
     run = copied(base, tmp_path / "base")
     other = tiny_distillation("base", runs, distill__steps=[4, 2], train__images=2)

@@ -339,6 +339,18 @@ def test_restart_begins_anew_beside_the_earlier_run(runs: Path, tmp_path: Path) 
     assert metrics(tmp_path / "text.old-1") == metrics(runs / "text")
 
 
+def test_a_folder_is_of_one_training_at_a_time(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, go = tiny_recipe("text", runs, train__images=2), loop._Run.go
+
+    def second(run: loop._Run) -> dict[str, Any]:
+        with pytest.raises(UserError, match="another process works there"):
+            train(recipe, tmp_path / "text", device="cpu")
+        return go(run)
+
+    monkeypatch.setattr(loop._Run, "go", second)
+    assert train(recipe, tmp_path / "text", device="cpu")["images"] == 2
+
+
 def test_tensorboard_gets_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -100,7 +101,8 @@ def finetune(
         Steps, held-out losses before and after, whether it ended early, and so on; plain types.
 
     Raises:
-        UserError: the run is another's, the model cannot be used, or a batch cannot be split as asked.
+        UserError: the run is another's or in another process's use, the model cannot be used, or a batch cannot be
+            split as asked.
     """
     trl = _import_trl()
     world, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
@@ -114,50 +116,50 @@ def finetune(
     learned, apart = pairs.split(settings.held_out)
     folder = find_model(model)
     asker = load_processor(folder)
-    if first:
-        recipe = {"kind": "captions-finetune", "model": model, "learned": len(learned), "held_out": len(apart)}
-        chosen = {key: value for key, value in settings.model_dump().items() if value is not None}
-        open_run(run, {"recipe": recipe, "finetune": chosen}, restart)
-    if (run / "result.json").is_file():
-        return json.loads((run / "result.json").read_text("utf-8"))
-    newest = _newest_checkpoint(run / "checkpoints")
-    dtype = "bfloat16" if device == "cuda" and computes_bfloat16(device) and not settings.full else "float32"
-    trainer = _trainer_class(trl, settings)(
-        model=load_model(newest if newest and settings.full else folder, dtype),
-        args=_arguments(trl, run, settings, device, micro_batch, world, workers, newest is None),
-        data_collator=_Collator(asker),
-        train_dataset=_dataset(pairs, learned),
-        eval_dataset=_dataset(pairs, apart),
-        processing_class=asker.processor,
-        peft_config=None if settings.full else _lora(settings),
-        callbacks=[_watch(run, settings, progress)],
-    )
-    _quiet(trainer)
-    asker.tokenizer.padding_side = "left"  # trainers set it as they like
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    state = trainer.state
-    if state.best_global_step is None or not math.isfinite(state.best_metric):
-        raise UserError(
-            f"{run}: no held-out loss is a number; give a lower --learning-rate than {settings.rate:g}, and --restart"
+    recipe = {"kind": "captions-finetune", "model": model, "learned": len(learned), "held_out": len(apart)}
+    chosen = {key: value for key, value in settings.model_dump().items() if value is not None}
+    with open_run(run, {"recipe": recipe, "finetune": chosen}, restart) if first else nullcontext():
+        if (run / "result.json").is_file():
+            return json.loads((run / "result.json").read_text("utf-8"))
+        newest = _newest_checkpoint(run / "checkpoints")
+        dtype = "bfloat16" if device == "cuda" and computes_bfloat16(device) and not settings.full else "float32"
+        trainer = _trainer_class(trl, settings)(
+            model=load_model(newest if newest and settings.full else folder, dtype),
+            args=_arguments(trl, run, settings, device, micro_batch, world, workers, newest is None),
+            data_collator=_Collator(asker),
+            train_dataset=_dataset(pairs, learned),
+            eval_dataset=_dataset(pairs, apart),
+            processing_class=asker.processor,
+            peft_config=None if settings.full else _lora(settings),
+            callbacks=[_watch(run, settings, progress)],
         )
-    result = {
-        "run": str(run),
-        "model": str(run / "weights" / "recaptioner"),
-        "steps": state.global_step,
-        "images": state.global_step * settings.batch,
-        "ended_early": state.global_step < settings.steps,
-        "best_step": state.best_global_step,
-        "held_out_loss_before": _held_out(state)[0],
-        "held_out_loss": state.best_metric,
-        "learned": len(learned),
-        "held_out": len(apart),
-        "broken": dict(pairs.report.broken),
-    }
-    if trainer.is_world_process_zero():
-        best = run / "checkpoints" / f"checkpoint-{state.best_global_step}"
-        _save(best, folder, dtype, asker, run / "weights" / "recaptioner", settings)
-        write_text(run / "result.json", json.dumps(result, indent=2) + "\n")
-    return result
+        _quiet(trainer)
+        asker.tokenizer.padding_side = "left"  # trainers set it as they like
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        state = trainer.state
+        if state.best_global_step is None or not math.isfinite(state.best_metric):
+            raise UserError(
+                f"{run}: no held-out loss is a number; give a lower --learning-rate than {settings.rate:g}, and "
+                "--restart"
+            )
+        result = {
+            "run": str(run),
+            "model": str(run / "weights" / "recaptioner"),
+            "steps": state.global_step,
+            "images": state.global_step * settings.batch,
+            "ended_early": state.global_step < settings.steps,
+            "best_step": state.best_global_step,
+            "held_out_loss_before": _held_out(state)[0],
+            "held_out_loss": state.best_metric,
+            "learned": len(learned),
+            "held_out": len(apart),
+            "broken": dict(pairs.report.broken),
+        }
+        if trainer.is_world_process_zero():
+            best = run / "checkpoints" / f"checkpoint-{state.best_global_step}"
+            _save(best, folder, dtype, asker, run / "weights" / "recaptioner", settings)
+            write_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+        return result
 
 
 def _arguments(

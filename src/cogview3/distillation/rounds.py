@@ -11,6 +11,7 @@ import gc
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def distill(
         {"run", "rounds"}: the folder, and the entries of rounds.json (`table_entry`).
 
     Raises:
-        UserError: no distillation's recipe, no such teacher, impossible steps, or a folder of another recipe.
+        UserError: no distillation's recipe, no such teacher, impossible steps, or a folder of another recipe or in
+            another process's use.
         FloatingPointError, SystemExit, KeyboardInterrupt: as `training.loop.train`.
     """
     if not isinstance(recipe, DistillBaseRecipe | DistillRelayRecipe):
@@ -65,9 +67,6 @@ def distill(
     if restart:
         _check_apart(recipe, run)
     state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    if state.is_main_process:
-        checkpoints.open_run(run, recipe.to_dict(), restart)
-    state.wait_for_everyone()
     trained: list[str] = []
 
     def finish(part: RelayRecipe | DistillRound, folder: Path, **options: Any) -> str:
@@ -85,17 +84,19 @@ def distill(
         trained.append(str(folder))
         return trained[-1]
 
-    teacher = recipe.distill.teacher
-    if fine_tuning is not None:
-        teacher = finish(fine_tuning, run / FINE_TUNE)
-        recipe = _with_estimate(recipe)
-    for number in range(1, recipe.rounds + 1):
-        part = recipe.round(number, teacher)
-        teacher = finish(part, run / f"round-{part.distill.steps[1]}", objective=Distillation)
-    if state.is_main_process:
-        with checkpoints.whole_folder(run / "weights") as weights:
-            shutil.copytree(Path(teacher) / "weights", weights, dirs_exist_ok=True)
-    return {"run": str(run), "rounds": table}
+    with checkpoints.open_run(run, recipe.to_dict(), restart) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        teacher = recipe.distill.teacher
+        if fine_tuning is not None:
+            teacher = finish(fine_tuning, run / FINE_TUNE)
+            recipe = _with_estimate(recipe)
+        for number in range(1, recipe.rounds + 1):
+            part = recipe.round(number, teacher)
+            teacher = finish(part, run / f"round-{part.distill.steps[1]}", objective=Distillation)
+        if state.is_main_process:
+            with checkpoints.whole_folder(run / "weights") as weights:
+                shutil.copytree(Path(teacher) / "weights", weights, dirs_exist_ok=True)
+        return {"run": str(run), "rounds": table}
 
 
 def _with_estimate(recipe: DistillRelayRecipe) -> DistillRelayRecipe:

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -60,7 +60,7 @@ def train(
         was left to train), the figures of the last validation ({} on processes that only help).
 
     Raises:
-        UserError: a folder of another recipe, or a damaged checkpoint.
+        UserError: a folder of another recipe or in another process's use, or a damaged checkpoint.
         FloatingPointError: the loss or its gradient is no longer finite, or one of them a spike (`train.on_spike`).
         SystemExit, KeyboardInterrupt: after SIGTERM (code 143), SIGUSR1 (138) and SIGINT.
     """
@@ -75,10 +75,9 @@ def train(
         checkpoints.check_run(run, recipe.to_dict())
     built = (objective or build)(settled)  # first, so that a wrong reference in the recipe leaves no run behind
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        checkpoints.open_run(run, recipe.to_dict(), restart)
-    accelerator.wait_for_everyone()
-    return _Run(settled, run, built, accelerator).go()
+    with checkpoints.open_run(run, recipe.to_dict(), restart) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        return _Run(settled, run, built, accelerator).go()
 
 
 def _settle_precision(recipe: Recipe, process: PartialState) -> Recipe:
