@@ -74,7 +74,7 @@ def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) ->
     table = show(results)[2]
     assert [list(column.cells) for column in table.columns] == [
         [f"{names[0]}, other noise", names[1]],
-        [f"{first['floor']['distance']:.3f}", f"{second['distance']:.3f}"],
+        [f"{first['floor']['distance']:.4f}", f"{second['distance']:.4f}"],
     ]
 
 

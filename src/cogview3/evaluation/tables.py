@@ -426,7 +426,7 @@ def show(results: dict[str, Any]) -> list[Table]:
         tables.append(Table("model", f"Fréchet distance to {first}"))
         for name, entry in entries.items():
             label = f"{name}, other noise" if name == first else name
-            tables[-1].add_row(label, _cell(entry["frechet"].get("floor", entry["frechet"])["distance"]))
+            tables[-1].add_row(label, f"{entry['frechet'].get('floor', entry['frechet'])['distance']:.4f}")
     if any("compared" in entry.get("scene", {}) for entry in entries.values()):
         tables.append(Table("model", f"facts, of {first}'s", "95 % interval", "difference", "95 % interval"))
         for name, entry in entries.items():
