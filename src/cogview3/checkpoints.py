@@ -39,6 +39,8 @@ _MAY_CHANGE = frozenset(
     for key in keys.split()
 )
 """Entries that may change in the middle of a run: how it is computed, and when it stops by itself."""
+_LENGTH = "train.images"
+"""May be raised in the middle of a run, or after its end."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
 _LOCK = ".lock"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -180,7 +182,7 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
     """Check that `recipe` can begin or continue in the folder `run`, which need not exist; writes nothing.
 
     Raises UserError where it is a file, no run, or a run of another recipe (naming the keys that differ). Entries that
-    only say how the run is computed, as `train.accumulation`, may differ.
+    only say how the run is computed, as `train.accumulation`, may differ, and `train.images` may be larger.
     """
     stored = run / "recipe.toml"
     if run.exists() and not run.is_dir():
@@ -189,6 +191,13 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
         _require_same(run, _read_recipe(stored), recipe)
     elif run.is_dir() and any(path.name != _LOCK for path in run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; give another folder with --out")
+
+
+def length_of(run: Path) -> int | None:
+    """`train.images` of the recipe that a run folder holds; None where there is no run, or one of several rounds."""
+    stored = run / "recipe.toml"
+    images = _read_recipe(stored).get("train", {}).get("images") if stored.is_file() else None
+    return images if isinstance(images, int) else None
 
 
 def _clear_leftovers(run: Path) -> None:
@@ -235,6 +244,9 @@ def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> 
     old, new = _flatten(stored), _flatten(recipe)
     keys = (old.keys() | new.keys()) - _MAY_CHANGE
     different = sorted(key for key in keys if old.get(key) != new.get(key))
+    before, now = old.get(_LENGTH), new.get(_LENGTH)
+    if isinstance(before, int) and isinstance(now, int) and now > before:
+        different.remove(_LENGTH)
     if different:
         shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in different[:5])
         raise UserError(f"{run} holds a run of another recipe: {shown}; use --out, or --restart to move it aside")

@@ -8,11 +8,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
+
+_FIRST_LINE = 2.0  # seconds of training until the first sign of progress
 
 
 class Log:
@@ -31,6 +34,7 @@ class Log:
         self.path, self.total = run / "metrics.jsonl", recipe.train.images
         self.sums: dict[str, float] = {}  # since the last line, of `count` steps
         self.count, self.skipped, self.rate, self.since = 0, 0, 0.0, 0
+        self.shown = False  # whether anything was told of the progress yet
         self.last_loss: float | None = None
         self.flops: int | None = None
         self.ceiling: float | None = None
@@ -110,6 +114,21 @@ class Log:
             self.sums[key] = self.sums.get(key, 0.0) + value
         self.count, self.rate = self.count + 1, rate
         self.progress.update(self.task, completed=images)
+        seconds = time.time() - self.clock
+        if self.enabled and not self.shown and seconds >= _FIRST_LINE:
+            self._show(images, {"loss": losses["loss"], "images_per_second": (images - self.since) / seconds})
+
+    def _show(self, images: int, entries: dict[str, float]) -> None:
+        """Progress to the terminal: a line, with the time left where the speed is told; or the bar's text."""
+        self.shown = True
+        speed, loss = entries.get("images_per_second"), entries.get("loss", self.last_loss)
+        if self.progress.console.is_terminal:
+            if speed:
+                self.progress.update(self.task, text=f"{speed:.2f}/s" + (f" loss {loss:.4f}" if loss else ""))
+            return
+        told = ", ".join(f"{key} {value:.5g}" for key, value in entries.items() if key != "images")
+        left = "" if not speed else f", {timedelta(seconds=round((self.total - images) / speed))} left"
+        print(f"images {images} of {self.total}, {told}{left}", file=sys.stderr, flush=True)
 
     def skip(self, reason: str, images: int, samples: list[tuple[int, str]]) -> None:
         """A batch of `samples`, (number, key) each, the first number `images`, was left out, or stops the run."""
@@ -134,8 +153,6 @@ class Log:
         if self.flops and self.ceiling:
             line["ceiling_share"] = round(speed * self.flops / self.ceiling, 4)
         self._line(line)
-        shown = "" if self.last_loss is None else f" loss {self.last_loss:.4f}"
-        self.progress.update(self.task, text=f"{line['images_per_second']}/s{shown}")
         self.sums, self.count, self.skipped = {}, 0, 0
         self.clock, self.since = time.time(), images
 
@@ -160,9 +177,7 @@ class Log:
                 self.board.add_scalar(key, value, entries["images"])
         if self.wandb is not None:
             self.wandb.log(entries, step=entries["images"])
-        if not self.progress.console.is_terminal:
-            shown = ", ".join(f"{key} {value:.5g}" for key, value in entries.items() if key != "images")
-            print(f"images {entries['images']} of {self.total}, {shown}", file=sys.stderr, flush=True)
+        self._show(int(entries["images"]), entries)
 
 
 def wandb_project() -> str | None:

@@ -30,7 +30,7 @@ from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
 from cogview3.training.log import Log, wandb_project
 from cogview3.training.objectives import Interrupted, Objective, build
-from cogview3.training.steps import Steps
+from cogview3.training.steps import Steps, learning_rate
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that encodes, validates or writes."""
@@ -45,7 +45,8 @@ def train(
 ) -> dict[str, Any]:
     """Run a recipe to its end in the run folder `out`, resuming from its newest checkpoint.
 
-    SIGTERM, SIGINT and SIGUSR1 (SLURM's warning) write a checkpoint before they end it. With several processes
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 (SLURM's warning) write a checkpoint before they end it. `train.images` may be
+    larger than when the run was begun: it is trained on from where it is. With several processes
     (torchrun, accelerate launch) each calls this; the folder must be one that all of them see.
 
     Args:
@@ -62,7 +63,7 @@ def train(
     Raises:
         UserError: a folder of another recipe or in another process's use, or a damaged checkpoint.
         FloatingPointError: the loss or its gradient is no longer finite, or one of them a spike (`train.on_spike`).
-        SystemExit, KeyboardInterrupt: after SIGTERM (code 143), SIGUSR1 (138) and SIGINT.
+        SystemExit, KeyboardInterrupt: after SIGTERM (code 143), SIGHUP (129), SIGUSR1 (138) and SIGINT.
     """
     run = Path(out) if out else Path("runs") / recipe.name
     wandb_project()
@@ -71,13 +72,38 @@ def train(
     options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     accelerator = Accelerator(mixed_precision=settled.train.precision, cpu=device == "cpu", kwargs_handlers=options)
     _check_processes(recipe, accelerator)
+    before = None
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())
+        before = checkpoints.length_of(run)
     built = (objective or build)(settled)  # first, so that a wrong reference in the recipe leaves no run behind
     accelerator.wait_for_everyone()
     with checkpoints.open_run(run, recipe.to_dict(), restart) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
-        return _Run(settled, run, built, accelerator).go()
+        state = _Run(settled, run, built, accelerator)
+        if accelerator.is_main_process:
+            print(_beginning(state, before), file=sys.stderr, flush=True)
+        return state.go()
+
+
+def _beginning(run: "_Run", before: int | None) -> str:
+    """The first line: where the run stands; and what a length other than the one `before` does to its schedule."""
+    recipe, images, total = run.recipe, run.images, run.recipe.train.images
+    if images >= total:
+        return (
+            f"{run.run} is finished: {images} of {total} images are trained. Train on with --set "
+            f"train.images={2 * total}, or begin again with --restart"
+        )
+    told = f"{recipe.name}: {images} of {total} images trained; the run is in {run.run}"
+    if not images or before in (None, total):
+        return told
+    optimizer = recipe.optimizer
+    rates = [learning_rate(optimizer, images, length) for length in (before, total)]
+    shares = "; data.whole_from is a share of the new length" if hasattr(recipe.data, "whole_from") else ""
+    return (
+        f"{told}\ntrain.images {before} -> {total}: the learning rate continues at {rates[1]:.3g} (on the shorter "
+        f"schedule: {rates[0]:.3g}), with decay {optimizer.decay!r} to image {total}{shares}"
+    )
 
 
 def _settle_precision(recipe: Recipe, process: PartialState) -> Recipe:
@@ -329,8 +355,9 @@ def _stop_signals(run: _Run) -> Iterator[None]:
         run.stop = number
 
     previous: dict[int, Callable | int | None] = {}
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        if number := getattr(signal, name, None):  # Windows has no SIGUSR1
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+        number = getattr(signal, name, None)  # Windows lacks two of them
+        if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):  # nohup's is left ignored
             previous[number] = signal.signal(number, handle)
     try:
         yield
