@@ -438,6 +438,27 @@ def test_callback_sees_every_step_of_all_stages(case: Case, components: dict[str
     assert torch.equal(images, pipe(**case.inputs()).images)
 
 
+def test_callback_sees_what_the_base_takes_for_the_finished_latents(components: dict[str, Any]) -> None:
+    case = CASES["base"]
+    pipe, seen, levels = case.build(components), [], []
+
+    def look(pipe: Any, step: int, _: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append((tensors["latents"], tensors["pred_original_sample"]))
+        levels[:] = pipe.scheduler.sigmas.tolist()
+        return {}
+
+    shown = ["latents", "pred_original_sample"]
+    pipe(
+        **case.inputs(
+            num_inference_steps=3, num_relays=0, callback_on_step_end=look, callback_on_step_end_tensor_inputs=shown
+        )
+    )
+    (first, _), (second, predicted), (last, finished) = seen
+    slope = (second - first) / (levels[2] - levels[1])  # an Euler step goes straight towards the prediction
+    torch.testing.assert_close(predicted, first - levels[1] * slope, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(finished, last, atol=1e-5, rtol=1e-5)
+
+
 def test_callback_may_return_nothing(case: Case, components: dict[str, Any]) -> None:
     pipe = case.build(components)
     images = pipe(**case.inputs(callback_on_step_end=lambda *_: None)).images

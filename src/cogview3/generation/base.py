@@ -110,7 +110,12 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
     # The next network sends only the one before it back to main memory, and a light part may not run at all: were they
     # in the chain, both UNets would stay. They are small, and simply on the device.
     _exclude_from_cpu_offload: ClassVar[list[str]] = list(LIGHT_COMPONENTS)
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "latents",
+        "pred_original_sample",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+    ]
     _relay_guidance = "_relay_guidance_scale"
 
     def _register(self, **components: Any) -> None:
@@ -231,8 +236,8 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
                 if self._interrupt:
                     break
                 output = self._predict(stage, latents, timestep, run, fewer_texts)
-                latents = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)[0]
-                latents = self._call_back(timestep, latents, run)
+                stepped = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)
+                latents = self._call_back(timestep, stepped[0], stepped[-1], run)
                 bar.update()
         if not latents.isfinite().all():
             raise FloatingPointError(
@@ -277,13 +282,19 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
 
         return blend_tiles(predict, sample, stage.tile)
 
-    def _call_back(self, timestep: torch.Tensor, latents: torch.Tensor, run: Run) -> torch.Tensor:
-        """Tell the callback of a step, and take over the tensors that it returns."""
+    def _call_back(
+        self, timestep: torch.Tensor, latents: torch.Tensor, predicted: torch.Tensor, run: Run
+    ) -> torch.Tensor:
+        """Tell the callback of a step, and take over the tensors that it returns.
+
+        `predicted` is the scheduler's estimate of the finished latents; that of a scheduler without one, the latents.
+        """
         step, run.step = run.step, run.step + 1
         if run.callback is None:
             return latents
         tensors = {
             "latents": latents,
+            "pred_original_sample": predicted,
             "prompt_embeds": run.prompt_embeds,
             "negative_prompt_embeds": run.negative_prompt_embeds,
         }

@@ -139,8 +139,8 @@ class CogView3Pipeline(RelayPipelineBase):
             return_dict: an `ImagePipelineOutput` rather than a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step; `step` runs
                 over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours.
-            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds,
-                negative_prompt_embeds.
+            callback_on_step_end_tensor_inputs: which tensors it gets: latents, pred_original_sample (what they would be
+                when finished, as estimated in this step), prompt_embeds, negative_prompt_embeds.
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the relay's steps, 0 (the published sampler) to 1.

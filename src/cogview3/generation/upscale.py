@@ -115,7 +115,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             return_dict: an `ImagePipelineOutput` rather than a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step of all
                 relays; tensors that it returns replace ours.
-            callback_on_step_end_tensor_inputs: which tensors it gets: latents, prompt_embeds,
+            callback_on_step_end_tensor_inputs: which tensors it gets: latents, pred_original_sample, prompt_embeds,
                 negative_prompt_embeds.
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
