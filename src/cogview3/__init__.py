@@ -15,6 +15,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 _EXPORTS = {
     "CogView3Pipeline": "cogview3.generation.pipeline",
     "CogView3UpscalePipeline": "cogview3.generation.upscale",
+    "PixelRelayPipeline": "cogview3.generation.pixel_relay",
     "RelayScheduler": "cogview3.generation.scheduler",
 }
 

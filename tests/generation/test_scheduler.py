@@ -138,6 +138,16 @@ def test_base_scheduler_is_euler_on_the_prediction_of_clean_latents(prediction: 
     torch.testing.assert_close(sample.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("steps", "start"), [(1, 200), (7, 500), (10, 300)])
+def test_the_sampler_on_one_screen_is_the_schedulers(steps: int, start: int) -> None:
+    low, noise = draw(9, 2)
+    scheduler = RelayScheduler(relay_start=start)
+    scheduler.set_timesteps(steps)
+    expected = run_scheduler(scheduler, low, noise)
+    sampled = relay.sample_relay(network, low, noise, steps, start)
+    torch.testing.assert_close(sampled, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_published_step_lists() -> None:
     scheduler = RelayScheduler()
     scheduler.set_timesteps(12)

@@ -7,6 +7,7 @@ refused before any work starts. Lengths count images, so that the batch size may
 
 from cogview3.config.distill import Distill, DistillRelay
 from cogview3.config.load import OutOfMemory, UserError, distillation_of, load_recipe, parse_recipe, recipe_names
+from cogview3.config.pixel import PixelModel
 from cogview3.config.recipes import (
     BaseRecipe,
     DistillBaseRecipe,
@@ -19,6 +20,7 @@ from cogview3.config.recipes import (
     ExpanderRecipe,
     LightDecoderRecipe,
     LightRecipe,
+    PixelRecipe,
     RecaptionerRecipe,
     Recipe,
     RelayRecipe,
@@ -69,6 +71,8 @@ __all__ = [
     "Optimizer",
     "OutOfMemory",
     "PictureFilters",
+    "PixelModel",
+    "PixelRecipe",
     "RecaptionerModel",
     "RecaptionerRecipe",
     "Recipe",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from cogview3.config.distill import Distill, DistillRelay, DistillTrain
+from cogview3.config.pixel import PixelData, PixelHeader, PixelModel, PixelObjective
 from cogview3.config.tables import (
     BaseObjective,
     EnlargerModel,
@@ -129,6 +130,29 @@ class ExpanderRecipe(_Recipe):
     recipe: ExpanderHeader
     model: ExpanderModel = ExpanderModel()
     data: ExpanderData = ExpanderData()
+
+
+def _check_patches(data: PixelData, info: ValidationInfo) -> PixelData:
+    model = info.data.get("model")
+    if model is not None and data.size % model.multiple:
+        raise ValueError(f"size is {data.size}; give a multiple of {model.multiple}, for model.patch and its levels")
+    return data
+
+
+def _check_factor(objective: PixelObjective, info: ValidationInfo) -> PixelObjective:
+    data = info.data.get("data")
+    if data is not None and data.size % objective.factor:
+        raise ValueError(f"factor {objective.factor} does not divide data.size {data.size}; give a divisor")
+    return objective
+
+
+class PixelRecipe(_Recipe):
+    """How to train diffusion in pixels, plain or as a relay."""
+
+    recipe: PixelHeader
+    model: PixelModel
+    data: Annotated[PixelData, AfterValidator(_check_patches)]
+    objective: Annotated[PixelObjective, AfterValidator(_check_factor)] = PixelObjective()
 
 
 DATA_TABLES: dict[str, type[Table]] = {
@@ -330,7 +354,17 @@ DistillRound = DistillBaseRound | DistillRelayRound
 DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
 CaptionRecipe = RecaptionerRecipe | ExpanderRecipe
 LightRecipe = EnlargerRecipe | LightDecoderRecipe
-Recipe = VaeRecipe | TextRecipe | CaptionRecipe | BaseRecipe | RelayRecipe | LightRecipe | DistillRound | DistillRecipe
+Recipe = (
+    VaeRecipe
+    | TextRecipe
+    | CaptionRecipe
+    | PixelRecipe
+    | BaseRecipe
+    | RelayRecipe
+    | LightRecipe
+    | DistillRound
+    | DistillRecipe
+)
 KINDS: dict[str, type[_Recipe]] = {
     "vae": VaeRecipe,
     "text": TextRecipe,
@@ -338,6 +372,7 @@ KINDS: dict[str, type[_Recipe]] = {
     "expander": ExpanderRecipe,
     "base": BaseRecipe,
     "relay": RelayRecipe,
+    "pixel": PixelRecipe,
     "enlarger": EnlargerRecipe,
     "light_decoder": LightDecoderRecipe,
     "distill_base": DistillBaseRecipe,

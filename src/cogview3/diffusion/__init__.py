@@ -1,9 +1,10 @@
 """The mathematics of relay diffusion: pure functions on tensors.
 
 Nothing here knows of networks, files or devices, and nothing draws random numbers: noise is an argument.
-`schedule` holds what both stages share, `relay` the second stage. Import from the modules: this file is only
-the table of symbols, spelt alike in code, tests and documentation. Equations are numbered as in CogView3
-(arXiv 2403.05121). A prime marks what holds after a step (sigma', f'); in code that is `_next`.
+`schedule` holds what both stages share, `relay` the second stage, `pixel_relay` the original method, in pixels, with
+symbols of its own. Import from the modules: this file is only the table of symbols, spelt alike in code, tests and
+documentation. Equations are numbered as in CogView3 (arXiv 2403.05121). A prime marks what holds after a step
+(sigma', f'); in code that is `_next`.
 
 | symbol    | in code               | meaning                                                            |
 |-----------|-----------------------|--------------------------------------------------------------------|

@@ -4,6 +4,7 @@ Equations 4 to 7 of CogView3 (arXiv 2403.05121). The symbols are those of `cogvi
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,10 @@ from cogview3.diffusion.schedule import (
     check_count,
     check_relay_start,
     expand_to,
+    make_sigmas,
+    relay_timesteps,
     remaining_time,
+    step_sigmas,
     target_from_x0,
 )
 
@@ -290,4 +294,40 @@ def _add_noise(z: Tensor, delta: Tensor | float, noise: Tensor | None) -> Tensor
         return z + expand_to(delta, z) * noise
     if bool(as_tensor(delta).any()):
         raise ValueError("a step with delta above 0 adds noise: give noise of the latents' shape")
+    return z
+
+
+# The whole sampler
+
+
+def sample_relay(
+    predict_noise: Callable[[Tensor, int], Tensor],
+    zL: Tensor,
+    noise: Tensor,
+    num_steps: int = 10,
+    relay_start: int = 500,
+) -> Tensor:
+    """The relay sampler from its start to z_0 (equations 4 to 7, delta = 0), (B, C, H, W), to be read.
+
+    What `generation.scheduler.RelayScheduler` does with its defaults, which also has other blurs, spacings and solvers.
+
+    Args:
+        predict_noise: the network, guidance included: (z_t / sqrt(1 + sigma_t^2), t) -> eps.
+        zL: latents of the enlarged picture of the base stage, scaled, (B, C, H, W).
+        noise: standard normal, of the same shape.
+        num_steps: p, 1 to T_r.
+        relay_start: T_r, 1 to 1000.
+    """
+    timesteps = relay_timesteps(num_steps, relay_start)
+    sigmas = step_sigmas(make_sigmas(), timesteps).tolist()
+    z = zL + sigmas[0] * noise  # not pure noise: the picture is there already, blurred
+    for i, t in enumerate(timesteps):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        f, f_next = 1 - i / num_steps, 1 - (i + 1) / num_steps
+        x0 = z - sigma * predict_noise(z / math.sqrt(1 + sigma**2), t)
+        blurred = (1 - f) * x0 + f * zL  # equation 4
+        a = sigma_next / sigma  # equation 6
+        b = 1 - f_next / f
+        c = f_next / f - a
+        z = a * z + b * x0 + c * blurred
     return z

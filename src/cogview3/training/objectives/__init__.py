@@ -114,6 +114,10 @@ def build(recipe: Recipe) -> Objective:
         from cogview3.training.objectives.expander import ExpanderTraining
 
         return ExpanderTraining(recipe)
+    if recipe.kind == "pixel":
+        from cogview3.training.objectives.pixel import PixelTraining
+
+        return PixelTraining(recipe)
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)
