@@ -156,7 +156,7 @@ class Known(nn.Module):
 def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: str, estimate: str) -> None:
     """Both branches of the teacher and the student put out z_0: no loss; a student that is off by e: kappa^2 e^2.
 
-    Each sample counts 1 / (1 + (w - 1)^power).
+    In units of the variance-preserving state that the next step is given; each sample counts 1 / (1 + (w - 1)^power).
     """
     changes, power = {"distill__steps": [12, 3]}, 1
     if kind == "relay":
@@ -175,7 +175,7 @@ def test_a_teacher_that_knows_the_picture_asks_for_just_that(runs: Path, kind: s
     gain = 1 - sigma_next / sigma if kind == "base" else 1 - f_next - sigma_next / sigma * (1 - f)
     if kind == "relay" and estimate == "carry":
         gain = 1 - f_next / f
-    counts = 1 / (1 + (batch["guidance"] - 1) ** power)
+    counts = 1 / (1 + (batch["guidance"] - 1) ** power) / (1 + sigma_next**2)
     assert objective(batch)["loss"].item() == pytest.approx((0.25 * gain**2 * counts).mean().item(), rel=1e-4)
 
 
@@ -224,8 +224,9 @@ def test_the_loss_of_a_relay_is_the_schedulers_two_steps_against_one(runs: Path,
         output = teacher(coarse.scale_model_input(start, t), t, encoder_hidden_states=batch["text"], **given).sample
         alone = coarse.step(output, t, start, batch["zL"]).prev_sample
         loss = objective(batch)["loss"].item()
-    # networks in float32, guided by up to 12
-    errors, counts = (alone - ended).square().mean((1, 2, 3)), 1 / batch["guidance"]
+        missed = coarse.scale_model_input(alone - ended, coarse.timesteps[1])  # as the next step's network is given it
+    # networks in float32, guided by up to 8
+    errors, counts = missed.square().mean((1, 2, 3)), 1 / batch["guidance"]
     assert loss == pytest.approx((counts * errors).mean().item(), rel=1e-3)
 
 

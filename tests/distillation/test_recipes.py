@@ -60,7 +60,7 @@ def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_
         ("distill.steps=4", ["distill.steps", "4"]),
         ("distill.guidance_range=[12.0, 1.0]", ["distill.guidance_range", "lowest", "[12.0, 1.0]"]),
         ("distill.guidance_range=[5.0, 6.0]", ["distill.guidance", "give 5 to 6", "2.5"]),
-        ("distill.guidance=13.0", ["distill.guidance", "give 1 to 12", "13.0"]),
+        ("distill.guidance=13.0", ["distill.guidance", "give 1 to 8", "13.0"]),
         ("distill.guidance_width=7", ["distill.guidance_width", "multiple of 2", "7"]),
         ("distill.blur_estimate=both", ["distill.blur_estimate", "'recompute' or 'carry'", "'both'"]),
         ("distill.relay_start=0", ["distill.relay_start", "0"]),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cogview3.config.distill import Distill
 from cogview3.diffusion import relay, schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
@@ -200,7 +201,7 @@ def test_equation_9_as_printed_has_no_fixed_points(t: int) -> None:
 
 @pytest.mark.parametrize("prediction", schedule.PREDICTION_TYPES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_weighted_error_of_the_output_is_the_papers_loss(stage: str, prediction: str) -> None:
+def test_the_weighted_error_of_the_output_is_that_of_the_variance_preserving_state(stage: str, prediction: str) -> None:
     levels, stride = table(stage, 12), 3
     _, _, z, low, first = states(stage, levels, stride)
     given, student = None if stage == "base" else low, levels.at(first, stride)
@@ -210,13 +211,16 @@ def test_the_weighted_error_of_the_output_is_the_papers_loss(stage: str, predict
     x0 = schedule.to_x0(output, z, student[0], prediction)
     missed = student_step(stage, z, x0, low, student) - ended
     loss = weight * (output - target).square().mean((1, 2, 3))
-    torch.testing.assert_close(loss, missed.square().mean((1, 2, 3)), rtol=1e-10, atol=0)
+    given_next = schedule.scale_model_input(missed, student[1])  # what the next step's network is given
+    torch.testing.assert_close(loss, given_next.square().mean((1, 2, 3)), rtol=1e-10, atol=0)
 
 
 def test_the_weights_are_those_told() -> None:
     now = table("base", 4).at(torch.arange(4), 1)
-    for prediction, told in (("v_prediction", [0.52, 0.35, 0.23, 0.32]), ("epsilon", [111, 6.1, 0.85, 0.48])):
-        assert step.step_weight(now, prediction).tolist() == pytest.approx(told, rel=0.03)  # two digits are told
+    weights = step.step_weight(now, "v_prediction")
+    assert (weights / weights.sum()).tolist() == pytest.approx([0.05, 0.16, 0.26, 0.53], abs=0.005)
+    papers = weights * (1 + now[1] ** 2)
+    assert (papers / papers.sum()).tolist() == pytest.approx([0.36, 0.24, 0.17, 0.23], abs=0.005)
     for stage in STAGES:
         gain = step.step_gain(table(stage, 6).at(torch.arange(6), 1), estimate_of(stage))
         assert 0 < gain.min() < gain.max() <= 1
@@ -224,23 +228,28 @@ def test_the_weights_are_those_told() -> None:
 
 
 def test_large_guidance_does_not_rule_the_loss() -> None:
-    """Of a student that is its teacher's conditional branch, with w log-uniform from 1 to 12, by quadrature."""
-    w = torch.linspace(0, math.log(12), 20_001, dtype=torch.float64).exp()
+    """Of a student that is its teacher's conditional branch, with w log-uniform in the default range, by quadrature."""
+    low, high = Distill(teacher="scenes", steps=(4, 2)).guidance_range
+    assert low == 1
+    w = torch.linspace(0, math.log(high), 20_001, dtype=torch.float64).exp()
     conditional, unconditional = draw(1, 4, 3, 3, seed=1), draw(1, 4, 3, 3, seed=2)
     guided = unconditional + w.view(-1, 1, 1, 1) * (conditional - unconditional)
     errors = (conditional - guided).square().mean((1, 2, 3))
     linear, alike = (step.guidance_weight(w, power) * errors for power in (1, 2))
 
-    def share(loss: torch.Tensor) -> float:
-        return (loss[w > 6].sum() / loss.sum()).item()
+    def share(loss: torch.Tensor, above: float) -> float:
+        return (loss[w > above].sum() / loss.sum()).item()
 
     def total(w: float) -> float:
         """Integral of (w - 1)^2 / w over log w."""
         return w - 2 * math.log(w) - 1 / w
 
-    assert share(errors) == pytest.approx(0.82, abs=0.01)
-    assert share(linear) == pytest.approx((total(12) - total(6)) / (total(12) - total(1)), abs=0.001)  # 0.68
-    assert share(alike) == pytest.approx(0.40, abs=0.01)
+    assert share(errors, 6) == pytest.approx(0.52, abs=0.01)
+    for above, told in ((6, 0.39), (7.5, 0.10)):
+        expected = (total(high) - total(above)) / (total(high) - total(1))
+        assert share(linear, above) == pytest.approx(expected, abs=0.001) == pytest.approx(told, abs=0.005)
+    assert (total(12) - total(7.5)) / (total(12) - total(1)) == pytest.approx(0.52, abs=0.005)  # of [1, 12]
+    assert share(alike, 6) == pytest.approx(0.21, abs=0.01)
     assert alike.max() < (conditional - unconditional).square().mean()
     three = torch.tensor([1.0, 2.0, 4.0])
     assert step.guidance_weight(three, 2).tolist() == pytest.approx([1, 0.5, 0.1])

@@ -8,10 +8,13 @@ import scipy.linalg
 import torch
 
 from cogview3.config import UserError
-from cogview3.evaluation.frechet import features, frechet_distance
+from cogview3.data.latents import to_tensor
+from cogview3.data.scenes.render import render
+from cogview3.evaluation.frechet import compare, features, frechet_distance
 from cogview3.evaluation.metrics import FrechetMetric
 from cogview3.evaluation.prompt_sets import load_prompts
-from cogview3.evaluation.tables import evaluate, show
+from cogview3.evaluation.tables import Overrides, draw, evaluate, show
+from cogview3.generation.pipeline import CogView3Pipeline
 
 
 def samples(count: int, dimensions: int, seed: int) -> torch.Tensor:
@@ -43,6 +46,28 @@ def test_sets_without_spread_differ_by_their_means() -> None:
     assert frechet_distance(ones, 3 * ones) == pytest.approx(16)
 
 
+def test_extrapolated_the_distance_of_gaussians_is_the_closed_form() -> None:
+    """N(0, I) and N(m, 4 I) in 8 dimensions: |m|^2 + 8 (1 + 4 - 2 2), which 150 pictures overstate."""
+    generator, truth, found = torch.Generator().manual_seed(3), 8 * 0.01 + 8, []
+    for seed in range(12):
+        first, second = (torch.randn(150, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+        found.append(compare(first, 0.1 + 2 * second, seed))
+    plain, extrapolated = (np.array([each[key] for each in found]) for key in ("distance", "extrapolated"))
+    assert plain.mean() - truth > 3 * plain.std() / 12**0.5
+    assert abs(extrapolated.mean() - truth) < 3 * extrapolated.std() / 12**0.5
+    inside = sum(each["interval"][0] < truth < each["interval"][1] for each in found)
+    assert inside >= 9  # of 12, expected 11.4; fewer than 9 come once in 500
+
+
+def test_equal_worlds_are_at_no_distance_once_extrapolated() -> None:
+    generator = torch.Generator().manual_seed(9)
+    first, second = (torch.randn(300, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    figures = compare(first, second)
+    assert figures["distance"] > 0.02
+    assert figures["interval"][0] < 0 < figures["interval"][1]
+    assert compare(first[:99], second[:99])["interval"] is None
+
+
 def test_features_are_cells_colors_and_energies() -> None:
     pictures = torch.zeros(1, 3, 64, 64)
     pictures[0, 0, 16:32, 48:] = 0.5  # one cell, red: row 1, column 3
@@ -64,17 +89,29 @@ def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) ->
     names = [str(model), f"{model}@2+1-fast"]
     results = evaluate(names, "scenes-heldout", 3, ["scene", "frechet"], seed=5)
     first, second = (results["models"][name]["frechet"] for name in names)
-    assert first.keys() == {"pictures", "floor"}
+    assert first.keys() == {"pictures", "renders", "floor"}
     assert first["floor"]["distance"] > 0
-    assert second.keys() == {"pictures", "distance"}
+    assert second.keys() == {"pictures", "renders", "distance", "extrapolated", "interval"}
+    pipe, prompts = CogView3Pipeline.from_pretrained(model), load_prompts("scenes-heldout", 3)
+    pictures = next(draw(pipe, prompts, 5, 3, Overrides())).pictures
+    renders = to_tensor([render(prompt.scene, pictures.shape[-1]) for prompt in prompts])
+    expected = frechet_distance(features(pictures), features(renders))
+    assert first["renders"]["distance"] == pytest.approx(expected, rel=1e-3)  # drawn in batches of another size
     assert second["distance"] > 0
     assert first["pictures"] == second["pictures"] == 3
     swapped = evaluate(names[::-1], "scenes-heldout", 3, ["frechet"], seed=5)["models"][names[0]]["frechet"]
     assert swapped["distance"] == pytest.approx(second["distance"], rel=1e-6)
     table = show(results)[2]
+    rows = {
+        f"{names[0]}, other noise to {names[0]}": first["floor"],
+        f"{names[0]} to renders": first["renders"],
+        f"{names[1]} to {names[0]}": second,
+        f"{names[1]} to renders": second["renders"],
+    }
     assert [list(column.cells) for column in table.columns] == [
-        [f"{names[0]}, other noise", names[1]],
-        [f"{first['floor']['distance']:.4f}", f"{second['distance']:.4f}"],
+        list(rows),
+        [f"{figures['distance']:.4f}" for figures in rows.values()],
+        *[["-"] * 4] * 2,  # of three pictures there is nothing to extrapolate
     ]
 
 

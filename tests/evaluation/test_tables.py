@@ -18,6 +18,7 @@ from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
 from cogview3.evaluation.prompt_sets import load_prompts
+from cogview3.evaluation.response import Response
 from cogview3.evaluation.tables import Overrides, draw, evaluate, generators, grid, show, split_model
 from cogview3.prompts.expand import Expander
 
@@ -185,11 +186,18 @@ def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model:
             for scale in (1.0, 6.0)
         )
         expected.append(high - low)
+    first, second = expected
+    r2 = 1 - ((second - first) ** 2).sum() / ((first - first.mean()) ** 2).sum()
+    assert other[1]["r2"] == pytest.approx(r2, abs=5e-3)
     values = [np.corrcoef(*pair)[0, 1] for pair in zip(*expected, strict=True)]
     assert other[1]["correlation"] == pytest.approx(np.mean(values), abs=2e-3)  # changes are kept in float16
     table = show(results)[-1]
-    assert [column.header for column in table.columns] == ["model", "1 to 3", "1 to 6"]
-    assert list(table.columns[2].cells) == ["1.000", f"{other[1]['correlation']:.3f}"]
+    pairs = ("1 to 3", "1 to 6")
+    kinds = ("", ", cells", ", R²", ", cells' R²")
+    assert [column.header for column in table.columns] == ["model", *(pair + kind for pair in pairs for kind in kinds)]
+    told = [list(column.cells)[1] for column in table.columns[5:]]
+    figures = other[1]["correlation"], other[1]["cells"]["correlation"], other[1]["r2"], other[1]["cells"]["r2"]
+    assert told == [f"{value:.3f}" for value in figures]
 
 
 @pytest.mark.parametrize("asked", [{"responses": [(1, 3)]}, {"metrics": ["scene", "frechet"]}])
@@ -230,12 +238,14 @@ def test_a_model_that_fails_leaves_the_results_of_those_before(
 
 def test_no_more_than_a_batch_of_changes_is_correlated_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[int, torch.dtype]] = []
+    update = Response.update
 
-    def note(own: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    def note(self: Response, own: torch.Tensor, reference: torch.Tensor) -> None:
         given.append((len(own), reference.dtype))
-        return torch.arange(len(own)).double()
+        update(self, own, reference)
 
-    monkeypatch.setattr("cogview3.evaluation.tables.correlations", note)
+    monkeypatch.setattr(Response, "update", note)
+    monkeypatch.setattr("cogview3.evaluation.response.correlations", lambda own, _: torch.arange(len(own)).double())
     results = evaluate([str(model), f"{model}:3"], "scenes-heldout", 3, batch=2, responses=[(1, 3)])
     assert given == [(2, torch.float16), (1, torch.float16)] * 2
     for entry in results["models"].values():

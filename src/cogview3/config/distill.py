@@ -37,7 +37,7 @@ class Distill(Table):
 
     teacher: str
     steps: Annotated[tuple[Positive, ...], Field(min_length=2)]
-    guidance_range: tuple[AboveZero, AboveZero] = (1.0, 12.0)
+    guidance_range: tuple[AboveZero, AboveZero] = (1.0, 8.0)
     guidance_power: NotNegative = 1.0
     guidance: Annotated[NotNegative, Checked] = 4.0
     guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
@@ -59,7 +59,7 @@ class Distill(Table):
     @classmethod
     def _ordered(cls, limits: tuple[float, float]) -> tuple[float, float]:
         if limits[0] > limits[1]:
-            raise ValueError("the lowest guidance comes first, as in [1.0, 12.0]")
+            raise ValueError("the lowest guidance comes first, as in [1.0, 8.0]")
         return limits
 
     @field_validator("guidance")

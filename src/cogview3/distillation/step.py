@@ -142,25 +142,26 @@ def student_target(
 
 
 def step_weight(step: StepLevels, prediction_type: str = "epsilon", estimate: str = "recompute") -> Tensor:
-    """Weight of the output's squared error that makes the loss the paper's, || z^'' - z'' ||^2: (kappa |dD/dout|)^2.
+    """Weight of the output's squared error, (kappa |dD/dout|)^2 / (1 + sigma'^2): || z^'' - z'' ||^2 of unit variance.
 
-    The same for every prediction type: it counts what the step adds to the error of the path. In terms of D it is
-    kappa^2, at most 1, so that it needs no bound at low noise, unlike 1 / sigma^2 in training; and it does not vanish
-    at high noise either, unlike the signal-to-noise ratio, where a student with few steps decides on the layout.
-    With few steps it is close to an even weight of v: for a base of 4 steps 0.52, 0.35, 0.23 and 0.32
-    at t = 999, 749, 499 and 249. Of the error of eps the same steps count 111, 6.1, 0.85 and 0.48: an eps student is
-    ill-conditioned at the first, where D = z_t - 14.6 eps.
+    The same for every prediction type: it counts what the step adds to the error of the path. The paper's loss is of
+    z'' as it stands, variance exploding. But the next step's network is given z'' / (1 + sigma'^2)^(1/2), the variance
+    preserving state, and there errors of different steps add up; so each is counted in that unit. A base of 4 steps
+    then has the shares 0.05, 0.16, 0.26 and 0.53 of v's error at t = 999, 749, 499 and 249, as what each step's error
+    does to the picture; the loss of z'' itself gives them 0.36, 0.24, 0.17 and 0.23. The last step, and with it a
+    student of one, has the same weight in both.
 
     () or (B,).
     """
-    return (step_gain(step, estimate) * schedule.output_gain(step[0], prediction_type)) ** 2
+    gain = step_gain(step, estimate) * schedule.output_gain(step[0], prediction_type)
+    return gain**2 / (1 + step[1] ** 2)
 
 
 def guidance_weight(guidance: Tensor, power: float = 1.0) -> Tensor:
     """Weight of a sample's error by its guidance w, 1 / (1 + |w - 1|^power); shape as `guidance`.
 
     A guided D is D_cond + (w - 1)(D_cond - D_uncond), so what is hard about w, and with it the squared error, grows as
-    (w - 1)^2. Unweighted (power 0), w above 6 would make four fifths of the loss of a range from 1 to 12. Power 2 makes
+    (w - 1)^2. Unweighted (power 0), w above 6 would make half the loss of a range from 1 to 8. Power 2 makes
     all w count alike; the relative error, which says how a student responds to guidance, is then left large at
     large w. Power 1, 1/w for w of 1 and more, lies between both.
     """

@@ -17,7 +17,7 @@ from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene
 from cogview3.data.scenes.score import Score, check_stated, score, summarize
 from cogview3.diffusion.relay import enlarge
-from cogview3.evaluation.frechet import features, frechet_distance
+from cogview3.evaluation import frechet
 from cogview3.evaluation.prompt_sets import Prompt
 
 FINE_KINDS = ("fill", "outline")
@@ -187,7 +187,7 @@ class SceneMetric(Metric):
 
 @register("frechet")
 class FrechetMetric(Metric):
-    """Distance of a model's pictures to the first model's, of the same prompts and equally many."""
+    """Distance of a model's pictures to the first model's of the same prompts, and to renders of their scenes."""
 
     has_floor = needs_one_size = True
 
@@ -196,19 +196,28 @@ class FrechetMetric(Metric):
         if len(self.prompts) < 2:
             raise UserError("metric frechet needs 2 prompts or more, and says little of fewer than some hundred")
         self._features: list[Tensor] = []
+        self._renders: list[Tensor] = []
+        self._has_renders = all(prompt.scene is not None for prompt in self.prompts)
 
     def update(self, drawn: Drawn) -> list[dict[str, Any]]:
         """Take in a batch; nothing is to be noted of single pictures."""
-        self._features.append(features(drawn.pictures).cpu())
+        self._features.append(frechet.features(drawn.pictures))
+        if self._has_renders:
+            size = drawn.pictures.shape[-1]
+            renders = [render(self.prompts[index].scene, size) for index in drawn.indices]
+            self._renders.append(frechet.features(to_tensor(renders)))
         return [{} for _ in drawn.indices]
 
     def result(self) -> dict[str, Any]:
-        """Number of pictures; the figures come from comparing."""
-        return {"pictures": sum(map(len, self._features))}
+        """Number of "pictures", and where all prompts have a scene, `frechet.compare` with their "renders"."""
+        figures: dict[str, Any] = {"pictures": sum(map(len, self._features))}
+        if self._has_renders:
+            figures["renders"] = frechet.compare(torch.cat(self._features), torch.cat(self._renders), self.seed)
+        return figures
 
     def compare(self, reference: Self) -> dict[str, Any]:
-        """{"distance"} to the reference's pictures."""
-        return {"distance": frechet_distance(torch.cat(self._features), torch.cat(reference._features))}
+        """`frechet.compare` with the reference's pictures."""
+        return frechet.compare(torch.cat(self._features), torch.cat(reference._features), self.seed)
 
 
 def _note(item: Score) -> dict[str, Any]:

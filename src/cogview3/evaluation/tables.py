@@ -21,7 +21,7 @@ from cogview3.data.latents import decode, to_uint8
 from cogview3.evaluation.metrics import METRICS, Drawn, Metric, enlarge_to, make_metrics
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
-from cogview3.evaluation.response import correlations, summarize
+from cogview3.evaluation.response import Response, columns
 from cogview3.generation.inputs import vae_factor
 from cogview3.generation.loading import load_sampling, resolve_model, unloadable
 from cogview3.generation.modes import pick_mode
@@ -142,7 +142,7 @@ def evaluate(
         if responses:
             with counter(f"{name}, guidance", len(loaded)) as progress:
                 changes = _changes(pipe, told, seed, batch, sampling, responses, progress)
-                outcome.entry["guidance_response"] = _responses(changes, first_changes, responses)
+                outcome.entry["guidance_response"] = _responses(changes, first_changes, responses, seed)
         results["models"][name] = _how(pipe, sampling) | outcome.entry
         if out is not None:  # after each model: a later one may fail
             outcome.write(out, files[name])
@@ -179,33 +179,34 @@ def _changes(
 ) -> Iterator[list[Tensor]]:
     """How each batch changes between the two guidance scales of each pair, the noise being the same.
 
-    A tensor for each pair, (B, 3 * size * size), float16 in [-2, 2].
+    A tensor for each pair, (B, 3, size, size), float16 in [-2, 2].
     """
     scales = sorted({scale for pair in responses for scale in pair})
     runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale), with_base=False) for scale in scales]
     for drawn in zip(*runs, strict=True):
         at = {scale: one.pictures.float() for scale, one in zip(scales, drawn, strict=True)}
-        yield [(at[high] - at[low]).flatten(1).half().cpu() for low, high in responses]
+        yield [(at[high] - at[low]).half().cpu() for low, high in responses]
         progress(drawn[0].indices[-1] + 1)
 
 
 def _responses(
-    batches: Iterable[list[Tensor]], reference: list[list[Tensor]], responses: Sequence[tuple[float, float]]
+    batches: Iterable[list[Tensor]],
+    reference: list[list[Tensor]],
+    responses: Sequence[tuple[float, float]],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """The figures of each pair of scales, against the first model's changes; these are put into an empty `reference`.
 
     Of other models one batch at a time is held.
     """
     first = not reference
-    found: list[list[Tensor]] = [[] for _ in responses]
+    found = [Response(seed) for _ in responses]
     for number, changes in enumerate(batches):
         if first:
             reference.append(changes)
-        for values, own, other in zip(found, changes, reference[number], strict=True):
-            values.append(correlations(own, other))
-    return [
-        {"guidance": list(pair), **summarize(torch.cat(values))} for pair, values in zip(responses, found, strict=True)
-    ]
+        for response, own, other in zip(found, changes, reference[number], strict=True):
+            response.update(own, other)
+    return [{"guidance": list(pair), **each.result()} for pair, each in zip(responses, found, strict=True)]
 
 
 def split_model(model: str, sampling: Overrides | None = None) -> tuple[str, str | None, Overrides]:
@@ -423,10 +424,7 @@ def show(results: dict[str, Any]) -> list[Table]:
     entries = results["models"]
     first = next(iter(entries))
     if "frechet" in entries[first]:
-        tables.append(Table("model", f"Fréchet distance to {first}"))
-        for name, entry in entries.items():
-            label = f"{name}, other noise" if name == first else name
-            tables[-1].add_row(label, f"{entry['frechet'].get('floor', entry['frechet'])['distance']:.4f}")
+        tables.append(_frechet_table(first, {name: entry["frechet"] for name, entry in entries.items()}))
     if any("compared" in entry.get("scene", {}) for entry in entries.values()):
         tables.append(Table("model", f"facts, of {first}'s", "95 % interval", "difference", "95 % interval"))
         for name, entry in entries.items():
@@ -434,15 +432,24 @@ def show(results: dict[str, Any]) -> list[Table]:
                 keys = ("ratio", "ratio_interval", "difference", "interval")
                 tables[-1].add_row(name, *(_cell(figures[key]) for key in keys))
     if "guidance_response" in entries[first]:
-        pairs = [
-            f"{low:g} to {high:g}" for low, high in (row["guidance"] for row in entries[first]["guidance_response"])
-        ]
-        tables.append(
-            Table("model", *pairs, title=f"Correlation with {first}'s change, guidance", title_justify="left")
-        )
+        heads = columns(entries[first]["guidance_response"])
+        title = f"Change with guidance, against {first}'s: correlation and pooled R², of pixels and of 8 x 8 means"
+        tables.append(Table("model", *heads, title=title, title_justify="left"))
         for name, entry in entries.items():
-            tables[-1].add_row(name, *(_cell(row["correlation"]) for row in entry["guidance_response"]))
+            tables[-1].add_row(name, *map(_cell, columns(entry["guidance_response"]).values()))
     return tables
+
+
+def _frechet_table(first: str, entries: dict[str, dict[str, Any]]) -> Table:
+    heads = ("of all pictures", "extrapolated", "95 % interval")
+    table = Table("Fréchet distance", *heads)
+    for name, entry in entries.items():
+        label = f"{name}, other noise" if name == first else name
+        rows = {f"{label} to {first}": entry.get("floor", entry), f"{name} to renders": entry.get("renders")}
+        for title, figures in rows.items():
+            if figures:
+                table.add_row(title, *(_cell(figures[key], 4) for key in ("distance", "extrapolated", "interval")))
+    return table
 
 
 def _scene_table(name: str, entry: dict[str, Any]) -> Table:
@@ -490,7 +497,7 @@ def _label(group: str, key: str) -> str:
     return f"{key} object{'s' * (key != '1')}" if group == "objects" else key
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int = 3) -> str:
     if value is None:
         return "-"
-    return " to ".join(f"{bound:.3f}" for bound in value) if isinstance(value, list) else f"{value:.3f}"
+    return " to ".join(f"{bound:.{digits}f}" for bound in (value if isinstance(value, list) else [value]))
