@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cogview3 import __version__
-from cogview3.cli import bench, captions, convert, data, distill, evaluate, expand, generate, info, train
+from cogview3.cli import bench, captions, convert, data, distill, evaluate, expand, generate, info, reproduce, train
 from cogview3.cli.errors import ReportingGroup
 
 
@@ -48,3 +48,4 @@ app.command()(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(captions.app, name="captions")
 app.add_typer(bench.app, name="bench")
+app.add_typer(reproduce.app, name="reproduce")

@@ -1,0 +1,82 @@
+"""`reproduce`: figures and tables of the papers, measured anew."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cogview3.cli.options import (
+    Device,
+    DeviceOption,
+    JsonOption,
+    check_writable,
+    clean_stdout,
+    pick_device,
+    report,
+)
+from cogview3.config import UserError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def root() -> None:
+    """Measure figures and tables of the papers anew."""
+
+
+@app.command()
+def snr(
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of pictures; scenes of the built-in world by default.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Number of pictures.")] = 64,
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="Sides in pixels, each twice the one before.")
+    ] = "32,64,128,256",
+    model: Annotated[str, typer.Option("--model", help="Model whose VAE makes the latents.")] = "scenes",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the scenes.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for snr.json and the figures.")] = Path("snr"),
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Signal-to-noise ratio by frequency at several resolutions: why a relay may start midway."""
+    sides = parse_sides(sizes)
+    check_writable(out)
+    with clean_stdout(as_json):
+        import json
+
+        from diffusers import AutoencoderKL
+
+        from cogview3 import checkpoints
+        from cogview3.cli.progress import counter
+        from cogview3.reproduce import snr as measured
+        from cogview3.reproduce import snr_plots
+
+        snr_plots.new_figure()  # first, so that a missing package costs no work
+        folder = checkpoints.weights_folder(model, "vae")
+        vae = AutoencoderKL.from_pretrained(folder).eval().to(pick_device(device))
+        if images is None:
+            pictures = measured.scenes(count, sides[-1], seed)
+        else:
+            pictures = measured.folder_pictures(images, count, sides[-1])
+        with counter("Measuring", len(pictures)) as progress:
+            result = {**measured.measure(pictures, sides, vae, progress), "model": measured.own_start(model)}
+        table = measured.to_dict(result)
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_text(out / "snr.json", json.dumps(table, indent=1))
+        paths = [out / "snr.json", *snr_plots.draw(result, out)]
+        lines = measured.lines(result)
+    report({**table, "files": [str(path) for path in paths]}, "\n".join([*lines, *map(str, paths)]), as_json)
+
+
+def parse_sides(text: str) -> list[int]:
+    """Sides of `--sizes`: powers of 2 from 32 on, rising by doublings."""
+    try:
+        sides = [int(part) for part in text.split(",")]
+    except ValueError:
+        sides = []
+    doubled = all(after == 2 * before for before, after in pairwise(sides))
+    if len(sides) < 2 or sides[0] < 32 or sides[-1] > 4096 or sides[0] & (sides[0] - 1) or not doubled:
+        raise UserError(f"--sizes {text!r}: give powers of 2 from 32 to 4096, each twice the one before, as 64,128,256")
+    return sides
