@@ -579,11 +579,38 @@ def test_the_relay_starts_from_the_base(runs: Path) -> None:
     assert any(not torch.equal(value, base[name]) for name, value in again.items())
 
 
+def test_with_more_layers_a_block_it_starts_as_the_same_function(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = str(runs / "relay")
+    shallow, deep = (
+        stage("relay", runs, recipe__start_from=start, model__layers_per_block=layers) for layers in (1, 2)
+    )
+    assert "begin as the identity" in capsys.readouterr().err
+    batch = shallow.batch(0, list(range(4)))
+    assert deep(batch)["loss"].item() == pytest.approx(shallow(batch)["loss"].item(), rel=1e-5)
+
+
+def test_validation_tells_the_fills_by_kind_in_the_relays_pictures(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = stage("relay", runs, validate__images=6)
+
+    def true_pictures(texts: list[str], small: np.ndarray) -> np.ndarray:
+        assert small.shape == (len(texts), 64, 64, 3)
+        return np.stack([render(objective.source.validation.scene(index), 256) for index in range(len(texts))])
+
+    monkeypatch.setattr(objective, "_finished", true_pictures)
+    stated = [item.fill for told in objective.source._told(6) for item in told.facts.objects if item.fill is not None]
+    figures = {name: value for name, value in objective.validate().items() if name.startswith("fills_")}
+    assert figures == {f"fills_{fill}": 1.0 for fill in stated}
+    monkeypatch.setattr(objective, "_finished", lambda texts, small: np.zeros((len(texts), 256, 256, 3), np.uint8))
+    empty = {name: value for name, value in objective.validate().items() if name.startswith("fills_")}
+    assert {value for name, value in empty.items() if name != "fills_plain"} == {0.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"model__block_out_channels": [16, 16, 16]}, "other shapes"),
-        ({"model__layers_per_block": 2}, "other shapes"),
         ({"recipe__start_from": "runs/none"}, "no relay_unet in 'runs/none'"),
         ({"data__vae": "runs/none"}, "no vae in 'runs/none'"),
         ({"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),

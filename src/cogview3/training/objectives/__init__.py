@@ -3,19 +3,21 @@
 An objective is a module whose `forward` maps a batch to its loss. The loop knows nothing else of it.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffusers import ModelMixin
+from diffusers import ModelMixin, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
+from cogview3.training.deepen import deepen, further_layers
 
 Batch = dict[str, Tensor]
 
@@ -126,6 +128,8 @@ def build(recipe: Recipe) -> Objective:
 def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components: str) -> Path:
     """Take over the weights of the first of `components` that a run, a model folder or a bundled model has.
 
+    A UNet may have more layers a block than its start: the further ones begin as the identity (`training.deepen`).
+
     Returns:
         The component's folder.
 
@@ -137,9 +141,18 @@ def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components:
         with suppress(UserError):
             folder = folder or checkpoints.weights_folder(reference, component)
     folder = folder or checkpoints.weights_folder(reference, components[0])
-    state = type(model).from_pretrained(folder).state_dict()
+    start = type(model).from_pretrained(folder)
+    state = start.state_dict()
     if "time_embedding.cond_proj.weight" in state.keys() - model.state_dict().keys():
         raise UserError(f"recipe.start_from {reference!r} is distilled; give what it was distilled from")
+    if isinstance(model, UNet2DConditionModel) and (more := further_layers(start, model)):
+        deepen(start, model)
+        print(
+            f"recipe.start_from {reference!r} has {more} layer{'s' * (more > 1)} a block fewer than [model]: the "
+            "others begin as the identity, so that the network starts as that one",
+            file=sys.stderr,
+        )
+        return folder
     try:
         model.load_state_dict(state)
     except RuntimeError:

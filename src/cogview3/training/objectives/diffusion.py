@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
-from cogview3.config import BaseRecipe, RelayRecipe, UNetModel, UserError
+from cogview3.config import BaseRecipe, RelayRecipe, SceneData, UNetModel, UserError
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
@@ -26,6 +26,8 @@ from cogview3.training.objectives.latents import LatentTraining
 STEPS = 1000  # noise levels of the schedule
 _NOISE_BANDS = 4  # bands of t that the validation loss is told for
 _SHOWN = 6  # pictures in a grid
+_DRAWN = 32  # pictures drawn at once
+_GUIDANCE = 3.0  # of what is drawn for grids and figures
 
 
 class DiffusionTraining(LatentTraining):
@@ -106,7 +108,11 @@ class DiffusionTraining(LatentTraining):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss on a fixed set: in all, and by quarters of the noise levels from the lowest."""
+        """Loss on a fixed set: in all, and by quarters of the noise levels from the lowest.
+
+        Of a relay of scenes also the shares of fills that are right, by kind ("fills_dotted"), in pictures that it
+        makes of true small ones.
+        """
         batch = self._fixed_batch()
         starts = range(0, len(batch["t"]), 32)
         errors = torch.cat([self._errors({n: v[i : i + 32] for n, v in batch.items()}) for i in starts])
@@ -115,35 +121,62 @@ class DiffusionTraining(LatentTraining):
         for number in range(_NOISE_BANDS):
             if (band == number).any():
                 figures[f"loss_{number + 1}_of_{_NOISE_BANDS}"] = errors[band == number].mean().item()
-        return figures | self.source.figures()
+        return figures | self._fills() | self.source.figures()
+
+    def _fills(self) -> dict[str, float]:
+        if not self.is_relay or not isinstance(self.recipe.data, SceneData):
+            return {}
+        texts, small = self.source.shown(self.recipe.validate_.images, self.recipe.data.size // 2)
+        starts = range(0, len(texts), _DRAWN)
+        drawn = np.concatenate([self._finished(texts[i : i + _DRAWN], small[i : i + _DRAWN]) for i in starts])
+        return {f"fills_{fill}": share for fill, share in self.source.fills(drawn).items()}
+
+    def _finished(self, texts: list[str], small: np.ndarray) -> np.ndarray:
+        """Small pictures (B, H, W, 3), uint8, finished by the relay at twice the side."""
+        pipe = CogView3UpscalePipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self._frozen["text"],
+            vae=self._frozen["vae"],
+            relay_unet=self.trained,
+            relay_scheduler=self.relay_scheduler(),
+        )
+        pipe.set_progress_bar_config(disable=True)
+        drawn = pipe(
+            [Image.fromarray(picture) for picture in small],
+            prompt=texts,
+            num_inference_steps=10,
+            guidance_scale=_GUIDANCE,
+            generator=torch.Generator().manual_seed(self.recipe.validate_.seed),
+            output_type="np",
+        ).images
+        return (drawn * 255).round().astype(np.uint8)
 
     def samples(self) -> Image.Image:
         """Pictures of fixed captions: the base's; for the relay the small ones above the finished ones."""
         size, validate = self.recipe.data.size, self.recipe.validate_
         count = min(_SHOWN, validate.images)
         texts, pictures = self.source.shown(count, size // 2 if self.is_relay else size)
-        generator = torch.Generator().manual_seed(validate.seed)
-        parts = {
-            "tokenizer": self.tokenizer,
-            "text_encoder": self._frozen["text"],
-            "vae": self._frozen["vae"],
-        }
-        options = {"generator": generator, "guidance_scale": 3.0, "output_type": "np"}
         if self.is_relay:
-            pipe = CogView3UpscalePipeline(**parts, relay_unet=self.trained, relay_scheduler=self.relay_scheduler())
-            pipe.set_progress_bar_config(disable=True)
             small = [Image.fromarray(picture) for picture in pictures]
-            drawn = pipe(small, prompt=texts, num_inference_steps=10, **options).images
             rows = [[np.array(item.resize((size, size), Image.Resampling.BILINEAR)) for item in small]]
+            rows.append(list(self._finished(texts, pictures)))
         else:
-            pipe = CogView3Pipeline(
-                **parts, unet=self.trained, scheduler=base_scheduler(self.recipe.objective.prediction)
-            )
-            pipe.set_progress_bar_config(disable=True)
-            drawn = pipe(texts, num_inference_steps=25, num_relays=0, **options).images
-            rows = [list(pictures)]
-        rows.append([(picture * 255).round().astype(np.uint8) for picture in drawn])
+            rows = [list(pictures), list(self._drawn(texts))]
         return Image.fromarray(np.vstack([np.hstack(row) for row in rows]))
+
+    def _drawn(self, texts: list[str]) -> np.ndarray:
+        """The base's pictures of captions, (B, H, W, 3), uint8."""
+        pipe = CogView3Pipeline(
+            tokenizer=self.tokenizer,
+            text_encoder=self._frozen["text"],
+            vae=self._frozen["vae"],
+            unet=self.trained,
+            scheduler=base_scheduler(self.recipe.objective.prediction),
+        )
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(self.recipe.validate_.seed)
+        options = {"num_inference_steps": 25, "num_relays": 0, "guidance_scale": _GUIDANCE, "output_type": "np"}
+        return (pipe(texts, generator=generator, **options).images * 255).round().astype(np.uint8)
 
     def relay_scheduler(self) -> RelayScheduler:
         """The scheduler that samples what this recipe trains."""

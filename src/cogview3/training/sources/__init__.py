@@ -94,6 +94,10 @@ class Source(ABC):
         """Share of the facts of `shown`'s captions that pictures of them show; None where facts are not known."""
         return None
 
+    def fills(self, pictures: np.ndarray) -> dict[str, float]:
+        """Of pictures of `shown`'s captions, the share of fills that are right, by kind ("dotted"); {} as above."""
+        return {}
+
     def gather(self) -> None:
         """Tell the other processes what `figures` is of; all of them call this."""
         return

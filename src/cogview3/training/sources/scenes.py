@@ -72,6 +72,15 @@ class SceneSource(Source):
         pairs = zip(self._told(len(pictures)), pictures, strict=True)
         return summarize([score(told.facts, picture) for told, picture in pairs])["share"]
 
+    def fills(self, pictures: np.ndarray) -> dict[str, float]:
+        """As `Source.fills`."""
+        right: dict[str, list[bool]] = {}
+        for told, picture in zip(self._told(len(pictures)), pictures, strict=True):
+            for fact in score(told.facts, picture).facts:
+                if fact.kind == "fill" and fact.index is not None:
+                    right.setdefault(told.facts.objects[fact.index].fill, []).append(fact.right)
+        return {fill: sum(each) / len(each) for fill, each in sorted(right.items())}
+
     def _told(self, count: int) -> list[captions.Caption]:
         rngs = [np.random.default_rng([self.validation.seed, index, 5]) for index in range(count)]
         return [captions.comprehensive(self.validation.scene(index), rng) for index, rng in enumerate(rngs)]
