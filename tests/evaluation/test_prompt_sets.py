@@ -10,7 +10,7 @@ import pytest
 from cogview3.config import UserError
 from cogview3.data.scenes.reader import read
 from cogview3.data.scenes.render import render
-from cogview3.data.scenes.scene import SEEN, is_held_out, sample_scene
+from cogview3.data.scenes.scene import SEEN, sample_scene
 from cogview3.data.scenes.score import score
 from cogview3.evaluation.prompt_sets import load_prompts
 
@@ -29,7 +29,7 @@ def test_every_second_prompt_has_a_triple_that_training_never_shows(name: str) -
     prompts = load_prompts(name, 40)
     assert [prompt.held_out for prompt in prompts] == [False, True] * 20
     for prompt in prompts:
-        held_out = [is_held_out(*item.triple) for item in prompt.scene.objects]
+        held_out = [item.is_held_out(prompt.scene.ground) for item in prompt.scene.objects]
         assert any(held_out) == prompt.held_out
 
 

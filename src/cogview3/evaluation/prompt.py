@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview3.data.scenes.scene import HELD_OUT, Facts, ObjectFacts, Scene
+from cogview3.data.scenes.things import is_held_out_ground
 
 
 @dataclass(frozen=True)
@@ -36,5 +37,10 @@ class Prompt:
 
     @property
     def held_out(self) -> bool:
-        """Whether an object's shape, color and fill are a triple that no training scene contains."""
-        return any((item.shape, item.color, item.fill) in HELD_OUT for item in self.objects)
+        """Whether training never shows an object: its shape, color and fill together, or the thing on this ground."""
+        ground = self.scene.ground if self.scene else self.facts and self.facts.ground
+        return any(
+            (item.shape, item.color, item.fill) in HELD_OUT
+            or (item.thing is not None and ground is not None and is_held_out_ground(item.thing, ground))
+            for item in self.objects
+        )

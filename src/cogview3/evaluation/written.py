@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from cogview3.config import UserError
 from cogview3.data.scenes.captions import Caption
 from cogview3.data.scenes.parser import is_consistent, parse, reading_of
-from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene, is_held_out
+from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene
 from cogview3.data.scenes.score import match_objects, score
 
 
@@ -38,7 +38,7 @@ def recaption_figures(scenes: Sequence[Scene], olds: Sequence[Caption], written:
         read += told is not None
         right = _right(scene, told)
         whole.append(all(good for _, good in right))
-        held_out = any(is_held_out(*item.triple) for item in scene.objects)
+        held_out = scene.is_held_out
         for kind, good in right:
             for group in ("facts_right", "held_out" if held_out else "seen", kind):
                 groups[group].append(good)

@@ -91,7 +91,7 @@ class _Pieces:
             known = {**own, **self.shared, "position": place}
             if self.rest_not_outlined:
                 known.setdefault("outline", False)
-            if len(known) < len(ObjectFacts.__dataclass_fields__):
+            if len(known) < len(ObjectFacts.__dataclass_fields__) - 1:  # all but the thing
                 return None
             objects.append(ObjectFacts(**known))
         return self._with_relations(objects)

@@ -1,7 +1,8 @@
 """Pictures back to facts, by classical image analysis: nothing here is learned.
 
-A picture is read in five steps: name the ground; cut out what differs from it; match each piece with every shape at
-every size; look along its edge for an outline; then take color and fill from what lies inside the edge.
+A picture is read in six steps: name the ground; cut out what differs from it; match each piece with every shape at
+every size; look along its edge for an outline; take color and fill from what lies inside the edge; and where a drawn
+thing explains what lies there better than those shapes do, take the thing (`thing_reader`).
 
 Sums of products are written with einsum: they are too small to be worth the threads that a matrix product starts.
 """
@@ -14,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, distance_transform_edt, find_objects, gaussian_filter, label
 
 from cogview3.config import UserError
-from cogview3.data.scenes import render
+from cogview3.data.scenes import render, thing_reader
 from cogview3.data.scenes.scene import (
     COLORS,
     FILLS,
@@ -24,6 +25,8 @@ from cogview3.data.scenes.scene import (
     SIZES,
     Facts,
     ObjectFacts,
+    Scene,
+    SceneObject,
     position_name,
     relations_between,
 )
@@ -44,6 +47,8 @@ OUTLINE_DEPTH = 7  # pixels from the edge within which an outline is looked for
 INNER, INNER_OUTLINED = 2.0, 5.5  # depth in pixels from which color and fill are taken
 OUTLINE_SHARE = 0.25  # nearness to the outline's color, 0 to 1, in the two rows of pixels where it is greatest
 FILL_CONTRAST = 0.35  # of the way from main color to accent
+INSIDE = 0.6  # share of a piece within a thing's support from which it is a part of the thing
+RIVAL = 0.25  # share, of the smaller of a piece and a thing, that they have in common where only one of them is there
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,16 @@ class _Ground:
     outline: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """An object read: facts, center (x, y) and box as fractions of the side, and the share of each cell it takes."""
+
+    facts: ObjectFacts
+    center: tuple[float, float]
+    box: tuple[float, float, float, float]
+    cells: np.ndarray
+
+
 @dataclass(frozen=True)
 class _Match:
     """The shape and size that fit a piece best: overlap over union in [0, 1], center in pixels."""
@@ -84,17 +99,66 @@ def read(image: np.ndarray | Image.Image) -> Reading:
     """
     pixels = _pixels(image)
     ground, distance = _ground(pixels)
-    found = []
+    shapes = []
     for top, left, mask in _pieces(distance, ground):
         match = _match(mask)
         for part in _parts(mask, match):
             region = pixels[top : top + mask.shape[0], left : left + mask.shape[1]]
-            found.append(_describe(region, part, top, left, match if part is mask else _match(part), ground))
-    found.sort(key=lambda item: POSITIONS.index(item[0].position))
-    objects = tuple(item[0] for item in found)
-    centers = tuple(item[1] for item in found)
+            item = _describe(region, part, top, left, match if part is mask else _match(part), ground)
+            shapes.append(_Piece(*item, _placed(part, top, left)))
+    found = _with_things(shapes, pixels, ground)
+    found.sort(key=lambda item: POSITIONS.index(item.facts.position))
+    objects, centers = tuple(item.facts for item in found), tuple(item.center for item in found)
     facts = Facts(ground.name, ground.texture, len(objects), objects, relations_between(list(centers)))
-    return Reading(facts, centers, tuple(item[2] for item in found))
+    return Reading(facts, centers, tuple(item.box for item in found))
+
+
+def _placed(mask: np.ndarray, top: int, left: int) -> np.ndarray:
+    """A piece's mask in the whole picture, as the share of each of thing_reader's cells that it covers."""
+    whole = np.zeros((SIDE, SIDE), np.float32)
+    whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
+    side = SIDE // thing_reader.CELL
+    return whole.reshape(side, thing_reader.CELL, side, thing_reader.CELL).mean((1, 3))
+
+
+def _with_things(shapes: list[_Piece], pixels: np.ndarray, ground: _Ground) -> list[_Piece]:
+    """The pieces read as shapes, those replaced that a drawn thing explains better."""
+    backdrop = thing_reader.Backdrop(ground.name, ground.texture)
+    cells = thing_reader.to_cells(backdrop.taken_away(pixels))
+    left, things = list(shapes), []
+    shape_likeness: dict[int, float] = {}
+    for candidate in thing_reader.candidates(cells, backdrop):
+        drawing, support = thing_reader.drawing_at(candidate, backdrop, len(cells))
+        area = (np.abs(drawing).sum(-1) > thing_reader.VISIBLE).sum()
+        if any((other.cells * support).sum() > RIVAL * min(support.sum(), other.cells.sum()) for other in things):
+            continue
+        shared = {id(item): item.cells[support].sum() for item in left}
+        parts = [item for item in left if shared[id(item)] > INSIDE * item.cells.sum()]
+        rivals = [item for item in left if shared[id(item)] > RIVAL * min(item.cells.sum(), area)]
+        for item in rivals:
+            if id(item) not in shape_likeness:
+                shape_likeness[id(item)] = _shape_likeness(item, cells, backdrop)
+        alike = thing_reader.likeness(cells, drawing, support)
+        if any(item not in parts or shape_likeness[id(item)] > alike for item in rivals):
+            continue
+        left = [item for item in left if item not in parts]
+        x, y = ((value * thing_reader.CELL) / SIDE for value in (candidate.x, candidate.y))
+        half = SIZES[candidate.size] / 2
+        facts = ObjectFacts(size=candidate.size, position=position_name(x, y), thing=candidate.thing)
+        things.append(_Piece(facts, (x, y), (x - half, y - half, x + half, y + half), support))
+    return left + things
+
+
+def _shape_likeness(item: _Piece, cells: np.ndarray, backdrop: thing_reader.Backdrop) -> float:
+    """Likeness of a picture less its ground to a piece drawn as the shape that it was read as."""
+    facts, (x, y) = item.facts, item.center
+    half = SIZES[facts.size] / 2
+    x, y = (min(max(value, half), 1 - half) for value in (x, y))
+    shape = SceneObject(facts.shape, facts.color, facts.fill, facts.outline, facts.size, x, y)
+    drawn = render.render(Scene(backdrop.ground, "plain", (shape,)), SIDE).astype(np.float32)
+    drawing = thing_reader.to_cells(backdrop.taken_away(drawn))
+    support = binary_dilation(np.abs(drawing).sum(-1) > thing_reader.VISIBLE, iterations=thing_reader.RIM)
+    return thing_reader.likeness(cells, drawing, support)
 
 
 def _pixels(image: np.ndarray | Image.Image) -> np.ndarray:

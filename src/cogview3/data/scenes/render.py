@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_edt
 
 from cogview3.config import UserError
 from cogview3.data.scenes.scene import FILLS, SHAPES, SIZES, Scene
+from cogview3.data.scenes.things import premultiplied
 
 OBJECT_COLORS = {  # main color and accent (of stripes, dots and checks), RGB
     "red": ((222, 42, 42), (255, 176, 166)),
@@ -52,8 +53,11 @@ def render(scene: Scene, size: int) -> np.ndarray:
         raise UserError(f"a scene cannot be drawn at size {size!r}; give a whole number of pixels, 32 to {MAX_SIZE}")
     picture = _ground(scene.ground, scene.texture, size).copy()
     for item in scene.objects:
-        line = (OUTLINE_LIGHT if scene.ground == "black" else OUTLINE_DARK) if item.outline else None
-        color, keep = _sprite(item.shape, item.color, item.fill, line, item.size, size)
+        if item.thing is not None:
+            color, keep = thing_sprite(item.thing, item.size, size)
+        else:
+            line = (OUTLINE_LIGHT if scene.ground == "black" else OUTLINE_DARK) if item.outline else None
+            color, keep = _sprite(item.shape, item.color, item.fill, line, item.size, size)
         side = color.shape[0]
         left, top = round(item.x * size - side / 2), round(item.y * size - side / 2)
         region = picture[top : top + side, left : left + side]
@@ -81,6 +85,15 @@ def _sprite(
     colors = np.array([*OBJECT_COLORS[color], line or (0, 0, 0)], float)
     keep = 256 - (shares.sum(-1, keepdims=True) * 256)
     return (shares @ colors * 256).round().astype(np.uint16), keep.round().astype(np.uint16)
+
+
+@lru_cache(maxsize=1024)
+def thing_sprite(thing: str, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A thing's premultiplied color (n, n, 3) and the share of the ground kept (n, n, 1), both uint16 of 256ths."""
+    layers = premultiplied(thing, 2 * round(SIZES[name] * size / 2))
+    cover = (layers[..., 3:] * 256).round()
+    color = np.minimum((layers[..., :3] * 255 * 256).round(), 255 * cover)  # a sum over 255 would wrap round
+    return color.astype(np.uint16), (256 - cover).astype(np.uint16)
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 
 from cogview3.config import UserError
+from cogview3.data.scenes.things import THINGS, is_held_out_ground
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "ring", "cross", "heart")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -20,6 +21,8 @@ GROUNDS = ("white", "gray", "black", "yellow", "blue", "green")
 TEXTURES = ("plain", "tiled")
 RELATIONS = ("left of", "right of", "above", "below")
 
+_SHAPE_VALUES = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "outline": (True, False)}  # what makes a shape
+
 ROWS = {"top": 0.27, "middle": 0.5, "bottom": 0.73}
 COLUMNS = {"left": 0.27, "center": 0.5, "right": 0.73}
 POSITIONS = tuple(f"{row} {column}" for row, column in product(ROWS, COLUMNS))
@@ -27,12 +30,14 @@ POSITIONS = tuple(f"{row} {column}" for row, column in product(ROWS, COLUMNS))
 JITTER = 0.03  # largest shift of an object's center from its cell's
 MARGIN = 0.02  # smallest gap between two objects, and between an object and the border
 RELATION_GAP = 0.15  # centers at least this far apart along an axis stand in a relation
-COUNT_WEIGHTS = (0.4, 0.3, 0.18, 0.12)  # share of scenes with 1, 2, 3, 4 objects
+COUNT_WEIGHTS = (0.36, 0.3, 0.2, 0.14)  # share of scenes with 1, 2, 3, 4 objects
+THING_SHARE = 0.0  # of the objects that are drawn things; the others are shapes
+GROUP_SHARE = 0.35  # of the scenes of several objects in which some are of one kind, as in "three green triangles"
 
 
 @dataclass(frozen=True)
 class ObjectFacts:
-    """What is known or stated about one object; None where nothing is."""
+    """What is known or stated about one object; None where nothing is. A thing has no shape, color, fill or outline."""
 
     shape: str | None = None
     color: str | None = None
@@ -40,6 +45,7 @@ class ObjectFacts:
     outline: bool | None = None
     size: str | None = None
     position: str | None = None
+    thing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,20 +92,25 @@ class Facts:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. `x`, `y`: center, fractions of the side."""
+    """One object: a shape with color, fill and outline, or a thing, for which these are None.
 
-    shape: str
-    color: str
-    fill: str
-    outline: bool
+    `x`, `y`: center, fractions of the side.
+    """
+
+    shape: str | None
+    color: str | None
+    fill: str | None
+    outline: bool | None
     size: str
     x: float
     y: float
+    thing: str | None = None
 
-    @property
-    def triple(self) -> tuple[str, str, str]:
-        """Shape, color and fill: what is held out of training in combinations."""
-        return self.shape, self.color, self.fill
+    def is_held_out(self, ground: str) -> bool:
+        """Whether training never shows the object: its shape, color and fill together, or the thing on this ground."""
+        if self.thing is not None:
+            return is_held_out_ground(self.thing, ground)
+        return is_held_out(self.shape, self.color, self.fill)
 
     @property
     def position(self) -> str:
@@ -108,7 +119,7 @@ class SceneObject:
 
     def facts(self) -> ObjectFacts:
         """Every fact about the object."""
-        return ObjectFacts(self.shape, self.color, self.fill, self.outline, self.size, self.position)
+        return ObjectFacts(self.shape, self.color, self.fill, self.outline, self.size, self.position, self.thing)
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,11 @@ class Scene:
     ground: str
     texture: str
     objects: tuple[SceneObject, ...]
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether an object is one that training never shows."""
+        return any(item.is_held_out(self.ground) for item in self.objects)
 
     def facts(self) -> Facts:
         """Every fact of the scene, with the relation of each pair of objects along each axis."""
@@ -135,6 +151,7 @@ class Scene:
         scene = cls(data["ground"], data["texture"], tuple(SceneObject(**item) for item in data["objects"]))
         _check_values(scene, optional=False)
         for item in scene.objects:
+            _check_whole(item)
             half = SIZES[item.size] / 2
             for axis in ("x", "y"):
                 value = getattr(item, axis)
@@ -148,10 +165,23 @@ def _check_values(stated: Facts | Scene, optional: bool) -> None:
     """Refuse, with a UserError, unknown values of the ground and of objects; `optional` ones may be None."""
     _check_known("ground", stated.ground, GROUNDS, optional)
     _check_known("texture", stated.texture, TEXTURES, optional)
-    known = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "outline": (True, False), "size": tuple(SIZES)}
     for item in stated.objects:
-        for name, values in known.items():
-            _check_known(name, getattr(item, name), values, optional)
+        _check_known("size", item.size, tuple(SIZES), optional)
+        for name, values in {**_SHAPE_VALUES, "thing": tuple(THINGS)}.items():
+            if getattr(item, name) is not None:
+                _check_known(name, getattr(item, name), values, optional)
+
+
+def _check_whole(item: SceneObject) -> None:
+    """Refuse, with a UserError, an object that is neither all of a shape nor a thing alone."""
+    given = [name for name in _SHAPE_VALUES if getattr(item, name) is not None]
+    if item.thing is not None and given:
+        raise UserError(
+            f"thing {item.thing!r} has a {given[0]}; give a thing or a {', '.join(_SHAPE_VALUES)}, not both"
+        )
+    if item.thing is None and len(given) < len(_SHAPE_VALUES):
+        missing = next(name for name in _SHAPE_VALUES if name not in given)
+        raise UserError(f"an object has no {missing}; give a thing or all of {', '.join(_SHAPE_VALUES)}")
 
 
 def _check_known(name: str, value: object, known: tuple, optional: bool) -> None:
@@ -192,6 +222,10 @@ def is_held_out(shape: str, color: str, fill: str) -> bool:
 
 HELD_OUT = tuple(triple for triple in product(SHAPES, COLORS, FILLS) if is_held_out(*triple))
 SEEN = tuple(triple for triple in product(SHAPES, COLORS, FILLS) if not is_held_out(*triple))
+_GROUND_THINGS = {  # the things that training shows on a ground, and those that it does not
+    (ground, held_out): tuple(name for name in THINGS if is_held_out_ground(name, ground) == held_out)
+    for ground, held_out in product(GROUNDS, (False, True))
+}
 _SIZE_NAMES = tuple(SIZES)
 _CELLS = tuple((COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS))  # in the order of POSITIONS
 
@@ -199,7 +233,8 @@ _CELLS = tuple((COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COL
 def sample_scene(rng: np.random.Generator, triples: str = "seen", count: int | None = None) -> Scene:
     """Draw a scene at random.
 
-    triples: "seen" uses training triples alone; "held-out" gives the scene at least one held-out triple.
+    triples: "seen" uses what training shows alone; "held-out" gives the scene at least one object that it never shows:
+    a triple of shape, color and fill, or a thing on its ground, of the fixed fifth.
     count: number of objects, 1 to 4; drawn with COUNT_WEIGHTS if None.
     Raises UserError for another `triples` or `count`.
     """
@@ -210,14 +245,45 @@ def sample_scene(rng: np.random.Generator, triples: str = "seen", count: int | N
     ground = GROUNDS[rng.integers(len(GROUNDS))]
     texture = TEXTURES[rng.integers(len(TEXTURES))]
     number = count or 1 + int(rng.choice(len(COUNT_WEIGHTS), p=COUNT_WEIGHTS))
-    chosen = [_sample_triple(rng, SEEN, ground) for _ in range(number)]
+    kinds = [_sample_kind(rng, ground, held_out=False) for _ in range(number)]
+    if number > 1 and rng.random() < GROUP_SHARE:
+        kinds = _with_group(kinds, ground, rng)
     if triples == "held-out":
-        chosen[rng.integers(number)] = _sample_triple(rng, HELD_OUT, ground)
+        kinds[rng.integers(number)] = _sample_kind(rng, ground, held_out=True)
     objects = [
-        SceneObject(shape, color, fill, bool(rng.integers(2)), size, x, y)
-        for (shape, color, fill), (size, x, y) in zip(chosen, _sample_layout(rng, number), strict=True)
+        SceneObject(*kind[:4], size, x, y, kind[4])
+        for kind, (size, x, y) in zip(kinds, _sample_layout(rng, number), strict=True)
     ]
     return Scene(ground, texture, tuple(sorted(objects, key=_reading_order)))
+
+
+_Kind = tuple[str | None, str | None, str | None, bool | None, str | None]  # shape, color, fill, outline; thing
+
+
+def _sample_kind(rng: np.random.Generator, ground: str, held_out: bool) -> _Kind:
+    """What an object is: a shape of another color than its ground, or a thing, of those that training shows or not."""
+    if rng.random() < THING_SHARE:
+        choice = _GROUND_THINGS[ground, held_out]
+        return None, None, None, None, choice[rng.integers(len(choice))]
+    return (*_sample_triple(rng, HELD_OUT if held_out else SEEN, ground), bool(rng.integers(2)), None)
+
+
+def _with_group(kinds: list[_Kind], ground: str, rng: np.random.Generator) -> list[_Kind]:
+    """Two or more of the objects as one kind: the same thing, or the same shape, mostly in the same color and fill."""
+    members = rng.permutation(len(kinds))[: rng.integers(2, len(kinds) + 1)]
+    first = kinds[members[0]]
+    same_color, same_fill, same_outline = rng.random(3) < (0.7, 0.6, 0.6)
+    for index in members[1:]:
+        if first[4] is not None:
+            kinds[index] = first
+            continue
+        while True:
+            color, fill = _sample_triple(rng, SEEN, ground)[1:]
+            triple = first[0], first[1] if same_color else color, first[2] if same_fill else fill
+            if not is_held_out(*triple):
+                break
+        kinds[index] = (*triple, first[3] if same_outline else bool(rng.integers(2)), None)
+    return kinds
 
 
 def _reading_order(item: SceneObject) -> tuple[int, int]:
