@@ -98,6 +98,29 @@ def test_weights_are_the_averages_in_float16(runs: Path, exported: Path) -> None
         assert torch.equal(unet[name], value.half().float())
 
 
+def test_modes_in_a_byte_a_weight_draw_as_those_in_float16(
+    runs: Path, distilled: tuple[Path, Path], exported: Path, tmp_path: Path
+) -> None:
+    sampling = {"steps": 3, "relay_steps": 2, "guidance": 4.0}
+    export_runs(runs, tmp_path / "model", modes={"2+1": distilled}, sampling=sampling, int8=True)
+    files = {path.name for path in (tmp_path / "model" / "modes" / "2+1").rglob("*.safetensors")}
+    assert files == {"weights_int8.safetensors"}
+    pictures = []
+    for model in (exported, tmp_path / "model"):
+        pipe = CogView3Pipeline.from_pretrained(str(model), mode="2+1")
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        pictures.append(pipe("a red star", generator=generator, output_type="np").images)
+    assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 0.02
+    taken = f"{tmp_path / 'model'}@2+1"  # taken over from a model, they are stored again without a loss
+    export_runs(runs, tmp_path / "again", modes={"2+1": (taken, taken)}, sampling=sampling, int8=True)
+    for name in ("unet", "relay_unet"):
+        place = f"modes/2+1/{name}/weights_int8.safetensors"
+        first, second = (load_file(tmp_path / model / place) for model in ("model", "again"))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first if first[key].dtype == torch.int8)
+
+
 def test_nothing_tells_where_the_weights_came_from(runs: Path, exported: Path) -> None:
     texts = [path.read_text("utf-8") for path in exported.rglob("*.json")]
     assert len(texts) >= 10

@@ -105,7 +105,8 @@ def measure(component: Path) -> dict[str, int]:
     files = sorted(component.glob("*.safetensors"))
     for file in files:
         with safe_open(file, "numpy") as tensors:
-            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+            names = (name for name in tensors.keys() if not name.endswith(".int8_scale"))  # noqa: SIM118
+            parameters += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
     return {"parameters": parameters, "bytes": sum(file.stat().st_size for file in files)}
 
 

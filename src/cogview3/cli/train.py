@@ -83,6 +83,9 @@ def export(
             help="Runs of a further mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1.",
         ),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Store the UNets of --mode in a byte a weight, at half the size.")
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set the default mode's steps, guidance and so on."),
@@ -96,12 +99,14 @@ def export(
     modes = dict(parse_mode_runs(entry) for entry in mode or [])
     sampling = parse_settings(settings, "guidance=4.5")
     check_writable(out)
+    if int8 and not modes:
+        raise UserError("--int8 is for the UNets of --mode; give one, such as --mode 4+1=scenes@4+1,scenes@4+1")
     with clean_stdout(as_json):
         from cogview3.training.export import export as write
 
         light = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
         light = {name: run for name, run in light.items() if run is not None}
-        result = write(vae, text, base, relay, modes, out, sampling, light, expander)
+        result = write(vae, text, base, relay, modes, out, sampling, light, expander, int8)
     report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 

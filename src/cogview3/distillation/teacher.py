@@ -13,13 +13,14 @@ from cogview3.distillation import step
 from cogview3.distillation.step import Levels
 from cogview3.generation.loading import mode_of, unet_folder
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.int8 import load_unet
 from cogview3.models.unet import takes_guidance
 
 
 def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     """The teacher's UNet, for inference, in `dtype`, whatever it is stored in. Raises UserError where there is none."""
     folder = checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
-    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval().requires_grad_(False)
+    return load_unet(folder, dtype).eval().requires_grad_(False)
 
 
 def check_distilled(settings: Distill, is_relay: bool) -> None:
@@ -109,7 +110,7 @@ def check_start(settings: Distill, start: str, is_relay: bool) -> None:
 def begin_as(student: UNet2DConditionModel, start: str, is_relay: bool) -> None:
     """Give the student the weights of another one, `recipe.start_from`, which `check_start` has let pass."""
     folder = unet_folder(start, "relay_unet" if is_relay else "unet")
-    student.load_state_dict(UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict())
+    student.load_state_dict(load_unet(folder).state_dict())
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

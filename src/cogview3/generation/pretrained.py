@@ -22,6 +22,7 @@ from cogview3.generation.loading import (
 )
 from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, write_sampling
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.int8 import load_unet
 from cogview3.models.unet import takes_guidance
 
 PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
@@ -267,9 +268,9 @@ def load_mode_unets(
         check_component(Path(source) / subfolder)
         chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
         try:
-            unets[name] = UNet2DConditionModel.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=chosen, use_safetensors=True, variant=variant
-            )
+            unets[name] = load_unet(Path(source) / subfolder, chosen, variant)
+        except UserError:
+            raise
         except LOADING_ERRORS as error:
             raise unloadable(source, error) from error
         check_weights_complete(source, subfolder, unets[name])

@@ -21,6 +21,7 @@ from cogview3.generation.loading import check_target, folder_sizes, load_samplin
 from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.models.int8 import load_unet, save_int8
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.unet import takes_guidance
 
@@ -40,6 +41,7 @@ def export(
     sampling: dict[str, Any] | None = None,
     light: dict[str, Path] | None = None,
     expander: Path | None = None,
+    int8: bool = False,
 ) -> dict[str, Any]:
     """Write a model folder in diffusers' format, whole or not at all, replacing an earlier one.
 
@@ -55,6 +57,7 @@ def export(
             the relay is sampled, if `relay` is the same.
         light: runs or models that hold the "latent_enlarger" or the "light_decoder", trained with this VAE. Beside
             every mode stands then another that uses them, "4+1-light" beside "4+1".
+        int8: store the UNets of `modes` in a byte a weight (`models.int8`), at half the size; drawing is as before.
         expander: a run or model that holds the "expander" of short prompts; `generate --expand` takes it then.
 
     Returns:
@@ -77,12 +80,15 @@ def export(
     further: dict[str, Any] = {}
     own_expander = () if expander is None else _load_expander(expander)
     for mode, (unet, relay_unet) in modes.items():
-        further[table.modes[mode].unet] = _load_unet(unet, "unet", mode)
-        further[table.modes[mode].relay_unet] = _load_unet(relay_unet, "relay_unet", mode)
+        for component, run in (("unet", unet), ("relay_unet", relay_unet)):
+            further[getattr(table.modes[mode], component)] = _load_unet(run, component, mode, int8)
     with checkpoints.whole_folder(out) as folder:
         pipe.save_pretrained(folder)
         for place, network in further.items():
-            network.save_pretrained(folder / place)
+            if int8:
+                save_int8(network, folder / place)
+            else:
+                network.save_pretrained(folder / place)
         for part in own_expander:
             part.save_pretrained(folder / "expander")
         _forget_origins(folder)
@@ -142,10 +148,13 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict
     )
 
 
-def _load_unet(reference: Path, component: str, mode: str | None = None) -> UNet2DConditionModel:
-    """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance."""
+def _load_unet(reference: Path, component: str, mode: str | None = None, whole: bool = False) -> UNet2DConditionModel:
+    """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance.
+
+    `whole`: with all its digits, to be rounded to a byte.
+    """
     folder = (checkpoints.weights_folder if mode is None else unet_folder)(reference, component)
-    unet = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float16)
+    unet = load_unet(Path(folder), torch.float32 if whole else torch.float16)
     if mode is None and takes_guidance(unet):
         option = "--base" if component == "unet" else "--relay"
         raise UserError(f"{option} {reference} is distilled; give it with --mode, and what it was distilled from here")
