@@ -53,7 +53,8 @@ def load_packaged(name: str) -> Recipe:
         return load_recipe(name, ["data.vae=a", 'data.shards=["c"]'])
     if name.startswith("paper/"):
         return load_recipe(name, ["data.vae=a", "data.text=b", 'data.shards=["c"]'])
-    return load_recipe(name, ['data.shards=["c"]'] if name in ("scenes/own_pictures", "scenes/base_shards") else [])
+    own = name.startswith("scenes/own_") or name == "scenes/base_shards"
+    return load_recipe(name, ['data.shards=["c"]'] if own else [])
 
 
 def test_every_packaged_recipe_loads_and_is_named_after_its_file() -> None:

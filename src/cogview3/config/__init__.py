@@ -7,6 +7,7 @@ refused before any work starts. Lengths count images, so that the batch size may
 
 from cogview3.config.distill import Distill, DistillRelay
 from cogview3.config.load import OutOfMemory, UserError, distillation_of, load_recipe, parse_recipe, recipe_names
+from cogview3.config.pictures import PairObjective, TextShardData, VaeShardData
 from cogview3.config.pixel import PixelModel
 from cogview3.config.recipes import (
     BaseRecipe,
@@ -70,6 +71,7 @@ __all__ = [
     "Lora",
     "Optimizer",
     "OutOfMemory",
+    "PairObjective",
     "PictureFilters",
     "PixelModel",
     "PixelRecipe",
@@ -85,6 +87,7 @@ __all__ = [
     "TextData",
     "TextModel",
     "TextRecipe",
+    "TextShardData",
     "Train",
     "UNetModel",
     "UserError",
@@ -92,6 +95,7 @@ __all__ = [
     "VaeModel",
     "VaeObjective",
     "VaeRecipe",
+    "VaeShardData",
     "Validate",
     "distillation_of",
     "load_recipe",

@@ -10,7 +10,15 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from cogview3.config.recipes import DATA_TABLES, KINDS, DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, Recipe
+from cogview3.config.recipes import (
+    DATA_TABLES,
+    KINDS,
+    DistillBaseRecipe,
+    DistillRecipe,
+    DistillRelayRecipe,
+    Recipe,
+    without_scenes,
+)
 
 
 class OutOfMemory(MemoryError):
@@ -38,6 +46,7 @@ def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) 
     data = _read(name_or_path)
     for override in overrides:
         _override(data, override)
+    without_scenes(data, [override.partition("=")[0].strip() for override in overrides])
     return parse_recipe(data, name_or_path)
 
 

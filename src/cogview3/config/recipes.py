@@ -1,11 +1,13 @@
 """The kinds of recipes: which tables each has."""
 
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
 from cogview3.config.distill import Distill, DistillRelay, DistillTrain
+from cogview3.config.pictures import PairObjective, TextShardData, VaeShardData
 from cogview3.config.pixel import PixelData, PixelHeader, PixelModel, PixelObjective
 from cogview3.config.tables import (
     BaseObjective,
@@ -99,12 +101,44 @@ class _Recipe(Table):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def _own_data_tag(data: Any) -> str:
+    """Without shards, it is of scenes."""
+    shards = isinstance(data, VaeShardData | TextShardData) or (isinstance(data, dict) and "shards" in data)
+    return "shards" if shards else "scenes"
+
+
+def _vae_data_tag(data: Any) -> str:
+    return f"<vae {_own_data_tag(data)}>"
+
+
+def _text_data_tag(data: Any) -> str:
+    return f"<text {_own_data_tag(data)}>"
+
+
+VaePictures = Annotated[
+    Annotated[VaeData, Tag("<vae scenes>")] | Annotated[VaeShardData, Tag("<vae shards>")],
+    Discriminator(_vae_data_tag),
+]
+TextPictures = Annotated[
+    Annotated[TextData, Tag("<text scenes>")] | Annotated[TextShardData, Tag("<text shards>")],
+    Discriminator(_text_data_tag),
+]
+
+
+def _check_pairs(objective: PairObjective | None, info: ValidationInfo) -> PairObjective | None:
+    if objective is not None and isinstance(info.data.get("data"), TextData):
+        raise ValueError("of scenes, an encoder learns their facts; leave [objective] out, or give data.shards")
+    if objective is not None and not objective.masked and not objective.contrastive:
+        raise ValueError("masked and contrastive are both 0; give one of them a weight")
+    return objective
+
+
 class VaeRecipe(_Recipe):
     """How to train the autoencoder."""
 
     recipe: VaeHeader
     model: VaeModel
-    data: VaeData = VaeData()
+    data: VaePictures = VaeData()
     objective: VaeObjective = VaeObjective()
 
 
@@ -113,7 +147,8 @@ class TextRecipe(_Recipe):
 
     recipe: TextHeader
     model: TextModel = TextModel()
-    data: TextData = TextData()
+    data: TextPictures = TextData()
+    objective: Annotated[PairObjective | None, AfterValidator(_check_pairs)] = None
 
 
 class RecaptionerRecipe(_Recipe):
@@ -156,6 +191,10 @@ class PixelRecipe(_Recipe):
 
 
 DATA_TABLES: dict[str, type[Table]] = {
+    "<vae scenes>": VaeData,
+    "<vae shards>": VaeShardData,
+    "<text scenes>": TextData,
+    "<text shards>": TextShardData,
     "<scenes>": SceneData,
     "<shards>": ShardData,
     "<light scenes>": LightData,
@@ -378,3 +417,26 @@ KINDS: dict[str, type[_Recipe]] = {
     "distill_base": DistillBaseRecipe,
     "distill_relay": DistillRelayRecipe,
 }
+
+_SCENES_AND_SHARDS: dict[str, tuple[type[Table], type[Table]]] = {
+    "vae": (VaeData, VaeShardData),
+    "text": (TextData, TextShardData),
+    **dict.fromkeys(("base", "relay", "distill_base", "distill_relay"), (SceneData, ShardData)),
+    **dict.fromkeys(("enlarger", "light_decoder"), (LightData, LightShardData)),
+}
+
+
+def without_scenes(recipe: dict[str, Any], given: Collection[str]) -> None:
+    """Take out of a recipe's [data] what is of scenes alone, where `given` names data.shards; changed in place.
+
+    `given`: the entries set beside the recipe, as "data.size": they stay, and are refused where they do not fit.
+    """
+    header = recipe.get("recipe")
+    tables = _SCENES_AND_SHARDS.get(str(header.get("kind"))) if isinstance(header, dict) else None
+    if tables is None or "data.shards" not in given:
+        return
+    scenes, shards = (table.model_fields for table in tables)
+    for name in list(recipe["data"]):
+        shared = name in shards and name in scenes and shards[name].annotation == scenes[name].annotation
+        if name in scenes and not shared and f"data.{name}" not in given:
+            del recipe["data"][name]

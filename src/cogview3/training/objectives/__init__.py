@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cogview3 import checkpoints
-from cogview3.config import Recipe, UserError
+from cogview3.config import Recipe, TextRecipe, TextShardData, UserError, VaeRecipe, VaeShardData
 from cogview3.training.deepen import deepen, further_layers
 
 Batch = dict[str, Tensor]
@@ -96,6 +96,14 @@ def build(recipe: Recipe) -> Objective:
     """
     if recipe.kind.startswith("distill"):
         raise UserError(f"recipe {recipe.name} is of kind {recipe.kind}; run it with: cogview3 distill")
+    if isinstance(recipe, VaeRecipe) and isinstance(recipe.data, VaeShardData):
+        from cogview3.training.objectives.own_vae import OwnVaeTraining
+
+        return OwnVaeTraining(recipe)
+    if isinstance(recipe, TextRecipe) and isinstance(recipe.data, TextShardData):
+        from cogview3.training.objectives.pairs import PairTraining
+
+        return PairTraining(recipe)
     if recipe.kind == "vae":
         from cogview3.training.objectives.vae import VaeTraining
 

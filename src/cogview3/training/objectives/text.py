@@ -188,6 +188,21 @@ def t5_config(model: TextModel) -> T5Config:
     )
 
 
+def start_encoder(encoder: T5EncoderModel, reference: str, model: TextModel) -> PreTrainedTokenizerBase:
+    """Take over an encoder's weights; gives the tokenizer that belongs to it.
+
+    Raises UserError where `reference` has none, of other shapes, or for another text length.
+    """
+    start_from(encoder, reference, "text_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, "tokenizer"))
+    if tokenizer.model_max_length != model.max_length:
+        raise UserError(
+            f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
+            f"set model.max_length to that, not to {model.max_length}"
+        )
+    return tokenizer
+
+
 class TextTraining(Objective):
     """Train the text encoder on captions of random scenes (all three kinds)."""
 
@@ -197,25 +212,17 @@ class TextTraining(Objective):
         self._words = naming_words()
         torch.manual_seed(recipe.train.seed)
         self.trained = FactReader(recipe.model)
-        self.tokenizer = self._start() if recipe.recipe.start_from else self._new_tokenizer()
+        self.tokenizer = self._start(recipe.recipe.start_from) if recipe.recipe.start_from else self._new_tokenizer()
 
     def _new_tokenizer(self) -> PreTrainedTokenizerBase:
         model, seed = self.recipe.model, self.recipe.train.seed + 1
         texts = (self._caption(seed, index).text for index in range(self.recipe.data.tokenizer_captions))
         return build_tokenizer(texts, model.vocab_size, model.max_length)
 
-    def _start(self) -> PreTrainedTokenizerBase:
-        """Take over an encoder's weights; gives the tokenizer that belongs to it."""
-        reference, model = self.recipe.recipe.start_from, self.recipe.model
-        encoder = T5EncoderModel(t5_config(model))
-        start_from(encoder, reference, "text_encoder")
+    def _start(self, reference: str) -> PreTrainedTokenizerBase:
+        encoder = T5EncoderModel(t5_config(self.recipe.model))
+        tokenizer = start_encoder(encoder, reference, self.recipe.model)
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder begins anew
-        tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, "tokenizer"))
-        if tokenizer.model_max_length != model.max_length:
-            raise UserError(
-                f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
-                f"set model.max_length to that, not to {model.max_length}"
-            )
         return tokenizer
 
     def prepare(self, device: str) -> None:

@@ -4,7 +4,9 @@ Everything random about a sample is drawn from (seed, `Sample.index`), so it is 
 """
 
 import sys
+from collections.abc import Iterator
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,22 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from cogview3 import checkpoints
-from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, ShardData, UserError
+from cogview3.config import (
+    BaseRecipe,
+    DistillRound,
+    LightRecipe,
+    RelayRecipe,
+    ShardData,
+    TextRecipe,
+    TextShardData,
+    UserError,
+    VaeRecipe,
+)
 from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages
 from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
 from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards, have_latents, latents_of
-from cogview3.data.latents import posteriors, scaled
+from cogview3.data.latents import posteriors, reconstruct, scaled
 from cogview3.data.report import Report, listed
 from cogview3.data.shards import CaptionedImages
 from cogview3.data.workers import WorkerSamples
@@ -30,20 +42,21 @@ from cogview3.prompts.encode import left_out, text_length
 from cogview3.training import parallel
 from cogview3.training.sources import Samples, Source
 
+FEWEST_DECIBELS = 24.0
+"""PSNR below which a run on an autoencoder's latents is warned of."""
+
+ShardRecipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | LightRecipe
 _CHUNK_PIXELS = 2**22  # encoded at once
+_JUDGED = 32  # pictures by which an autoencoder is judged
 
 
-class ShardSource(Source):
-    """Pictures and captions of `recipe.data.shards`."""
+class PictureSource:
+    """Pictures and captions of `recipe.data.shards` as they are, fitted into buckets, and the position in them."""
 
-    def __init__(
-        self, recipe: BaseRecipe | RelayRecipe | DistillRound | LightRecipe, vae: AutoencoderKL, folder: Path
-    ) -> None:
-        self._recipe, self._vae, self._data = recipe, vae, recipe.data
+    def __init__(self, recipe: ShardRecipe, encoded: Preprocessing | None = None) -> None:
+        data = recipe.data
+        self._recipe, self._data, self._encoded = recipe, data, encoded
         self._seed = recipe.train.seed
-        data, relay = recipe.data, recipe.kind.endswith("relay")
-        self._low = (data.reconstructed_share, data.degraded_share) if relay else None
-        self._encoded = self._find_latents(folder)
         self.rank, self.world = _place()
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
@@ -57,87 +70,12 @@ class ShardSource(Source):
         if data.validation:
             find_shards(data.validation)
 
-    def _find_latents(self, folder: Path) -> Preprocessing | None:
-        """How the latents that are to be read must have been made; None where pictures are read."""
-        data = self._data
-        if data.latents == "never":
-            return None
-        shards = find_shards(data.shards)
-        there = have_latents(shards)
-        if not all(there):
-            without = shards[there.index(False)].address
-            if data.latents == "require":
-                raise UserError(
-                    f"{without}: no latents ({sum(there)} of {len(there)} shards have some); make them with cogview3 "
-                    "data encode, or set data.latents=auto"
-                )
-            if any(there):
-                print(
-                    f"{sum(there)} of {len(there)} shards have latents, {without} has none: all pictures are encoded "
-                    "while training",
-                    file=sys.stderr,
-                )
-            return None
-        text = encoder_fingerprint(checkpoints.weights_folder(data.text, "text_encoder").parent)
-        wanted = Preprocessing(vae_fingerprint(folder), text, data.size, *bucket_settings(data), data.crop, self._low)
-        check_latents(latents_of(shards[0]), wanted)  # the others are checked when their turn comes
-        return wanted
-
-    def prepare(self) -> None:
-        """Nothing: reading begins with the first batch."""
-
-    def take(self, first: int, indices: list[int]) -> Samples:
-        """As `Source.take`; which samples these are follows from those before, not from their numbers."""
-        batch = self._batches.take(len(indices))
-        if self._tokenizer is not None:
-            self._told += len(batch.captions)
-            self._cut += sum(bool(left_out(self._tokenizer, caption)) for caption in batch.captions)
-        return self._taken(batch, self._seed)
-
-    def _taken(self, batch: Batch, seed: int, mode: bool = False) -> Samples:
-        """The samples of a batch; `mode` takes the posterior's instead of drawing from it."""
-        indices = batch.indices.tolist()
-        if batch.encoded:
-            names = ("mean", "logvar") if self._low is None else ("mean", "logvar", "low_mean")
-            parts = {
-                name: torch.from_numpy(np.stack([getattr(item, name) for item in batch.encoded])).float()
-                for name in names
-            }
-        else:
-            parts = self._encode(batch.pixels(), [np.random.default_rng([seed, index, 9]) for index in indices])
-        z0 = parts["mean"]
-        if not mode:
-            rngs = [np.random.default_rng([seed, index, 4]) for index in indices]
-            noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
-            z0 = z0 + (0.5 * parts["logvar"]).exp() * noise
-        latents = {"z0": scaled(self._vae, z0)}
-        if self._low is not None:
-            latents["zL"] = scaled(self._vae, parts["low_mean"])
-        texts = [item.texts.get(told) for item, told in zip(batch.encoded, batch.captions, strict=False)]
-        return Samples(
-            latents,
-            torch.stack([batch.original, batch.crop, batch.target], 1),
-            [[seed, index, 3] for index in indices],
-            lambda rngs: batch.captions,
-            texts if any(text is not None for text in texts) else (),
-            batch.keys,
-        )
-
-    def _encode(self, pictures: Tensor, rngs: list[np.random.Generator]) -> dict[str, Tensor]:
-        """Posteriors of pictures (B, 3, H, W) in [-1, 1], float32, on the CPU."""
-        device = self._vae.device
-        count = max(1, _CHUNK_PIXELS // (pictures.shape[2] * pictures.shape[3]))
-        parts = []
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16"):
-            for start in range(0, len(pictures), count):
-                chunk = pictures[start : start + count].to(device)
-                parts.append(posteriors(self._vae, chunk, self._low, rngs[start : start + count]))
-        return {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
-
-    # Validation
+    def pictures(self, count: int) -> Batch:
+        """The next batch, of `count` pictures."""
+        return self._batches.take(count)
 
     @cached_property
-    def _fixed(self) -> Batch:
+    def fixed_pictures(self) -> Batch:
         """Squares from the middle of pictures, of the validation's own seed."""
         data, seed, count = self._data, self._recipe.validate_.seed, self._recipe.validate_.images
         addresses = data.validation or data.shards
@@ -148,24 +86,10 @@ class ShardSource(Source):
             filters=filters_of(data),
             broken_share=data.broken_share,
             broken_window=data.broken_window,
-            needs_caption=isinstance(data, ShardData),
+            needs_caption=_reads_captions(data),
         )
         squares = Buckets(data.size, data.size, 1.0)
         return BucketBatches(FittedImages(reader, squares, center=True), count, text_dropout=0).take(count)
-
-    @cached_property
-    def _fixed_samples(self) -> Samples:
-        return self._taken(self._fixed, self._recipe.validate_.seed, mode=True)
-
-    def fixed(self) -> Samples:
-        """As `Source.fixed`."""
-        return self._fixed_samples
-
-    def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
-        """As `Source.shown`."""
-        pictures = self._fixed.images[:count].permute(0, 2, 3, 1).numpy()
-        small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
-        return self._fixed.captions[:count], np.stack([np.asarray(picture) for picture in small])
 
     def gather(self) -> None:
         """As `Source.gather`."""
@@ -248,6 +172,123 @@ class ShardSource(Source):
         self._batches.load_state_dict({**processes["0"], **merged})
 
 
+class ShardSource(PictureSource, Source):
+    """Latents and captions of `recipe.data.shards`, made by the autoencoder `vae`, which lies in `folder`."""
+
+    def __init__(
+        self, recipe: BaseRecipe | RelayRecipe | DistillRound | LightRecipe, vae: AutoencoderKL, folder: Path
+    ) -> None:
+        self._data, self._vae = recipe.data, vae
+        data, relay = recipe.data, recipe.kind.endswith("relay")
+        self._low = (data.reconstructed_share, data.degraded_share) if relay else None
+        super().__init__(recipe, self._find_latents(folder))
+
+    def _find_latents(self, folder: Path) -> Preprocessing | None:
+        """How the latents that are to be read must have been made; None where pictures are read."""
+        data = self._data
+        if data.latents == "never":
+            return None
+        shards = find_shards(data.shards)
+        there = have_latents(shards)
+        if not all(there):
+            without = shards[there.index(False)].address
+            if data.latents == "require":
+                raise UserError(
+                    f"{without}: no latents ({sum(there)} of {len(there)} shards have some); make them with cogview3 "
+                    "data encode, or set data.latents=auto"
+                )
+            if any(there):
+                print(
+                    f"{sum(there)} of {len(there)} shards have latents, {without} has none: all pictures are encoded "
+                    "while training",
+                    file=sys.stderr,
+                )
+            return None
+        text = encoder_fingerprint(checkpoints.weights_folder(data.text, "text_encoder").parent)
+        wanted = Preprocessing(vae_fingerprint(folder), text, data.size, *bucket_settings(data), data.crop, self._low)
+        check_latents(latents_of(shards[0]), wanted)  # the others are checked when their turn comes
+        return wanted
+
+    def prepare(self) -> None:
+        """Tell how well the autoencoder gives the validation's pictures back: what is lost there, no UNet can learn."""
+        if self.rank:
+            return
+        pictures = self.fixed_pictures.images[:_JUDGED].float() / 127.5 - 1
+        chunks = pictures.split(max(1, _CHUNK_PIXELS // (self._data.size**2)))
+        psnr = _psnr(pictures, torch.cat([reconstruct(self._vae, chunk).float().cpu() for chunk in chunks]))
+        told = f"data.vae {self._data.vae!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
+        if psnr < FEWEST_DECIBELS:
+            told += (
+                f", less than {FEWEST_DECIBELS:g}: what it loses cannot be learned; train one on these pictures first "
+                "(cogview3 train scenes/own_vae) and give it as data.vae"
+            )
+        print(told, file=sys.stderr, flush=True)
+
+    def take(self, first: int, indices: list[int]) -> Samples:
+        """As `Source.take`; which samples these are follows from those before, not from their numbers."""
+        batch = self._batches.take(len(indices))
+        if self._tokenizer is not None:
+            self._told += len(batch.captions)
+            self._cut += sum(bool(left_out(self._tokenizer, caption)) for caption in batch.captions)
+        return self._taken(batch, self._seed)
+
+    def _taken(self, batch: Batch, seed: int, mode: bool = False) -> Samples:
+        """The samples of a batch; `mode` takes the posterior's instead of drawing from it."""
+        indices = batch.indices.tolist()
+        if batch.encoded:
+            names = ("mean", "logvar") if self._low is None else ("mean", "logvar", "low_mean")
+            parts = {
+                name: torch.from_numpy(np.stack([getattr(item, name) for item in batch.encoded])).float()
+                for name in names
+            }
+        else:
+            parts = self._encode(batch.pixels(), [np.random.default_rng([seed, index, 9]) for index in indices])
+        z0 = parts["mean"]
+        if not mode:
+            rngs = [np.random.default_rng([seed, index, 4]) for index in indices]
+            noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
+            z0 = z0 + (0.5 * parts["logvar"]).exp() * noise
+        latents = {"z0": scaled(self._vae, z0)}
+        if self._low is not None:
+            latents["zL"] = scaled(self._vae, parts["low_mean"])
+        texts = [item.texts.get(told) for item, told in zip(batch.encoded, batch.captions, strict=False)]
+        return Samples(
+            latents,
+            torch.stack([batch.original, batch.crop, batch.target], 1),
+            [[seed, index, 3] for index in indices],
+            lambda rngs: batch.captions,
+            texts if any(text is not None for text in texts) else (),
+            batch.keys,
+        )
+
+    def _encode(self, pictures: Tensor, rngs: list[np.random.Generator]) -> dict[str, Tensor]:
+        """Posteriors of pictures (B, 3, H, W) in [-1, 1], float32, on the CPU."""
+        device = self._vae.device
+        count = max(1, _CHUNK_PIXELS // (pictures.shape[2] * pictures.shape[3]))
+        parts = []
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16"):
+            for start in range(0, len(pictures), count):
+                chunk = pictures[start : start + count].to(device)
+                parts.append(posteriors(self._vae, chunk, self._low, rngs[start : start + count]))
+        return {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
+
+    # Validation
+
+    @cached_property
+    def _fixed_samples(self) -> Samples:
+        return self._taken(self.fixed_pictures, self._recipe.validate_.seed, mode=True)
+
+    def fixed(self) -> Samples:
+        """As `Source.fixed`."""
+        return self._fixed_samples
+
+    def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
+        """As `Source.shown`."""
+        pictures = self.fixed_pictures.images[:count].permute(0, 2, 3, 1).numpy()
+        small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
+        return self.fixed_pictures.captions[:count], np.stack([np.asarray(picture) for picture in small])
+
+
 def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
     """The samples of one of `parts` readers."""
     weighted = dict(zip(data.shards, data.weights, strict=True)) if data.weights else data.shards
@@ -262,10 +303,25 @@ def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: i
         broken_share=data.broken_share,
         broken_window=data.broken_window,
         encoded=encoded,
-        needs_caption=isinstance(data, ShardData),
+        needs_caption=_reads_captions(data),
     )
     buckets = Buckets(data.size, *bucket_settings(data))
     return FittedImages(reader, buckets, seed=seed, center=data.crop == "center")
+
+
+def caption_reader(data: TextShardData, seed: int, count: int) -> Iterator[str]:
+    """Captions of `count` pictures, or of all where there are fewer, read once."""
+    reader = CaptionedImages(
+        data.shards,
+        seed=seed,
+        buffer=data.buffer,
+        epochs=1,
+        new_share=data.new_share,
+        filters=filters_of(data),
+        broken_share=data.broken_share,
+        broken_window=data.broken_window,
+    )
+    return (sample.caption for sample in islice(reader, count))
 
 
 def bucket_settings(data: ShardData) -> tuple[int, float]:
@@ -276,6 +332,16 @@ def bucket_settings(data: ShardData) -> tuple[int, float]:
 def filters_of(data: ShardData) -> Filters:
     """The part of a recipe's [data] that tells what to leave out."""
     return Filters(**{name: getattr(data, name) for name in Filters.model_fields if hasattr(data, name)})
+
+
+def _reads_captions(data: Any) -> bool:
+    """Whether pictures without a caption are of no use."""
+    return isinstance(data, ShardData | TextShardData)
+
+
+def _psnr(pictures: Tensor, other: Tensor) -> float:
+    """In dB, of pictures in [-1, 1], their errors pooled."""
+    return -10 * ((pictures - other).square().mean() / 4).log10().item()
 
 
 def _place() -> tuple[int, int]:

@@ -1,0 +1,173 @@
+"""The text encoder's objective on captions and pictures of one's own: no facts of scenes are needed.
+
+Two losses: of hidden words, told from the rest of the caption (Devlin et al. 2019, arXiv 1810.04805), and of which
+picture of the batch a caption belongs to (Radford et al. 2021, arXiv 2103.00020). The first teaches what words go
+together, the second what they look like. Only the encoder is kept.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from cogview3.config import PairObjective, TextModel, TextRecipe
+from cogview3.data import buckets
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
+from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives.text import start_encoder, t5_config
+from cogview3.training.sources import BatchNames
+from cogview3.training.sources.shards import PictureSource, caption_reader
+
+_WIDTHS = (32, 64, 96, 128)  # of the pictures' network, each level at half the size of the one before
+
+
+class PairReader(nn.Module):
+    """T5 encoder, with what reads its output in training alone.
+
+    Attributes:
+        t5: the encoder.
+        words: from the output at a word to logits of the vocabulary.
+        texts, pictures: into the space where captions and pictures are compared.
+    """
+
+    def __init__(self, model: TextModel) -> None:
+        super().__init__()
+        self.t5 = T5EncoderModel(t5_config(model))
+        self.words = nn.Linear(model.d_model, model.vocab_size)
+        self.texts = nn.Linear(model.d_model, _WIDTHS[-1])
+        levels: list[nn.Module] = []
+        for given, width in zip((3, *_WIDTHS), _WIDTHS, strict=False):
+            levels += [nn.Conv2d(given, width, 4, stride=2, padding=1), nn.GroupNorm(8, width), nn.SiLU()]
+        self.pictures = nn.Sequential(*levels, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, _WIDTHS[-1]))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """The encoder's output (B, L, C) of tokens (B, L), padding read along as in drawing."""
+        return self.t5(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+
+    def compare(self, tokens: Tensor, pictures: Tensor, padding: int) -> Tensor:
+        """Likeness, -1 to 1, of each caption (rows) and picture (columns), of as many: (B, B)."""
+        kept = (tokens != padding).unsqueeze(-1).float()
+        text = self.texts((self.encode(tokens).float() * kept).sum(1) / kept.sum(1))
+        seen = self.pictures(pictures).float()
+        return functional.normalize(text, dim=1) @ functional.normalize(seen, dim=1).T
+
+
+class PairTraining(Objective):
+    """Train a text encoder on captions with pictures out of shards, its tokenizer made of the captions."""
+
+    def __init__(self, recipe: TextRecipe) -> None:
+        super().__init__()
+        self.recipe, self.weights = recipe, recipe.objective or PairObjective()
+        self.source, self._names = PictureSource(recipe), BatchNames()
+        torch.manual_seed(recipe.train.seed)
+        self.trained = PairReader(recipe.model)
+        start = recipe.recipe.start_from
+        self.tokenizer = start_encoder(self.trained.t5, start, recipe.model) if start else self._new_tokenizer()
+
+    def _new_tokenizer(self) -> PreTrainedTokenizerBase:
+        model, count = self.recipe.model, self.recipe.data.tokenizer_captions
+        texts = caption_reader(self.recipe.data, self.recipe.train.seed + 1, count)
+        return build_tokenizer(texts, model.vocab_size, model.max_length)
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.t5.set_attn_implementation("eager")
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary."""
+        return vocabulary_hash(self.tokenizer)
+
+    def state(self) -> dict[str, Any]:
+        """The source's."""
+        return self.source.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The source's."""
+        self.source.load_state(state)
+
+    def gather(self) -> None:
+        """The source's."""
+        self.source.gather()
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """Shard and key of pictures."""
+        return self._names.of(indices)
+
+    def batch(self, first: int, indices: list[int]) -> Batch:
+        """As `_batch`, of the next pictures."""
+        taken = self.source.pictures(len(indices))
+        self._names.keep(first, indices, taken.keys)
+        return self._batch(taken, self.recipe.train.seed)
+
+    def _batch(self, taken: buckets.Batch, seed: int) -> Batch:
+        """Tokens and whether each is to be hidden (B, L), pictures (B, 3, H, H) in [-1, 1]."""
+        tokens = self.tokenizer(
+            taken.captions,
+            padding="max_length",
+            max_length=self.recipe.model.max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        chances = np.stack(
+            [np.random.default_rng([seed, index, 2]).random(tokens.shape[1]) for index in taken.indices.tolist()]
+        )
+        words = (tokens != self.tokenizer.pad_token_id) & (tokens != self.tokenizer.eos_token_id)
+        hidden = words & torch.from_numpy(chances < self.weights.masked_share)
+        return {"tokens": tokens, "hidden": hidden, "pictures": taken.images.float() / 127.5 - 1}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Both losses, weighted; one whose weight is 0 is not computed."""
+        losses: dict[str, Tensor] = {}
+        if self.weights.masked:
+            losses["masked"] = functional.cross_entropy(*self._guessed(batch), reduction="sum")
+            losses["masked"] = losses["masked"] / batch["hidden"].sum().clamp(min=1)
+        if self.weights.contrastive:
+            losses["contrastive"] = self._contrast(batch)
+        return {"loss": sum(getattr(self.weights, name) * loss for name, loss in losses.items()), **losses}
+
+    def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of the hidden words (N, V), and the words themselves (N,)."""
+        hidden, tokens = batch["hidden"], batch["tokens"]
+        encoded = self.trained.encode(tokens.masked_fill(hidden, self.tokenizer.unk_token_id))
+        return self.trained.words(encoded[hidden]).float(), tokens[hidden]
+
+    def _contrast(self, batch: Batch) -> Tensor:
+        """Mean cross entropy of both directions; equal captions share their pictures."""
+        tokens = batch["tokens"]
+        logits = self.trained.compare(tokens, batch["pictures"], self.tokenizer.pad_token_id)
+        logits = logits / self.weights.temperature
+        same = (tokens[:, None] == tokens[None]).all(2).float()
+        targets = same / same.sum(1, keepdim=True)
+        return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Figures on fixed pictures.
+
+        Shares of hidden words told right, of captions that find their picture among all, and of captions that fill the
+        length or do not fit it.
+        """
+        batch = self._batch(self.source.fixed_pictures, self.recipe.validate_.seed)
+        batch = {name: value.to(self.trained.words.weight.device) for name, value in batch.items()}
+        tokens, padding = batch["tokens"], self.tokenizer.pad_token_id
+        logits, words = self._guessed(batch)
+        found = self.trained.compare(tokens, batch["pictures"], padding).argmax(1)
+        figures = {
+            "words_right": (logits.argmax(1) == words).float().mean().item() if len(words) else 0.0,
+            "pictures_found": (tokens[found] == tokens).all(1).float().mean().item(),
+            "captions_full_length": (tokens != padding).all(1).float().mean().item(),
+        }
+        return figures | self.source.figures()
+
+    def samples(self) -> None:
+        """Nothing to see."""
+
+    def save(self, folder: Path) -> None:
+        """Write `text_encoder/` and `tokenizer/`."""
+        self.trained.t5.save_pretrained(folder / "text_encoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
