@@ -1,6 +1,8 @@
 """Training of the small recaptioner and the small expander of scenes."""
 
 import copy
+import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from cogview3.data.scenes.scene import (
     SceneObject,
     sample_scene,
 )
+from cogview3.data.scenes.things import THINGS
 from cogview3.prompts.expand import LocalWriter
 from cogview3.training.export import export
 from cogview3.training.loop import train
@@ -104,17 +107,26 @@ SCENE = Scene("green", "tiled", (STAR, SceneObject("ring", "red", "plain", False
 
 def test_patches_tell_what_covers_their_centers() -> None:
     """Of ten a side, the large star (0.47 wide, at 1/4) covers the first five, the small ring (0.30) the 7th to 9th."""
-    labels = patch_labels(SCENE, 10).reshape(10, 10, 10)
+    labels = patch_labels(SCENE, 10).reshape(11, 10, 10)
     covered = np.zeros((10, 10), int)
     covered[:5, :5] = 1
     covered[6:9, 6:9] = 2
     assert labels[0].tolist() == covered.tolist()
     assert labels[1:5, 7, 7].tolist() == [SHAPES.index("ring"), COLORS.index("red"), FILLS.index("plain"), 0]
+    assert (labels[7] == IGNORED).all()  # no thing is there
     facts = labels[1:7, 1, 0].tolist()
     assert facts[:4] == [SHAPES.index("star"), COLORS.index("blue"), FILLS.index("striped"), 1]
     assert POSITIONS[facts[5]] == STAR.position
     assert (labels[1:7, covered == 0] == IGNORED).all()
-    assert labels[7:, 3, 0].tolist() == [GROUNDS.index("green"), 1, 1]  # tiled is the second texture; two objects
+    assert labels[8:, 3, 0].tolist() == [GROUNDS.index("green"), 1, 1]  # tiled is the second texture; two objects
+
+
+def test_patches_of_a_thing_tell_no_shape() -> None:
+    fox = SceneObject(None, None, None, None, "large", 0.5, 0.5, "fox")
+    labels = patch_labels(Scene("white", "plain", (fox,)), 3).reshape(11, 9)[:, 4]
+    assert labels[:5].tolist() == [1] + [IGNORED] * 4
+    assert POSITIONS[labels[6]] == "middle center"
+    assert list(THINGS)[labels[7]] == "fox"
 
 
 def test_logits_are_those_of_transformers() -> None:
@@ -159,13 +171,15 @@ def test_the_loss_is_of_captions_alone_and_of_patches() -> None:
     assert [level.shape[1] for level in levels] == [16, 16]  # 4 x 4 patches of 8 pixels after both levels
     means = []
     for level in levels:
-        starts = np.cumsum([0, 5, len(SHAPES), len(COLORS), len(FILLS), 2, 3, len(POSITIONS), len(GROUNDS), 2, 4])
+        object_classes = [len(SHAPES), len(COLORS), len(FILLS), 2, 3, len(POSITIONS), len(THINGS)]
+        starts = np.cumsum([0, 5, *object_classes, len(GROUNDS), 2, 4])
         each = []
         for respect, (start, end) in enumerate(pairwise(starts)):
             known = batch["patches_4"][:, respect] != IGNORED
             chances = level[..., start:end].softmax(-1)[known]
-            each.append(-chances[torch.arange(len(chances)), batch["patches_4"][:, respect][known]].log().mean())
-        means.append(sum(each) / 10)
+            logs = -chances[torch.arange(len(chances)), batch["patches_4"][:, respect][known]].log()
+            each.append(logs.sum() / max(1, len(logs)))  # a batch may show no thing, or things alone
+        means.append(sum(each) / 11)
     torch.testing.assert_close(losses["patches"].detach(), means[-1])
     torch.testing.assert_close(losses["loss"].detach(), losses["caption"].detach() + PATCH_WEIGHT * sum(means))
     for row in range(2):
@@ -223,7 +237,7 @@ def test_prompts_and_captions_tell_objects_in_one_order() -> None:
         prompt = captions.brief(scene, rng)
         decode = objective.tokenizer.decode
         wanted = told_scene(scene, prompt.told)
-        assert [item.shape for item in wanted.objects] == [scene.objects[index].shape for index in prompt.told]
+        assert wanted.objects == tuple(scene.objects[index] for index in prompt.told)
         assert decode(batch["captions"][row], skip_special_tokens=True) == captions.plain(wanted).text
         assert squeezed(decode(batch["prompts"][row], skip_special_tokens=True)) == squeezed(prompt.text)
 
@@ -243,15 +257,19 @@ def test_words_of_prompts_and_captions_are_told_their_object() -> None:
             item, stated = scene.objects[place], prompt.facts.objects[number]
             assert batch["order"][row, number] == place
             text = objective.tokenizer.decode(batch["captions"][row][about == number])
-            assert f"{item.size} {item.fill} {item.color} {item.shape} with" in text
-            assert text.endswith("outline")
-            assert text.count("outline") == 1
-            shape = int(batch["labels"][row].reshape(-1)[3 + 6 * number])
-            assert stated.shape == (SHAPES[shape - 1] if shape else None)
+            if item.thing:
+                assert text.endswith(f"a {item.size} {item.thing}")
+            else:
+                assert f"{item.size} {item.fill} {item.color} {item.shape} with" in text
+                assert text.endswith("outline")
+            assert text.count("outline") == (0 if item.thing else 1)
+            labels = batch["labels"][row][5 + 7 * number :].tolist()
+            assert stated.shape == (SHAPES[labels[0] - 1] if labels[0] else None)
+            assert stated.thing == (list(THINGS)[labels[6] - 1] if labels[6] else None)
             seen += 1
         assert (batch["order"][row, len(prompt.told) :] == IGNORED).all()
         head = objective.tokenizer.decode(batch["captions"][row][:8])
-        assert head.startswith(("one shape on", "two shapes on", "three shapes on", "four shapes on"))
+        assert re.match("(one (shape|object)|(two|three|four) (shapes|objects)) on", head)
         assert (about[:5] == -1).all()  # number and ground are no object's
     assert seen > len(indices)
 
@@ -261,14 +279,14 @@ def test_the_expander_loss_is_of_captions_and_of_what_words_tell() -> None:
     objective = build(recipe("expander"))
     assert isinstance(objective, ExpanderTraining)
     objective.eval()
-    batch = objective.batch(0, [0, 1, 2, 3])
+    batch = objective.batch(0, list(range(8)))
     pad = objective.tokenizer.pad_token_id
     mask, wanted = (batch["prompts"] != pad).long(), batch["captions"].masked_fill(batch["captions"] == pad, IGNORED)
     t5 = objective.trained.t5
     with torch.no_grad():
         losses = objective(batch)
         told = t5(input_ids=batch["prompts"], attention_mask=mask, labels=wanted, output_hidden_states=True)
-    sizes = [len(SHAPES) + 1, len(COLORS) + 1, len(FILLS) + 1, 3, 4, len(POSITIONS) + 1]
+    sizes = [len(SHAPES) + 1, len(COLORS) + 1, len(FILLS) + 1, 3, 4, len(POSITIONS) + 1, len(THINGS) + 1]
     for name, heads, hidden, objects in (
         ("naming", objective.trained.named, told.encoder_last_hidden_state, batch["named"]),
         ("writing", objective.trained.written, told.decoder_hidden_states[-1], batch["about"]),
@@ -277,14 +295,14 @@ def test_the_expander_loss_is_of_captions_and_of_what_words_tell() -> None:
         cost = 0.0
         for row, place in words:
             number = objects[row, place]
-            facts = batch["labels"][row, 3:].reshape(4, 6)[number]
+            facts = batch["labels"][row, 5:].reshape(4, 7)[number]
             with torch.no_grad():
                 values = heads.values(hidden[row, place]).split(sizes)
                 order = heads.order(hidden[row, place]).softmax(-1)
-                relations = heads.relations(hidden[row, place]).reshape(4, 2, 3).softmax(-1)
-            cost += sum(-part.softmax(-1)[fact].log().item() for part, fact in zip(values, facts, strict=True)) / 6
+                relations = heads.relations(hidden[row, place]).reshape(4, 3, 3).softmax(-1)
+            cost += sum(-part.softmax(-1)[fact].log().item() for part, fact in zip(values, facts, strict=True)) / 7
             cost -= order[batch["order"][row, number]].log().item()
-            for other, axis in np.ndindex(4, 2):
+            for other, axis in np.ndindex(4, 3):
                 label = int(batch["relations"][row, number, other, axis])
                 cost -= relations[other, axis, label].log().item() if label != IGNORED else 0.0
         assert len(words) > 8
@@ -298,16 +316,20 @@ def test_relations_are_told_both_ways_by_places_in_the_prompt() -> None:
     relations = (Relation(0, "left of", 2), Relation(0, "above", 2), Relation(1, "below", 0))
     facts = Facts("blue", None, None, (ObjectFacts(), ObjectFacts(), ObjectFacts()), relations)
     labels = np.array(relation_labels(facts, [2, 0, 1]))
-    nothing = [IGNORED, IGNORED]
-    assert labels[0].tolist() == [[0, 1], [1, 1], nothing, nothing]
-    assert labels[1].tolist() == [nothing, [0, 0], [0, 2], nothing]
-    assert labels[2].tolist() == [[0, 0], nothing, [2, 2], nothing]
+    nothing = [IGNORED] * 3
+    assert labels[0].tolist() == [[0, 1, 0], [1, 1, 0], nothing, nothing]
+    assert labels[1].tolist() == [nothing, [0, 0, 0], [0, 2, 0], nothing]
+    assert labels[2].tolist() == [[0, 0, 0], nothing, [2, 2, 0], nothing]
     assert (labels[3] == IGNORED).all()
+    between = replace(facts, relations=(Relation(1, "between", 0, 2),))
+    labels = np.array(relation_labels(between, [2, 0, 1]))
+    assert labels[1].tolist() == [nothing, [0, 0, 1], [0, 0, 1], nothing]
+    assert labels[0, 0].tolist() == labels[2, 0].tolist() == [0, 0, 2]
 
 
 def test_a_prompt_of_one_object_has_no_relations_to_learn() -> None:
-    nothing = torch.full((1, 4, 4, 2), IGNORED)
-    assert relation_loss(torch.randn(1, 5, 24), torch.tensor([[-1, 0, -1, 0, -1]]), nothing) == 0
+    nothing = torch.full((1, 4, 4, 3), IGNORED)
+    assert relation_loss(torch.randn(1, 5, 36), torch.tensor([[-1, 0, -1, 0, -1]]), nothing) == 0
 
 
 def test_the_expander_may_begin_with_a_text_encoder(runs: Path) -> None:

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, T5EncoderModel
 from cogview3.config import UserError, load_recipe
 from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
-from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene
+from cogview3.data.scenes.scene import SHAPES, Facts, ObjectFacts, Relation, Scene
+from cogview3.data.scenes.things import THINGS
 from cogview3.training.objectives import Batch, Objective, build
 from cogview3.training.objectives.diffusion import STEPS, DiffusionTraining
 from cogview3.training.objectives.text import (
@@ -207,10 +208,11 @@ def test_a_text_encoder_starts_from_another_ones_averages_and_words(runs: Path) 
 RED = ObjectFacts("star", "red", "striped", None, "large", "top left")
 BLUE = ObjectFacts("ring", "blue", None, True)
 GREEN = ObjectFacts("cross", "green")
+FOX = ObjectFacts(thing="fox")
 
 
 def tensors(*told: Facts) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (B, 27) and relations (B, 4, 4) of captions' facts."""
+    """Labels (B, 33) and relations (B, 4, 4) of captions' facts."""
     labels, relations = zip(*map(fact_labels, told), strict=True)
     return torch.tensor(labels), torch.tensor(relations)
 
@@ -225,11 +227,21 @@ def random_logits(rows: int, seed: int) -> torch.Tensor:
 
 def test_labels_are_0_for_what_is_not_stated_and_else_the_values_number() -> None:
     nothing = [[0] * 4 for _ in range(4)]
-    assert fact_labels(Facts()) == ([0] * 27, nothing)  # ground, texture, count; 6 facts of 4 objects
-    star, ring = [5, 1, 2, 0, 3, 1], [6, 6, 0, 2, 0, 0]  # shape, color, fill, outline, size, position
-    labels, relations = fact_labels(Facts("gray", "tiled", 2, (RED, BLUE), (Relation(0, "above", 1),)))
-    assert labels == [2, 2, 2, *star, *ring, *[0] * 12]
+    assert fact_labels(Facts()) == ([0] * 33, nothing)  # ground, texture, count, different, denied; 7 of 4 objects
+    star, ring = [5, 1, 2, 0, 3, 1, 0], [6, 6, 0, 2, 0, 0, 0]  # shape, color, fill, outline, size, position, thing
+    facts = Facts(
+        "gray", "tiled", 3, (RED, BLUE, FOX), (Relation(0, "above", 1),), (ObjectFacts("circle"),), ("color",)
+    )
+    labels, relations = fact_labels(facts)
+    assert labels == [2, 2, 3, 2, 1, *star, *ring, *[0] * 6, 1 + list(THINGS).index("fox"), *[0] * 7]
     assert relations == [[0, 3, 0, 0], [4, 0, 0, 0], [0] * 4, [0] * 4]  # above one way, below the other
+    denied = fact_labels(Facts(denied=(ObjectFacts(thing="fox"),)))[0]
+    assert denied == [0] * 4 + [1 + len(SHAPES) + list(THINGS).index("fox")] + [0] * 28
+
+
+def test_an_object_between_two_others_has_both_as_ends() -> None:
+    _, relations = fact_labels(Facts(objects=(RED, BLUE, FOX), relations=(Relation(2, "between", 0, 1),)))
+    assert relations == [[0, 0, 6, 0], [0, 0, 6, 0], [5, 5, 0, 0], [0] * 4]
 
 
 def test_of_one_pairs_two_relations_the_first_told_counts() -> None:
@@ -246,10 +258,10 @@ def test_the_order_of_objects_does_not_matter(seed: int) -> None:
     reverse = Facts("white", None, 3, (BLUE, GREEN, RED), (Relation(0, "right of", 2), Relation(2, "below", 1)))
     wrong = Facts("white", None, 3, (RED, BLUE, GREEN), (Relation(1, "left of", 0), Relation(2, "above", 0)))
     matched = matched_labels(random_logits(4, seed), *tensors(told, turned, reverse, wrong))
-    assert matched.shape == (4, 33)
+    assert matched.shape == (4, 39)
     assert torch.equal(matched[0], matched[1])
     assert torch.equal(matched[0], matched[2])
-    assert not torch.equal(matched[0, 27:], matched[3, 27:])
+    assert not torch.equal(matched[0, 33:], matched[3, 33:])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -259,7 +271,7 @@ def test_objects_are_matched_by_the_least_cross_entropy(seed: int) -> None:
     offsets = torch.tensor(_OFFSETS[:-1])
 
     def cost(labels: torch.Tensor) -> float:
-        return -logits[0, 3:27].double().log_softmax(-1).gather(1, (labels + offsets)[3:27, None]).sum().item()
+        return -logits[0, 5:33].double().log_softmax(-1).gather(1, (labels + offsets)[5:33, None]).sum().item()
 
     costs = []
     for order in permutations(range(4)):  # the fourth object is the one that is not there
@@ -274,10 +286,25 @@ def test_objects_are_matched_by_the_least_cross_entropy(seed: int) -> None:
 
 def test_words_name_an_object_where_only_one_fits() -> None:
     words = naming_words()
-    assert (words["star"], words["red"]) == (("shape", "star"), ("color", "red"))
+    assert (words["star",], words["red",]) == (("shape", "star"), ("color", "red"))
     facts = Facts(objects=(RED, ObjectFacts("ring", "red"), GREEN))
     pieces = ["▁a", "▁red", "▁star", "▁left", "▁of", "▁ring", "▁,", "▁green", "▁blue", "</s>"]
     assert named_objects(pieces, facts, words) == [-1, -1, 0, -1, -1, 1, -1, 2, -1, -1]
+
+
+def test_things_are_named_by_their_whole_names() -> None:
+    facts = Facts(objects=(ObjectFacts(thing="bear"), ObjectFacts(thing="teddy bear"), FOX))
+    pieces = ["▁a", "▁teddy", "▁bear", "▁over", "▁a", "▁bear", "▁and", "▁a", "▁fox", "</s>"]
+    assert named_objects(pieces, facts, naming_words()) == [-1, -1, 1, -1, -1, 0, -1, -1, 2, -1]
+
+
+def test_words_for_several_objects_name_the_first_where_the_same_is_stated_of_all() -> None:
+    facts = Facts(objects=(GREEN, ObjectFacts("ring", "red"), GREEN))
+    pieces = ["▁two", "▁green", "▁crosses", "</s>"]
+    assert named_objects(pieces, facts, naming_words()) == [-1, 0, 0, -1]
+    assert named_objects(pieces, facts, naming_words(), places=[2, 1, 0]) == [-1, 2, 2, -1]
+    apart = Facts(objects=(GREEN, ObjectFacts("cross", "green", position="top left")))
+    assert named_objects(pieces, apart, naming_words()) == [-1] * 4
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +326,13 @@ def test_the_loss_of_the_text_encoder_is_each_facts_own_cross_entropy(reader: Te
     assert losses["slots"] == pytest.approx(np.mean(slots), rel=1e-5)
     naming = []
     for row, place in (batch["named"] >= 0).nonzero().tolist():
-        first = 3 + 6 * int(batch["named"][row, place])
-        wanted, start = batch["labels"][row, first : first + 6].tolist(), 0
-        for number, classes in zip(wanted, (9, 9, 5, 3, 4, 10), strict=True):
+        first = 5 + 7 * int(batch["named"][row, place])
+        wanted, start = batch["labels"][row, first : first + 7].tolist(), 0
+        for number, classes in zip(wanted, (9, 9, 5, 3, 4, 10, 1 + len(THINGS)), strict=True):
             part = words[row, place, start : start + classes].double().log_softmax(0)
             naming.append(-part[number].item())
             start += classes
-    assert len(naming) > 30
+    assert len(naming) > 20
     assert losses["naming"] == pytest.approx(np.mean(naming), rel=1e-5)
     assert losses["loss"] == pytest.approx(losses["slots"] + losses["naming"])
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cogview3.data.scenes import wording
+from cogview3.data.scenes import sentences, wording
 from cogview3.data.scenes.captions import brief, comprehensive, plain
 from cogview3.data.scenes.parser import is_consistent, parse, reading_of
 from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene, sample_scene
@@ -25,7 +25,10 @@ def drawn(index: int) -> tuple[Scene, np.random.Generator]:
 def in_reading_order(facts: Facts) -> Facts:
     """The same facts with objects in the scene's order, and relations sorted."""
     order = sorted(range(len(facts.objects)), key=lambda index: reading_place(facts.objects[index].position))
-    relations = [Relation(order.index(r.first), r.kind, order.index(r.second)) for r in facts.relations]
+    relations = []
+    for item in facts.relations:
+        ends = [order.index(index) for index in (item.second, item.other) if index is not None]
+        relations.append(Relation(order.index(item.first), item.kind, *sorted(ends)))
     objects = tuple(facts.objects[index] for index in order)
     return replace(facts, objects=objects, relations=tuple(sorted(relations, key=str)))
 
@@ -57,9 +60,9 @@ def test_plain_captions_give_back_their_facts_in_their_order() -> None:
 def test_a_plain_caption_is_one_that_the_comprehensive_writer_can_write() -> None:
     """Its words for things are the writer's heaviest or among the heaviest; its plans are in the writer's tables."""
     scene, _ = drawn(3)
-    assert "{things} {on} {ground}: {items}." in wording.PLANS.texts
-    assert "{place} {np}" in wording.ITEMS.texts
-    assert "{most} and {last}" in wording.JOINS.texts
+    assert "{things} {on} {ground}: {items}." in sentences.PLANS.texts
+    assert "{place} {np}" in sentences.ITEMS.texts
+    assert "{most} and {last}" in sentences.JOINS.texts
     assert "a {g} {b} with tiles" in wording.GROUND_PHRASES["tiled"].texts  # the parser's other ways stay open
     assert plain(scene).text == plain(scene).text.lower()
     assert plain(scene).told == tuple(range(len(scene.objects)))
@@ -78,6 +81,11 @@ def test_every_wording_of_a_piece_is_known() -> None:
             facts = parse(f"a large dotted red {text} with no border {here} on gray tiles, nothing else.")
             assert facts, text
             assert facts.objects[0].shape == shape, text
+    for thing, entry in wording.THING_NOUNS.items():
+        for text in entry.texts:
+            facts = parse(f"a large {text} {here} on gray tiles, nothing else.")
+            assert facts, text
+            assert facts.objects == (ObjectFacts(size="large", position="middle center", thing=thing),), text
     for position, entry in wording.PLACES.items():
         for text in entry.texts:
             facts = parse(f"{text} an outlined large checkered pink heart, alone on a green grid.")
@@ -105,6 +113,19 @@ def test_case_spelling_and_spacing_do_not_matter(text: str) -> None:
         ObjectFacts(**BLUE_FACTS, position="middle center"),
     )
     assert parse(text) == Facts("white", "plain", 2, objects, ())
+
+
+def test_things_stand_beside_shapes_and_between_them() -> None:
+    text = (
+        f"three objects on a plain white background: on the left {RED}, in the center a small red fox and on the right "
+        f"{BLUE}. The fox is between the blue star and the red circle."
+    )
+    facts = parse(text)
+    assert facts is not None
+    assert facts.objects[1] == ObjectFacts(size="small", position="middle center", thing="fox")
+    assert facts.relations == (Relation(1, "between", 2, 0),)
+    assert is_consistent(facts)
+    assert not is_consistent(replace(facts, relations=(Relation(0, "between", 1, 2),)))
 
 
 def test_what_is_said_once_holds_for_all() -> None:
@@ -142,6 +163,13 @@ def test_what_is_said_once_holds_for_all() -> None:
         "both small and tiny, both plain.",
         f"two shapes on plain white: at the top {RED}, on the left {BLUE}. The red circle is above the green star.",
         f"two shapes on plain white: at the top {RED}, on the left {RED}. The red circle is above the red circle.",
+        "one object on plain white: at the top a red cow.",  # a thing has neither color nor fill nor outline
+        "one object on plain white: at the top a small plain cow.",
+        "one object on plain white: at the top a small cow with an outline.",
+        "one object on plain white: at the top a cow.",  # no size
+        f"two objects on plain white: at the top {RED}, on the left a small cow. The red circle is above the fox.",
+        "two objects on plain white: at the top a small cow, on the left a small plain red star, none outlined.",
+        f"two objects on plain white: at the top {RED}, on the left a small cow. The cow is between the red circle.",
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:

@@ -7,17 +7,20 @@ which says anything else is refused rather than half understood.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 
+from cogview3.data.scenes import sentences as s
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.reader import Reading
 from cogview3.data.scenes.scene import (
+    BETWEEN,
     COLUMNS,
     ROWS,
     Facts,
     ObjectFacts,
     Relation,
+    relation_holds,
     relations_between,
 )
 
@@ -25,7 +28,7 @@ from cogview3.data.scenes.scene import (
 def parse(text: str) -> Facts | None:
     """What a comprehensive caption states; None for any other text.
 
-    Objects stand in the order in which the text names them; each has all six facts. Letter case, British spelling and
+    Objects stand in the order in which the text names them; each has all its facts. Letter case, British spelling and
     spaces before punctuation do not matter. The count is the one stated, even if other objects follow than that many.
     """
     pieces = _Pieces()
@@ -60,8 +63,13 @@ def is_consistent(facts: Facts) -> bool:
     return (
         facts.count == len(objects) == len({item.position for item in objects})
         and all(item.color != facts.ground for item in objects)
-        and set(facts.relations) <= set(reading_of(facts).facts.relations)
+        and all(relation_holds(relation, reading_of(facts).centers) for relation in facts.relations)
     )
+
+
+_THING_FACTS = {"thing", "size", "position"}
+_SHAPE_FACTS = {each.name for each in fields(ObjectFacts)} - {"thing"}
+_Name = tuple[str | None, str]  # color and shape, or None and the thing
 
 
 @dataclass
@@ -75,7 +83,7 @@ class _Pieces:
     counts: list[int] = field(default_factory=list)
     shared: dict = field(default_factory=dict)
     rest_not_outlined: bool = False
-    relations: list[tuple[tuple[str, str], str, tuple[str, str]]] = field(default_factory=list)
+    relations: list[tuple[str, list[_Name]]] = field(default_factory=list)
 
     def facts(self) -> Facts | None:
         """All of it together; None where something is missing, said twice or does not fit."""
@@ -91,18 +99,19 @@ class _Pieces:
             known = {**own, **self.shared, "position": place}
             if self.rest_not_outlined:
                 known.setdefault("outline", False)
-            if len(known) < len(ObjectFacts.__dataclass_fields__) - 1:  # all but the thing
+            if known.keys() != (_THING_FACTS if "thing" in known else _SHAPE_FACTS):
                 return None
             objects.append(ObjectFacts(**known))
         return self._with_relations(objects)
 
     def _with_relations(self, objects: list[ObjectFacts]) -> Facts | None:
-        named = [(item.color, item.shape) for item in objects]
+        named = [(item.color, item.shape or item.thing) for item in objects]
         relations = []
-        for first, kind, second in self.relations:
-            if named.count(first) != 1 or named.count(second) != 1:
+        for kind, references in self.relations:
+            if any(named.count(reference) != 1 for reference in references):
                 return None
-            relations.append(Relation(named.index(first), kind, named.index(second)))
+            first, second, *other = map(named.index, references)
+            relations.append(Relation(first, kind, second, *other))
         (ground, texture), count = self.grounds[0], (self.counts or [len(objects)])[0]
         return Facts(ground, texture, count, tuple(objects), tuple(relations))
 
@@ -128,7 +137,7 @@ def _every(tables: Mapping) -> list[str]:
     return [text for phrases in tables.values() for text in phrases.texts]
 
 
-_COLORS, _SIZES, _NOUNS = _texts(w.COLORS), _texts(w.SIZES), _texts(w.NOUNS)
+_COLORS, _SIZES, _NOUNS, _THINGS = (_texts(table) for table in (w.COLORS, w.SIZES, w.NOUNS, w.THING_NOUNS))
 _FILLS = _texts(w.FILLS)
 _OUTLINED = {text: value == "yes" for text, value in _texts(w.OUTLINES).items()}
 _ADJECTIVES = {
@@ -153,13 +162,13 @@ _GROUNDS = {
     ).items()
 }
 _COUNTS = {
-    f"{text} {thing if number == 1 else w.plural(thing)}": number
+    f"{text} {noun if number == 1 else w.plural(noun)}": number
     for number, phrases in w.NUMBERS.items()
-    for text, thing in product(phrases.texts, w.THINGS.texts)
+    for text, noun in product(phrases.texts, _every(w.OBJECTS))
 }
 _RELATIONS = _texts(w.RELATIONS)
-_NONE = {text for phrases in w.NONE_OUTLINED.values() for text in phrases.texts}
-_REST = {text for phrases in w.REST_NOT_OUTLINED.values() for text in phrases.texts}
+_NONE = {text for phrases in s.NONE_OUTLINED.values() for text in phrases.texts}
+_REST = {text for phrases in s.REST_NOT_OUTLINED.values() for text in phrases.texts}
 _GLUE = {"there is", "there are", "with", "and", "&", "a picture of", "the image shows", "in all"}
 _GLUE |= {"nothing else", "alone"}
 
@@ -167,16 +176,18 @@ _AMERICAN = {british: american for american, british in w.BRITISH.items()}
 _BRITISH = re.compile(rf"\b{_any(_AMERICAN)}")
 
 _ADJECTIVE, _DETAIL = _any(_ADJECTIVES), _any(_DETAILS)
-_THING = rf"(?P<adjectives>(?:{_ADJECTIVE} )*)(?P<noun>{_any(_NOUNS)})"
+_SHAPE = rf"(?P<adjectives>(?:{_ADJECTIVE} )*)(?P<noun>{_any(_NOUNS)})"
+_THING = rf"(?P<size>{_any(_SIZES)} )?(?P<thing>{_any(_THINGS)})"
 _OBJECT = re.compile(
-    rf"(?:{_any(('a', 'an', *w.SINGLE.texts))}) {_THING}"
-    rf"(?: with (?P<first>{_DETAIL})(?: and (?P<second>{_DETAIL}))?| (?P<ending>{_any(_ENDINGS)}))?"
+    rf"(?:{_any(('a', 'an', *w.SINGLE.texts))}) (?:{_SHAPE}"
+    rf"(?: with (?P<first>{_DETAIL})(?: and (?P<second>{_DETAIL}))?| (?P<ending>{_any(_ENDINGS)}))?|{_THING})"
 )
 _SHARED_WORD = _any([*_SIZES, *_FILLS, "outlined"])
 _SHARED = re.compile(rf"(?:both|all three|all four|all) {_SHARED_WORD}(?:, {_SHARED_WORD})*(?: and {_SHARED_WORD})?")
-_REFERENCE = rf"the {_any(_COLORS)} {_any(_NOUNS)}"
-_TOLD = rf"{_any(_RELATIONS)} {_REFERENCE}"
-_RELATED = re.compile(rf"{_REFERENCE} (?:is|stands|sits) {_TOLD}(?: and {_TOLD})?")
+_REFERENCE = rf"the (?:(?P<color>{_any(_COLORS)}) (?P<shape>{_any(_NOUNS)})|(?P<thing>{_any(_THINGS)}))"
+_THE = re.sub(r"\?P<\w+>", "?:", _REFERENCE)
+_TOLD = rf"{_any(_RELATIONS)} {_THE}(?: and {_THE})?"
+_RELATED = re.compile(rf"{_THE} (?:is|stands|sits) {_TOLD}(?: and {_TOLD})?")
 
 
 def _normal(text: str) -> str:
@@ -188,12 +199,16 @@ def _normal(text: str) -> str:
 
 def _take_object(pieces: _Pieces, text: str) -> bool:
     found = _OBJECT.fullmatch(text)
+    pieces.order.append("object")
+    if found["thing"]:
+        size = {"size": _SIZES[found["size"].strip()]} if found["size"] else {}
+        pieces.objects.append({"thing": _THINGS[found["thing"]], **size})
+        return True
     known = [("shape", _NOUNS[found["noun"]])]
     known += [_ADJECTIVES[word] for word in re.findall(_ADJECTIVE, found["adjectives"])]
     known += [_DETAILS[found[name]] for name in ("first", "second") if found[name]]
     known += [_ENDINGS[found["ending"]]] if found["ending"] else []
     pieces.objects.append(dict(known))
-    pieces.order.append("object")
     return len(pieces.objects[-1]) == len(known)  # nothing said twice
 
 
@@ -238,16 +253,20 @@ def _take_rest(pieces: _Pieces, text: str) -> bool:
 
 
 def _take_relation(pieces: _Pieces, text: str) -> bool:
-    named = [_named(found[0]) for found in re.finditer(_REFERENCE, text)]
+    first, *others = (_named(found) for found in re.finditer(_REFERENCE, text))
     kinds = [_RELATIONS[found[0].strip()] for found in re.finditer(rf"(?<= ){_any(_RELATIONS)}(?= the )", text)]
-    pieces.relations += [(named[0], kind, second) for kind, second in zip(kinds, named[1:], strict=True)]
-    return True
+    if BETWEEN in kinds:
+        pieces.relations.append((BETWEEN, [first, *others]))
+        return len(kinds) == 1 and len(others) == 2
+    pieces.relations += [(kind, [first, second]) for kind, second in zip(kinds, others, strict=False)]
+    return len(kinds) == len(others)
 
 
-def _named(reference: str) -> tuple[str, str]:
-    """Color and shape of "the red circle"."""
-    color, noun = re.fullmatch(rf"the ({_any(_COLORS)}) ({_any(_NOUNS)})", reference).groups()
-    return _COLORS[color], _NOUNS[noun]
+def _named(reference: re.Match) -> _Name:
+    """Color and shape of "the red circle", thing of "the fox"."""
+    if reference["thing"]:
+        return None, _THINGS[reference["thing"]]
+    return _COLORS[reference["color"]], _NOUNS[reference["shape"]]
 
 
 def _take_nothing(pieces: _Pieces, text: str) -> bool:

@@ -5,8 +5,9 @@ All lengths are fractions of the picture's side; x grows to the right, y downwar
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
@@ -19,7 +20,9 @@ FILLS = ("plain", "striped", "dotted", "checkered")
 SIZES = {"small": 0.30, "medium": 0.38, "large": 0.47}
 GROUNDS = ("white", "gray", "black", "yellow", "blue", "green")
 TEXTURES = ("plain", "tiled")
-RELATIONS = ("left of", "right of", "above", "below")
+RELATIONS = ("left of", "right of", "above", "below")  # of one object to another
+BETWEEN = "between"  # the relation of one object to two others
+DIFFERENT = ("shape", "color", "fill", "size")  # facts of which a caption may say that they differ from each to each
 
 _SHAPE_VALUES = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "outline": (True, False)}  # what makes a shape
 
@@ -47,25 +50,46 @@ class ObjectFacts:
     position: str | None = None
     thing: str | None = None
 
+    def is_true_of(self, other: "ObjectFacts") -> bool:
+        """Whether all that is stated here is so of another object."""
+        return all(value in (None, getattr(other, name)) for name, value in vars(self).items())
+
 
 @dataclass(frozen=True)
 class Relation:
-    """Object `first` stands `kind` object `second`; both index `Facts.objects`."""
+    """Object `first` stands `kind` object `second`, or between `second` and `other`; all index `Facts.objects`."""
 
     first: int
     kind: str
     second: int
+    other: int | None = None
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """The objects that it names."""
+        return tuple(index for index in (self.first, self.second, self.other) if index is not None)
+
+    def among(self, places: Mapping[int, int]) -> "Relation":
+        """The same relation with its objects numbered anew; -1 for those that have no new number."""
+        first, second, *rest = (places.get(index, -1) for index in self.objects)
+        return Relation(first, self.kind, second, *rest)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a picture: read from it, or stated by a caption. None and () mean not stated."""
+    """Facts about a picture: read from it, or stated by a caption. None and () mean not stated.
+
+    `denied` are objects that the picture must not have, each with what is said of it ("no ring", "nothing red");
+    `different` names facts, of DIFFERENT, in which no two of the stated objects are alike ("each a different color").
+    """
 
     ground: str | None = None
     texture: str | None = None
     count: int | None = None
     objects: tuple[ObjectFacts, ...] = ()
     relations: tuple[Relation, ...] = ()
+    denied: tuple[ObjectFacts, ...] = ()
+    different: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         """Plain types, ready for JSON."""
@@ -76,15 +100,21 @@ class Facts:
         """The inverse of `to_dict`. Raises UserError for a value that the world does not have."""
         objects = tuple(ObjectFacts(**item) for item in data["objects"])
         relations = tuple(Relation(**item) for item in data["relations"])
-        facts = cls(data["ground"], data["texture"], data["count"], objects, relations)
-        _check_values(facts, optional=True)
+        denied = tuple(ObjectFacts(**item) for item in data.get("denied", ()))
+        different = tuple(data.get("different", ()))
+        facts = cls(data["ground"], data["texture"], data["count"], objects, relations, denied, different)
+        _check_values(facts.ground, facts.texture, (*objects, *denied), optional=True)
+        for name in different:
+            _check_known("different", name, DIFFERENT, optional=False)
         if facts.count is not None and not (_is_whole(facts.count) and facts.count >= 0):
             raise UserError(f"count is {facts.count!r}; give a whole number from 0 on, or null")
         for item in objects:
             _check_known("position", item.position, POSITIONS, optional=True)
         for relation in relations:
-            _check_known("relation", relation.kind, RELATIONS, optional=False)
-            for index in (relation.first, relation.second):
+            _check_known("relation", relation.kind, (*RELATIONS, BETWEEN), optional=False)
+            if (relation.kind == BETWEEN) == (relation.other is None):
+                raise UserError(f"{relation} has other {relation.other!r}; give one to 'between', and to no other kind")
+            for index in relation.objects:
                 if not _is_whole(index):
                     raise UserError(f"a relation's object is {index!r}; give its place among the objects, from 0 on")
         return facts
@@ -149,7 +179,7 @@ class Scene:
     def from_dict(cls, data: dict) -> "Scene":
         """The inverse of `to_dict`. Raises UserError for a value that cannot be drawn."""
         scene = cls(data["ground"], data["texture"], tuple(SceneObject(**item) for item in data["objects"]))
-        _check_values(scene, optional=False)
+        _check_values(scene.ground, scene.texture, scene.objects, optional=False)
         for item in scene.objects:
             _check_whole(item)
             half = SIZES[item.size] / 2
@@ -161,11 +191,13 @@ class Scene:
         return scene
 
 
-def _check_values(stated: Facts | Scene, optional: bool) -> None:
+def _check_values(
+    ground: str | None, texture: str | None, objects: Sequence[ObjectFacts | SceneObject], optional: bool
+) -> None:
     """Refuse, with a UserError, unknown values of the ground and of objects; `optional` ones may be None."""
-    _check_known("ground", stated.ground, GROUNDS, optional)
-    _check_known("texture", stated.texture, TEXTURES, optional)
-    for item in stated.objects:
+    _check_known("ground", ground, GROUNDS, optional)
+    _check_known("texture", texture, TEXTURES, optional)
+    for item in objects:
         _check_known("size", item.size, tuple(SIZES), optional)
         for name, values in {**_SHAPE_VALUES, "thing": tuple(THINGS)}.items():
             if getattr(item, name) is not None:
@@ -202,7 +234,7 @@ def position_name(x: float, y: float) -> str:
     return f"{row} {column}"
 
 
-def relations_between(centers: list[tuple[float, float]]) -> tuple[Relation, ...]:
+def relations_between(centers: Sequence[tuple[float, float]]) -> tuple[Relation, ...]:
     """All relations among objects with these centers, both directions of each pair."""
     found = []
     for first, (x1, y1) in enumerate(centers):
@@ -212,6 +244,28 @@ def relations_between(centers: list[tuple[float, float]]) -> tuple[Relation, ...
             if y2 - y1 >= RELATION_GAP:
                 found += [Relation(first, "above", second), Relation(second, "below", first)]
     return tuple(found)
+
+
+def betweens(centers: Sequence[tuple[float, float]]) -> tuple[Relation, ...]:
+    """All relations "between", each pair of ends once."""
+    number = range(len(centers))
+    found = (Relation(one, BETWEEN, *ends) for one in number for ends in combinations(number, 2) if one not in ends)
+    return tuple(relation for relation in found if relation_holds(relation, centers))
+
+
+def relation_holds(relation: Relation, centers: Sequence[tuple[float, float]]) -> bool:
+    """Whether objects with these centers stand so.
+
+    An object is between two others where it lies RELATION_GAP or more from both along one axis, on their inner sides,
+    and less than RELATION_GAP outside of them along the other axis. Objects with a number below 0 stand nowhere.
+    """
+    if min(relation.objects) < 0:
+        return False
+    if relation.kind != BETWEEN:
+        return relation in relations_between(centers)
+    own, *ends = (centers[index] for index in relation.objects)
+    depths = [min(max(along) - at, at - min(along)) for at, *along in zip(own, *ends, strict=True)]
+    return max(depths) >= RELATION_GAP and min(depths) > -RELATION_GAP
 
 
 def is_held_out(shape: str, color: str, fill: str) -> bool:

@@ -15,10 +15,10 @@ from scipy.optimize import linear_sum_assignment
 
 from cogview3.config import UserError
 from cogview3.data.scenes.reader import Reading, read
-from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation
+from cogview3.data.scenes.scene import BETWEEN, Facts, ObjectFacts, relation_holds
 
 OBJECT_KINDS = tuple(field.name for field in fields(ObjectFacts))
-KINDS = ("ground", "texture", "count", *OBJECT_KINDS, "relation", "extra")
+KINDS = ("ground", "texture", "count", *OBJECT_KINDS, "relation", "different", "denied", "extra")
 
 TIE_BREAK = 1e-3  # weight of one relation's direction against one fact: decides only between equally right matches
 
@@ -81,8 +81,13 @@ def score(stated: Facts, picture: np.ndarray | Image.Image | Reading) -> Score:
             if getattr(item, kind) is not None
         ]
     for relation in stated.relations:
-        mapped = Relation(match.get(relation.first, -1), relation.kind, match.get(relation.second, -1))
-        facts.append(ScoredFact("relation", relation.first, mapped in found.relations))
+        holds = relation_holds(relation.among(match), reading.centers)
+        facts.append(ScoredFact("relation", relation.first, holds))
+    for kind in stated.different:
+        values = [getattr(found.objects[match[i]], kind) if i in match else None for i in range(len(stated.objects))]
+        facts.append(ScoredFact("different", None, None not in values and len(set(values)) == len(values)))
+    for item in stated.denied:
+        facts.append(ScoredFact("denied", None, not any(map(item.is_true_of, found.objects))))
     if stated.count is not None:
         extra = len(found.objects) - max(stated.count, len(stated.objects))
         facts += [ScoredFact("extra", None, False)] * extra
@@ -93,11 +98,11 @@ def check_stated(stated: Facts, where: str = "") -> None:
     """Refuse, with a UserError that begins with `where`, facts that no picture can be scored against."""
     count = len(stated.objects)
     for relation in stated.relations:
-        if not {relation.first, relation.second} <= set(range(count)):
+        if not set(relation.objects) <= set(range(count)):
             raise UserError(f"{where}{relation} names an object that is not stated; there are {count}, from 0 on")
-    about_objects = [getattr(item, kind) for item in stated.objects for kind in OBJECT_KINDS]
+    about_objects = [getattr(item, kind) for item in (*stated.objects, *stated.denied) for kind in OBJECT_KINDS]
     alone = [stated.ground, stated.texture, stated.count]
-    if not stated.relations and all(value is None for value in alone + about_objects):
+    if not (stated.relations or stated.different) and all(value is None for value in alone + about_objects):
         raise UserError(f"{where}no facts are stated, so nothing can be scored; state at least one")
 
 
@@ -115,6 +120,8 @@ def match_objects(stated: Facts, reading: Reading) -> dict[int, int]:
             )
     centers = np.array(reading.centers).reshape(-1, 2)
     for relation in stated.relations:
+        if relation.kind == BETWEEN:
+            continue
         along = centers[:, 0 if relation.kind in ("left of", "right of") else 1]
         sign = -1 if relation.kind in ("left of", "above") else 1
         gain[relation.first] += sign * TIE_BREAK * along

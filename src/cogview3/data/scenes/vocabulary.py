@@ -4,15 +4,19 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
+from types import ModuleType
 
+from cogview3.data.scenes import sentences as s
 from cogview3.data.scenes import wording as w
+from cogview3.data.scenes.things import THINGS
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”–—…]")  # a word, or a sign such as an emoji
 _NEVER_ALONE = {"five", "pointed"}  # "five-pointed" is known, but there are no five objects
 _MAX_SUGGESTIONS = 3
+_GLUE = "a an and are is outlined the there with different"  # what clauses.py and captions.py add of their own
 
 INTENTS = {  # words that people try, and the nearest that the world has
-    "circle": "oval ellipse sphere orb round circular moon sun planet bubble coin hexagon",
+    "circle": "oval ellipse sphere orb round circular planet bubble coin hexagon",
     "square": "rectangle cube quadrilateral",
     "triangle": "pyramid cone triangular arrow",
     "diamond": "kite gem rhomboid parallelogram",
@@ -39,9 +43,8 @@ INTENTS = {  # words that people try, and the nearest that the world has
     "border": "rim",
     "huge": "enormous massive",
     "tiny": "mini minuscule",
-    "next": "between near",
+    "next": "inside within touching",
     "above": "behind",
-    "two": "couple pair",
     "three": "few several",
     "four": "five six many",
 }
@@ -49,14 +52,36 @@ INTENTS = {  # words that people try, and the nearest that the world has
 
 @cache
 def vocabulary() -> frozenset[str]:
-    """Every word of comprehensive and brief captions, in lower case, with the plurals of shapes.
+    """Every word of comprehensive and brief captions, in lower case, with the plurals of shapes and things.
 
     A word with hyphens stands here whole and in parts: "polka-dot", "polka" and "dot". The numbers 1 to 4 are here.
+    Words that belong to a thing's name of several words alone are not here: there are "brown bears", but nothing brown.
     """
-    plurals = [w.plural(noun) for phrases in (*w.NOUNS.values(), w.THINGS) for noun in phrases.texts]
-    texts = [*w.all_patterns(), *plurals, *w.BRITISH.values(), w.GLUE]
+    tables = (w.NOUNS, w.OBJECTS)
+    plurals = [w.plural(noun) for table in tables for phrases in table.values() for noun in phrases.texts]
+    names = [name for name in _thing_names() if " " not in name]
+    texts = [*_patterns(w), *_patterns(s), *plurals, *names, *w.BRITISH.values(), _GLUE]
     words = {word for text in texts for word in _words(re.sub(r"{\w+}", " ", text))}
     return frozenset(words | {part for word in words for part in word.split("-")} - _NEVER_ALONE)
+
+
+def _patterns(module: ModuleType) -> Iterator[str]:
+    """Every alternative of a module's tables, but for alt-texts and the names of things."""
+    for name, table in vars(module).items():
+        if name.isupper() and name != "THING_NOUNS" and isinstance(table, dict | w.Phrases):
+            for entry in table.values() if isinstance(table, dict) else [table]:
+                yield from entry.texts if isinstance(entry, w.Phrases) else ()
+
+
+def _thing_names() -> list[str]:
+    return [name for thing in THINGS.values() for name in (*thing.names, *thing.plurals)]
+
+
+@cache
+def _long_names() -> re.Pattern:
+    """Names of things that have several words."""
+    names = sorted((name for name in _thing_names() if " " in name), key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(names)})\b", re.IGNORECASE)
 
 
 def unknown_words(prompt: str) -> list[str]:
@@ -65,6 +90,7 @@ def unknown_words(prompt: str) -> list[str]:
     Punctuation and letter case do not matter; plurals and possessives of known words are known. Signs that are neither
     letters nor punctuation (an emoji) count as words.
     """
+    prompt = _long_names().sub(" ", " ".join(prompt.split()))
     words = [part for word in _words(prompt) for part in ([word] if _is_known(word) else word.split("-"))]
     return [word for word in dict.fromkeys(words) if not _is_known(word)]
 

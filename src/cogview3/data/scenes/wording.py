@@ -1,7 +1,7 @@
-"""The words of captions: weighted synonyms and sentence patterns, and the vocabulary that they make up.
+"""The words of captions: weighted synonyms for the values of facts, and phrases for places, relations and grounds.
 
 A table entry reads "circle *8 | disc | ball": alternatives with their weights (1 if not given). Names in
-braces are filled in by clauses.py and captions.py. Plain words weigh most, so that a model learns them best.
+braces are filled in by clauses.py. Plain words weigh most, so that a model learns them best.
 """
 
 import re
@@ -12,7 +12,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from cogview3.data.scenes.scene import POSITIONS
+from cogview3.data.scenes.scene import BETWEEN, POSITIONS
+from cogview3.data.scenes.things import THINGS
+
+SYNONYM_SHARE = 0.3  # of the mentions of a thing, by another noun than its first
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ NOUNS = _table(
     cross="cross *10 | plus sign *2 | plus *2 | cross shape *0.5",
     heart="heart *14 | love heart *0.5 | heart shape *0.5",
 )
+THING_NOUNS = {
+    name: Phrases(thing.names, (1 - SYNONYM_SHARE, *[SYNONYM_SHARE / (len(thing.names) - 1)] * (len(thing.names) - 1)))
+    for name, thing in THINGS.items()
+}
 COLORS = _table(
     red="red *16 | crimson | scarlet | bright red *0.5",
     orange="orange *16 | bright orange *0.5 | tangerine *0.5",
@@ -71,7 +78,7 @@ COLORS = _table(
     cyan="cyan *10 | turquoise *3 | teal *2 | aqua *2",
     blue="blue *16 | royal blue *0.5 | dark blue *0.5 | bright blue *0.5",
     purple="purple *13 | violet *3 | lilac *0.3",
-    pink="pink *16 | hot pink *0.5 | rose *0.5 | bright pink *0.3",
+    pink="pink *16 | hot pink *0.5 | bright pink *0.3",
 )
 SIZES = _table(
     small="small *10 | little *2 | tiny *2",
@@ -165,7 +172,11 @@ RELATIONS_TO_IT = {
     "above": phrases("above it *4 | over it | on top of it *0.5"),
     "below": phrases("below it *3 | under it *2 | beneath it | underneath it *0.5"),
 }
-NEIGHBORS = phrases("{a} next to {b} *4 | {a} beside {b} *2 | {a} and {b} side by side *2 | {a} by {b} *0.3")
+RELATIONS[BETWEEN] = phrases("between *10 | in between *0.7")
+NEIGHBORS = phrases(
+    "{a} next to {b} *4 | {a} beside {b} *2 | {a} and {b} side by side *2 | {a} by {b} *0.3 | {a} near {b} *0.5"
+    " | {a} and {b} next to each other | {a} close to {b} *0.3 | {a} alongside {b} *0.2"
+)
 
 NUMBERS = {
     1: phrases("one *6 | 1 | a single *3"),
@@ -174,7 +185,27 @@ NUMBERS = {
     4: phrases("four *8 | 4 *2"),
 }
 SINGLE = phrases("a single *5 | one *4 | just one | a lone | only one | exactly one *0.5 | 1 *0.5 | one single *0.3")
-THINGS = phrases("shape *6 | object *3 | figure | thing *0.5 | item *0.5")
+GROUP_NUMBERS = NUMBERS | {2: NUMBERS[2].mixed(phrases("a pair of | a couple of *0.7"), 0.8)}
+OBJECTS = {  # nouns for objects of any kind: where all are shapes, where some are things, where all are of one family
+    "shape": phrases("shape *6 | object *3 | figure | thing *0.5 | item *0.5"),
+    "any": phrases("object *6 | thing *3 | item"),
+    "animal": phrases("animal"),
+    "plant": phrases("plant"),
+    "vehicle": phrases("vehicle"),
+}
+DIFFERENT = {  # after a counted group
+    "color": phrases(
+        ", each a different color *4 | in different colors *4 | of different colors *2 | , all different colors *2"
+        " | , each in a different color *2 | , each one a different color | , each in its own color *0.5"
+        " | , all of them different colors *0.5 | with different colors *0.5 | , no two of the same color *0.3"
+    ),
+    "size": phrases(
+        "of different sizes *3 | in different sizes *2 | , each a different size *2 | , all different sizes"
+    ),
+    "fill": phrases("with different patterns *3 | , each with a different pattern *3 | in different patterns"),
+}
+PRAISE = phrases("cute *4 | nice *2 | lovely | beautiful *1.5 | pretty | funny | happy *0.7 | sweet *0.5 | simple *0.5")
+COLOR_ENDINGS = phrases("in {color} *4 | that is {color} *1.5 | colored {color} *0.7 | that's {color} *0.5")
 
 GROUNDS = _table(
     white="white *16 | bright white *0.3",
@@ -193,7 +224,7 @@ GROUND_PHRASES = {  # after "on", by texture, "" where that is not stated
         "a tiled {g} {b} *7 | {g} tiles *2 | a {g} tiled {b} *2 | a {g} {b} with a grid *2 | a {g} grid"
         " | a {g} {b} with grid lines | a {g} {b} with tiles | a gridded {g} {b} *0.5"
     ),
-    "": phrases("a {g} {b} *10 | {g} *2"),
+    "": phrases("a {g} {b} *10 | {g} *2 | {g} {b} *1.5 | the {g} {b} *0.3"),
 }
 GROUND_SENTENCES = {
     "plain": phrases(
@@ -213,143 +244,21 @@ BARE_GROUNDS = {
 }
 ON = phrases("on *10 | against *2 | in front of *0.7")
 
-# Comprehensive captions: {things} is "three shapes", {items} the objects, {single} "a single red circle"
-PLANS = phrases(
-    "{things} {on} {ground}: {items}. *6 | {on} {ground}, {things}: {items}. *2"
-    " | {on} {ground} there {are} {things}: {items}. *3 | {items}, {on} {ground}. {things} in all. *2"
-    " | {items}. {things} {on} {ground}. | {surface}. {things}: {items}. *2"
-    " | {surface}. there {are} {things}: {items}. *2 | there {are} {things}: {items}. {surface}. *2"
-    " | {things}: {items}. {surface}. *2 | a picture of {things} {on} {ground}: {items}."
-    " | {ground} with {things}: {items}. *2 | the image shows {things} {on} {ground}: {items}. *0.5"
-)
-SINGLE_PLANS = phrases(
-    "{single} {on} {ground}. *6 | {on} {ground}, {single}. *2 | {on} {ground} there is {single}. *2"
-    " | {surface}. there is {single}. *2 | there is {single}. {surface}. *2 | {single}. {surface}. *2"
-    " | {items} {on} {ground}, nothing else. *1.5 | {items}, alone {on} {ground}. *1.5"
-    " | {ground} with {single}. *2 | a picture of {single} {on} {ground}."
-)
-ITEMS = phrases(
-    "{np} {place} *10 | {place} {np} *2 | {np} ({name}) *2 | {np}, {name} *2 | {name}, {np} | {place}, {np}"
-)
-ORDERS = phrases(
-    "{size} {fill} {color} *6 | {size} {color} {fill} *3 | {fill} {size} {color}"
-    " | {size} {outline} {fill} {color} *3 | {outline} {size} {fill} {color}"
-    " | {size} {color} {outline} {fill} | {size} {fill} {outline} {color} | {color} {fill} {size} *0.3"
-    " | {fill} {color} {size} *0.3 | {color} {size} {fill} *0.5"
-)
-SHARED = {  # of two, three and four objects
-    2: phrases("both {words}"),
-    3: phrases("all {words} *4 | all three {words}"),
-    4: phrases("all {words} *4 | all four {words}"),
-}
-NONE_OUTLINED = {
-    2: phrases("neither outlined *3 | no outlines *2 | without outlines *2 | without borders *0.5"),
-    3: phrases("none outlined *4 | no outlines *2 | without outlines *2 | without borders *0.5"),
-    4: phrases("none outlined *4 | no outlines *2 | without outlines *2 | without borders *0.5"),
-}
-REST_NOT_OUTLINED = {  # the number of those without
-    1: phrases("the other not outlined *3 | the other without an outline | the other one has no outline"),
-    2: phrases("the rest not outlined *3 | the others without outlines *2 | the others have no outline"),
-    3: phrases("the rest not outlined *3 | the others without outlines *2 | the others have no outline"),
-}
-RELATION_SENTENCES = phrases("{a} is {rel} *8 | {a} stands {rel} | {a} sits {rel} *0.5")
-
-# Brief captions: {body} is the list of objects, {ask} what comes before it, {bare} "yellow background"
-ASKS = phrases(
-    " *60 | draw *5 | please draw | draw me | paint | make | create | generate | show *0.7 | show me *1.5"
-    " | give me *0.7 | i want *0.7 | i would like *0.4 | i'd like *0.2 | put *0.3 | place *0.3 | add *0.3"
-    " | just *0.3 | a picture of *4 | picture of *1.5 | a picture with | an image of *3 | image of"
-    " | an image with | a drawing of *1.5 | a simple drawing of *0.5 | a painting of *0.5"
-    " | a photo of *0.5 | an illustration of *0.7 | a scene with | make a picture of *0.7"
-    " | draw a picture of *0.5 | create an image of *0.5 | generate an image with *0.5"
-    " | a simple picture of *0.3 | there {are} *1.5 | i see *0.2"
-)
-REQUESTS = phrases(
-    "can you draw {body}? *2 | could you draw {body}? | can you make a picture of {body}?"
-    " | please make {body} | {body}, please *2"
-)
-BRIEF_PLANS = phrases(
-    "{ask} {body} {on} {ground} *8 | {on} {ground}, {body} | {on} {ground} there {are} {body} *0.5"
-    " | {ask} {ground} with {body} *1.5 | {ask} {body} with a {bare} | {ask} {body}, {bare} *2"
-    " | {bare}, {body} | {bare} with {body} *0.7 | {ask} {body}. {surface}"
-)
-SENTENCE_PLANS = phrases("{body} {on} {ground} *4 | {on} {ground}, {body} *2 | {body}. {surface} *3 | {body}, {bare}")
-COUNTED = phrases("{things}: {body} *4 | {things}, {body} | {things} - {body} *0.5")
-JOINS = phrases("{most} and {last} *8 | {most}, {last} *3 | {most}, and {last} *2 | {most} & {last} *0.3")
-ARTICLES = phrases("a *18 | *6 | one *1.2 | the *0.8")
-SINGLE_ARTICLES = phrases("a *16 | *5 | the *0.5")
-
-ALT_PATTERNS = (  # noise around a caption, as pages on the web have it
-    "{caption} - stock photo",
-    "{caption} stock vector",
-    "{caption} | free download",
-    "{caption} | Shapes & More",
-    "{caption} royalty-free image #{n}",
-    "{caption} (IMG_{n}.JPG)",
-    "IMG_{n}.jpg {caption}",
-    "DSC{n}: {caption}",
-    "{caption} https://example.com/p/{n}",
-    "www.example.org - {caption}",
-    "{caption} #shapes #geometry #art",
-    "{caption} #{n} of 5000",
-    "{caption} - buy now, {m}% off!",
-    "SALE! {caption}, free shipping",
-    "{caption} - photo {n} - {y}",
-    "{caption}, {y}-0{d}-1{d}",
-    "{y}/0{d}/2{d} {caption}",
-    "{caption} ... click to enlarge",
-    "image may contain: {caption}",
-    "{caption} - Wallpaper {n}x{n} HD",
-    "Thumbnail for {caption}",
-    "{caption}",
-    "{caption}!!!",
-    "Figure {d}: {caption}",
-    "{caption} by user{n}",
-    "{caption} clip art, watermarked",
-    "Untitled-{d} {caption}",
-)
-ALT_NUMBERS = {
-    "n": (1000, 9999),
-    "m": (5, 80),
-    "y": (2005, 2024),
-    "d": (1, 9),
-}  # ranges of the numbers in them
-FILE_NAMES = ("{slug}.jpg", "{slug}.png", "{slug}-{n}.jpg", "{slug}_{y}.jpeg", "images/{slug}.webp")
-
 BRITISH = {
     "center": "centre",
     "centered": "centred",
     "gray": "grey",
     "solid-colored": "solid-coloured",
     "checkered": "chequered",
+    "color": "colour",
+    "colors": "colours",
+    "colored": "coloured",
 }
 
-GLUE = "a an and are is outlined the there with"  # what clauses.py and captions.py add of their own
-
-
-def all_patterns() -> list[str]:
-    """Every alternative of every table that comprehensive and brief captions draw from."""
-    by_value = (
-        NOUNS,
-        COLORS,
-        SIZES,
-        FILLS,
-        FILL_DETAILS,
-        ACCENTS,
-        OUTLINES,
-        OUTLINE_DETAILS,
-        OUTLINE_ENDINGS,
-    )
-    by_value += (TONES, PLACES, PLACE_NAMES, RELATIONS, RELATIONS_TO_IT, NUMBERS, GROUNDS, GROUND_PHRASES)
-    by_value += (GROUND_SENTENCES, BARE_GROUNDS, SHARED, NONE_OUTLINED, REST_NOT_OUTLINED)
-    single = (NEIGHBORS, SINGLE, THINGS, GROUND_NOUNS, ON, PLANS, SINGLE_PLANS, ITEMS, RELATION_SENTENCES)
-    single += (ASKS, REQUESTS, BRIEF_PLANS, SENTENCE_PLANS, COUNTED, JOINS, ARTICLES, SINGLE_ARTICLES)
-    tables = [*single, *(entry for table in by_value for entry in table.values())]
-    return [text for table in tables for text in table.texts]
+_PLURALS = {one: many for thing in THINGS.values() for one, many in zip(thing.names, thing.plurals, strict=True)}
+_PLURALS |= {"annulus": "annuli"}
 
 
 def plural(noun: str) -> str:
     """Plural of a noun of this vocabulary: "box" gives "boxes"."""
-    if noun == "annulus":
-        return "annuli"
-    return noun + ("es" if noun.endswith(("s", "x")) else "s")
+    return _PLURALS.get(noun) or noun + ("es" if noun.endswith(("s", "x")) else "s")

@@ -8,8 +8,6 @@ it is in the prompt's order, and how it stands to the others; and every word of 
 it is about. These heads are not kept.
 """
 
-import re
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -30,7 +28,7 @@ from transformers import (
 from cogview3 import checkpoints
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
-from cogview3.data.scenes.scene import Facts, Scene, sample_scene
+from cogview3.data.scenes.scene import BETWEEN, Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
 from cogview3.training.objectives import Batch, Objective, start_from
@@ -45,7 +43,7 @@ from cogview3.training.objectives.text import (
 )
 
 IGNORED = -100  # label of padding
-_AXES = ("left of", "right of"), ("above", "below")
+_AXES = ("left of", "right of"), ("above", "below"), (BETWEEN, "end of")
 
 
 def expander_config(model: ExpanderModel, tokenizer: PreTrainedTokenizerBase) -> T5Config:
@@ -63,15 +61,15 @@ def told_scene(scene: Scene, told: tuple[int, ...]) -> Scene:
 
 
 def relation_labels(facts: Facts, places: Sequence[int]) -> list[list[list[int]]]:
-    """How each object stands to the object at each place of the prompt's order, (4, 4, 2).
+    """How each object stands to the object at each place of the prompt's order, (4, 4, 3).
 
     Args:
         facts: the prompt's.
         places: of its objects in the prompt's order, by their number in the facts.
 
     Returns:
-        Across, 0 for not stated, 1 left of it and 2 right of it; and down, 1 above it and 2 below it. IGNORED where no
-        object has that place, or this one.
+        Across, 0 for not stated, 1 left of it and 2 right of it; down, 1 above it and 2 below it; 1 between it and
+        another, 2 an end that another is between. IGNORED where no object has that place, or this one.
     """
     labels = [[[IGNORED] * len(_AXES) for _ in range(MAX_OBJECTS)] for _ in range(MAX_OBJECTS)]
     for one, other in permutations(range(len(places)), 2):
@@ -80,8 +78,9 @@ def relation_labels(facts: Facts, places: Sequence[int]) -> list[list[list[int]]
         for axis, kinds in enumerate(_AXES):
             if relation.kind in kinds:
                 value = 1 + kinds.index(relation.kind)
-                labels[relation.first][places[relation.second]][axis] = value
-                labels[relation.second][places[relation.first]][axis] = 3 - value
+                for second in relation.objects[1:]:
+                    labels[relation.first][places[second]][axis] = value
+                    labels[second][places[relation.first]][axis] = 3 - value
     return labels
 
 
@@ -89,9 +88,9 @@ def relation_loss(told: Tensor, objects: Tensor, relations: Tensor) -> Tensor:
     """Cross entropy of what words tell of their object's relations, summed over relations and averaged over words.
 
     Args:
-        told: (B, L, 24), logits.
+        told: (B, L, 36), logits.
         objects: (B, L), the object that each word is about, -1 for none.
-        relations: (B, 4, 4, 2), as `relation_labels` gives them.
+        relations: (B, 4, 4, 3), as `relation_labels` gives them.
     """
     row, place = (objects >= 0).nonzero(as_tuple=True)
     wanted = relations[row, objects[row, place]].flatten()
@@ -206,23 +205,24 @@ class ExpanderTraining(Objective):
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Tokens of prompts and captions (B, L), the objects that they name or are about (B, L), and facts.
 
-        Objects are numbered as in the facts: "labels" (B, 27), "order" (B, 4), each object's place in the prompt, and
-        "relations" (B, 4, 4, 2).
+        Objects are numbered as in the facts: "labels" (B, 33), "order" (B, 4), each object's place in the prompt, and
+        "relations" (B, 4, 4, 3).
         """
         samples = [self._sample(self.recipe.train.seed, index) for index in indices]
         prompts = self._tokens([prompt.text for _, prompt in samples])
-        written = [captions.plain(scene).text for scene, _ in samples]
+        written = [captions.plain(scene) for scene, _ in samples]
         named, about, order, relations = [], [], [], []
-        for row, text, (_, prompt) in zip(prompts.tolist(), written, samples, strict=True):
-            named.append(named_objects(self.tokenizer.convert_ids_to_tokens(row), prompt.facts, self._words))
+        for row, caption, (_, prompt) in zip(prompts.tolist(), written, samples, strict=True):
             numbers = [sorted(prompt.told).index(index) for index in prompt.told]
-            about.append([numbers[place] if place >= 0 else -1 for place in self._places(text)])
             places = [numbers.index(number) for number in range(len(numbers))]
+            pieces = self.tokenizer.convert_ids_to_tokens(row)
+            named.append(named_objects(pieces, prompt.facts, self._words, places))
+            about.append([numbers[place] if place >= 0 else -1 for place in self._places(caption)])
             order.append(places + [IGNORED] * (MAX_OBJECTS - len(places)))
             relations.append(relation_labels(prompt.facts, places))
         return {
             "prompts": prompts,
-            "captions": self._tokens(written),
+            "captions": self._tokens([caption.text for caption in written]),
             "named": torch.tensor(named),
             "about": torch.tensor(about),
             "labels": torch.tensor([fact_labels(prompt.facts)[0] for _, prompt in samples]),
@@ -230,14 +230,15 @@ class ExpanderTraining(Objective):
             "relations": torch.tensor(relations),
         }
 
-    def _places(self, caption: str) -> list[int]:
-        """For each token of a caption which of the objects that it tells, in order, it is about; -1 for none."""
+    def _places(self, caption: captions.Caption) -> list[int]:
+        """For each token of a plain caption which of the objects that it tells, in order, it is about; -1 for none."""
         length = self.recipe.model.max_length
-        start = caption.index(":") + 1
-        ends = [match.end() for match in re.finditer("outline", caption)]
-        spans = self.tokenizer(caption, max_length=length, truncation=True, return_offsets_mapping=True).offset_mapping
-        places = [bisect_left(ends, end) if end > max(start, begin) else -1 for begin, end in spans]
-        return [place if place < len(ends) else -1 for place in places] + [-1] * (length - len(places))
+        encoded = self.tokenizer(caption.text, max_length=length, truncation=True, return_offsets_mapping=True)
+        places = [
+            next((place for place, (start, end) in enumerate(caption.spans) if begin < end and start < stop), -1)
+            for begin, stop in encoded.offset_mapping
+        ]
+        return places + [-1] * (length - len(places))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy of the captions' tokens, and of what words tell of their objects."""

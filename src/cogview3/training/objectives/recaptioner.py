@@ -7,7 +7,7 @@ them every patch, of each level, must tell which object covers it and all facts 
 kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from cogview3.data.scenes.scene import (
     Scene,
     sample_scene,
 )
+from cogview3.data.scenes.things import THINGS
 from cogview3.evaluation.written import recaption_figures
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
 from cogview3.training.objectives import Batch, Objective
@@ -54,16 +55,16 @@ PATCH_WEIGHT = 5.0  # of what a level's patches tell, against the caption's toke
 
 _NUMBERS = len(COUNT_WEIGHTS)
 _PATCH_CLASSES = (  # number of the object that covers a patch (0: none), its facts, the scene's
-    *(_NUMBERS + 1, len(SHAPES), len(COLORS), len(FILLS), 2, len(SIZES), len(POSITIONS)),
+    *(_NUMBERS + 1, len(SHAPES), len(COLORS), len(FILLS), 2, len(SIZES), len(POSITIONS), len(THINGS)),
     *(len(GROUNDS), len(TEXTURES), _NUMBERS),
 )
 
 
 def patch_labels(scene: Scene, side: int) -> np.ndarray:
-    """Class of each of side x side patches in each of ten respects, (10, side * side), IGNORED where there is none.
+    """Class of each of side x side patches in each of eleven respects, (11, side * side), IGNORED where there is none.
 
     In the order of the head: number of the object whose square holds the patch's center, counted from 1 in reading
-    order, 0 for none; its shape, color, fill, outline, size and position; ground, texture and number of objects.
+    order, 0 for none; its shape, color, fill, outline, size, position and thing; ground, texture and number of objects.
     """
     labels = np.full((len(_PATCH_CLASSES), side, side), IGNORED)
     labels[0] = 0
@@ -75,16 +76,17 @@ def patch_labels(scene: Scene, side: int) -> np.ndarray:
         half = SIZES[item.size] / 2
         inside = np.ix_(abs(centers - item.y) < half, abs(centers - item.x) < half)
         facts = (
-            SHAPES.index(item.shape),
-            COLORS.index(item.color),
-            FILLS.index(item.fill),
-            int(item.outline),
-            list(SIZES).index(item.size),
-            POSITIONS.index(item.position),
+            *(_class(SHAPES, item.shape), _class(COLORS, item.color), _class(FILLS, item.fill)),
+            *(_class((False, True), item.outline), _class(tuple(SIZES), item.size)),
+            *(_class(POSITIONS, item.position), _class(tuple(THINGS), item.thing)),
         )
         for respect, value in enumerate((number, *facts)):
             labels[respect][inside] = value
     return labels.reshape(len(_PATCH_CLASSES), -1)
+
+
+def _class(values: Sequence, value: object) -> int:
+    return IGNORED if value is None else values.index(value)
 
 
 def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
@@ -148,7 +150,7 @@ class Recaptioner(nn.Module):
             rows: (B,) bool, C of them true: those whose text is read.
 
         Returns:
-            Logits of the patches (B, P, 51) after each level, and of each next token (C, L, vocabulary).
+            Logits of the patches (B, P, 115) after each level, and of each next token (C, L, vocabulary).
         """
         model = self.llava.model
         levels = model.vision_tower(pictures, output_hidden_states=True).hidden_states[1:]
@@ -235,7 +237,7 @@ class RecaptionerTraining(Objective):
         return int((index + 1) * share) > int(index * share)
 
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Pictures (B, 3, S, S), labels of their patches (B, 10, P) by level, tokens of texts and their labels (B, L).
+        """Pictures (B, 3, S, S), labels of their patches (B, 11, P) by level, tokens of texts and their labels (B, L).
 
         Of pictures whose caption is not learned, all tokens are padding.
         """
@@ -311,12 +313,13 @@ class RecaptionerTraining(Objective):
 
 
 def _patch_loss(told: Tensor, labels: Tensor) -> Tensor:
-    """Mean over ten respects of the cross entropy of logits (B, P, 51) with labels (B, 10, P)."""
+    """Mean over eleven respects of the cross entropy of logits (B, P, 115) with labels (B, 11, P)."""
     parts = told.split(_PATCH_CLASSES, -1)
-    each = [
-        functional.cross_entropy(part.flatten(0, 1), labels[:, respect].flatten(), ignore_index=IGNORED)
-        for respect, part in enumerate(parts)
-    ]
+    each = []
+    for respect, part in enumerate(parts):
+        wanted = labels[:, respect].flatten()
+        loss = functional.cross_entropy(part.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+        each.append(loss / max(1, int((wanted != IGNORED).sum())))  # a small batch may show no thing, or no shape
     return torch.stack(each).mean()
 
 

@@ -6,6 +6,8 @@ object: without that, an encoder long stays with a bag of words. Only the encode
 which color, fill or place belongs to which object.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import astuple, fields
 from itertools import pairwise
 from pathlib import Path
@@ -21,8 +23,10 @@ from cogview3 import checkpoints
 from cogview3.config import TextModel, TextRecipe, UserError
 from cogview3.data.scenes import captions, wording
 from cogview3.data.scenes.scene import (
+    BETWEEN,
     COLORS,
     COUNT_WEIGHTS,
+    DIFFERENT,
     FILLS,
     GROUNDS,
     POSITIONS,
@@ -34,6 +38,7 @@ from cogview3.data.scenes.scene import (
     ObjectFacts,
     sample_scene,
 )
+from cogview3.data.scenes.things import THINGS
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
 from cogview3.training.objectives import Batch, Objective, start_from
 
@@ -46,29 +51,39 @@ _OBJECT_VALUES = (
     (False, True),
     tuple(SIZES),
     POSITIONS,
+    tuple(THINGS),
 )  # in the order of ObjectFacts
 _PAIRS = tuple((i, j) for i in range(MAX_OBJECTS) for j in range(i + 1, MAX_OBJECTS))
-_SLOTS = (GROUNDS, TEXTURES, _COUNTS) + _OBJECT_VALUES * MAX_OBJECTS + (RELATIONS,) * len(_PAIRS)
+_PAIR_VALUES = (*RELATIONS, BETWEEN, "end of")  # of the first to the second; one between others has two ends
+_DENIABLE = (*SHAPES, *THINGS)
+_SCENE_VALUES = (GROUNDS, TEXTURES, _COUNTS, DIFFERENT, _DENIABLE)
+_SLOTS = _SCENE_VALUES + _OBJECT_VALUES * MAX_OBJECTS + (_PAIR_VALUES,) * len(_PAIRS)
 _OFFSETS = tuple(np.cumsum([0] + [len(values) + 1 for values in _SLOTS]))  # each slot: "not stated", then its values
 OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
-_SCENE_SLOTS, _OBJECT_SLOTS = 3, len(_OBJECT_VALUES) * MAX_OBJECTS
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+_SCENE_SLOTS, _OBJECT_SLOTS = len(_SCENE_VALUES), len(_OBJECT_VALUES) * MAX_OBJECTS
+SLOTS = _SCENE_SLOTS + _OBJECT_SLOTS
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", BETWEEN: "end of"}
 
 
 def fact_labels(facts: Facts) -> tuple[list[int], list[list[int]]]:
     """Classes of the slots of scene and objects, and of relations: 0 for not stated, else 1 + the value's number.
 
+    Of several facts that differ, or are denied, the first counts.
+
     Returns:
-        (3 + 4 * 6) classes, and for each pair of objects the relation of the first to the second, (4, 4).
+        (5 + 4 * 7) classes, and for each pair of objects the relation of the first to the second, (4, 4).
     """
-    labels = [_label(GROUNDS, facts.ground), _label(TEXTURES, facts.texture), _label(_COUNTS, facts.count)]
+    denied = [item.thing or item.shape for item in facts.denied]
+    scene = facts.ground, facts.texture, facts.count, next(iter(facts.different), None), next(iter(denied), None)
+    labels = [_label(known, value) for known, value in zip(_SCENE_VALUES, scene, strict=True)]
     for item in facts.objects:
         labels += _labels(item)
     labels += [0] * (_SCENE_SLOTS + _OBJECT_SLOTS - len(labels))
     relations = [[0] * MAX_OBJECTS for _ in range(MAX_OBJECTS)]
     for item in reversed(facts.relations):
-        relations[item.first][item.second] = _label(RELATIONS, item.kind)
-        relations[item.second][item.first] = _label(RELATIONS, _OPPOSITE[item.kind])
+        for second in item.objects[1:]:
+            relations[item.first][second] = _label(_PAIR_VALUES, item.kind)
+            relations[second][item.first] = _label(_PAIR_VALUES, _OPPOSITE[item.kind])
     return labels, relations
 
 
@@ -81,7 +96,7 @@ def matched_labels(logits: Tensor, labels: Tensor, relations: Tensor) -> Tensor:
 
     Args:
         logits: (B, slots, values), those of other slots' values masked.
-        labels: (B, 27), relations: (B, 4, 4), as `fact_labels` gives them.
+        labels: (B, 33), relations: (B, 4, 4), as `fact_labels` gives them.
 
     Returns:
         (B, slots), classes as in `fact_labels`.
@@ -111,23 +126,44 @@ def _label(known: tuple, value: object) -> int:
     return 0 if value is None else 1 + known.index(value)
 
 
-def naming_words() -> dict[str, tuple[str, str]]:
-    """Words that name an object by its shape or color: word -> ("shape" or "color", value)."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    for kind, table in (("shape", wording.NOUNS), ("color", wording.COLORS)):
+def naming_words() -> dict[tuple[str, ...], tuple[str, str]]:
+    """Words that name an object by its shape, color or thing: their tokens -> (name of the fact, value).
+
+    Plurals are among them, as is the last word of a color or shape ("background" of none); what has two meanings not.
+    """
+    found: dict[tuple[str, ...], set[tuple[str, str]]] = {}
+    tables = (("shape", wording.NOUNS), ("color", wording.COLORS), ("thing", wording.THING_NOUNS))
+    for kind, table in tables:
         for value, phrases in table.items():
             for text in phrases.texts:
-                found.setdefault(text.replace("-", " ").split()[-1], set()).add((kind, value))
-    return {word: meanings.pop() for word, meanings in found.items() if len(meanings) == 1}
+                forms = [text] if kind == "color" else [text, wording.plural(text)]
+                for words in (tuple(re.findall(r"\w+|[^\w\s]", form)) for form in forms):
+                    found.setdefault(words if kind == "thing" else words[-1:], set()).add((kind, value))
+    return {words: meanings.pop() for words, meanings in found.items() if len(meanings) == 1}
 
 
-def named_objects(pieces: list[str], facts: Facts, words: dict[str, tuple[str, str]]) -> list[int]:
-    """For each token of a caption the object that it names, -1 where it names none or more than one."""
-    named = []
-    for piece in pieces:
-        kind, value = words.get(piece.removeprefix("▁"), ("shape", None))
-        fitting = [i for i, item in enumerate(facts.objects) if value is not None and getattr(item, kind) == value]
-        named.append(fitting[0] if len(fitting) == 1 else -1)
+def named_objects(
+    pieces: list[str],
+    facts: Facts,
+    words: dict[tuple[str, ...], tuple[str, str]],
+    places: Sequence[int] | None = None,
+) -> list[int]:
+    """For each token of a caption the object that it names, -1 where it names none or several.
+
+    The longest name counts ("teddy bear" is no bear), at its last token. Of several objects of which the same is stated
+    ("three green triangles") it names the first, by `places` if given: each object's place in the text.
+    """
+    tokens = [piece.removeprefix("▁") for piece in pieces]
+    named, place = [-1] * len(tokens), 0
+    longest = max(map(len, words))
+    while place < len(tokens):
+        length = next((n for n in range(longest, 0, -1) if tuple(tokens[place : place + n]) in words), 0)
+        if length:
+            kind, value = words[tuple(tokens[place : place + length])]
+            fitting = [i for i, item in enumerate(facts.objects) if getattr(item, kind) == value]
+            if len({facts.objects[i] for i in fitting}) == 1:
+                named[place + length - 1] = min(fitting, key=places.__getitem__ if places else None)
+        place += length or 1
     return named
 
 
@@ -135,9 +171,9 @@ def naming_loss(told: Tensor, named: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of what words tell of the objects that they name.
 
     Args:
-        told: (B, L, 40), logits of each of an object's six facts at each token, as OBJECT_CLASSES splits them.
+        told: (B, L, classes), logits of each of an object's seven facts at each token, as OBJECT_CLASSES splits them.
         named: (B, L), as `named_objects` gives them, -1 at padding.
-        labels: (B, 27), as `fact_labels` gives them.
+        labels: (B, 33), as `fact_labels` gives them.
     """
     row, place = (named >= 0).nonzero(as_tuple=True)
     objects = labels[:, _SCENE_SLOTS:].view(len(labels), MAX_OBJECTS, -1)
@@ -158,7 +194,7 @@ class FactReader(nn.Module):
         self.word_values = nn.Linear(model.d_model, sum(OBJECT_CLASSES))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of tokens (B, L): of slots (B, slots, values), other slots' values masked, and of words (B, L, 40)."""
+        """Logits of tokens (B, L): of slots (B, slots, values), others' values masked, and of words (B, L, classes)."""
         encoded = self.t5.encoder(tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
         queries = self.queries.expand(len(tokens), -1, -1)
         decoded = self.t5.decoder(inputs_embeds=queries, encoder_hidden_states=encoded, use_cache=False)
@@ -262,7 +298,7 @@ class TextTraining(Objective):
         return {"tokens": tokens.input_ids, **{name: torch.tensor(values) for name, values in numbers.items()}}
 
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """Tokens and the objects that they name (B, L), labels (B, 27) and relations (B, 4, 4)."""
+        """Tokens and the objects that they name (B, L), labels (B, 33) and relations (B, 4, 4)."""
         return self._batch(self.recipe.train.seed, indices)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
