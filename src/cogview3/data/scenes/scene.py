@@ -34,7 +34,7 @@ JITTER = 0.03  # largest shift of an object's center from its cell's
 MARGIN = 0.02  # smallest gap between two objects, and between an object and the border
 RELATION_GAP = 0.15  # centers at least this far apart along an axis stand in a relation
 COUNT_WEIGHTS = (0.36, 0.3, 0.2, 0.14)  # share of scenes with 1, 2, 3, 4 objects
-THING_SHARE = 0.0  # of the objects that are drawn things; the others are shapes
+THING_SHARE = 0.5  # of the objects that are drawn things; the others are shapes
 GROUP_SHARE = 0.35  # of the scenes of several objects in which some are of one kind, as in "three green triangles"
 
 
