@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from cogview3 import __version__
-from cogview3.cli import bench, captions, convert, data, distill, evaluate, expand, generate, info, reproduce, train
+from cogview3.cli import (
+    bench,
+    captions,
+    convert,
+    data,
+    distill,
+    evaluate,
+    expand,
+    generate,
+    info,
+    reproduce,
+    serve,
+    train,
+)
 from cogview3.cli.errors import ReportingGroup
 
 
@@ -39,6 +52,7 @@ def root(
 app.command()(generate.generate)
 app.command()(generate.upscale)
 app.command()(expand.expand)
+app.command()(serve.serve)
 app.command()(info.info)
 app.command()(train.train)
 app.command()(distill.distill)

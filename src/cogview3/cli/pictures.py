@@ -92,18 +92,11 @@ def open_picture(path: Path) -> "Image":
 
 def save_png(image: "Image", path: Path, facts: Mapping[str, object]) -> None:
     """Write a picture with `facts` (but None) and our version in its text chunks, whole or not at all."""
-    from PIL.PngImagePlugin import PngInfo
-
-    from cogview3 import __version__
     from cogview3.checkpoints import whole_file
+    from cogview3.generation.written import text_chunks
 
-    chunks = PngInfo()
-    for key, value in {**facts, "version": __version__}.items():
-        if value is not None:
-            text = str(value).encode("utf-8", "replace").decode()  # names of files may hold other bytes
-            chunks.add_itxt(key, text)
     with whole_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=chunks)
+        image.save(temporary, format="PNG", pnginfo=text_chunks(facts))
 
 
 def contact_sheet(images: Sequence["Image"], columns: int | None = None) -> "Image":

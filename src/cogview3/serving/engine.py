@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from cogview3.config import UserError
 from cogview3.serving.line import Line
 from cogview3.serving.metrics import Metrics
 from cogview3.serving.orders import Busy, Canceled, Closing, Drawn, Job, Order, Partial
+from cogview3.serving.sizes import Sizes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,15 +70,12 @@ class Engine:
     Args:
         pipelines: a pipeline by mode; only the drawing thread asks for one.
         limits: how much is taken on.
-        area: pixels of a picture of the model's own size.
         metrics: counts what happens.
     """
 
-    def __init__(
-        self, pipelines: "Mapping[str, CogView3Pipeline]", limits: Limits, area: int, metrics: Metrics
-    ) -> None:
+    def __init__(self, pipelines: "Mapping[str, CogView3Pipeline]", limits: Limits, metrics: Metrics) -> None:
         self.limits, self.metrics = limits, metrics
-        self._pipelines, self._area = pipelines, area
+        self._pipelines, self._area = pipelines, 1
         self._fresh, self._begun = Line(), Line()
         self._running: list[Job] = []
         self._closing = False
@@ -87,9 +86,23 @@ class Engine:
         self._task: asyncio.Task | None = None
         self._painter: Painter | None = None
 
-    def load(self, mode: str) -> None:
-        """Load a mode's pipeline in the drawing thread, before anything is served. Raises what loading does."""
-        self._thread.submit(self._pipelines.__getitem__, mode).result()
+    def load(self, mode: str, relays: int) -> Sizes:
+        """Load a mode's pipeline in the drawing thread; must be done before anything is drawn.
+
+        Returns:
+            The sizes that it draws with up to `relays` doublings, none where it has no relay.
+
+        Raises:
+            UserError: what loading raises, or the model names no size of its own.
+        """
+        pipe = self._thread.submit(self._pipelines.__getitem__, mode).result()
+        sides = pipe.unet.config.sample_size
+        if sides is None:
+            raise UserError(f"model {pipe.name_or_path}: its unet's config.json has no sample_size; add it")
+        height, width = (side * pipe.vae_scale_factor for side in (sides if isinstance(sides, list) else [sides] * 2))
+        sizes = Sizes(width, height, pipe.vae_scale_factor, relays if pipe.relay_unet is not None else 0)
+        self._area = sizes.own.width * sizes.own.height
+        return sizes
 
     def start(self) -> None:
         """Begin to draw, in the running event loop."""

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from cogview3 import CogView3Pipeline
-from cogview3.config import UserError
 from cogview3.generation.loading import load_sampling, resolve_model
 from cogview3.generation.modes import Mode, pick_mode
 from cogview3.generation.placement import Placement, place
@@ -47,6 +46,7 @@ class Pipelines(Mapping[str, CogView3Pipeline]):
         self.modes: dict[str, Mode] = dict(sampling.modes) if sampling else {ONLY_MODE: entry}
         self._listed = sampling is not None
         self._device, self._dtype, self._placement = device, dtype, placement or Placement()
+        self.reference = (model, mode, device, str(dtype).removeprefix("torch."), self._placement)
         self._loaded: dict[str, CogView3Pipeline] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -77,18 +77,3 @@ class Pipelines(Mapping[str, CogView3Pipeline]):
         pipe.set_progress_bar_config(disable=True)
         place(pipe, self._device, self._placement)
         return pipe
-
-
-def own_side(pipe: CogView3Pipeline) -> tuple[int, int]:
-    """Width and height in pixels that a pipeline's base draws by default.
-
-    Raises:
-        UserError: the model names none.
-    """
-    sides = pipe.unet.config.sample_size
-    if sides is None:
-        raise UserError(
-            f"model {pipe.name_or_path} has no sample_size in its unet's config.json: add the side in latents"
-        )
-    height, width = sides if isinstance(sides, list | tuple) else (sides, sides)
-    return width * pipe.vae_scale_factor, height * pipe.vae_scale_factor

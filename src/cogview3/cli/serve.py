@@ -1,0 +1,180 @@
+"""`serve`: the model as a service, with OpenAI's images API and a page."""
+
+import ipaddress
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cogview3.cli.expand import ExpanderCacheOption, ExpanderModelOption, ExpanderOption, open_expander, own_expander
+from cogview3.cli.loading import check_placement
+from cogview3.cli.options import (
+    CompileOption,
+    Device,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    FastOption,
+    Offload,
+    QuantizeOption,
+    VaeTilingOption,
+    pick_mode,
+)
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    from cogview3.prompts.expand import Expander
+    from cogview3.serving.keys import Keys
+
+
+class EngineKind(StrEnum):
+    """What draws: a thread of this process, or replicas on a Ray cluster."""
+
+    local = "local"
+    ray = "ray"
+
+
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", help="File of API keys, hashed; see --new-key. COGVIEW3_API_KEYS adds others.")
+]
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Bundled model, model folder or hub name.")] = "scenes",
+    mode: Annotated[str | None, typer.Option("--mode", help="Drawn where a request names none.")] = None,
+    fast: FastOption = False,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    keys: KeysOption = None,
+    new_key: Annotated[
+        str | None, typer.Option("--new-key", metavar="NAME", help="Print a new key and its line for --keys, and end.")
+    ] = None,
+    rate: Annotated[int | None, typer.Option("--rate", min=1, help="Pictures a minute of each client.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures of the model's size drawn at once.")] = 4,
+    waiting: Annotated[int, typer.Option("--queue", min=1, help="Pictures that may wait; more are refused.")] = 256,
+    waiting_each: Annotated[int | None, typer.Option("--queue-each", min=1, help="Likewise of one client.")] = None,
+    seconds: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for a request.")] = 600.0,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the mathematics on a CPU.")] = None,
+    relays: Annotated[int, typer.Option("--max-relays", min=0, max=4, help="Most doublings: the largest size.")] = 2,
+    strict_sizes: Annotated[
+        bool, typer.Option("--strict-sizes", help="Refuse sizes that the model lacks instead of drawing the nearest.")
+    ] = False,
+    upload: Annotated[int, typer.Option("--max-upload", min=1, help="Most megabytes of a request with pictures.")] = 20,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at /.")] = True,
+    expander: ExpanderOption = None,
+    expander_model: ExpanderModelOption = None,
+    expander_cache: ExpanderCacheOption = None,
+    quantize: QuantizeOption = None,
+    vae_tiling: VaeTilingOption = False,
+    compile_networks: CompileOption = False,
+    device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
+    engine: Annotated[EngineKind, typer.Option("--engine", help="What draws.")] = EngineKind.local,
+    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Most replicas of --engine ray.")] = 1,
+    log: Annotated[bool, typer.Option("--log", help="Tell of every request on stderr.")] = False,
+) -> None:
+    """Serve a model: OpenAI's images API below /v1, a page at /.
+
+    On Ctrl-C and SIGTERM what was begun is finished first.
+    """
+    _import_extra()
+    from cogview3.serving.engine import Engine, Limits
+    from cogview3.serving.keys import ENVIRONMENT, Keys, read_keys
+    from cogview3.serving.metrics import Metrics
+    from cogview3.serving.server import bind, create_server, raise_file_limit
+
+    if new_key is not None:
+        print_key(new_key)
+        return
+    known = Keys(read_keys(keys, os.environ.get(ENVIRONMENT)), rate)
+    mode = pick_mode(mode, fast)
+    where, how, number_format = check_placement(
+        device, dtype, (Offload.none, quantize, False, False, vae_tiling, compile_networks)
+    )
+    limits = Limits(batch, 0.005, waiting, waiting_each or waiting, seconds, threads)
+    import diffusers
+    import transformers
+
+    from cogview3.serving.pipelines import Pipelines
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    pipelines = Pipelines(model, mode, where, number_format, how)
+    listener = bind(host, port)
+    written = _open_expander(model, expander, expander_model, expander_cache, device)
+    address = listener.getsockname()
+    _tell_address(host, address[1], known, pipelines.name, pipelines.default)
+    metrics = Metrics()
+    from cogview3.serving.app import create_app
+    from cogview3.serving.service import Service
+
+    if engine is EngineKind.ray:
+        from cogview3.serving.ray_engine import RayEngine
+
+        drawing: Any = RayEngine(pipelines.reference, limits, replicas)
+        sizes = drawing.load(relays)
+    else:
+        drawing = Engine(pipelines, limits, metrics)
+        sizes = drawing.load(pipelines.default, relays)
+    service = Service(
+        drawing, pipelines.name, pipelines.modes, pipelines.default, sizes, limits, metrics, known, written,
+        strict_sizes=strict_sizes,
+    )  # fmt: skip
+    raise_file_limit()
+    typer.echo("ready", err=True)
+    create_server(create_app(service, upload * 2**20, page), drawing, log).run(sockets=[listener])
+
+
+def print_key(name: str) -> None:
+    """A new key on stdout, and the line for the file of keys. Raises UserError."""
+    import re
+
+    from cogview3.serving.keys import new_key
+
+    if not re.fullmatch(r"[\w.-]{1,64}", name):
+        raise UserError(f"--new-key {name!r}: give a name of letters, digits, dots and hyphens")
+    secret, line = new_key(name)
+    typer.echo(f"{secret}\n{line}")
+    typer.echo("the first line is the key, for the client; put the second into the file of --keys", err=True)
+
+
+def _import_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise UserError("serve needs packages of its own: pip install 'cogview3[serve]'") from None
+
+
+def _open_expander(
+    model: str, expander: str | None, expander_model: str | None, cache: Path | None, device: Device
+) -> "Expander | None":
+    """The expander that the options name, else the model's own, else none."""
+    if expander is None and expander_model is None:
+        try:
+            own_expander(model)
+        except UserError:
+            return None
+    return open_expander(model, expander, expander_model, cache, device)
+
+
+def _tell_address(host: str, port: int, keys: "Keys", model: str, mode: str) -> None:
+    """Where the service is; a warning where others can reach it without a key."""
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"serving {model}@{mode} at http://{shown}:{port}", err=True)
+    if not len(keys) and not _is_loopback(host):
+        typer.echo(
+            f"warning: whoever reaches {host} can draw, as there are no API keys: make one with --new-key NAME, "
+            "and give its file with --keys",
+            err=True,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,266 @@
+"""From what people wish for to orders for the engine: modes, sizes, seeds, expansion."""
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL.Image import Image
+
+from cogview3.config import UserError
+from cogview3.generation.modes import Mode
+from cogview3.prompts.expand import Expander
+from cogview3.serving.engine import Drawing, Limits
+from cogview3.serving.keys import Keys
+from cogview3.serving.metrics import Metrics
+from cogview3.serving.orders import Order, Settings
+from cogview3.serving.sizes import Size, Sizes
+
+STRENGTH, MASKED_STRENGTH, FAITHFUL_STRENGTH = 0.6, 1.0, 0.35
+"""How much of a given picture is drawn anew by default; within a mask; where it is to be kept close to."""
+
+_FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)-?.*")
+"""Names that programs written for OpenAI's models ask for without asking their user; they get the model served."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Pictures of one request; None leaves a choice to the model.
+
+    Attributes:
+        prompt: what to draw.
+        count: pictures; the i-th has the seed `seed` + i.
+        size: width and height in pixels.
+        strict: whether another size than the one asked for is refused rather than the nearest drawn.
+        mode: a mode of the model.
+        enlarge: how often the sides of `image` are doubled, instead of drawing anything.
+        expand: whether a description of the prompt is drawn.
+        expanded: that description, where it is known.
+        The others are those of `orders.Order` and `orders.Settings`.
+    """
+
+    prompt: str | None
+    negative_prompt: str | None = None
+    count: int = 1
+    size: tuple[int, int] | None = None
+    strict: bool = False
+    mode: str | None = None
+    steps: int | None = None
+    relay_steps: int | None = None
+    guidance: float | None = None
+    relay_guidance: float | None = None
+    seed: int | None = None
+    image: Image | None = None
+    mask: Image | None = None
+    strength: float | None = None
+    enlarge: int | None = None
+    expand: bool = False
+    expanded: str | None = None
+    partials: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn for a wish.
+
+    Attributes:
+        orders: one for each picture.
+        size: of the pictures.
+        prompt: as it was given.
+        revised: the description drawn in its place; None where the prompt itself is.
+    """
+
+    orders: list[Order]
+    size: Size
+    prompt: str | None
+    revised: str | None
+
+
+@dataclass
+class Service:
+    """All that API, page and tools share.
+
+    Attributes:
+        engine: draws.
+        model: name of the model.
+        modes: of the model by name.
+        default_mode: the one drawn where none is asked for.
+        sizes: that it draws.
+        limits: of the engine.
+        metrics: figures.
+        keys: who may ask.
+        expander: writes descriptions; None where there is none.
+        strict_sizes: whether sizes that the model does not draw are refused.
+        largest: side in pixels up to which pictures are enlarged.
+    """
+
+    engine: Drawing
+    model: str
+    modes: dict[str, Mode]
+    default_mode: str
+    sizes: Sizes
+    limits: Limits
+    metrics: Metrics
+    keys: Keys
+    expander: Expander | None = None
+    strict_sizes: bool = False
+    largest: int = 2048
+
+    def __post_init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, "expander", initializer=_one_thread)
+
+    def pick_model(self, name: str | None) -> str | None:
+        """The mode that a model's name asks for, None for none.
+
+        Raises:
+            LookupError: there is no such model.
+        """
+        if name is None or name == self.model or _FOREIGN.fullmatch(name):
+            return None
+        model, _, mode = name.rpartition("@")
+        if model != self.model or mode not in self.modes:
+            raise LookupError(f"there is no model {name!r}: /v1/models lists those that there are")
+        return mode
+
+    def quality_mode(self, quality: str | None) -> str | None:
+        """The mode that a quality asks for; None leaves it to the service."""
+        steps = {name: mode.steps + mode.relay_steps for name, mode in self.modes.items()}
+        full = [name for name in steps if not self.modes[name].light] or list(steps)
+        if quality in (None, "auto", "standard"):
+            return None
+        if quality == "low":
+            return min(steps, key=lambda name: (steps[name], not self.modes[name].light))
+        if quality == "medium":
+            return min(full, key=steps.__getitem__)
+        return max(full, key=steps.__getitem__)
+
+    def quality_of(self, mode: str) -> str:
+        """low, medium or high: what a mode is called in answers."""
+        for quality in ("high", "medium", "low"):
+            if self.quality_mode(quality) == mode:
+                return quality
+        return "medium" if self.modes[mode].light else "high"
+
+    async def plan(self, wish: Wish) -> Plan:
+        """Orders for a wish, its prompt expanded where that is asked for.
+
+        Raises:
+            UserError: what cannot be drawn.
+        """
+        prompt = _clean("prompt", wish.prompt)
+        revised = wish.expanded
+        if wish.expand and prompt and not revised:
+            revised = await self.expand(prompt)
+        wish = replace(wish, prompt=revised or prompt, negative_prompt=_clean("negative_prompt", wish.negative_prompt))
+        size = self._size(wish)
+        settings = self._settings(wish, size)
+        seed = secrets.randbelow(2**31) if wish.seed is None else wish.seed
+        orders = [
+            Order(settings, wish.prompt, seed + i, wish.negative_prompt, wish.image, wish.mask, wish.partials)
+            for i in range(wish.count)
+        ]
+        return Plan(orders, size, prompt, None if revised == prompt else revised)
+
+    async def expand(self, prompt: str) -> str:
+        """The description of a prompt; the prompt itself where the language model gives none that is good.
+
+        Raises:
+            UserError: there is no language model.
+        """
+        if self.expander is None:
+            raise UserError("expand: the service has no language model; leave it out, or start it with --expander")
+        expand: Callable[[str], Any] = self.expander.expand
+        return (await asyncio.get_running_loop().run_in_executor(self._writer, expand, prompt)).text
+
+    def facts(self, plan: Plan, order: Order) -> dict[str, object]:
+        """What is written into a picture's file, under the names that `generate` uses."""
+        settings = order.settings
+        return {
+            "model": self.model,
+            "mode": settings.mode,
+            "steps": settings.steps or None,
+            "guidance": settings.guidance if settings.steps else None,
+            "relays": settings.relays,
+            "relay_steps": settings.relay_steps if settings.relays else None,
+            "relay_guidance": settings.relay_guidance if settings.relays and settings.prompted else None,
+            "light": self.modes[settings.mode].light,
+            "negative_prompt": order.negative_prompt,
+            "strength": settings.strength,
+            "prompt": plan.prompt,
+            "expanded_prompt": plan.revised,
+            "seed": order.seed,
+        }
+
+    def _size(self, wish: Wish) -> Size:
+        if wish.enlarge:
+            assert wish.image is not None
+            width, height = (side << wish.enlarge for side in wish.image.size)
+            if max(width, height) > self.largest:
+                raise UserError(
+                    f"image is {wish.image.width}x{wish.image.height}: enlarged its sides would be longer than "
+                    f"{self.largest}; give a smaller one"
+                )
+            return Size(width, height, wish.enlarge)
+        asked = wish.size or (wish.image.size if wish.image else None)
+        if asked is None:
+            return self.sizes.own
+        size = self.sizes.nearest(*asked)
+        if wish.size and (wish.strict or self.strict_sizes) and (size.width, size.height) != wish.size:
+            raise UserError(f"size {asked[0]}x{asked[1]} is not drawn by this model: the nearest is {size}")
+        return size
+
+    def _settings(self, wish: Wish, size: Size) -> Settings:
+        name = wish.mode or self.default_mode
+        mode = self.modes[name]
+        names = ("steps", "relay_steps", "guidance", "relay_guidance")
+        mode.check_distilled(name, {each: getattr(wish, each) for each in names})
+        if mode.distilled and wish.negative_prompt:
+            raise UserError(f"negative_prompt: mode {name!r} is distilled and cannot steer away; leave it out")
+        if wish.image is None and (wish.strength is not None or wish.mask is not None):
+            raise UserError("strength and mask are for an image: give one")
+        strength = None
+        if wish.image is not None and not wish.enlarge:
+            strength = wish.strength or (STRENGTH if wish.mask is None else MASKED_STRENGTH)
+        elif wish.prompt is None and not wish.enlarge:
+            raise UserError("prompt is missing: say what to draw")
+        if strength is not None and wish.prompt is None:
+            raise UserError("prompt is missing: say what to draw; only enlarging goes without")
+        given = wish.image.size if wish.image else None
+        width, height = given if wish.enlarge and given else (size.width, size.height)
+        return Settings(
+            mode=name,
+            width=width,
+            height=height,
+            relays=size.relays,
+            steps=0 if wish.enlarge else wish.steps or mode.steps,
+            relay_steps=wish.relay_steps or mode.relay_steps,
+            guidance=mode.guidance if wish.guidance is None else wish.guidance,
+            relay_guidance=mode.relay_guidance_scale if wish.relay_guidance is None else wish.relay_guidance,
+            enlarge=bool(wish.enlarge),
+            strength=strength,
+            masked=wish.mask is not None,
+            given=given,
+            prompted=wish.prompt is not None,
+            negative=wish.negative_prompt is not None,
+            whole=bool(mode.light) or wish.mask is not None,
+        )
+
+
+def _clean(name: str, text: str | None) -> str | None:
+    """A text without control characters, None for an empty one."""
+    if text is None:
+        return None
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{name} is not valid Unicode: it holds half of a surrogate pair")
+    return _CONTROL.sub(" ", text).strip() or None
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
