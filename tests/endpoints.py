@@ -17,7 +17,8 @@ class Reply:
     """What a request is answered with.
 
     `kind`: "answer" (a completion with `text`), "status" (an error), "raw" (`text` as the body), "close" (nothing),
-    "cut" (a body that ends early), "drip" (a body that goes on and on), "silent" (nothing, until the client leaves).
+    "cut" (a body that ends early), "drip" (a body that goes on and on), "trickle" (headers that do), "silent" (nothing,
+    until the client leaves).
     """
 
     kind: str = "answer"
@@ -82,6 +83,10 @@ def serving(answering: Answering) -> Iterator[Server]:
                 self.close_connection = True
                 return
             content = reply.text.encode()
+            if reply.kind == "trickle":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                self.drip()
+                return
             if reply.kind == "answer":
                 message = {"role": "assistant", "content": reply.text, "refusal": reply.refusal}
                 data: dict[str, Any] = {"choices": [{"message": message, "finish_reason": reply.finish}]}
@@ -94,15 +99,20 @@ def serving(answering: Answering) -> Iterator[Server]:
             self.send_header("Content-Length", str(len(content) + (1000 if reply.kind in ("cut", "drip") else 0)))
             self.end_headers()
             self.wfile.write(content)
-            while reply.kind == "drip" and not over.is_set():
-                self.wfile.write(b" ")
-                self.wfile.flush()
-                time.sleep(0.01)
+            if reply.kind == "drip":
+                self.drip()
             if reply.kind == "cut":
                 self.close_connection = True
             elif reply.kind == "answer":
                 with lock:
                     server.answered.append(body)
+
+        def drip(self) -> None:
+            self.close_connection = True
+            while not over.is_set():
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.01)
 
         def log_message(self, *arguments: object) -> None:
             pass

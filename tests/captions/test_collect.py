@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -330,9 +330,9 @@ def test_interrupted_runs_wait_for_what_is_paid(run: Run, tmp_path: Path, number
         while line and b"Waiting" not in line:
             line = process.stderr.readline()
         go.set()
-        process.communicate()
+        _, said = process.communicate()
         assert len(server.bodies) == 3
-    assert process.returncode == code
+    assert (process.returncode, said.count(b"3 triplets in out, 3 of them new")) == (code, 1)
     assert len(rows()) == 3
     with serving(good) as server:
         result = facts(run(server.url))
@@ -403,20 +403,49 @@ def test_broken_and_filtered_samples_and_rules_are_counted(run: Run, tmp_path: P
     files = [*ordinary("a"), *ordinary("b"), ("c.jpg", b"junk"), ("c.txt", b"old c"), ("d.jpg", encoded(picture(1)))]
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "0.tar").write_bytes(tar_bytes(files))
-    keep = {"key": list("abcd"), "keep": [True, False, True, True], "reason": ["", "small image", "", ""]}
+    keep = {
+        "key": list("abcd"),
+        "keep": [True, False, True, False],
+        "reason": ["", "small image", "", "missing caption"],
+    }
     (tmp_path / "shards" / "0.keep.parquet").write_bytes(parquet_bytes(keep))
     bad = {**told("a"), "result": "The image shows perhaps something."}
     with serving(lambda body, number: Reply(text=json.dumps(bad))) as server:
         url = server.url
         result = facts(run(url))
-    assert result["broken"] == {"not an image": 1, "missing caption": 1}
+    assert result["broken"] == {"not an image": 1}
     assert result["filtered"] == {"small image": 1}
-    assert result["rules"] == {"opening": 1, "hedging": 1, "too short": 1}
-    assert len(server.bodies) == 1
+    assert result["rules"] == {"opening": 2, "hedging": 2, "too short": 2}
+    assert len(server.bodies) == 2
+    assert {key: row["old"] for key, row in rows().items()} == {"a": "old a", "d": ""}  # one without any caption too
+    asked = [body["messages"][1]["content"][1]["text"] for body in server.bodies]
+    assert sorted(text.rpartition(" ")[2] for text in asked) == ["a", "caption."]
     text = CliRunner().invoke(app, ["captions", "collect", "shards", "--endpoint", url, "--model", "m", "-o", "out"])
     assert text.exit_code == 0
-    assert "1 triplets in out, 0 of them new" in text.stdout
-    assert "rules broken: opening 1, hedging 1, too short 1" in text.stdout
+    assert "2 triplets in out, 0 of them new" in text.stdout
+    assert "rules broken: opening 2, hedging 2, too short 2" in text.stdout
+
+
+def test_an_endpoint_that_refuses_all_there_is_ends_with_a_failure(run: Run, tmp_path: Path) -> None:
+    """Fewer images than show it: a wrong key or model may come as a refusal of each."""
+    write_tars(tmp_path / "shards", (3,))
+    with serving(lambda body, number: Reply("status", "API key not valid", 400)) as server:
+        failed = run(server.url)
+    assert (failed.exit_code, "API key not valid" in failed.stderr) == (1, True)
+    assert (tmp_path / "out" / "aside.jsonl").read_text() == ""
+    with serving(good) as server:
+        assert facts(run(server.url))["new"] == 3
+
+
+def test_counts_beyond_belief_ruin_nothing(run: Run, tmp_path: Path) -> None:
+    write_tars(tmp_path / "shards", (2,))
+    with serving(lambda body, number: replace(good(body), usage=(10**30, 1))) as server:
+        assert facts(run(server.url))["spent"]["prompt_tokens"] == 0
+        journal = tmp_path / "out" / JOURNAL
+        absurd = {"requests": 1, "prompt_tokens": 10**30, "completion_tokens": 0, "money": 0}
+        journal.write_bytes(journal.read_bytes() + json.dumps({"event": "spent", "usage": absurd}).encode() + b"\n")
+        again = facts(run(server.url))
+    assert (again["triplets"], again["spent"]["requests"], again["spent"]["prompt_tokens"]) == (2, 3, 0)
 
 
 @pytest.mark.parametrize(

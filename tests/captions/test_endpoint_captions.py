@@ -124,6 +124,23 @@ def test_an_endpoint_that_refuses_the_first_pictures_ends_the_job_and_marks_none
     assert [row["status"] for row in rows(tmp_path / "tars")] == ["ok"] * 24
 
 
+@pytest.mark.parametrize("reply", [Reply("status", "wrong key", 400), Reply("status", "down", 503)])
+def test_a_job_without_any_answer_is_a_failure(reply: Reply, tmp_path: Path) -> None:
+    tars = write_tars(tmp_path / "tars", (2, 1))
+    with serving(lambda body, number: reply) as server, pytest.raises(CannotGoOn, match=r"wrong key|down"):
+        recaption(find_shards(tars), job(server.url), here)
+    with serving(good) as server:
+        assert recaption(find_shards(tars), job(server.url), here)["images"] == 3
+
+
+@pytest.mark.parametrize("finish", ["max_tokens", "stop", ""])
+def test_texts_that_break_off_are_cut_whatever_the_endpoint_says(finish: str, tars: list[str], tmp_path: Path) -> None:
+    text = "Soft squares of many colors lie side by side. All of them are in the same ev"
+    with serving(lambda body, number: Reply(text=text, finish=finish)) as server:
+        recaption(find_shards(tars[:1]), job(server.url), here)
+    assert {row["status"] for row in rows(tmp_path / "tars")} == {"cut"}
+
+
 def test_a_failure_of_our_own_keeps_what_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tars = write_tars(tmp_path / "tars", (5,))
     under_way = threading.Event()

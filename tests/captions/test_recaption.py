@@ -350,3 +350,11 @@ def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"cogview3\[ray\]"):
         make_engine("ray", None)
+
+
+def test_pictures_that_a_filter_found_without_caption_get_one(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_bytes([*ordinary("a"), ("b.jpg", encoded(picture(1)))]))
+    columns = {"key": ["a", "b"], "keep": [True, False], "reason": ["", "missing caption"]}
+    (tmp_path / "0.keep.parquet").write_bytes(parquet_bytes(columns))
+    recaption(find_shards([str(tmp_path)]), LightJob(tmp_path), here)
+    assert [(row["key"], row["status"]) for row in rows(tmp_path)] == [("a", "ok"), ("b", "ok")]

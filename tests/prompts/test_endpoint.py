@@ -13,6 +13,7 @@ import pytest
 
 from cogview3.config import UserError
 from cogview3.prompts import endpoint as module
+from cogview3.prompts.addresses import chat_address, is_private
 from cogview3.prompts.budget import Budget, Price, Usage
 from cogview3.prompts.endpoint import (
     Endpoint,
@@ -23,8 +24,8 @@ from cogview3.prompts.endpoint import (
     Spent,
     Stopped,
     Unusable,
-    is_private,
 )
+from cogview3.prompts.replies import retry_after
 from tests.endpoints import KEY, Reply, serving
 
 AT_ONCE = Retry(tries=4, first=0.0, longest=0.0)
@@ -67,7 +68,7 @@ def test_failures_that_may_pass_are_tried_again(failure: Reply) -> None:
     assert answer.usage == Usage(3, 7, 3) == endpoint.budget.spent
     assert len(server.bodies) == 3
     assert server.paths == ["/v1/chat/completions"] * 3
-    assert server.bodies[0] == {"model": "m", "messages": ASK}
+    assert server.bodies[0] == {"model": "m", "messages": ASK, "stream": False}
     assert server.keys == [f"Bearer {KEY}"] * 3
     assert len(set(server.idempotency_keys)) == 1
 
@@ -109,7 +110,7 @@ def test_it_is_given_up_with_the_reason(failure: Reply, words: str) -> None:
     assert len(server.bodies) == 4
 
 
-@pytest.mark.parametrize("kind", ["silent", "drip"])
+@pytest.mark.parametrize("kind", ["silent", "drip", "trickle"])
 def test_answers_that_take_too_long_are_tried_again(kind: str) -> None:
     answer, server, _ = ask([Reply(kind), Reply(text="at last")], timeout=0.3)
     assert answer.text == "at last"
@@ -200,13 +201,13 @@ def test_too_long_is_not_waited_for(clock: Clock) -> None:
     ("text", "seconds"), [("12", 12.0), ("0.5", 0.5), ("", None), ("soon", None), ("-3", None), ("Fri, 32 Foo", None)]
 )
 def test_retry_after(text: str, seconds: float | None) -> None:
-    assert module._retry_after({"retry-after": text}) == seconds
+    assert retry_after({"retry-after": text}) == seconds
 
 
 def test_retry_after_as_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 97 < module._retry_after({"retry-after": later}) <= 100
-    assert module._retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert 97 < retry_after({"retry-after": later}) <= 100
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
 
 
 def test_whoever_waits_can_be_stopped() -> None:
@@ -255,6 +256,48 @@ def test_a_refusal_of_the_content_stays_one() -> None:
             fresh.chat(ASK, {})
     assert caught.value.usage.requests == 2
     assert fresh.takes_schema is None
+
+
+SCHEMA_REFUSED = [
+    (500, "body.response_format.type: Input should be 'text'", 1),
+    (500, "Internal Server Error", 2),  # who knows: it may have been chance
+    (503, "no grammar for this json_schema", 1),
+    (501, "not implemented", 1),
+    (404, "No endpoints found that can handle the requested parameters.", 1),
+    (405, "", 1),
+    (422, "extra field", 1),
+]
+
+
+@pytest.mark.parametrize(("status", "said", "asked"), SCHEMA_REFUSED)
+def test_a_schema_is_left_out_however_it_is_refused(status: int, said: str, asked: int) -> None:
+    def answering(body: dict[str, Any], number: int) -> Reply:
+        return Reply("status", said, status) if "response_format" in body else Reply(text="{}")
+
+    with serving(answering) as server:
+        endpoint = Endpoint(server.url, "m", retry=AT_ONCE)
+        assert endpoint.chat(ASK, {}).usage.requests == asked + 1
+        assert endpoint.chat(ASK, {}).usage.requests == 1
+    assert endpoint.takes_schema is False
+
+
+@pytest.mark.parametrize(("status", "kind", "asked"), [(401, Unusable, 1), (404, Unusable, 2), (503, GaveUp, 4)])
+def test_not_every_failure_is_the_schemas(status: int, kind: type, asked: int) -> None:
+    with serving(lambda body, number: Reply("status", "no", status)) as server:
+        endpoint = Endpoint(server.url, "m", retry=AT_ONCE)
+        with pytest.raises(kind):
+            endpoint.chat(ASK, {})
+    assert (len(server.bodies), endpoint.takes_schema) == (asked, None)
+
+
+def test_an_answer_that_streams_all_the_same_is_read() -> None:
+    events = [
+        {"choices": [{"delta": {"content": text}, "finish_reason": end}]} for text, end in (("a", None), ("b", "stop"))
+    ]
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    answer, server, _ = ask([Reply("raw", stream, headers={"Content-Type": "text/event-stream"})])
+    assert (answer.text, answer.finish, len(server.bodies)) == ("ab", "stop", 1)
+    assert server.bodies[0]["stream"] is False
 
 
 # Budgets
@@ -389,7 +432,7 @@ def test_bad_settings(make: Any, words: str) -> None:
     ],
 )
 def test_addresses(given: str, address: str) -> None:
-    assert module.chat_address(given) == address
+    assert chat_address(given) == address
     assert "api-version" not in Endpoint(given, "m").shown
 
 
@@ -417,7 +460,18 @@ def test_the_key_is_nowhere(everything_logged: pytest.LogCaptureFixture) -> None
 
 
 def test_addresses_with_passwords_are_refused_without_showing_them() -> None:
-    for address in (f"https://user:{KEY}@a/v1", f"user:{KEY}@a/v1", f"ftp://a/v1?key={KEY}"):
+    for address in (
+        f"https://user:{KEY}@a/v1",
+        f"user:{KEY}@a/v1",
+        f"ftp://a/v1?key={KEY}",
+        f"ftp://a/v1#{KEY}",
+        f"http://user:{KEY}@a/v1?next=http://b/",
+        f"http://user:{KEY}@a?u=x://y@z",
+        f"http://user:{KEY}/more@a/v1",
+        f"http://user:1?{KEY}@a/v1",
+        f"http:///user:{KEY}@a/v1",
+        f"http:\\\\user:{KEY}@a/v1",
+    ):
         with pytest.raises(UserError) as caught:
             Endpoint(address, "m")
         assert KEY not in str(caught.value)

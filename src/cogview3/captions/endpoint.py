@@ -13,6 +13,7 @@ from cogview3.config import UserError
 from cogview3.data.entries import develop
 from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
+from cogview3.prompts.answers import lacks_end, plain
 from cogview3.prompts.budget import Budget, Price
 from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Retry, Unusable
 
@@ -181,6 +182,7 @@ class EndpointWriter:
             return Row(entry.key, entry.old, None, UNANSWERED, str(error))
         self._answered = True
         tokens = answer.usage.completion_tokens
-        if answer.refusal or answer.finish == "content_filter":
+        if answer.refused:
             return Row(entry.key, entry.old, None, FAILED, "the model refused", tokens)
-        return written(entry.key, entry.old, answer.text, tokens, answer.finish != "length")
+        ended = not answer.cut and not lacks_end(plain(answer.text) or "", answer.finish)
+        return written(entry.key, entry.old, answer.text, tokens, ended)

@@ -8,10 +8,10 @@ import re
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cogview3.captions.rules import MAX_WORDS
-from cogview3.prompts.answers import without_thoughts
+from cogview3.prompts.answers import is_refusal, lacks_end, plain, without_thoughts
 
 INSTRUCTION = f"""\
 You see a picture and the caption it was found with. The caption comes from a web page: parts of it may be right and \
@@ -42,7 +42,25 @@ VERSION = hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:12]
 MIN_QUERIES = 2
 """A description, and at least one question more."""
 
-_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+def _spoken(text: str) -> str:
+    bare = without_thoughts(text)
+    if bare is None:
+        raise ValueError("a thought without an end")
+    return bare
+
+
+def _caption(text: str) -> str:
+    bare = plain(text) or ""
+    if is_refusal(bare):
+        raise ValueError("a refusal")
+    if lacks_end(bare, ""):
+        raise ValueError("cut off")
+    return bare
+
+
+_Text = Annotated[str, AfterValidator(_spoken), StringConstraints(strip_whitespace=True, min_length=1)]
+_Caption = Annotated[str, AfterValidator(_caption), StringConstraints(min_length=1)]
 
 
 class Query(BaseModel):
@@ -60,7 +78,7 @@ class Told(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     queries: Annotated[list[Query], Field(min_length=MIN_QUERIES)]
-    result: _Text
+    result: _Caption
 
 
 SCHEMA: dict[str, Any] = {
@@ -98,11 +116,9 @@ def data_url(image: Image.Image, side: int, quality: int = 90) -> str:
 
 
 def conversation(image: Image.Image, old: str, side: int) -> list[dict[str, Any]]:
-    """The messages that ask about one picture with its old caption."""
-    parts = [
-        {"type": "image_url", "image_url": {"url": data_url(image, side)}},
-        {"type": "text", "text": f"The caption it was found with: {old}"},
-    ]
+    """The messages that ask about one picture with its old caption, "" where it has none."""
+    found = f"The caption it was found with: {old}" if old else "It was found without a caption."
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image, side)}}, {"type": "text", "text": found}]
     return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": parts}]
 
 
@@ -136,7 +152,7 @@ def read_answer(text: str) -> tuple[Told, bool]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise Invalid(f"{place}: {first['msg']}") from None
+        raise Invalid(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _known(given: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:

@@ -191,10 +191,10 @@ class Journal:
         """Take an event into the state."""
         kind = event.pop("event")
         if kind == "spent":
-            self.spent += Usage(**event["usage"])
+            self.spent += Usage.from_dict(event["usage"])
             return
         name = Name(event["image"], event["shard"], event["key"])
-        usage = Usage(**(event.pop("last", None) or event.get("usage") or {}))
+        usage = Usage.from_dict(event.pop("last", None) or event.get("usage") or {})
         self.spent += usage
         self.doubtful.discard(name)
         if kind == "asked":
@@ -211,7 +211,7 @@ class Journal:
         elif kind == "done" and name not in self.done:
             self.done[name] = name
             self.aside.pop(name, None)
-            self._rows[name] = event
+            self._rows[name] = event | {"usage": Usage.from_dict(event["usage"]).to_dict()}
 
     def _replay(self, path: Path) -> None:
         """Read the events of earlier runs; a last line that was cut by a crash is left out.

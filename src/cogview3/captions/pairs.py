@@ -8,16 +8,16 @@ from pathlib import Path
 from PIL import Image
 
 from cogview3.captions.journal import read_triplets
-from cogview3.captions.rows import OK
+from cogview3.captions.rows import OK, admitted, read_verdicts
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import admit, develop, take_apart
+from cogview3.data.entries import develop, take_apart
 from cogview3.data.filters import Filters
 from cogview3.data.formats import Shard, find_shards
 from cogview3.data.images import decode
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Broken, Report, Skipped, listed
-from cogview3.data.sidecars import read_columns, read_keep, read_notes
+from cogview3.data.sidecars import read_columns, read_notes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pairs:
         """The picture of a pair, RGB. Raises UserError where it is not there any more."""
         group = self.shards[shard].at(offset)
         try:
-            entry = take_apart(group, {group.key: "there"})
+            entry = take_apart(group, needs_caption=False)
             return decode(entry.picture, entry.suffix).image
         except Broken as error:
             address = self.shards[shard].address
@@ -134,13 +134,13 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
     """Keys, offsets and captions of the pictures that are wanted and can be read. Each is decoded once, to be sure."""
     places, report = [], Report()
     left = set(wanted.captions)
-    keep = read_keep(wanted.shard) if left else None
+    keep = read_verdicts(wanted.shard) if left else None
     for group in wanted.shard.groups() if left else ():
         if group.key and group.key not in left:
             continue
         left.discard(group.key)
         try:
-            entry = admit(group, {group.key: "there"}, keep, Filters())
+            entry = admitted(group, keep)
             image = hashlib.sha256(entry.picture).hexdigest()
             told = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
             if not told:

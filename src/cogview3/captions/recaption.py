@@ -15,15 +15,25 @@ import pyarrow
 
 from cogview3 import __version__
 from cogview3.captions.parts import Part, claimed, differences
-from cogview3.captions.rows import FAILED, OK, SCHEMA, UNANSWERED, Job, Row, Sample, Writer
+from cogview3.captions.rows import (
+    FAILED,
+    OK,
+    SCHEMA,
+    UNANSWERED,
+    CannotGoOn,
+    Job,
+    Row,
+    Sample,
+    Writer,
+    admitted,
+    read_verdicts,
+)
 from cogview3.captions.triplets import whole_address
 from cogview3.config import UserError
 from cogview3.data import images
-from cogview3.data.entries import admit
-from cogview3.data.filters import Filters
 from cogview3.data.formats import TEXTS, FolderShard, Shard, TarShard, filesystem
 from cogview3.data.report import Broken, Filtered
-from cogview3.data.sidecars import read_columns, read_keep, read_notes, write_sidecar
+from cogview3.data.sidecars import read_columns, read_notes, write_sidecar
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Told:
-    """Some images of a shard are done: how many, of which so many failed, of so many tokens; and the share of it."""
+    """Some images of a shard are done: how many, of which so many failed, of so many tokens; and the share of it.
+
+    `silent` is the last reason of those that the endpoint gave no answer for, `answered` how many it did.
+    """
 
     images: int
     failed: int
     tokens: int
     share: float
+    silent: str = ""
+    answered: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +133,7 @@ class _Reading:
 
     def samples(self) -> Iterator[Sample]:
         """Those that can be captioned, also the ones that are; of the others, the rows."""
-        keep, keys = read_keep(self.shard), set()
+        keep, keys = read_verdicts(self.shard), set()
         for group in self.shard.groups():
             if self.total and group.offset >= 0:
                 self.share = min(1.0, group.offset / self.total)
@@ -127,8 +142,8 @@ class _Reading:
                 self.faults[group.fault or "same key twice"] += 1
                 continue
             keys.add(group.key)
-            try:  # one without an old caption gets a new one all the same
-                entry = admit(group, {group.key: "to be written"}, keep, Filters())
+            try:
+                entry = admitted(group, keep)
             except Filtered as reason:
                 self.filtered[str(reason)] += 1
                 continue
@@ -163,7 +178,15 @@ def _caption(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
             part.add(new)
         unseen, broken = reading.broken - broken, reading.broken
         failed = sum(row.status != OK for row in new)
-        yield Told(len(new) + unseen, failed + unseen, sum(row.tokens for row in new), reading.share)
+        silent = [row.error for row in new if row.status == UNANSWERED]
+        yield Told(
+            len(new) + unseen,
+            failed + unseen,
+            sum(row.tokens for row in new),
+            reading.share,
+            silent[-1] if silent else "",
+            len(new) - len(silent),
+        )
     yield Told(reading.broken - broken, reading.broken - broken, 0, 1.0)
     if reading.gone:
         yield GivenUp(reading.gone)
@@ -293,7 +316,7 @@ def recaption(
 
     Raises:
         UserError: a sidecar of other settings, named with what differs; a model that cannot be used.
-        CannotGoOn: the endpoint is gone, or its budget spent.
+        CannotGoOn: the endpoint is gone, answered nothing at all, or its budget is spent.
     """
     task = Task(job, dict(job.settings), again, overwrite)
     shards = [replace(shard, address=whole_address(shard.address)) for shard in shards]
@@ -302,11 +325,12 @@ def recaption(
     progress(standing)
     shares: dict[int, float] = {}
     given_up: dict[str, str] = {}
-    began = None
+    began, answered, silent = None, 0, ""
     for number, message in engine(task, [shards[number] for number in left]) if left else ():
         began = began or time.monotonic()
         if isinstance(message, Told):
             shares[number] = message.share
+            answered, silent = answered + message.answered, message.silent or silent
             standing.images += message.images
             standing.failed += message.failed
             standing.tokens += message.tokens
@@ -318,6 +342,8 @@ def recaption(
         standing.share = len(shards) - len(left) + sum(shares.values())
         standing.seconds = time.monotonic() - began
         progress(standing)
+    if silent and not answered:
+        raise CannotGoOn(f"{silent}; and so for every picture of this run, which a later one asks about again")
     return {
         "shards": len(shards),
         "finished_before": len(shards) - len(left),

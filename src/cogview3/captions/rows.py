@@ -6,8 +6,11 @@ from typing import Any, Protocol
 
 import pyarrow
 
-from cogview3.data.entries import Entry
-from cogview3.prompts.answers import without_thoughts
+from cogview3.data.entries import Entry, admit
+from cogview3.data.filters import Filters
+from cogview3.data.formats import Group, Shard
+from cogview3.data.sidecars import read_keep
+from cogview3.prompts.answers import is_refusal, plain
 
 OK, CUT, FAILED, UNANSWERED = "ok", "cut", "failed", "unanswered"
 """Status of a row: a new caption; one without an end, of no use; none; none, as the endpoint did not answer."""
@@ -20,6 +23,17 @@ SCHEMA = pyarrow.schema(
 
 class CannotGoOn(OSError):
     """Nothing more can be written, by any worker, for the reason that the message gives."""
+
+
+def read_verdicts(shard: Shard) -> dict[str, str] | None:
+    """As `sidecars.read_keep`; pictures that only lack a caption are kept, as here they get one."""
+    keep = read_keep(shard)
+    return None if keep is None else {key: "" if why == "missing caption" else why for key, why in keep.items()}
+
+
+def admitted(group: Group, keep: Mapping[str, str] | None) -> Entry:
+    """The entry of a group that is to get a new caption, whether it has one or not. Raises Broken or Filtered."""
+    return admit(group, None, keep, Filters(), needs_caption=False)
 
 
 @dataclass(frozen=True)
@@ -56,14 +70,13 @@ class Row:
 
 
 def written(key: str, old: str, text: str, tokens: int, ended: bool) -> Row:
-    """The row of a text that a model wrote, without its thoughts, and in one paragraph, as captions are."""
-    told = without_thoughts(text)
-    text = " ".join((told or "").split())
-    if not ended or told is None:
-        return Row(key, old, text or None, CUT, f"no end after {tokens} tokens", tokens)
-    if not text:
-        return Row(key, old, None, FAILED, "empty caption", tokens)
-    return Row(key, old, text, tokens=tokens)
+    """The row of a text that a model wrote, as one bare paragraph (`answers.plain`), as captions are."""
+    bare = plain(text)
+    if not ended or bare is None:
+        return Row(key, old, bare or None, CUT, f"no end after {tokens} tokens", tokens)
+    if not bare or is_refusal(bare):
+        return Row(key, old, None, FAILED, "the model refused" if bare else "empty caption", tokens)
+    return Row(key, old, bare, tokens=tokens)
 
 
 class Writer(Protocol):
@@ -88,12 +101,10 @@ class Job(Protocol):
     name: str
 
     @property
-    def has_budget(self) -> bool:
-        """See there."""
+    def has_budget(self) -> bool: ...  # noqa: D102
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        """See there."""
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
 
     def load(self, place: int) -> Writer:
         """The writer of worker number `place`. Raises UserError where the model cannot be used."""

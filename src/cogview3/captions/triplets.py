@@ -19,14 +19,14 @@ from typing import Any
 
 from cogview3.captions import instruction
 from cogview3.captions.journal import Journal, Name, count_reasons, in_order, read_triplets
+from cogview3.captions.rows import admitted, read_verdicts
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
-from cogview3.data.entries import Entry, admit, develop
+from cogview3.data.entries import Entry, develop
 from cogview3.data.filters import Filters
 from cogview3.data.formats import Shard, filesystem, is_local
 from cogview3.data.report import Report, Skipped
-from cogview3.data.sidecars import read_keep
 from cogview3.prompts.budget import Usage
 from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Spent, Stopped, Unusable
 
@@ -137,18 +137,23 @@ def collect(
         try:
             _feed(run, _candidates(shards, every, count, run), again)
             _finish(run, threads)
-            if run.error is None:
-                _settle_refused(run)
-        except BaseException:
+        except BaseException as error:
             logger.warning("Waiting for the answers under way, which are paid for; interrupt again to leave them.")
             run.halt()
             _finish(run, threads)
+            if isinstance(error, KeyboardInterrupt):
+                new = len(journal.done) - before
+                told = f"{len(journal.done)} triplets in {out}, {new} of them new; the same command resumes"
+                raise type(error)(told) from None
             raise
         finally:
             journal.write_part()
             _write_aside(out, journal)
         if run.error is not None:
             raise run.error
+        if run.refused:
+            reason, count = next(iter(run.refused.values())), len(run.refused)
+            raise Unusable(f"{reason}; and so for all that was asked ({count} images), which a later run asks again")
         if run.unanswered and not run.counts["done"]:
             raise GaveUp(next(iter(run.unanswered)))
         return _report(run, out, before)
@@ -161,15 +166,15 @@ def cost(spent: Usage) -> str:
 
 
 def _candidates(shards: Sequence[Shard], every: int, count: int | None, run: _Run) -> Iterator[tuple[Name, Entry]]:
-    """Images with an old caption, in order."""
+    """Images, in order."""
     given = 0
     for shard in shards:
-        address, keep = whole_address(shard.address), read_keep(shard)
+        address, keep = whole_address(shard.address), read_verdicts(shard)
         for group in shard.groups(piece=0, pieces=every):
             if count is not None and given >= count:
                 return
             try:
-                entry = admit(group, None, keep, Filters())
+                entry = admitted(group, keep)
             except Skipped as reason:
                 with run.lock:
                     run.report.skip(reason)
@@ -266,14 +271,14 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
             run.in_a_row = 0
         _settle_refused(run)
         usage, total = answer.usage, total + answer.usage
-        if answer.refusal or answer.finish == "content_filter":
+        if answer.refused:
             run.journal.put_aside(name, "the model refused", usage)
             run.tell("aside")
             return
         try:
             told, repaired = instruction.read_answer(answer.text)
         except instruction.Invalid as error:
-            fault = "cut off at the token limit" if answer.finish == "length" else str(error)
+            fault = "cut off at the token limit" if answer.cut else str(error)
             messages = instruction.asked_again(messages, answer.text, fault)
             continue
         row = {

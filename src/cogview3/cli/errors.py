@@ -22,7 +22,8 @@ class Terminated(KeyboardInterrupt):
 def describe(error: BaseException) -> tuple[int, str] | None:
     """Exit code and one-line message of a foreseeable failure; None for anything else: our own bug."""
     if isinstance(error, KeyboardInterrupt):
-        return (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
+        code, what = (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
+        return code, f"{what}: {error}" if str(error) else what  # with what was finished, where there is any
     if isinstance(error, TyperException):
         return BAD_INPUT, _usage_message(error)
     if isinstance(error, OutOfMemory):

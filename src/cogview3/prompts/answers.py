@@ -1,23 +1,123 @@
-"""What language models put around what they were asked for."""
+"""What language models put around what they were asked for, and how it shows that they did not finish."""
 
+import json
 import re
+
+_THOUGHT = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratch_?pad|inner_monologue)"
+_MARKS = re.compile(
+    rf"(?P<close><\|?/\s*{_THOUGHT}\s*\|?>|<\|?end_(?:of_)?{_THOUGHT}\|?>|(?-i:\[/(?:THINK(?:ING)?|REASONING)\])"
+    r"|◁/think▷|<channel\|>|<unused95>|</details>)"
+    rf"|<\|?(?:(?:begin|start)_(?:of_)?)?{_THOUGHT}(?:\s[^<>]*)?\|?>"  # <think>, <|START_THINKING|>
+    r"|(?-i:\[(?:THINK(?:ING)?|REASONING)\])|◁think▷"  # Mistral, Kimi
+    r"|<\|channel>\s*(?:thought|analysis)\b|<unused94>(?:thought)?"  # Gemma
+    r"|<details\b[^<>]*\breasoning\b[^<>]*>",  # Open WebUI
+    re.IGNORECASE,
+)
+_FINAL = re.compile(
+    r"<\|channel\|>\s*final\b.*?<\|message\|>(.*?)(?=<\|(?:channel|end|return|start|call)\|>|$)", re.DOTALL
+)
+_BARE_CHANNELS = re.compile(r"^\s*analysis(?=[A-Z\s]).*?assistant\s?final", re.DOTALL)  # special tokens left out
+_WRAPPERS = (
+    re.compile(r"<(answer|final_answer|response|output|caption|description)>(?P<text>.*?)</\1>", re.DOTALL),
+    re.compile(r"<\|(?:begin_of|START)_(\w+)\|>(?P<text>.*?)<\|(?:end_of|END)_\1\|>", re.DOTALL),
+)
+_TURN_END = re.compile(r"<\|(?:im_end|eot_id|eom_id|end|end_?of_?text|return|call)\|>|</s>|<end_of_turn>|<eos>")
+_TURN_START = re.compile(r"^(?:<s>|<bos>)?\s*<(?:\|im_start\||start_of_turn)>\s*(?:assistant|model)\s")
+_OPENING = re.compile(r"^(?:sure|certainly|of course|here is|here's|here’s)\b[^.:]{0,80}:\s*", re.IGNORECASE)
+_LABEL = re.compile(r"^[#*\s]*(?:caption|description|prompt|answer)\**:\**\s*", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"(i['’]m|i am)\s+(very\s+)?sorry\b|sorry\b|i (can['’]t|cannot|can not|won['’]t)\b|as an ai\b", re.IGNORECASE
+)
+
+_LIMIT = re.compile(r"length|max\w*token|limit|incomplete|trunc|abort|cancel|error|time_?out", re.IGNORECASE)
+_FILTER = re.compile(r"filter|safety|refus|block|prohibited|recitation|guardrail", re.IGNORECASE)
+_NATURAL = re.compile(r"|stop|stop_sequence|eos|eos_token|end|end_turn|complete|completed|finished|done", re.IGNORECASE)
+_END = re.compile(r"[.!?…。！？][\s\"'”’»」』)\]*_]*$")
+_SENTENCE = re.compile(r"[a-z]{3,}[\"'”’)]*[.!?]\s+[A-Z]")
 
 
 def without_thoughts(text: str) -> str | None:
-    """An answer without the thoughts, <think>...</think>, of a model that reasons first; None where they do not end.
+    """An answer without the thoughts of a model that reasons first; None where they do not end.
 
-    The opening may be missing, as some chat templates hold it.
+    Known are <think>...</think> and its like in other words and brackets, and harmony's channels. The opening mark may
+    be missing, as some chat templates hold it.
     """
-    text = re.sub(r"<think>.*?</think>", " ", text, flags=re.DOTALL)
-    text = re.sub(r"^.*</think>", " ", text, flags=re.DOTALL)
-    return None if "<think>" in text else text
+    if "<|channel|>" in text and "<|message|>" in text:
+        finals = _FINAL.findall(text)
+        if not finals:
+            return None
+        text = finals[-1]
+    text = _BARE_CHANNELS.sub("", text)
+    kept, thinking, at = "", False, 0
+    for mark in _MARKS.finditer(text):
+        if mark["close"]:
+            kept = f"{kept} " if thinking else ""
+        elif not thinking:
+            kept += text[at : mark.start()]
+        thinking, at = not mark["close"], mark.end()
+    return None if thinking else kept + text[at:]
+
+
+def plain(text: str) -> str | None:
+    """An answer as one bare paragraph; None where it holds a thought without an end, and so no answer.
+
+    Thoughts, marks of turns, code fences, wrappers such as <answer> or {"caption": ...}, labels ("Caption:"), words
+    that only announce it and quotation marks around all of it are left out.
+    """
+    bare = without_thoughts(text)
+    if bare is None:
+        return None
+    bare = _TURN_END.split(_TURN_START.sub("", bare.strip()))[0]
+    for wrapper in _WRAPPERS:
+        if found := list(wrapper.finditer(bare)):
+            bare = found[-1]["text"]
+    bare = _from_json(re.sub(r"```\w*", " ", bare).strip())
+    bare = " ".join(bare.split())
+    bare = _LABEL.sub("", _OPENING.sub("", bare))
+    if len(bare) > 1 and bare[0] + bare[-1] in ('""', "“”") and not re.search('["“”]', bare[1:-1]):
+        bare = bare[1:-1].strip()
+    return bare
+
+
+def _from_json(text: str) -> str:
+    """The only text of a JSON object or list, else the text as it is."""
+    if text[:1] not in ("{", "["):
+        return text
+    try:
+        held = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return text
+    values = list(held.values()) if isinstance(held, dict) else held
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else text
 
 
 def is_refusal(text: str) -> bool:
     """Whether a text is an apology, in English, rather than a description of a picture."""
-    return bool(
-        re.match(
-            r"(i['’]m|i am)\s+(very\s+)?sorry\b|sorry\b|i (can['’]t|cannot|can not|won['’]t)\b|as an ai\b",
-            text.strip().lower(),
-        )
-    )
+    return bool(_REFUSAL.match(text.strip()))
+
+
+def is_filtered(finish: str) -> bool:
+    """Whether a `finish_reason` says that the answer was withheld."""
+    return bool(_FILTER.search(finish))
+
+
+def is_cut(finish: str) -> bool:
+    """Whether a `finish_reason`, whose words differ by server, says that the answer has no end."""
+    return bool(_LIMIT.search(finish)) and not is_filtered(finish)
+
+
+def ends_as_a_sentence(text: str) -> bool:
+    """Whether a text has a mark of a sentence's end at its own end."""
+    return bool(_END.search(text))
+
+
+def lacks_end(text: str, finish: str) -> bool:
+    """Whether a bare paragraph is but the beginning of one.
+
+    Servers tell it by `finish_reason`, wrongly at times: several sentences of which the last one has no end are no
+    whole paragraph whatever is told, and after a reason that nobody knows the first one must have an end too.
+    """
+    if is_cut(finish):
+        return True
+    doubtful = not _NATURAL.fullmatch(finish) or bool(_SENTENCE.search(text))
+    return doubtful and not ends_as_a_sentence(text)

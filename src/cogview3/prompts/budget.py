@@ -1,10 +1,14 @@
 """What asking an endpoint costs, and where it stops: limits in requests, tokens and money."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cogview3.config import UserError
+
+MOST_TOKENS = 10**9
+"""Of one answer; a count above that is not believed."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ class Usage:
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Usage":
+        """The inverse of `to_dict`. Counts that no number of answers can explain are left out."""
+        usage = cls(**data)
+        believed = 0 <= usage.tokens <= MOST_TOKENS * max(1, usage.requests) and 0 <= usage.requests < 2**53
+        return usage if believed and 0 <= usage.money < float("inf") else cls(min(max(usage.requests, 0), 2**53))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types; money to a billionth."""

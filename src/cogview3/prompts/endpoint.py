@@ -1,7 +1,7 @@
 """A client of OpenAI-compatible chat endpoints: hosted models, or vLLM, llama.cpp, Ollama on a machine of one's own.
 
-It speaks HTTP itself, as every request must be counted, waited for, and known to have been paid or not: a library's
-own retries hide that. The key comes from an environment variable, and is cut out of whatever a server sends back.
+It retries by itself, as every request must be counted, waited for, and known to have been paid or not: a library's own
+retries hide that. The key comes from an environment variable, and is cut out of whatever a server sends back.
 """
 
 import json
@@ -11,39 +11,41 @@ import re
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
-
-from pydantic import SecretStr
 
 from cogview3.config import UserError
+from cogview3.prompts import addresses, replies
+from cogview3.prompts.addresses import DEFAULT_KEY, is_private
 from cogview3.prompts.budget import Budget, Usage
-
-DEFAULT_KEY = "OPENAI_API_KEY"
-"""The environment variable of the key, where none is named; without it no key is sent."""
-
-MAX_ANSWER = 2**25
-"""Bytes; a longer answer is not read to its end."""
+from cogview3.prompts.replies import Answer
+from cogview3.prompts.transport import MAX_ANSWER, Poster, Response, library
 
 _TRANSIENT = {408, 409, 425, 429}  # 409: an earlier try with the same Idempotency-Key is still at work
 _HOPELESS = {401, 402, 403, 404, 405, 410, 501}
+_WHATEVER_IS_ASKED = _TRANSIENT | {401, 402, 403, 502, 503, 504, 529}
+"""Statuses of keys, credit, load and what stands between: they say nothing about what was asked."""
+
+_OF_THE_FORM = re.compile(r"response.?format|schema|grammar|structured|implemented|parameter", re.IGNORECASE)
+_TRIES_WITH_SCHEMA = 2
+"""Failures of a server that may be due to a schema, before it is asked without."""
 
 Message = Mapping[str, Any]
 """Of a chat, as the endpoint takes it: {"role": ..., "content": ...}."""
 
 
 class EndpointError(OSError):
-    """No answer came, for the reason that the message gives. `usage` is what was spent on it."""
+    """No answer came, for the reason that the message gives.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        status: of HTTP, or that its body named; None where there was no answer at all, or it says nothing.
+        usage: what was spent on it.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
-        self.usage = Usage()
+        self.status, self.usage = status, Usage()
 
 
 class Refused(EndpointError):
@@ -90,29 +92,12 @@ class Retry:
                 raise UserError(f"{name} {getattr(self, name)}: give seconds, 0 or more")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back.
-
-    Attributes:
-        text: of the first choice; "" where there is none.
-        finish: why it ends there, such as "stop", "length" or "content_filter".
-        refusal: the model's own words against answering.
-        usage: spent on it, failed tries included.
-    """
-
-    text: str
-    finish: str
-    refusal: str
-    usage: Usage
-
-
 class _Failure(Exception):
     """A try that may be repeated, but not before `wait` seconds, where the endpoint says so."""
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, wait: float | None = None, status: int | None = None) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.status = wait, status
 
 
 @dataclass
@@ -145,24 +130,16 @@ class Endpoint:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.url = chat_address(self.url)
+        self.url = addresses.chat_address(self.url)
         if not self.model:
             raise UserError("the endpoint's model is not named; give the name that the endpoint knows it by")
         if not 0 < self.timeout < float("inf"):
             raise UserError(f"timeout {self.timeout}: give seconds above 0")
         if taken := sorted({"model", "messages", "response_format", "stream", "n"} & self.extra.keys()):
             raise UserError(f"{', '.join(taken)}: not to be set; give other fields, such as temperature")
-        self._key = read_key(self.key_env) if self.key_env or is_private(self.url) else None
-        self._http = _library()
+        self._key = addresses.read_key(self.key_env) if self.key_env or is_private(self.url) else None
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
-        self._client = self._http.Client(
-            headers=headers,
-            timeout=self.timeout,
-            limits=self._http.Limits(max_connections=None),
-            trust_env=not is_here(self.url),  # whose proxy would be given the key
-            verify=self.url.startswith("https:"),  # else the system's certificates are loaded for nothing
-        )
-        weakref.finalize(self, self._client.close)
+        self._poster = Poster(self.url, headers, self.timeout)
         self._takes_schema: bool | None = None
         self._lock = threading.Lock()
         self._not_before = 0.0
@@ -176,27 +153,28 @@ class Endpoint:
     @property
     def shown(self) -> str:
         """The address without its query, for messages."""
-        return urlunsplit(urlsplit(self.url)._replace(query=""))
+        return addresses.shown(self.url)
 
     def chat(self, messages: Sequence[Message], schema: Mapping[str, Any] | None = None) -> Answer:
         """The model's answer to a conversation.
 
         Args:
             messages: of the conversation.
-            schema: JSON schema that the answer should keep to. An endpoint that refuses such requests, and answers
-                them without, is not sent one again.
+            schema: JSON schema that the answer should keep to. An endpoint that refuses such requests, or fails at
+                them, and answers them without, is not sent one again.
 
         Raises:
             Refused, Unusable, GaveUp, Stopped, Spent: no answer.
         """
-        body = {"model": self.model, "messages": list(messages), **self.extra}
+        body = {"model": self.model, "messages": list(messages), "stream": False, **self.extra}
         if schema is None or self._takes_schema is False:
             return self._persist(body)
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+        unsure = self._takes_schema is None
         try:
-            answer = self._persist(body | {"response_format": form})
-        except Refused as error:
-            if self._takes_schema:
+            answer = self._persist(body | {"response_format": form}, unsure)
+        except (Refused, Unusable, GaveUp) as error:
+            if not unsure or not _may_be_due_to_schema(error.status, str(error)):
                 raise
             before = error.usage
         else:
@@ -211,12 +189,13 @@ class Endpoint:
             self._takes_schema = False
         return replace(answer, usage=before + answer.usage)
 
-    def _persist(self, body: Mapping[str, Any]) -> Answer:
+    def _persist(self, body: Mapping[str, Any], unsure: bool = False) -> Answer:
         """Ask until there is an answer, a reason why there will be none, or no try left.
 
-        All tries carry one Idempotency-Key, by which servers that know it bill a request once.
+        All tries carry one Idempotency-Key, by which servers that know it bill a request once. Where it is `unsure`
+        whether the endpoint takes a schema, its failures are not met by all tries.
         """
-        content = json.dumps(body, ensure_ascii=False).encode()
+        content = json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
         usage, failure = Usage(), None
         try:
@@ -228,22 +207,33 @@ class Endpoint:
                 tokens, answered = None, False
                 try:
                     data = self._post(content, headers)
-                    tokens = _tokens(data)
-                    text, finish, refusal = _first_choice(data)
+                    tokens = replies.tokens(data)
+                    text, finish, refusal = replies.first_choice(data)
                     answered = True
-                except _Failure as error:
-                    failure = error
-                    if error.wait is not None and error.wait <= self.retry.patience:
-                        with self._lock:  # for whoever asks next
-                            self._not_before = max(self._not_before, time.monotonic() + error.wait)
+                except (_Failure, replies.Malformed) as error:
+                    failure = error if isinstance(error, _Failure) else _Failure(str(error))
+                    self._heed(failure)
+                    enough = number + 1 >= _TRIES_WITH_SCHEMA or _OF_THE_FORM.search(str(failure))
+                    if unsure and enough and _may_be_due_to_schema(failure.status, str(failure)):
+                        break
                     continue
                 finally:
                     usage += self.budget.settle(tokens, answered)
-                return Answer(self._hide(text), finish, self._hide(refusal), usage)
-            raise GaveUp(f"{self.shown}: {failure}; given up after {_times(self.retry.tries)}")
+                given = (body.get("max_tokens"), body.get("max_completion_tokens"))
+                most = min((each for each in given if isinstance(each, int)), default=None)
+                return Answer(self._hide(text), finish, self._hide(refusal), usage, most)
+            tries = usage.requests
+            told = "one try" if tries == 1 else f"{tries} tries"
+            raise GaveUp(f"{self.shown}: {failure}; given up after {told}", failure and failure.status)
         except EndpointError as error:
             error.usage = usage
             raise
+
+    def _heed(self, failure: _Failure) -> None:
+        """Let whoever asks next wait as long as the endpoint asked."""
+        if failure.wait is not None and failure.wait <= self.retry.patience:
+            with self._lock:
+                self._not_before = max(self._not_before, time.monotonic() + failure.wait)
 
     def _wait_before(self, number: int, failure: _Failure | None) -> None:
         """Wait before try `number`, of 0 on: back off after a failure, and as long as the endpoint asked anyone to.
@@ -268,166 +258,55 @@ class Endpoint:
 
     def _post(self, content: bytes, headers: Mapping[str, str]) -> Any:
         """The JSON of a successful answer. Raises _Failure, Refused or Unusable."""
-        until = time.monotonic() + self.timeout
+        http = library()
         try:
-            with self._client.stream("POST", self.url, content=content, headers=headers) as response:
-                received = bytearray()
-                for piece in response.iter_bytes():
-                    received += piece
-                    if time.monotonic() > until:
-                        raise _Failure(f"no whole answer in {self.timeout:g} s")
-                    if len(received) > MAX_ANSWER:
-                        raise Refused(f"{self.shown}: an answer of more than {MAX_ANSWER} bytes")
-        except self._http.TimeoutException:
-            raise _Failure(f"no answer in {self.timeout:g} s") from None
-        except self._http.TransportError as error:
-            raise _Failure(
-                self._hide(f"no connection, or a dropped one ({str(error) or type(error).__name__})")
-            ) from None
-        except (self._http.InvalidURL, UnicodeError) as error:
-            raise Unusable(self._hide(f"{self.shown}: not an address ({error})")) from None
-        except self._http.HTTPError as error:
-            raise _Failure(self._hide(f"an unreadable answer ({error})")) from None
-        data = _parsed(bytes(received))
-        self._check(response.status_code, response.headers, data, bytes(received))
-        return data
+            response = self._poster.post(content, headers)
+        except (TimeoutError, http.TimeoutException):
+            raise _Failure(f"no whole answer in {self.timeout:g} s") from None
+        except http.TransportError as error:
+            raise _Failure(self._said(f"no connection, or a dropped one ({error or type(error).__name__})")) from None
+        except (http.InvalidURL, UnicodeError) as error:
+            raise Unusable(self._said(f"{self.shown}: not an address ({error})")) from None
+        except http.HTTPError as error:
+            raise _Failure(self._said(f"an unreadable answer ({error})")) from None
+        if len(response.content) > MAX_ANSWER:
+            raise Refused(f"{self.shown}: an answer of more than {MAX_ANSWER} bytes")
+        return self._checked(response)
 
-    def _check(self, status: int, headers: Mapping[str, str], data: Any, received: bytes) -> None:
-        """Raise what a status, or an error in the body, stands for."""
-        fault = data.get("error") if isinstance(data, dict) else None
-        if status == 200 and fault and isinstance(fault, dict) and str(fault.get("code", "")).isdigit():
-            status = int(fault["code"])  # routers put the status of who stands behind them there
-        if status == 200 and not fault:
-            return
-        said = self._hide(_message(data) or received.decode("utf-8", "replace"))
-        said = " ".join(said.split())[:300]
+    def _checked(self, response: Response) -> Any:
+        """The JSON of a response. Raises what its status, or an error in its body, stands for."""
+        data = replies.parse(response.content)
+        fault, status = replies.error_in(data), response.status
+        fine = 200 <= status < 300
+        if fine and fault:
+            status = replies.status_in(fault) or status
+        if fine and not fault:
+            return data
+        said = self._said(replies.message(data) or response.content.decode("utf-8", "replace"))
         told = f"HTTP {status}" + f" ({said})" * bool(said)
         no_credit = isinstance(fault, dict) and fault.get("code") == "insufficient_quota"
-        if (status in _TRANSIENT or status >= 500 or status == 200) and not no_credit and status not in _HOPELESS:
-            raise _Failure(told, _retry_after(headers))
+        passing = status in _TRANSIENT or status >= 500 or 200 <= status < 300
+        if passing and not no_credit and status not in _HOPELESS:
+            raise _Failure(told, replies.retry_after(response.headers), status)
         if status in (401, 403) and not self._key:
             told += f"; no key was sent: {self._how_to_send_one()}"
         kind = Unusable if status in _HOPELESS or 300 <= status < 400 or no_credit else Refused
-        raise kind(f"{self.shown}: {told}")
+        raise kind(f"{self.shown}: {told}", 402 if no_credit else status)
 
     def _how_to_send_one(self) -> str:
         if os.environ.get(DEFAULT_KEY) and not is_private(self.url):
             return f"{DEFAULT_KEY} goes over https alone unless it is named as the key's variable"
         return f"set {DEFAULT_KEY}"
 
+    def _said(self, text: str) -> str:
+        """What the other side said, in a line and without the key."""
+        return replies.in_a_line(self._hide(text))
+
     def _hide(self, text: str) -> str:
         """The text without the key, should it hold it."""
         return text.replace(self._key.get_secret_value(), "[key]") if self._key else text
 
 
-def chat_address(url: str) -> str:
-    """The address of an endpoint's chat completions. Raises UserError where `url` is none of http or https."""
-    if "@" in url.rpartition("://")[2].partition("/")[0]:
-        raise UserError("the endpoint's address holds a user name or a password; put the key into a variable instead")
-    shown = url.partition("?")[0]  # a query may hold a key
-    try:
-        parts = urlsplit(url.strip())
-        known = parts.scheme in ("http", "https") and bool(parts.hostname)
-        known = known and (parts.port is None or parts.port > 0)
-    except ValueError:
-        known = False
-    if not known:
-        raise UserError(f"endpoint {shown}: not an address; give one such as http://localhost:8000/v1")
-    path = parts.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions"
-    return urlunsplit(parts._replace(path=path, fragment=""))
-
-
-def is_private(url: str) -> bool:
-    """Whether nobody can read what is sent there on its way: https, or this machine itself, which is asked directly."""
-    return urlsplit(url).scheme == "https" or is_here(url)
-
-
-def is_here(url: str) -> bool:
-    """Whether an address is one of this machine itself, without encryption."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
-
-
-def read_key(name: str | None) -> SecretStr | None:
-    """The key in an environment variable, `DEFAULT_KEY` unless named; None where only that one is unset.
-
-    Raises:
-        UserError: the named variable is unset, or what it holds cannot be a key.
-    """
-    key = os.environ.get(name or DEFAULT_KEY, "").strip()
-    if not key:
-        if name is not None:
-            raise UserError(f"the environment variable {name} is not set; it should hold the endpoint's key")
-        return None
-    if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise UserError(f"the environment variable {name or DEFAULT_KEY} holds no key: it has spaces or other letters")
-    return SecretStr(key)
-
-
-def _library() -> ModuleType:
-    try:
-        import httpx2
-    except ImportError:
-        raise UserError('endpoints need httpx2; install it with pip install "cogview3[captions]"') from None
-    return httpx2
-
-
-def _parsed(received: bytes) -> Any:
-    try:
-        return json.loads(received)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _message(data: Any) -> str:
-    """What an error's body says, in the places where servers put it."""
-    if isinstance(data, dict):
-        for name in ("error", "message", "detail"):
-            if data.get(name):
-                return _message(data[name]) if isinstance(data[name], dict) else str(data[name])
-    return ""
-
-
-def _first_choice(data: Any) -> tuple[str, str, str]:
-    """Text, reason of the end and refusal of a chat completion. Raises _Failure where it is none."""
-    try:
-        choice = data["choices"][0]
-        content = choice["message"].get("content") or ""
-        if not isinstance(content, str):
-            content = "".join(part.get("text", "") for part in content)
-        told = content, str(choice.get("finish_reason") or ""), str(choice["message"].get("refusal") or "")
-        return tuple(text.encode("utf-8", "replace").decode() for text in told)  # without halves of surrogate pairs
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise _Failure("an answer that is no chat completion") from None
-
-
-def _tokens(data: Any) -> tuple[int, int] | None:
-    """Tokens of prompt and completion, where the answer tells them."""
-    try:
-        counts = tuple(int(data["usage"][name] or 0) for name in ("prompt_tokens", "completion_tokens"))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return counts if min(counts) >= 0 else None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks to wait, given as such or as a date."""
-    text = headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    try:
-        return max(0.0, float(text)) if text.replace(".", "", 1).isdigit() else _seconds_until(text)
-    except (ValueError, TypeError):
-        return None
-
-
-def _seconds_until(date: str) -> float:
-    then = parsedate_to_datetime(date)
-    then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    return max(0.0, (then - datetime.now(UTC)).total_seconds())
-
-
-def _times(count: int) -> str:
-    return "one try" if count == 1 else f"{count} tries"
+def _may_be_due_to_schema(status: int | None, said: str) -> bool:
+    """Whether a failure may pass where the same is asked without a schema."""
+    return status is not None and (status not in _WHATEVER_IS_ASKED or bool(_OF_THE_FORM.search(said)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
-from cogview3.prompts.answers import is_refusal, without_thoughts
+from cogview3.prompts.answers import ends_as_a_sentence, is_refusal, plain
 from cogview3.prompts.endpoint import Endpoint, Message, Unusable
 from cogview3.prompts.intent import lost_intent
 from cogview3.prompts.words import is_english
@@ -130,9 +130,10 @@ class EndpointWriter:
         )
 
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
-        """As `Writer.write`; nothing where the answer was cut off or refused. Raises EndpointError."""
+        """As `Writer.write`; nothing where the answer was cut off, by any sign, or refused. Raises EndpointError."""
         answer = self.endpoint.chat(conversation(prompt, earlier, lost))
-        return [] if answer.refusal or answer.finish in ("length", "content_filter") else [answer.text]
+        whole = not (answer.refused or answer.cut) and ends_as_a_sentence(tidy(answer.text))
+        return [answer.text] if whole else []
 
 
 def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> list[Message]:
@@ -164,22 +165,21 @@ class LocalWriter:
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", max_tokens: int = 256) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         from cogview3.prompts.cache import folder_fingerprint
+        from cogview3.prompts.text_models import check_folder, check_vocabulary, load_auto, load_tokenizer, one_line
 
         path = Path(folder)
         if not (path / "config.json").is_file():
             raise UserError(f"{folder} holds no model of transformers (config.json is missing); give its folder")
-        try:
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-            self._paired = bool(config.is_encoder_decoder)
+        check_folder(path)
+        with one_line(f"{folder}: no language model that can be loaded", "code of its own is never run; copy it again"):
+            self._paired = bool(load_auto(AutoConfig, path).is_encoder_decoder)
+            self._tokenizer = load_tokenizer(path)
             kind = AutoModelForSeq2SeqLM if self._paired else AutoModelForCausalLM
-            self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            self._model = kind.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype="auto")
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder}: no language model that can be loaded ({reason}); copy it again") from None
+            self._model = load_auto(kind, path, use_safetensors=True, dtype="auto")
+        check_vocabulary(self._tokenizer, self._model, path)
         if not self._paired and not self._tokenizer.chat_template:
             raise UserError(f"{folder}: a model without a chat template; give one that was trained to chat, or a T5")
         if device == "cpu":  # where half precision is slow, and too coarse for some models
@@ -318,15 +318,9 @@ def find_faults(prompt: str, text: str) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """A model's description as one bare paragraph: without its thoughts, fences, labels and quotes around it.
+    """A model's description as one bare paragraph, as of `answers.plain`.
 
     "" of a thought that has no end, and so no description after it; and of words against answering.
     """
-    text = without_thoughts(text) or ""
-    text = re.sub(r"```\w*", " ", text)
-    text = " ".join(text.split())
-    text = re.sub(r"^(sure|certainly|here is|here's)\b[^.:]{0,80}:\s*", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"^\**(caption|description|prompt|answer)\**:\**\s*", "", text, flags=re.IGNORECASE)
-    if len(text) > 1 and text[0] + text[-1] in ('""', "“”") and not re.search('["“”]', text[1:-1]):
-        text = text[1:-1].strip()
-    return "" if is_refusal(text) else text
+    bare = plain(text) or ""
+    return "" if is_refusal(bare) else bare

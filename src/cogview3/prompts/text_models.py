@@ -1,0 +1,167 @@
+"""Text models and tokenizers from folders that others wrote: nothing of them is run, and damage is one line.
+
+What libraries read is read here first, with limits. They are then told to run no code of the folder's or of the hub's,
+and never to ask whether they may; whatever they, or the compiled code behind them, make of a damaged file leaves as a
+`UserError`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cogview3.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""What `from_pretrained` of transformers' Auto classes is told."""
+
+_READ = re.compile(
+    r"((generation_|tokenizer_|(video_|audio_)?preprocessor_|processor_|adapter_)?config|special_tokens_map"
+    r"|added_tokens|tokenizer|vocab|chat_template|.*\.index)\.json"
+)
+_LARGE = re.compile(r"(tokenizer|vocab|.*\.index)\.json")
+_MOST_BYTES = {True: 2**27, False: 2**22}
+"""Of a JSON file: of those that hold a vocabulary or name tensors, and of the others."""
+
+_MOST_LAYERS = 1000
+_MOST_NUMBER = 2**40
+_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks)|depth")
+_CODE_CHOICES = re.compile(r"_?(attn|attention|experts)_implementation(_internal)?")
+_NATIVE = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
+_PROBE = "A red ring, 3 of them — ☃ \N{DROMEDARY CAMEL} Жук\n"
+
+Loaded = TypeVar("Loaded")
+
+
+@contextmanager
+def one_line(what: str, mend: str = "copy or export it again") -> Iterator[None]:
+    """Turn whatever the libraries raise in the block into a UserError: `what`: `mend` (the reason).
+
+    Memory that is full, Ctrl-C and errors that are a UserError already pass. A panic of compiled code, which is no
+    Exception, does not.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {mend} ({reason})") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose JSON files cannot be what libraries expect; reads nothing else.
+
+    Raises:
+        UserError: names the file: not JSON of moderate size and depth, no object, more layers or larger numbers than
+            any network has, or a choice of code (`_attn_implementation`) that would be looked for elsewhere.
+    """
+    for path in sorted(path for path in folder.glob("*.json") if _READ.fullmatch(path.name)):
+        held = _read(path)
+        if path.name in ("vocab.json", "tokenizer.json", "added_tokens.json"):
+            continue
+        for key, value in _entries(held):
+            if _CODE_CHOICES.fullmatch(key) and not _is_native(value):
+                raise UserError(f"{path}: {key} {value!r} would take code from elsewhere; remove the entry")
+            if isinstance(value, int | float) and abs(value) > _MOST_NUMBER and path.name == "config.json":
+                raise UserError(f"{path}: {key} {value!r} is beyond any network; copy or export it again")
+            if _LAYERS.fullmatch(key) and isinstance(value, int) and value > _MOST_LAYERS:
+                raise UserError(f"{path}: {key} {value}: no network has so many; copy or export it again")
+
+
+def _read(path: Path) -> Any:
+    most = _MOST_BYTES[bool(_LARGE.fullmatch(path.name))]
+    try:
+        if path.stat().st_size > most:
+            raise UserError(f"{path}: more than {most} bytes are not read; copy or export it again")
+        held = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} is damaged: copy or export it again ({reason})") from None
+    if not isinstance(held, dict):
+        raise UserError(f"{path} is damaged: it holds a {type(held).__name__} and no object; copy or export it again")
+    return held
+
+
+def _entries(held: Any) -> Iterator[tuple[str, Any]]:
+    """(key, value) of all objects in some JSON, those within too."""
+    waiting = [held]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += [each for each in value if isinstance(each, dict | list)]
+
+
+def _is_native(value: Any) -> bool:
+    return all(each in _NATIVE for each in value.values()) if isinstance(value, Mapping) else value in _NATIVE
+
+
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
+    """A tokenizer, tried on a text: some damage shows with the first one.
+
+    Raises:
+        UserError: it cannot be loaded or does not work.
+    """
+    from transformers import AutoTokenizer
+
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path} is missing: give a folder with a tokenizer")
+    check_folder(path)
+    with one_line(f"{path}: no tokenizer that works"):
+        tokenizer = AutoTokenizer.from_pretrained(path, **SAFE)
+        for text in (_PROBE, ""):
+            tokenizer.decode(tokenizer(text, truncation=True, max_length=8).input_ids, skip_special_tokens=True)
+        if not len(tokenizer):
+            raise ValueError("its vocabulary is empty")
+    return tokenizer
+
+
+def load_text_encoder(folder: str | Path, **options: Any) -> "T5EncoderModel":
+    """A T5 encoder in evaluation mode, of safetensors alone; `options` as of transformers, such as dtype.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import T5EncoderModel
+
+    check_folder(Path(folder))
+    with one_line(f"{folder}: no text encoder that can be loaded"):
+        return T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).eval()
+
+
+def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", model: "torch.nn.Module", source: str | Path) -> None:
+    """Refuse a tokenizer with numbers of tokens that its model has no embedding for. Raises UserError."""
+    room = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    last = max(tokenizer.get_vocab().values(), default=0)
+    if last >= room:
+        raise UserError(
+            f"{source}: its tokenizer gives tokens up to number {last}, its text model knows {room}; they do not "
+            "belong together, copy or export the model again"
+        )
+
+
+def load_auto(kind: Any, folder: Path, **options: Any) -> Any:
+    """What an Auto class of transformers makes of a folder, by `SAFE` rules and quietly. Raises what it raises."""
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(folder, **SAFE, **options)
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
