@@ -12,6 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import is_tensorboard_available
+
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
 
@@ -34,12 +37,12 @@ class Log:
         self.path, self.total = run / "metrics.jsonl", recipe.train.images
         self.sums: dict[str, float] = {}  # since the last line, of `count` steps
         self.count, self.skipped, self.rate, self.since = 0, 0, 0.0, 0
+        self.begun: tuple[float, int] | None = None  # when the first step was done, and how many images then
         self.shown = False  # whether anything was told of the progress yet
         self.last_loss: float | None = None
         self.flops: int | None = None
         self.ceiling: float | None = None
-        self.board: Any = None
-        self.wandb: Any = None
+        self.trackers: list[GeneralTracker] = []
 
     def state(self) -> dict[str, Any]:
         """What a run goes on with in the middle of a line, as JSON."""
@@ -79,34 +82,23 @@ class Log:
         return self
 
     def _open_trackers(self) -> None:
-        if os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0":
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.since + 1)
-            except ImportError:
-                self.board = None
+        if os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0" and is_tensorboard_available():
+            # where the run goes on from an earlier checkpoint, what came after it is hidden
+            self.trackers.append(TensorBoardTracker("tensorboard", self.run, purge_step=self.since + 1))
         if project := wandb_project():
-            import wandb
-
             number = self.run / "wandb.id"  # a resumed run goes on in its own curves
             if not number.exists():
                 checkpoints.write_text(number, uuid.uuid4().hex[:12])
-            self.wandb = wandb.init(
-                project=project,
-                name=self.recipe.name,
-                id=number.read_text("utf-8"),
-                resume="allow",
-                dir=str(self.run),
-                config=self.recipe.to_dict(),
-            )
+            names = {"name": self.recipe.name, "id": number.read_text("utf-8"), "resume": "allow"}
+            config = self.recipe.to_dict()
+            self.trackers.append(WandBTracker(project, **names, dir=str(self.run), config=config))
+        for tracker in self.trackers:
+            tracker.start()
 
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
-        if self.board is not None:
-            self.board.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        for tracker in self.trackers:
+            tracker.finish()
 
     def add(self, losses: dict[str, float], rate: float, images: int) -> None:
         """A step was made, and `images` are done."""
@@ -114,9 +106,11 @@ class Log:
             self.sums[key] = self.sums.get(key, 0.0) + value
         self.count, self.rate = self.count + 1, rate
         self.progress.update(self.task, completed=images)
-        seconds = time.time() - self.clock
-        if self.enabled and not self.shown and seconds >= _FIRST_LINE:
-            self._show(images, {"loss": losses["loss"], "images_per_second": (images - self.since) / seconds})
+        if self.begun is None:  # the first step waits for workers to start, and tells nothing of the speed
+            self.begun = time.time(), images
+        elif self.enabled and not self.shown and (now := time.time()) - self.clock >= _FIRST_LINE:
+            speed = (images - self.begun[1]) / max(now - self.begun[0], 1e-9)
+            self._show(images, {"loss": losses["loss"], "images_per_second": speed})
 
     def _show(self, images: int, entries: dict[str, float]) -> None:
         """Progress to the terminal: a line, with the time left where the speed is told; or the bar's text."""
@@ -172,11 +166,8 @@ class Log:
             return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entries) + "\n")
-        if self.board is not None:
-            for key, value in entries.items():
-                self.board.add_scalar(key, value, entries["images"])
-        if self.wandb is not None:
-            self.wandb.log(entries, step=entries["images"])
+        for tracker in self.trackers:
+            tracker.log(entries, step=int(entries["images"]))
         self._show(int(entries["images"]), entries)
 
 
