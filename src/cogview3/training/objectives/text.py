@@ -118,7 +118,7 @@ def matched_labels(logits: Tensor, labels: Tensor, relations: Tensor) -> Tensor:
 
 def _labels(item: ObjectFacts) -> list[int]:
     values = astuple(item)
-    assert len(values) == len(_OBJECT_VALUES) == len(fields(ObjectFacts)) - 1  # all but the thing
+    assert len(values) == len(_OBJECT_VALUES) == len(fields(ObjectFacts))
     return [_label(known, value) for known, value in zip(_OBJECT_VALUES, values, strict=True)]
 
 
