@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := src tests
 
-.PHONY: help generate test test-long lint format clean
+.PHONY: help generate test coverage test-long docs lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,11 +16,17 @@ help:  ## Show this list
 generate: .venv/.installed  ## Draw PROMPT="..." (SEED, OUT) with the bundled model
 	@$(BIN)/cogview3 generate "$$PROMPT" --seed $(SEED) --out "$(OUT)"
 
-test: .venv/.installed-dev  ## Run the unit tests with branch coverage
+test: .venv/.installed-dev  ## Run the unit tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8
+
+coverage: .venv/.installed-dev  ## Run the unit tests with branch coverage, in well over half as much time again
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --cov --cov-report=term
 
 test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for a GPU included
 	$(BIN)/python -m pytest --quiet -m ""
+
+docs: .venv/.installed-docs  ## Build the documentation into site/, API pages from the docstrings included
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/.installed-dev  ## Check style and formatting
 	$(BIN)/ruff check $(SOURCES)
@@ -31,7 +37,7 @@ format: .venv/.installed-dev  ## Apply formatting and the fixes that are safe
 	$(BIN)/ruff format $(SOURCES)
 
 clean:  ## Remove the environment and what tests leave behind
-	rm -rf .venv build .pytest_cache .ruff_cache .coverage
+	rm -rf .venv build site .pytest_cache .ruff_cache .coverage
 
 # torch comes first and alone, so that the build chosen for this machine (CPU or CUDA) is the one that stays.
 .venv/.installed: pyproject.toml constraints.txt
@@ -47,4 +53,8 @@ clean:  ## Remove the environment and what tests leave behind
 
 .venv/.installed-dev: .venv/.installed
 	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	@$(PIP) --editable ".[docs]"
 	@touch $@

@@ -1,4 +1,7 @@
-"""Draws the figures of docs/relay.md that are not `cogview3 reproduce snr`'s: python docs/figures/relay.py docs/images"""
+"""Draws the figures of docs/relay.md: python docs/figures/relay.py docs/images.
+
+Those of signal-to-noise ratios are `cogview3 reproduce snr`s.
+"""
 
 import sys
 from pathlib import Path
@@ -80,6 +83,7 @@ def damping_curves(path: Path) -> None:
 
 
 def main(folder: Path) -> None:
+    """Write all figures into a folder."""
     forward_process().save(folder / "relay_forward.png")
     noise_samples().save(folder / "relay_noise.png")
     damping_curves(folder / "relay_damping.png")
