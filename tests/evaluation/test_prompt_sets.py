@@ -11,7 +11,7 @@ from cogview3.config import UserError
 from cogview3.data.scenes.reader import read
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import SEEN, sample_scene
-from cogview3.data.scenes.score import score
+from cogview3.data.scenes.score import check_stated, score
 from cogview3.evaluation.prompt_sets import load_prompts
 
 BUILT_IN = ("scenes-heldout", "scenes-brief")
@@ -59,6 +59,29 @@ def test_no_scene_is_one_that_training_draws() -> None:
 
 def test_without_a_count_a_set_has_500() -> None:
     assert len(load_prompts("scenes-heldout")) == 500
+
+
+def test_written_prompts_state_facts_of_the_world() -> None:
+    people, tune = load_prompts("scenes-people"), load_prompts("scenes-tune")
+    assert len(people) == len({prompt.text for prompt in people}) == 200
+    written = [prompt for prompt in tune if prompt.scene is None]
+    assert (len(tune), len(written)) == (300, 60)
+    assert not {prompt.text for prompt in people} & {prompt.text for prompt in tune}
+    for prompt in people + written:
+        check_stated(prompt.facts, prompt.text)
+        assert 1 <= len(prompt.objects) <= 4
+        assert prompt.facts.count in (None, len(prompt.objects))
+    with pytest.raises(UserError, match="200"):
+        load_prompts("scenes-people", 201)
+
+
+def test_what_chooses_models_shares_no_scene_with_the_tests() -> None:
+    tune = load_prompts("scenes-tune", 40)
+    assert load_prompts("scenes-tune", 15) == tune[:15]
+    assert not {p.scene for p in tune} & {p.scene for p in load_prompts("scenes-heldout", 60)}
+    drawn = [prompt for prompt in tune if prompt.scene is not None]
+    assert len(drawn) == 32
+    assert {prompt.held_out for prompt in drawn} == {False, True}
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Prompts to evaluate on: the built-in world's fixed sets, or a file."""
 
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,22 @@ __all__ = ["Prompt", "load_prompts"]
 ENTROPY = 20_000_003
 """Prompt i is drawn from the seeds (ENTROPY, i). Training draws its scenes from (a recipe's seed, i)."""
 
+TUNE_ENTROPY = 20_000_029
+"""The same for scenes-tune, whose scenes are others."""
+
 DEFAULT_COUNT = 500
-"""Prompts of a built-in set where no count is asked for."""
+"""Prompts of a drawn set where no count is asked for."""
+
+WRITTEN_EVERY = 5
+"""Of scenes-tune every so manyth prompt is a written one, as long as there are any."""
 
 _BUILT_IN: dict[str, Callable[[Scene, np.random.Generator], captions.Caption]] = {
     "scenes-heldout": captions.comprehensive,
     "scenes-brief": captions.brief,
 }
+_WRITTEN = {"scenes-people": "scenes_people.jsonl", "scenes-tune": "scenes_tune.jsonl"}
+"""Prompts and their facts written by hand."""
+
 _NOT_BUNDLED = {
     "drawbench": "a CSV file with the columns Prompts and Category",
     "partiprompts": "PartiPrompts.tsv of github.com/google-research/parti",
@@ -38,10 +48,12 @@ def load_prompts(name_or_file: str, count: int | None = None) -> list[Prompt]:
 
     Args:
         name_or_file: "scenes-heldout" (comprehensive captions of random scenes, alternately of seen triples alone
-            and with a held-out triple), "scenes-brief" (brief captions of the same scenes), or a file of any kind that
+            and with a held-out one, or a thing on a held-out ground), "scenes-brief" (brief captions of the same
+            scenes), "scenes-people" (200 prompts as people type them, written by hand), "scenes-tune" (for choosing
+            between models: comprehensive and brief captions of other scenes, and 60 written prompts), or a file that
             `prompt_files` reads: a published set, a prompt a line, or an object a line with "text" and perhaps
             "facts" and "scene", as `Facts.to_dict` and `Scene.to_dict` write them.
-        count: number of prompts; None is all of a file, or 500 of a built-in set.
+        count: number of prompts; None is all that were written, 300 of scenes-tune, 500 of the drawn sets.
 
     Raises:
         UserError: an unknown name, a file that is empty or damaged, or a count that it cannot meet.
@@ -50,7 +62,9 @@ def load_prompts(name_or_file: str, count: int | None = None) -> list[Prompt]:
         raise UserError(f"count is {count}: give 1 or more")
     if name_or_file in _BUILT_IN:
         return [_scene_prompt(name_or_file, index) for index in range(DEFAULT_COUNT if count is None else count)]
-    path = Path(name_or_file)
+    if name_or_file == "scenes-tune":
+        return _tuning_prompts(count)
+    path = _written(name_or_file) if name_or_file in _WRITTEN else Path(name_or_file)
     if not path.exists():
         _refuse(name_or_file)
     prompts = read_prompts(path)
@@ -61,13 +75,30 @@ def load_prompts(name_or_file: str, count: int | None = None) -> list[Prompt]:
     return prompts[:count]
 
 
-def _scene_prompt(name: str, index: int) -> Prompt:
-    scene = sample_scene(np.random.default_rng([ENTROPY, index]), ("seen", "held-out")[index % 2])
-    caption = _BUILT_IN[name](scene, np.random.default_rng([ENTROPY, index, 1]))
+def _scene_prompt(name: str, index: int, entropy: int = ENTROPY) -> Prompt:
+    scene = sample_scene(np.random.default_rng([entropy, index]), ("seen", "held-out")[index % 2])
+    caption = _BUILT_IN[name](scene, np.random.default_rng([entropy, index, 1]))
     return Prompt(caption.text, caption.facts, scene)
+
+
+def _written(name: str) -> Path:
+    return Path(str(files("cogview3.evaluation") / "sets" / _WRITTEN[name]))
+
+
+def _tuning_prompts(count: int | None) -> list[Prompt]:
+    written = read_prompts(_written("scenes-tune"))
+    prompts = []
+    for index in range(WRITTEN_EVERY * len(written) if count is None else count):
+        number, rest = divmod(index, WRITTEN_EVERY)
+        if rest == WRITTEN_EVERY - 1 and number < len(written):
+            prompts.append(written[number])
+        else:  # two kinds of captions, each of two kinds of scenes
+            name = ("scenes-heldout", "scenes-brief")[index // 2 % 2]
+            prompts.append(_scene_prompt(name, index, TUNE_ENTROPY))
+    return prompts
 
 
 def _refuse(name: str) -> None:
     if (known := name.lower()) in _NOT_BUNDLED:
         raise UserError(f"prompts {name!r} are not bundled: fetch {_NOT_BUNDLED[known]}, and give its name")
-    raise UserError(f"no prompts {name!r}: give a file, or one of {', '.join(_BUILT_IN)}")
+    raise UserError(f"no prompts {name!r}: give a file, or one of {', '.join([*_BUILT_IN, *_WRITTEN])}")
