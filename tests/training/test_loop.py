@@ -249,72 +249,6 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_finished_run_says_so(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(runs / "text", tmp_path / "text")
-    train(tiny_recipe("text", runs), tmp_path / "text", device="cpu")
-    first = capsys.readouterr().err.splitlines()[0]
-    assert "finished" in first and "10 of 10" in first and "train.images=20" in first
-
-
-def test_a_lengthened_run_is_the_longer_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Under a constant rate nothing but the end depends on the length: 4 images and 6 more are 10."""
-    changes = {"optimizer__decay": "constant", "train__checkpoint_images": 2}
-    train(tiny_recipe("text", tmp_path, **changes), tmp_path / "whole", device="cpu")
-    train(tiny_recipe("text", tmp_path, **changes, train__images=4), tmp_path / "run", device="cpu")
-    capsys.readouterr()
-    result = train(tiny_recipe("text", tmp_path, **changes), tmp_path / "run", device="cpu")
-    told = capsys.readouterr().err
-    assert "4 of 10" in told and "train.images 4 -> 10" in told and "at 0.01 " in told
-    assert result["images"] == 10
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-
-
-def test_a_lengthened_run_follows_the_schedule_of_its_new_length(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(runs / "text", tmp_path / "text")
-    longer = tiny_recipe("text", runs, train__images=14)
-    train(longer, tmp_path / "text", device="cpu")
-    rate = 0.01 * (1 + math.cos(math.pi * 6 / 10)) / 2  # 6 of the 10 images behind the warm-up
-    assert f"at {rate:.3g} (on the shorter schedule: 0)" in capsys.readouterr().err
-    told = {line["images"]: line["learning_rate"] for line in metrics(tmp_path / "text") if "loss" in line}
-    assert told[12] == pytest.approx(rate)
-    with pytest.raises(UserError, match=r"train.images \(14 there, 10 here\)"):
-        train(tiny_recipe("text", runs), tmp_path / "text", device="cpu")
-
-
-def test_from_the_bundled_autoencoder_it_stops_and_resumes_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    overrides = [
-        "recipe.start_from=scenes",
-        "optimizer.warmup_images=0",
-        "objective.statistics_images=64",
-        *("train.images=6", "train.batch=2", "train.precision=no", "train.checkpoint_images=6", "train.log_images=2"),
-        *("data.size=64", "data.crop=32", "validate.images=2", "validate.every_images=6"),
-    ]
-    recipe = load_recipe("scenes/vae", overrides)
-    result = train(recipe, tmp_path / "whole", device="cpu")
-    assert result["validation"]["psnr_64"] > 18, "it begins as the bundled one, which knows such pictures"
-    after_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
-    with pytest.raises(SystemExit) as caught:
-        train(recipe, tmp_path / "stopped", device="cpu")
-    assert caught.value.code == 129
-    train(recipe, tmp_path / "stopped", device="cpu")
-    for name in ("checkpoints/images-6/model.safetensors", "weights/vae/diffusion_pytorch_model.safetensors"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
-
-
-def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with loop._stop_signals(SimpleNamespace(stop=None)):
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 def test_the_learning_rate_warms_up_and_decays() -> None:
     optimizer = Optimizer(learning_rate=0.8, warmup_images=4, decay="cosine")
     assert [learning_rate(optimizer, images, 12) for images in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -501,18 +435,6 @@ def test_images_are_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with Log(tmp_path, tiny_recipe("text", tmp_path, train__images=256_000), enabled=True) as log:
         log.write_figures(129_600, {"loss": 0.123456789})
     assert "images 129600 of 256000, validation/loss 0.12346\n" in capsys.readouterr().err
-
-
-def test_progress_is_told_within_seconds_with_the_time_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(log_module, "time", SimpleNamespace(time=lambda: now.seconds))
-    with Log(tmp_path, tiny_recipe("text", tmp_path, train__images=7_208), enabled=True) as log:
-        for images in (2, 4, 6, 8, 10):
-            now.seconds += 1
-            log.add({"loss": 0.5}, 0.1, images)
-    assert capsys.readouterr().err == "images 4 of 7208, loss 0.5, images_per_second 2, 1:00:02 left\n"
 
 
 def test_progress_is_told_within_seconds_with_the_time_left(

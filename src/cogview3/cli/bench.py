@@ -1,8 +1,7 @@
 """`bench`: reports on speed."""
 
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,18 +16,9 @@ from cogview3.cli.options import (
     pick_dtype,
     report,
 )
-from cogview3.cli.pictures import plan_files
 from cogview3.config import UserError
 
 app = typer.Typer(rich_markup_mode=None)
-
-
-class Scale(StrEnum):
-    """Which networks are measured."""
-
-    small = "small"
-    narrow = "narrow"
-    full = "full"
 
 
 @app.callback()
@@ -38,79 +28,17 @@ def group() -> None:
 
 @app.command()
 def inference(
-    scale: Annotated[Scale, typer.Option("--scale", help="Size of the networks.")] = Scale.small,
-    repeats: Annotated[int | None, typer.Option("--repeats", min=1, help="Runs of each kind; by default 3.")] = None,
-    count_only: Annotated[
-        bool, typer.Option("--count-only", help="Narrow, full: count operations, run nothing; any machine will do.")
-    ] = False,
-    sides: Annotated[
-        list[int] | None,
-        typer.Option("--side", help="Narrow, full: pixels, repeatable; narrow 512, full 1024 and 2048 by default."),
-    ] = None,
-    batches: Annotated[
-        list[int] | None,
-        typer.Option("--batch", min=1, help="Narrow, full: repeatable; narrow 1, full 1 and 4 by default."),
-    ] = None,
-    systems: Annotated[
-        list[str] | None,
-        typer.Option("--system", help="Narrow, full: one of those compared; repeatable."),
-    ] = None,
-    compiled: Annotated[
-        bool | None, typer.Option("--compile/--eager", help="Narrow, full: compile all networks; full does by default.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Narrow, full: draw bars.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind.")] = 3,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Relay against a single stage at the final size, prompt to picture.
-
-    --scale full: against other systems, with random weights; narrow: likewise with a quarter of the widths, for a CPU.
-    """
-    if plot is not None:
-        plan_files(plot, ["plot"])
+    """Relay against a single stage at the final size, prompt to picture, with the networks of scenes."""
     with clean_stdout(as_json):
+        from cogview3.bench.inference import describe, run
         from cogview3.cli.progress import counter
 
-        if scale is Scale.small:
-            _refuse_full_options(count_only, sides, batches, systems, compiled, plot)
-            from cogview3.bench.inference import describe, run
-
-            result = run(str(scale), repeats=repeats or 3, device=pick_device(device), counter=counter)
-            text = describe(result)
-        else:
-            from cogview3.bench import full
-            from cogview3.bench import plot as plots
-
-            is_full = scale is Scale.full
-            least = 512 if is_full else 256
-            for side in sides or ():
-                if side % 128 or not least <= side <= 4096:
-                    raise UserError(f"--side {side}: give a multiple of 128 from {least} to 4096")
-            sizes = tuple(sides or (full.SIDES if is_full else full.NARROW_SIDES))
-            if count_only:
-                _refuse(
-                    {"--batch": batches, "--repeats": repeats} | _compiling(compiled),
-                    "is for measuring: leave --count-only out",
-                )
-                result = full.count(sizes, str(scale), counter, systems or ())
-                text, draw = full.describe_count(result), plots.of_counts
-            else:
-                where = pick_full_device(device, "--count-only, or --scale narrow") if is_full else pick_device(device)
-                result = full.run(
-                    sizes,
-                    tuple(batches or (full.BATCHES if is_full else (1,))),
-                    repeats or 3,
-                    where,
-                    is_full if compiled is None else compiled,
-                    systems or (),
-                    str(scale),
-                    counter,
-                    lambda line: typer.echo(line, err=True),
-                )
-                text, draw = full.describe(result), plots.of_times
-            if plot is not None:
-                draw(result).save(plot)
-    report(result, text, as_json)
+        result = run(repeats=repeats, device=pick_device(device), counter=counter)
+    report(result, describe(result), as_json)
 
 
 def pick_full_device(device: Device, instead: str) -> str:
@@ -119,27 +47,6 @@ def pick_full_device(device: Device, instead: str) -> str:
     if where != "cuda":
         raise UserError(f"--scale full needs a CUDA GPU, not {where}: give {instead}")
     return where
-
-
-def _refuse_full_options(
-    count_only: bool,
-    sides: list[int] | None,
-    batches: list[int] | None,
-    systems: list[str] | None,
-    compiled: bool | None,
-    plot: Path | None,
-) -> None:
-    given = {"--count-only": count_only, "--side": sides, "--batch": batches, "--system": systems, "--plot": plot}
-    _refuse(given | _compiling(compiled), "is for --scale full or narrow: add it")
-
-
-def _compiling(compiled: bool | None) -> dict[str, bool]:
-    return {"--eager" if compiled is False else "--compile": compiled is not None}
-
-
-def _refuse(given: dict[str, Any], why: str) -> None:
-    if names := [name for name, value in given.items() if value]:
-        raise UserError(f"{', '.join(names)} {why}, or leave {names[0]} out")
 
 
 @app.command()

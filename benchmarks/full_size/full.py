@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from benchmarks.full_size.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, RelaySystem, System
 
 from cogview3.bench.machine import hardware, versions
 from cogview3.bench.stopwatch import stopwatch, wait
-from cogview3.bench.systems import BASELINE, PLAIN, PROMPT, SYSTEMS, Networks, RelaySystem, System
 from cogview3.config import UserError
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.generation.compiling import check_compiler, compile_network, compile_seconds
