@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from cogview3.config import DistillRound, UserError
 from cogview3.data.latents import decode, to_uint8
@@ -100,8 +101,8 @@ class Distillation(LatentTraining):
         """As for base and relay; of paths "z" and "z_next" in the place of "z0" and "noise" (`PathPool.batch`)."""
         return super().batch(first, indices) if self._pool is None else self._pool.batch(first, indices)
 
+    @override
     def keys(self, indices: list[int]) -> list[str]:
-        """As for base and relay."""
         return super().keys(indices) if self._pool is None else self._pool.keys(indices)
 
     def state(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from transformers import (
     T5EncoderModel,
     T5ForConditionalGeneration,
 )
+from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
@@ -279,8 +280,9 @@ class ExpanderTraining(Objective):
                 figures[name] = expansion_figures([p.facts for p in part], written[offset::2])["prompts_kept"]
         return figures
 
+    @override
     def samples(self) -> None:
-        """Nothing to see."""
+        return
 
     def save(self, folder: Path) -> None:
         """Write `expander/`: a folder of transformers, with model and tokenizer."""

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
+from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
@@ -45,16 +46,16 @@ class LatentTraining(Objective):
             self.trained.set_attn_processor(AttnProcessor())
         self.source.prepare()
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The source's."""
         return self.source.state()
 
+    @override
     def load_state(self, state: dict[str, Any]) -> None:
-        """The source's."""
         self.source.load_state(state)
 
+    @override
     def gather(self) -> None:
-        """The source's."""
         self.source.gather()
 
     def batch(self, first: int, indices: list[int]) -> Batch:

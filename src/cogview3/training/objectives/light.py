@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import EnlargerRecipe, LightData, LightDecoderRecipe, LightRecipe
@@ -60,17 +61,17 @@ class LightTraining(Objective):
     def _precision(self) -> AbstractContextManager:
         return torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The source's."""
         return {} if self.source is None else self.source.state()
 
+    @override
     def load_state(self, state: dict[str, Any]) -> None:
-        """The source's."""
         if self.source is not None:
             self.source.load_state(state)
 
+    @override
     def gather(self) -> None:
-        """The source's."""
         if self.source is not None:
             self.source.gather()
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from cogview3.config import VaeRecipe
 from cogview3.data.latents import to_tensor
@@ -25,16 +26,16 @@ class OwnVaeTraining(VaeTraining):
         super().__init__(recipe)
         self.source, self._names = PictureSource(recipe), BatchNames()
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The source's."""
         return self.source.state()
 
+    @override
     def load_state(self, state: dict[str, Any]) -> None:
-        """The source's."""
         self.source.load_state(state)
 
+    @override
     def gather(self) -> None:
-        """The source's."""
         self.source.gather()
 
     def keys(self, indices: list[int]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from typing_extensions import override
 
 from cogview3.config import PairObjective, TextModel, TextRecipe
 from cogview3.data import buckets
@@ -82,16 +83,16 @@ class PairTraining(Objective):
         """Hash of the vocabulary."""
         return vocabulary_hash(self.tokenizer)
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The source's."""
         return self.source.state()
 
+    @override
     def load_state(self, state: dict[str, Any]) -> None:
-        """The source's."""
         self.source.load_state(state)
 
+    @override
     def gather(self) -> None:
-        """The source's."""
         self.source.gather()
 
     def keys(self, indices: list[int]) -> list[str]:
@@ -164,8 +165,9 @@ class PairTraining(Objective):
         }
         return figures | self.source.figures()
 
+    @override
     def samples(self) -> None:
-        """Nothing to see."""
+        return
 
     def save(self, folder: Path) -> None:
         """Write `text_encoder/` and `tokenizer/`."""

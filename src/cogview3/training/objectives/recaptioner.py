@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
 )
+from typing_extensions import override
 
 from cogview3.captions.inputs import IGNORED
 from cogview3.captions.request import request
@@ -302,8 +303,9 @@ class RecaptionerTraining(Objective):
         written = self.write(pictures, [old.text for _, old in samples])
         return recaption_figures([scene for scene, _ in samples], [old for _, old in samples], written)
 
+    @override
     def samples(self) -> None:
-        """Nothing to see."""
+        return
 
     def save(self, folder: Path) -> None:
         """Write `recaptioner/`: a folder of transformers, with model and processor."""

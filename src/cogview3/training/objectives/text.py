@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Model
+from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import TextModel, TextRecipe, UserError
@@ -326,8 +327,9 @@ class TextTraining(Objective):
             "captions_full_length": full.float().mean().item(),
         }
 
+    @override
     def samples(self) -> None:
-        """Nothing to see."""
+        return
 
     def save(self, folder: Path) -> None:
         """Write `text_encoder/` and `tokenizer/`."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from typing_extensions import override
 
 from cogview3.config import BaseRecipe, DistillRound, RelayRecipe
 from cogview3.data.latents import SceneLatents, cached_latents, encode_scene_batch
@@ -38,8 +39,8 @@ class SceneSource(Source):
         latents = {name: values[picked].float() for name, values in self.latents.items()}
         return self._samples(self.kind, latents, indices, picked)
 
+    @override
     def fixed(self) -> Samples:
-        """As `Source.fixed`."""
         indices = list(range(self.validation.pictures))
         return self._samples(self.validation, self._fixed_latents, indices, indices)
 
@@ -62,18 +63,18 @@ class SceneSource(Source):
         comprehensive = rng.random() < self._recipe.data.comprehensive_share
         return (captions.comprehensive if comprehensive else captions.brief)(scene, rng).text
 
+    @override
     def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
-        """As `Source.shown`."""
         pictures = [render(self.validation.scene(index), size) for index in range(count)]
         return [told.text for told in self._told(count)], np.stack(pictures)
 
+    @override
     def facts(self, pictures: np.ndarray) -> float:
-        """As `Source.facts`."""
         pairs = zip(self._told(len(pictures)), pictures, strict=True)
         return summarize([score(told.facts, picture) for told, picture in pairs])["share"]
 
+    @override
     def fills(self, pictures: np.ndarray) -> dict[str, float]:
-        """As `Source.fills`."""
         right: dict[str, list[bool]] = {}
         for told, picture in zip(self._told(len(pictures)), pictures, strict=True):
             for fact in score(told.facts, picture).facts:

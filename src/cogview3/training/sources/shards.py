@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer
+from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import (
@@ -278,12 +279,12 @@ class ShardSource(PictureSource, Source):
     def _fixed_samples(self) -> Samples:
         return self._taken(self.fixed_pictures, self._recipe.validate_.seed, mode=True)
 
+    @override
     def fixed(self) -> Samples:
-        """As `Source.fixed`."""
         return self._fixed_samples
 
+    @override
     def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
-        """As `Source.shown`."""
         pictures = self.fixed_pictures.images[:count].permute(0, 2, 3, 1).numpy()
         small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
         return self.fixed_pictures.captions[:count], np.stack([np.asarray(picture) for picture in small])
