@@ -123,7 +123,9 @@ class Served:
 
 
 @contextmanager
-def serving(pipe: CogView3Pipeline, page: bool = False, keys: Keys | None = None, **limits: Any) -> Iterator[Served]:
+def serving(
+    pipe: CogView3Pipeline, page: bool = False, tools: bool = False, keys: Keys | None = None, **limits: Any
+) -> Iterator[Served]:
     """Serve a tiny pipeline, with a twin mode that is distilled in name, until the block ends."""
     modes = {"2+2": pipe.mode, "quick": Mode(steps=2, relay_steps=1, guidance=3.0, distilled=True)}
     limits_of = Limits(**{"threads": 1, "linger": 0.02, **limits})
@@ -131,7 +133,7 @@ def serving(pipe: CogView3Pipeline, page: bool = False, keys: Keys | None = None
     engine = Engine({"2+2": pipe, "quick": pipe}, limits_of, metrics)
     sizes = engine.load("2+2", 2)
     service = Service(engine, "tiny", modes, "2+2", sizes, limits_of, metrics, keys or Keys(), Expander(Shouting()))
-    server = create_server(create_app(service, page=page), engine)
+    server = create_server(create_app(service, page=page, tools=tools), engine)
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -6,8 +6,10 @@ import hypothesis.strategies as st
 import openai
 import pytest
 from hypothesis import given
+from typer.testing import CliRunner
 
 from cogview3 import CogView3Pipeline
+from cogview3.cli.app import app
 from cogview3.config import UserError
 from cogview3.serving.keys import Bucket, Key, Keys, digest_of, new_key, read_keys
 from tests.serving.conftest import serving
@@ -71,3 +73,26 @@ def test_the_service_asks_for_keys_and_keeps_their_limits(pipe: CogView3Pipeline
             ann.images.generate(prompt="star")
         assert 1 <= int(raised.value.response.headers["retry-after"]) <= 31
         served.client(api_key="other").images.generate(prompt="star", n=3)
+
+
+def test_new_keys_are_printed_with_their_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["serve", "--new-key", "ann"])
+    secret, line = done.stdout.split()
+    (tmp_path / "keys").write_text(line)
+    assert Keys(read_keys(tmp_path / "keys", None)).name(secret) == "ann"
+    assert CliRunner().invoke(app, ["serve", "--new-key", "a b"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--mode", "3+3"], "3+3"),
+        (["./nowhere"], "nowhere"),
+        (["--host", "203.0.113.1", "--port", "0"], "203.0.113.1"),
+        (["--keys", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_loaded(arguments: list[str], named: str) -> None:
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert done.exit_code == 2
+    assert named in done.stderr.strip().splitlines()[-1]

@@ -2,9 +2,8 @@
 
 import ipaddress
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,13 +26,6 @@ from cogview3.config import UserError
 if TYPE_CHECKING:
     from cogview3.prompts.expand import Expander
     from cogview3.serving.keys import Keys
-
-
-class EngineKind(StrEnum):
-    """What draws: a thread of this process, or replicas on a Ray cluster."""
-
-    local = "local"
-    ray = "ray"
 
 
 KeysOption = Annotated[
@@ -63,6 +55,7 @@ def serve(
     ] = False,
     upload: Annotated[int, typer.Option("--max-upload", min=1, help="Most megabytes of a request with pictures.")] = 20,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at /.")] = True,
+    tools: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Whether there is an MCP endpoint at /mcp.")] = True,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
@@ -71,15 +64,13 @@ def serve(
     compile_networks: CompileOption = False,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
-    engine: Annotated[EngineKind, typer.Option("--engine", help="What draws.")] = EngineKind.local,
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="Most replicas of --engine ray.")] = 1,
     log: Annotated[bool, typer.Option("--log", help="Tell of every request on stderr.")] = False,
 ) -> None:
     """Serve a model: OpenAI's images API below /v1, a page at /.
 
     On Ctrl-C and SIGTERM what was begun is finished first.
     """
-    _import_extra()
+    _check_extra()
     from cogview3.serving.engine import Engine, Limits
     from cogview3.serving.keys import ENVIRONMENT, Keys, read_keys
     from cogview3.serving.metrics import Metrics
@@ -110,21 +101,15 @@ def serve(
     from cogview3.serving.app import create_app
     from cogview3.serving.service import Service
 
-    if engine is EngineKind.ray:
-        from cogview3.serving.ray_engine import RayEngine
-
-        drawing: Any = RayEngine(pipelines.reference, limits, replicas)
-        sizes = drawing.load(relays)
-    else:
-        drawing = Engine(pipelines, limits, metrics)
-        sizes = drawing.load(pipelines.default, relays)
+    engine = Engine(pipelines, limits, metrics)
+    sizes = engine.load(pipelines.default, relays)
     service = Service(
-        drawing, pipelines.name, pipelines.modes, pipelines.default, sizes, limits, metrics, known, written,
+        engine, pipelines.name, pipelines.modes, pipelines.default, sizes, limits, metrics, known, written,
         strict_sizes=strict_sizes,
     )  # fmt: skip
     raise_file_limit()
     typer.echo("ready", err=True)
-    create_server(create_app(service, upload * 2**20, page), drawing, log).run(sockets=[listener])
+    create_server(create_app(service, upload * 2**20, page, tools), engine, log).run(sockets=[listener])
 
 
 def print_key(name: str) -> None:
@@ -140,13 +125,13 @@ def print_key(name: str) -> None:
     typer.echo("the first line is the key, for the client; put the second into the file of --keys", err=True)
 
 
-def _import_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError:
-        raise UserError("serve needs packages of its own: pip install 'cogview3[serve]'") from None
+def _check_extra() -> None:
+    """Refuse to go on without the packages of the extra. Raises UserError."""
+    from importlib.util import find_spec
+
+    needed = ("fastapi", "gradio", "mcp", "prometheus_client", "python_multipart", "uvicorn")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UserError(f"serve needs {', '.join(missing)}: pip install 'cogview3[serve]'")
 
 
 def _open_expander(

@@ -23,13 +23,14 @@ BODY_SECONDS = 30.0
 """That a client may be silent in the middle of its body."""
 
 
-def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = True) -> FastAPI:
+def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = True, tools: bool = True) -> FastAPI:
     """The application around a service.
 
     Args:
         service: what it serves; its engine is started and closed with the application.
         most_upload: bytes of a body with files.
         page: whether there is a page at /.
+        tools: whether there is an MCP endpoint at /mcp.
     """
     requests = Requests(service)
 
@@ -39,6 +40,8 @@ def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = Tru
             if isinstance(service.engine, Engine):
                 service.engine.start()
             stack.push_async_callback(service.engine.close)
+            if tools:
+                await stack.enter_async_context(running_tools(app))
             yield
 
     app = FastAPI(
@@ -56,6 +59,10 @@ def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = Tru
     app.openapi = _document(app)  # type: ignore[method-assign]
     app.add_middleware(Bodies, most=MOST_BODY, most_upload=most_upload)
     app.add_middleware(Counted, service=service, paths=frozenset(app.openapi()["paths"]))
+    if tools:
+        from cogview3.serving.tools import mount_tools, running_tools
+
+        mount_tools(app, service, requests)
     if page:
         from cogview3.serving.page import mount_page
 

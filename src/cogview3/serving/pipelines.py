@@ -46,7 +46,6 @@ class Pipelines(Mapping[str, CogView3Pipeline]):
         self.modes: dict[str, Mode] = dict(sampling.modes) if sampling else {ONLY_MODE: entry}
         self._listed = sampling is not None
         self._device, self._dtype, self._placement = device, dtype, placement or Placement()
-        self.reference = (model, mode, device, str(dtype).removeprefix("torch."), self._placement)
         self._loaded: dict[str, CogView3Pipeline] = {}
 
     def __iter__(self) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """From what people wish for to orders for the engine: modes, sizes, seeds, expansion."""
 
 import asyncio
+import inspect
 import re
 import secrets
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 from PIL.Image import Image
 
+from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.generation.modes import Mode
 from cogview3.prompts.expand import Expander
@@ -21,6 +23,9 @@ from cogview3.serving.sizes import Size, Sizes
 
 STRENGTH, MASKED_STRENGTH, FAITHFUL_STRENGTH = 0.6, 1.0, 0.35
 """How much of a given picture is drawn anew by default; within a mask; where it is to be kept close to."""
+
+MASKS = "mask_image" in inspect.signature(CogView3Pipeline.__call__).parameters
+"""Whether pictures are drawn anew within a mask."""
 
 _FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)-?.*")
 """Names that programs written for OpenAI's models ask for without asking their user; they get the model served."""
@@ -223,6 +228,8 @@ class Service:
             raise UserError(f"negative_prompt: mode {name!r} is distilled and cannot steer away; leave it out")
         if wish.image is None and (wish.strength is not None or wish.mask is not None):
             raise UserError("strength and mask are for an image: give one")
+        if wish.mask is not None and not MASKS:
+            raise UserError("mask: the pipeline cannot draw within a mask; leave it out")
         strength = None
         if wish.image is not None and not wish.enlarge:
             strength = wish.strength or (STRENGTH if wish.mask is None else MASKED_STRENGTH)
