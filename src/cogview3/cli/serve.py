@@ -109,7 +109,7 @@ def serve(
     )  # fmt: skip
     raise_file_limit()
     typer.echo("ready", err=True)
-    create_server(create_app(service, upload * 2**20, page, tools), engine, log).run(sockets=[listener])
+    create_server(create_app(service, upload * 2**20, page, tools, host), engine, log).run(sockets=[listener])
 
 
 def print_key(name: str) -> None:

@@ -23,7 +23,9 @@ BODY_SECONDS = 30.0
 """That a client may be silent in the middle of its body."""
 
 
-def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = True, tools: bool = True) -> FastAPI:
+def create_app(
+    service: Service, most_upload: int = 20 * 2**20, page: bool = True, tools: bool = True, host: str = "127.0.0.1"
+) -> FastAPI:
     """The application around a service.
 
     Args:
@@ -31,6 +33,7 @@ def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = Tru
         most_upload: bytes of a body with files.
         page: whether there is a page at /.
         tools: whether there is an MCP endpoint at /mcp.
+        host: address that is listened at; on this machine's own the endpoint refuses names of others (DNS rebinding).
     """
     requests = Requests(service)
 
@@ -62,7 +65,7 @@ def create_app(service: Service, most_upload: int = 20 * 2**20, page: bool = Tru
     if tools:
         from cogview3.serving.tools import mount_tools, running_tools
 
-        mount_tools(app, service, requests)
+        mount_tools(app, service, requests, host)
     if page:
         from cogview3.serving.page import mount_page
 

@@ -19,10 +19,10 @@ from cogview3.serving.service import Service, Wish
 CLIENT = "mcp"
 
 
-def mount_tools(app: FastAPI, service: Service, requests: Requests) -> None:
+def mount_tools(app: FastAPI, service: Service, requests: Requests, host: str) -> None:
     """Put the endpoint (streamable HTTP) at /mcp, behind the API keys where there are some."""
     server = create_tools(service, requests)
-    inner = server.streamable_http_app(streamable_http_path="/", stateless_http=True, json_response=True)
+    inner = server.streamable_http_app(streamable_http_path="/", stateless_http=True, json_response=True, host=host)
     app.mount("/mcp", Guarded(inner, service))
     app.state.tools = server
 
