@@ -29,7 +29,7 @@ def test_without_json_the_table_is_printed(model: Path) -> None:
     [
         (["nowhere"], "no model 'nowhere'"),
         (["{model}", "--prompts", "drawbench"], "not bundled"),
-        (["{model}", "--metrics", "scene,fid"], "no metric 'fid'"),
+        (["{model}", "--metrics", "scene,inception"], "no metric 'inception'"),
         (["{model}", "--guidance", "nan"], "finite"),
         (["{model}", "--guidance-response", "1"], "two scales, as in 1,7.5"),
         (["{model}", "--guidance-response", "1,inf"], "finite"),

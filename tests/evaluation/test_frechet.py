@@ -10,10 +10,12 @@ import torch
 from cogview3.config import UserError
 from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
+from cogview3.evaluation.drawing import Overrides, draw
+from cogview3.evaluation.evaluate import evaluate
 from cogview3.evaluation.frechet import compare, features, frechet_distance
 from cogview3.evaluation.metrics import FrechetMetric
 from cogview3.evaluation.prompt_sets import load_prompts
-from cogview3.evaluation.tables import Overrides, draw, evaluate, show
+from cogview3.evaluation.tables import show
 from cogview3.generation.pipeline import CogView3Pipeline
 
 
@@ -89,9 +91,9 @@ def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) ->
     names = [str(model), f"{model}@2+1-fast"]
     results = evaluate(names, "scenes-heldout", 3, ["scene", "frechet"], seed=5)
     first, second = (results["models"][name]["frechet"] for name in names)
-    assert first.keys() == {"pictures", "renders", "floor"}
+    assert first.keys() == {"pictures", "bias", "renders", "floor"}
     assert first["floor"]["distance"] > 0
-    assert second.keys() == {"pictures", "renders", "distance", "extrapolated", "interval"}
+    assert second.keys() == {"pictures", "bias", "renders", "distance", "extrapolated", "interval"}
     pipe, prompts = CogView3Pipeline.from_pretrained(model), load_prompts("scenes-heldout", 3)
     pictures = next(draw(pipe, prompts, 5, 3, Overrides())).pictures
     renders = to_tensor([render(prompt.scene, pictures.shape[-1]) for prompt in prompts])
@@ -101,14 +103,14 @@ def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) ->
     assert first["pictures"] == second["pictures"] == 3
     swapped = evaluate(names[::-1], "scenes-heldout", 3, ["frechet"], seed=5)["models"][names[0]]["frechet"]
     assert swapped["distance"] == pytest.approx(second["distance"], rel=1e-6)
-    table = show(results)[2]
+    (table,) = [table for table in show(results) if table.heads[0] == "Fréchet distance"]
     rows = {
         f"{names[0]}, other noise to {names[0]}": first["floor"],
         f"{names[0]} to renders": first["renders"],
         f"{names[1]} to {names[0]}": second,
         f"{names[1]} to renders": second["renders"],
     }
-    assert [list(column.cells) for column in table.columns] == [
+    assert [list(column) for column in zip(*table.rows, strict=True)] == [
         list(rows),
         [f"{figures['distance']:.4f}" for figures in rows.values()],
         *[["-"] * 4] * 2,  # of three pictures there is nothing to extrapolate

@@ -17,9 +17,13 @@ from rich.console import Console
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
+from cogview3.evaluation.drawing import Overrides, draw, generators
+from cogview3.evaluation.evaluate import evaluate
+from cogview3.evaluation.grids import grid
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.response import Response
-from cogview3.evaluation.tables import Overrides, draw, evaluate, generators, grid, show, split_model
+from cogview3.evaluation.systems import split_model
+from cogview3.evaluation.tables import show
 from cogview3.prompts.expand import Expander
 
 
@@ -104,7 +108,8 @@ def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> Non
 
     names = [str(model), f"{model}@2+1-fast"]
     results = evaluate(names, "scenes-heldout", 3, seed=5, out=out, batch=2, counter=counter)
-    assert ticks == [(name, 3, done) for name in names for done in (2, 3)]
+    bars = [bar for name in names for bar in ((name, (0, 2, 3)), (f"{name}, scores", (2, 3)))]
+    assert ticks == [(name, 3, done) for name, counts in bars for done in counts]
     assert json.loads((out / "results.json").read_text()) == results
     assert (results["prompts"], results["count"], results["seed"]) == ("scenes-heldout", 3, 5)
     assert list(results["models"]) == names
@@ -115,8 +120,10 @@ def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> Non
     assert entry["seconds"] > 0
     assert results["models"][names[1]]["mode"] == "2+1-fast"
 
-    files = sorted(path.name for path in out.iterdir())
-    assert len(files) == 5
+    files = {path.name for path in out.iterdir()}
+    kinds = {"index.html", "pictures", "quality_time.png", "report.md", "results.csv", "results.json", "run.json"}
+    assert kinds <= files
+    assert len(files) == len(kinds) + 2 * 2
     records = [json.loads(line) for line in next(out.glob("pictures-*tiny.jsonl")).read_text().splitlines()]
     prompts = load_prompts("scenes-heldout", 3)
     assert [record["text"] for record in records] == [prompt.text for prompt in prompts]
@@ -130,7 +137,9 @@ def test_two_models_of_one_name_are_written_apart(model: Path, tmp_path: Path, m
     names = [model.name, f"./{model.name}"]
     evaluate(names, "scenes-heldout", 1, out=tmp_path / "out")
     files = [f"{kind}-{model.name}{number}" for kind in ("grid", "pictures") for number in ("", "-2")]
-    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == [*files, "results"]
+    written = [path for path in (tmp_path / "out").iterdir() if path.name.startswith(("grid-", "pictures-"))]
+    assert sorted(path.stem for path in written) == files
+    assert sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir()) == [model.name, f"{model.name}-2"]
 
 
 def test_the_grid_shows_base_and_final_picture_of_each_prompt(
@@ -154,13 +163,17 @@ def test_without_a_relay_there_is_nothing_to_compare(model: Path, tmp_path: Path
 def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> None:
     results = evaluate([str(model)], "scenes-heldout", 2)
     text = io.StringIO()
-    (table,) = show(results)  # of one model: nothing is compared
-    Console(file=text, width=200).print(table)
+    table, stated = show(results)  # of one model: nothing is compared
+    Console(file=text, width=200).print(table.rich())
     lines = text.getvalue().splitlines()
     row = results["models"][str(model)]["scene"]
     (facts,) = [line for line in lines if "all facts" in line]
     columns = ("model", "base_enlarged", "chance", "ceiling", "ceiling_enlarged")
-    assert [cell.strip() for cell in facts.split("│")[2:-1]] == [f"{row[key]['share']:.3f}" for key in columns]
+    figures = [f"{row[key]['share']:.3f}" for key in columns]
+    bounds = " to ".join(f"{bound:.3f}" for bound in row["model"]["interval"])
+    assert [cell.strip() for cell in facts.split("│")[2:-1]] == [*figures, bounds]
+    fills = {line[0]: line[1] for line in stated.rows if line[0].startswith("fill: ")}
+    assert fills == {f"fill: {name}": f"{share:.3f}" for name, share in row["model"]["values"]["fill"].items()}
     counts = [f"{number} object{'s' * (number != '1')}" for number in row["model"]["objects"]]
     for label in ("held-out triples", "fill and outline", "gradient energy", *counts, *row["model"]["kinds"]):
         assert any(line.startswith(f"│ {label} ") for line in lines), label
@@ -194,8 +207,8 @@ def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model:
     table = show(results)[-1]
     pairs = ("1 to 3", "1 to 6")
     kinds = ("", ", cells", ", R²", ", cells' R²")
-    assert [column.header for column in table.columns] == ["model", *(pair + kind for pair in pairs for kind in kinds)]
-    told = [list(column.cells)[1] for column in table.columns[5:]]
+    assert table.heads == ["model", *(pair + kind for pair in pairs for kind in kinds)]
+    told = table.rows[1][5:]
     figures = other[1]["correlation"], other[1]["cells"]["correlation"], other[1]["r2"], other[1]["cells"]["r2"]
     assert told == [f"{value:.3f}" for value in figures]
 
@@ -310,7 +323,7 @@ def test_half_a_name_is_refused(model_name: str) -> None:
         ({"responses": [(1.0, 7.5)]}, "give two or more"),
         ({"models": ["{model}", "{model}:4"], "responses": [(7.5, 1.0)]}, "a lower scale first"),
         ({"models": ["{model}", "{model}@2+1-ranged"], "responses": [(1.0, 7.5)]}, "distilled for 1 to 5"),
-        ({"metrics": ["scene", "fid"]}, "no metric 'fid'"),
+        ({"metrics": ["scene", "inception"]}, "no metric 'inception'"),
         ({"prompts": "drawbench"}, "not bundled"),
         ({"count": 0}, "give 1 or more"),
         ({"batch": 0}, "batch is 0"),
@@ -338,4 +351,5 @@ def test_a_failed_write_leaves_no_half_file(model: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="No space"):
         evaluate([str(model)], "scenes-brief", 1, out=tmp_path / "out", relays=0)
-    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".jsonl"]
+    assert not list((tmp_path / "out").rglob("*.png"))
+    assert not list((tmp_path / "out").rglob("0*.json"))  # without a picture there is no record of one

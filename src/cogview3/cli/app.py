@@ -17,6 +17,7 @@ from cogview3.cli import (
     info,
     reproduce,
     serve,
+    study,
     train,
 )
 from cogview3.cli.errors import ReportingGroup
@@ -63,3 +64,4 @@ app.add_typer(data.app, name="data")
 app.add_typer(captions.app, name="captions")
 app.add_typer(bench.app, name="bench")
 app.add_typer(reproduce.app, name="reproduce")
+app.add_typer(study.app, name="study")

@@ -39,16 +39,36 @@ from cogview3.config import UserError
 
 def evaluate(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL[@MODE][:STEPS]...", help="What to compare: scenes, scenes@4+1, scenes:4+1."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL[@MODE][:STEPS]...",
+            help="What to compare: scenes, scenes@4+1, scenes:4+1, sdxl, any diffusers pipeline.",
+        ),
+    ] = None,
     prompts: Annotated[
-        str, typer.Option("--prompts", help="Built-in set, or a file with a prompt a line.")
+        str,
+        typer.Option(
+            "--prompts", help="Built-in set, or a file of PartiPrompts, DrawBench, HPSv2, GenEval, COCO or lines."
+        ),
     ] = "scenes-heldout",
     count: Annotated[
         int | None, typer.Option("--count", min=1, help="Number of prompts: 500, or all of a file.")
     ] = None,
     metrics: Annotated[str, typer.Option("--metrics", help="Names of metrics, joined by commas.")] = "scene",
+    images: Annotated[
+        list[Path] | None, typer.Option("--images", help="Folder of another system's pictures, 00000.png and so on.")
+    ] = None,
+    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Pictures of each prompt; GenEval: 4.")] = 1,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", metavar="NAME=PATH", help="Where a scorer's weights are, or their hub name."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="Real pictures for fid: a folder, or an .npz with mu and sigma.")
+    ] = None,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Check scorers on their authors' pictures, in the folder of --images.")
+    ] = False,
     steps: StepsOption = None,
     relay_steps: RelayStepsOption = None,
     relays: RelaysOption = None,
@@ -73,14 +93,16 @@ def evaluate(
     light: LightOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
     batch: BatchOption = 8,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="How many draw at the same time.")] = 1,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for the figures, each picture's score and a grid.")
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for pictures, figures and a page; the same command resumes there."),
     ] = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Score models on a set of prompts.
+    """Score models, or pictures of any system, on a set of prompts.
 
     Chance and ceiling stand beside every figure. With --json the table goes to stderr.
     """
@@ -88,35 +110,49 @@ def evaluate(
     check_finite("--relay-guidance", relay_guidance)
     check_expand(expand, expander, expander_model, expander_cache, key_env)
     responses = [_pair(text) for text in response or []]
+    if expand and not models:
+        raise UserError("--expand writes prompts for models to draw: give one")
     if out is not None:
         check_writable(out)
+    if self_check:
+        _self_check(images, weights, device, as_json)
+        return
     with clean_stdout(as_json):
         import diffusers
         import transformers
         from rich.console import Console
 
         from cogview3.cli.progress import counter
-        from cogview3.evaluation import tables
+        from cogview3.evaluation.evaluate import evaluate as run
+        from cogview3.evaluation.metrics import Setting
+        from cogview3.evaluation.scorers.weights import Weights
+        from cogview3.evaluation.systems import split_model
+        from cogview3.evaluation.tables import show
 
         diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
         transformers.utils.logging.disable_progress_bar()
+        given = dict(_weight(text) for text in weights or [])
         place = pick_device(device)
         made = None
-        if expand:
-            own = tables.split_model(models[0])[0]
+        if expand and models:
+            own = split_model(models[0])[0]
             made = open_expander(own, expander, expander_model, expander_cache, device, key_env=key_env)
-        result = tables.evaluate(
-            models,
+        result = run(
+            models or [],
             prompts,
             count,
             [name.strip() for name in metrics.split(",")],
+            images=images or [],
+            per_prompt=per_prompt,
             seed=seed,
             out=out,
             batch=batch,
+            processes=processes,
             responses=responses,
             expander=made,
             device=place,
             dtype=pick_dtype(dtype, place),
+            setting=Setting(Weights(given, place), reference),
             counter=counter,
             steps=steps,
             relay_steps=relay_steps,
@@ -127,10 +163,40 @@ def evaluate(
             light=light or None,
         )
         console = Console(stderr=as_json)
-        for table in tables.show(result):
-            console.print(table)
+        for table in show(result):
+            console.print(table.rich())
     if as_json:
         report(result, "", as_json)
+
+
+def _self_check(images: list[Path] | None, weights: list[str] | None, device: Device, as_json: bool) -> None:
+    if not images:
+        raise UserError("--self-check needs the authors' pictures: give their folder with --images")
+    with clean_stdout(as_json):
+        from cogview3.evaluation.scorers.weights import Weights
+        from cogview3.evaluation.self_check import self_check
+
+        given = dict(_weight(text) for text in weights or [])
+        rows = self_check(images[0], Weights(given, pick_device(device), local=True))
+    told = {True: "agrees", False: "DIFFERS", None: "skipped"}
+    lines = [f"{row['scorer']}: {told[row['agrees']]}, {row.get('reason') or row['found']}" for row in rows]
+    report({"anchors": rows}, "\n".join(lines), as_json)
+    if any(row["agrees"] is False for row in rows):
+        raise typer.Exit(1)
+
+
+def _weight(text: str) -> tuple[str, str]:
+    """NAME=PATH of one of the scorers' assets."""
+    from cogview3.evaluation.scorers import SCORERS
+    from cogview3.evaluation.scorers.inception import INCEPTION
+
+    name, equals, path = text.partition("=")
+    if not name or not equals or not path:
+        raise UserError(f"--weights {text!r}: write NAME=PATH, such as hpsv2=HPS_v2_compressed.pt")
+    known = {asset.name for scorer in SCORERS.values() for asset in scorer.assets} | {INCEPTION.name}
+    if name not in known:
+        raise UserError(f"--weights {text!r}: no weights {name!r}; choose from {', '.join(sorted(known))}")
+    return name, path
 
 
 def _pair(text: str) -> tuple[float, float]:

@@ -43,13 +43,29 @@ def features(pictures: Tensor) -> Tensor:
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) of two sets of features, (N, D) and (M, D), float64."""
+    """|m_1 - m_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)) of two sets of features, (N, D) and (M, D), float64.
+
+    With centered X and Y, C_1 = X^T X / (N - 1) and alike: the root's trace is the sum of the singular values of
+    X Y^T / ((N - 1) (M - 1))^(1/2), which is the smaller matrix where there are fewer pictures than features.
+    """
     difference = first.mean(0) - second.mean(0)
-    covariances = first.T.cov(), second.T.cov()
+    if len(first) * len(second) < first.shape[1] ** 2:
+        centered = [(each - each.mean(0)) / (len(each) - 1) ** 0.5 for each in (first, second)]
+        traces = sum(each.square().sum() for each in centered)
+        root = torch.linalg.svdvals(centered[0] @ centered[1].T).sum()
+        return float(difference.square().sum() + traces - 2 * root)
+    return _distance(difference, first.T.cov(), second.T.cov())
+
+
+def distance_of_statistics(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
+    """The same of features (N, D) and another set's mean (D,) and covariance (D, D), float64."""
+    return _distance(features.mean(0) - mean, features.T.cov(), covariance)
+
+
+def _distance(difference: Tensor, first: Tensor, second: Tensor) -> float:
     # C_1 C_2 has the eigenvalues of C_1^(1/2) C_2 C_1^(1/2): real, and not negative but for rounding
-    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).real.clamp(min=0).sqrt()
-    traces = sum(covariance.trace() for covariance in covariances)
-    return float(difference.square().sum() + traces - 2 * roots.sum())
+    roots = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt()
+    return float(difference.square().sum() + first.trace() + second.trace() - 2 * roots.sum())
 
 
 def compare(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Drawing by a model of ours: the same noise for picture i in every model, whatever the batch."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cogview3.data.latents import decode
+from cogview3.evaluation.metrics.base import Drawn
+from cogview3.evaluation.prompt import Prompt
+from cogview3.generation.pipeline import CogView3Pipeline
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """How pictures are sampled, where the model's mode is not to decide: None leaves it to the mode."""
+
+    steps: int | None = None
+    relay_steps: int | None = None
+    guidance: float | None = None
+    relay_guidance: float | None = None
+    relays: int | None = None
+    sampler: str | None = None
+    light: bool | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The pipeline's arguments."""
+        return {
+            "num_inference_steps": self.steps,
+            "relay_steps": self.relay_steps,
+            "guidance_scale": self.guidance,
+            "relay_guidance_scale": self.relay_guidance,
+            "num_relays": self.relays,
+            "sampler": self.sampler,
+            "light": self.light,
+        }
+
+
+def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
+    """One generator a picture, on the CPU: its noise depends on the seed and the picture's number alone."""
+    seeds = [np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] for index in indices]
+    return [torch.Generator().manual_seed(int(value >> np.uint64(1))) for value in seeds]
+
+
+def draw(
+    pipe: CogView3Pipeline,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch: int,
+    sampling: Overrides,
+    with_base: bool = True,
+) -> Iterator[Drawn]:
+    """Pictures of all prompts, batch by batch, and `with_base` the base pictures of the very same runs."""
+    for first in range(0, len(prompts), batch):
+        indices = range(first, min(first + batch, len(prompts)))
+        yield draw_batch(pipe, prompts, indices, seed, sampling, with_base)
+
+
+def draw_batch(
+    pipe: CogView3Pipeline,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    seed: int,
+    sampling: Overrides,
+    with_base: bool = True,
+) -> Drawn:
+    """The pictures of those prompts that `indices` name, and `with_base` the base pictures of the very same runs."""
+    base_steps = pipe.mode.steps if sampling.steps is None else sampling.steps
+    captured: dict[str, Tensor] = {}
+
+    def capture(pipeline: CogView3Pipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        if step == base_steps - 1:
+            captured["base"] = tensors["latents"]
+        return {}
+
+    start = time.perf_counter()
+    pictures = pipe(
+        [prompts[index].text for index in indices],
+        generator=generators(seed, indices),
+        output_type="pt",
+        callback_on_step_end=capture,
+        **sampling.arguments(),
+    ).images
+    if pictures.device.type != "cpu":
+        torch.accelerator.synchronize()
+    seconds = time.perf_counter() - start
+    enlarged = with_base and pipe.num_timesteps > base_steps
+    base = decode(pipe.vae, captured["base"]).float() if enlarged else None
+    return Drawn(indices, pictures * 2 - 1, base, pipe.vae, seconds)

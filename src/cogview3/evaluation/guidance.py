@@ -1,0 +1,53 @@
+"""How models' pictures answer guidance, drawn at two scales each; see `evaluation.response` for the figures."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from cogview3.evaluation.drawing import Overrides, draw
+from cogview3.evaluation.prompt import Prompt
+from cogview3.evaluation.response import Response
+from cogview3.generation.pipeline import CogView3Pipeline
+
+
+def changes(
+    pipe: CogView3Pipeline,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch: int,
+    sampling: Overrides,
+    responses: Sequence[tuple[float, float]],
+    progress: Callable[[int], None],
+) -> Iterator[list[Tensor]]:
+    """How each batch changes between the two guidance scales of each pair, the noise being the same.
+
+    A tensor for each pair, (B, 3, size, size), float16 in [-2, 2].
+    """
+    scales = sorted({scale for pair in responses for scale in pair})
+    runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale), with_base=False) for scale in scales]
+    for drawn in zip(*runs, strict=True):
+        at = {scale: one.pictures.float() for scale, one in zip(scales, drawn, strict=True)}
+        yield [(at[high] - at[low]).half().cpu() for low, high in responses]
+        progress(drawn[0].indices[-1] + 1)
+
+
+def compare_changes(
+    batches: Iterable[list[Tensor]],
+    reference: list[list[Tensor]],
+    responses: Sequence[tuple[float, float]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The figures of each pair of scales, against the first model's changes; these are put into an empty `reference`.
+
+    Of other models one batch at a time is held.
+    """
+    first = not reference
+    found = [Response(seed) for _ in responses]
+    for number, changes in enumerate(batches):
+        if first:
+            reference.append(changes)
+        for response, own, other in zip(found, changes, reference[number], strict=True):
+            response.update(own, other)
+    return [{"guidance": list(pair), **each.result()} for pair, each in zip(responses, found, strict=True)]

@@ -1,0 +1,118 @@
+"""What a metric is, and all of them by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from cogview3.config import UserError
+from cogview3.evaluation.prompt import Prompt
+from cogview3.evaluation.scorers.weights import Weights
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of pictures and where they come from.
+
+    Attributes:
+        indices: their prompts' places in the whole set.
+        pictures: (B, 3, H, W) in [-1, 1].
+        base: the same run's base pictures, (B, 3, h, w) in [-1, 1]; None where nothing was enlarged.
+        vae: of the model that drew them; None where there is none, or no metric needs it.
+        seconds: that drawing the pictures took.
+    """
+
+    indices: Sequence[int]
+    pictures: Tensor
+    base: Tensor | None
+    vae: AutoencoderKL | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What metrics need beyond the prompts.
+
+    Attributes:
+        weights: of the scorers.
+        reference: real pictures for FID, a folder or statistics (.npz with mu and sigma).
+    """
+
+    weights: Weights = field(default_factory=Weights)
+    reference: Path | None = None
+
+
+class Metric(ABC):
+    """One metric of one model's pictures of a set of prompts.
+
+    Constructed before any model is loaded, so that it can refuse prompts that it cannot use.
+
+    Args:
+        prompts: the whole set.
+        seed: for whatever is drawn at random.
+        setting: weights and references.
+
+    Raises:
+        UserError: the prompts lack something that the metric needs, or weights are missing.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, setting: Setting | None = None) -> None:
+        self.prompts, self.seed, self.setting = prompts, seed, setting or Setting()
+
+    @abstractmethod
+    def update(self, drawn: Drawn) -> list[dict[str, Any]]:
+        """Take in a batch; returns what is to be noted of each of its pictures, ready for JSON."""
+
+    @abstractmethod
+    def result(self) -> dict[str, Any]:
+        """Figures of all pictures so far, ready for JSON; None where there is nothing to average."""
+
+    has_floor: ClassVar[bool] = False
+    """Whether the first model is to be compared with itself, drawn again from other noise; others share its noise."""
+
+    needs_one_size: ClassVar[bool] = False
+    """Whether only pictures of the same size can be compared."""
+
+    needs_vae: ClassVar[bool] = False
+    """Whether it reconstructs scenes by the model's VAE."""
+
+    def compare(self, reference: Self) -> dict[str, Any] | None:
+        """Figures of the pictures that both runs have; None where the metric has none."""
+        return None
+
+
+METRICS: dict[str, type[Metric]] = {}
+"""All metrics by name; `register` adds to them."""
+
+
+def register(name: str) -> Callable[[type[Metric]], type[Metric]]:
+    """Class decorator that makes a metric known under a name."""
+
+    def add(metric: type[Metric]) -> type[Metric]:
+        METRICS[name] = metric
+        return metric
+
+    return add
+
+
+def make_metrics(
+    names: Sequence[str], prompts: Sequence[Prompt], seed: int, setting: Setting | None = None
+) -> dict[str, Metric]:
+    """Fresh metrics by name. Raises UserError for an unknown name, or prompts that a metric cannot use."""
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"no metric {name!r}: choose from {', '.join(sorted(METRICS))}")
+    return {name: METRICS[name](prompts, seed, setting) for name in names}
+
+
+def tag_groups(prompts: Sequence[Prompt]) -> dict[str, dict[str, list[int]]]:
+    """Places of the prompts by each of their tags' values: {"category": {"Animals": [0, 7, ...]}}."""
+    groups: dict[str, dict[str, list[int]]] = {}
+    for place, prompt in enumerate(prompts):
+        for tag, value in prompt.tags.items():
+            groups.setdefault(tag, {}).setdefault(value, []).append(place)
+    return groups

@@ -1,0 +1,109 @@
+"""Drawing what a store lacks, in this process or in several."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cogview3.config import UserError
+from cogview3.evaluation.store import Store
+from cogview3.evaluation.systems import System, UndrawnError
+
+_POLL_SECONDS = 0.5
+
+
+def fill(
+    system: System,
+    store: Store,
+    batch: int,
+    device: str,
+    dtype: torch.dtype,
+    processes: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Draw the pictures that a store lacks; what cannot be drawn is noted there with the reason.
+
+    Args:
+        system: what draws.
+        store: where its pictures go.
+        batch: pictures at once.
+        device: where networks run; of several processes on "cuda", each takes the next GPU.
+        dtype: their number format.
+        processes: how many draw at the same time, each with a copy of the model.
+        progress: is told how many pictures there are.
+    """
+    missing = store.missing()
+    progress(len(store.prompts) - len(missing))
+    if not missing:
+        return
+    store.begin()
+    if processes == 1:
+        _draw(system, store, missing, batch, device, dtype, progress)
+        return
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    try:
+        for rank in range(processes):
+            own = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
+            share = [index for place, index in enumerate(missing) if place // batch % processes == rank]
+            threads = max(1, torch.get_num_threads() // processes)
+            arguments = (system, store, share, batch, own, dtype, threads)
+            workers.append(context.Process(target=_draw_share, args=arguments, daemon=True))
+            workers[-1].start()
+        while any(worker.is_alive() for worker in workers):
+            if any(worker.exitcode for worker in workers):
+                break
+            progress(store.reload())
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    progress(store.reload())
+    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
+        raise ChildProcessError(f"a drawing process of {system.name} ended with {failed[0]}; its error stands above")
+
+
+def _draw_share(
+    system: System, store: Store, indices: Sequence[int], batch: int, device: str, dtype: torch.dtype, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    _draw(system, store, indices, batch, device, dtype, lambda done: None)
+
+
+def _draw(
+    system: System,
+    store: Store,
+    indices: Sequence[int],
+    batch: int,
+    device: str,
+    dtype: torch.dtype,
+    progress: Callable[[int], None],
+) -> None:
+    done = len(store.there())
+    for first in range(0, len(indices), batch):
+        part = indices[first : first + batch]
+        try:
+            _keep(system, store, part, device, dtype)
+        except (UndrawnError, FloatingPointError):
+            for index in part:  # which of them it was
+                _keep_or_note(system, store, index, device, dtype)
+        done += len(part)
+        progress(done)
+
+
+def _keep(system: System, store: Store, part: Sequence[int], *where: Any) -> None:
+    pictures, seconds = system.draw(store.prompts, part, store.seed, *where)
+    if len(pictures) != len(part):
+        raise UserError(f"{system.name} gave {len(pictures)} pictures of {len(part)} prompts; it cannot be evaluated")
+    for index, (picture, base) in zip(part, pictures, strict=True):
+        store.save(index, picture, base, seconds / len(part))
+
+
+def _keep_or_note(system: System, store: Store, index: int, *where: Any) -> None:
+    try:
+        _keep(system, store, [index], *where)
+    except (UndrawnError, FloatingPointError) as error:
+        store.fail(index, " ".join(str(error).split()) or type(error).__name__)

@@ -1,0 +1,209 @@
+"""Evaluations that are resumed, of other systems' pictures, in several processes, with failures; and their files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cogview3 import CogView3Pipeline
+from cogview3.config import UserError
+from cogview3.data.scenes.render import render
+from cogview3.data.scenes.score import score
+from cogview3.evaluation.baselines import BASELINES
+from cogview3.evaluation.evaluate import evaluate
+from cogview3.evaluation.metrics import Setting
+from cogview3.evaluation.prompt_sets import load_prompts
+from cogview3.evaluation.scorers.weights import Weights
+from cogview3.evaluation.systems import Foreign, find_system, split_model
+from tests.evaluation.networks import write_clip
+
+COUNT = 6
+
+
+@pytest.fixture
+def renders(tmp_path: Path) -> Path:
+    folder = tmp_path / "renders"
+    folder.mkdir()
+    for index, prompt in enumerate(load_prompts("scenes-heldout", COUNT)):
+        Image.fromarray(render(prompt.scene, 64)).save(folder / f"{index:05d}.png")
+    return folder
+
+
+def facts(result: dict, name: str) -> dict:
+    return result["models"][name]["scene"]["model"]
+
+
+def test_pictures_of_a_folder_are_scored_by_their_numbers(renders: Path) -> None:
+    result = evaluate(images=[renders], count=COUNT)
+    prompts = load_prompts("scenes-heldout", COUNT)
+    scores = [score(prompt.facts, render(prompt.scene, 64)) for prompt in prompts]
+    assert facts(result, "renders")["share"] == sum(s.right for s in scores) / sum(s.total for s in scores)
+    assert result["models"]["renders"]["failed"] == 0
+
+
+def test_missing_and_broken_pictures_are_counted(renders: Path, tmp_path: Path) -> None:
+    (renders / "00001.png").unlink()
+    (renders / "00004.png").write_bytes(b"\x89PNG broken")
+    result = evaluate(images=[renders], count=COUNT, out=tmp_path / "out")
+    entry = result["models"]["renders"]
+    assert entry["failed"] == 2
+    assert entry["failures"]["1"] == "missing"
+    assert "00004.png" in entry["failures"]["4"]
+    assert facts(result, "renders")["pictures"] == COUNT - 2
+    assert "no picture: missing" in (tmp_path / "out" / "index.html").read_text()
+    records = [json.loads(line) for line in (tmp_path / "out" / "pictures-renders.jsonl").read_text().splitlines()]
+    assert len(records) == COUNT
+    Image.open(renders / "00000.png").save(renders / "00001.png")  # what failed is tried again
+    again = evaluate(images=[renders], count=COUNT, out=tmp_path / "out")
+    assert again["models"]["renders"]["failed"] == 1
+
+
+def test_several_of_a_prompt_by_genevals_names(tmp_path: Path) -> None:
+    prompts = load_prompts("scenes-heldout", 2)
+    for number, prompt in enumerate(prompts):
+        for sample in range(2):
+            file = tmp_path / "g" / f"{number:05d}" / "samples" / f"{sample:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(render(prompt.scene, 64)).save(file)
+    result = evaluate(images=[tmp_path / "g"], count=2, per_prompt=2)
+    assert (result["count"], facts(result, "g")["pictures"]) == (2, 4)
+    assert facts(result, "g")["share"] > 0.9
+    chance = result["models"]["g"]["scene"]["chance"]
+    assert chance["share"] < 0.8  # against the other prompt, not the same one's second picture
+
+
+def test_folders_that_cannot_be_the_prompts_pictures(renders: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        evaluate(images=[tmp_path / "empty"], count=COUNT)
+    for path in sorted(renders.iterdir()):
+        path.rename(path.with_name(f"x{path.stem}y.png"))
+    assert evaluate(images=[renders], count=COUNT)["models"]["renders"]["failed"] == 0  # as many: in order
+    next(renders.iterdir()).unlink()
+    with pytest.raises(UserError, match="not named"):
+        evaluate(images=[renders], count=COUNT)
+
+
+def test_pictures_of_several_sizes_have_no_frechet_distance(renders: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (48, 48)).save(renders / "00003.png")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in renders.iterdir():
+        Image.open(path).resize((64, 64)).save(other / path.name)
+    with pytest.raises(UserError, match=r"00003\.png is 48 x 48 pixels"):
+        evaluate(images=[other, renders], count=COUNT, metrics=["frechet"])
+    assert evaluate(images=[renders], count=COUNT)["models"]["renders"]["failed"] == 0
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate([str(model)], count=3, seed=2, batch=1, relays=0)
+    call, drawn = CogView3Pipeline.__call__, []
+
+    def stop(pipe: CogView3Pipeline, texts: list[str], **options: Any) -> Any:
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(texts)
+        return call(pipe, texts, **options)
+
+    monkeypatch.setattr(CogView3Pipeline, "__call__", stop)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([str(model)], count=3, seed=2, batch=1, out=out, relays=0)
+    drawn.clear()
+    resumed = evaluate([str(model)], count=3, seed=2, batch=1, out=out, relays=0)
+    assert len(drawn) == 1
+    assert resumed["models"][str(model)]["scene"] == whole["models"][str(model)]["scene"]
+    drawn.clear()
+    longer = evaluate([str(model)], count=4, seed=2, batch=1, out=out, relays=0)
+    assert (len(drawn), longer["count"]) == (1, 4)
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"prompts": "scenes-brief"}, {"steps": 1}, {"per_prompt": 2}])
+def test_a_folder_of_another_run_is_refused(model: Path, tmp_path: Path, changes: dict) -> None:
+    given = {"prompts": "scenes-heldout", "count": 1, "relays": 0, "out": tmp_path / "out"}
+    evaluate([str(model)], **given)
+    with pytest.raises(UserError, match="give another --out"):
+        evaluate([str(model)], **{**given, **changes})
+
+
+def test_pictures_that_overflow_are_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, bad = CogView3Pipeline.__call__, load_prompts("scenes-heldout", 3)[1].text
+
+    def overflow(pipe: CogView3Pipeline, texts: list[str], **options: Any) -> Any:
+        if bad in texts:
+            raise FloatingPointError("the base overflowed")
+        return call(pipe, texts, **options)
+
+    monkeypatch.setattr(CogView3Pipeline, "__call__", overflow)
+    entry = evaluate([str(model)], count=3, relays=0)["models"][str(model)]
+    assert entry["failures"] == {"1": "the base overflowed"}
+    assert entry["scene"]["model"]["pictures"] == 2
+
+
+def test_two_processes_draw_what_one_does(model: Path, tmp_path: Path) -> None:
+    one = evaluate([str(model)], count=3, batch=1, relays=0)
+    two = evaluate([str(model)], count=3, batch=1, relays=0, processes=2, out=tmp_path / "out")
+    assert two["models"][str(model)]["scene"] == one["models"][str(model)]["scene"]
+
+
+def test_files_hold_every_figure_and_prompts_are_shown_as_text(tmp_path: Path) -> None:
+    texts = ["<script>alert(1)</script>", "שלום עולם", "a | b *c* 🎈"]
+    (tmp_path / "own.txt").write_text("\n".join(texts), "utf-8")
+    write_clip(tmp_path / "clip")
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(tmp_path / name / f"{index}.png")
+    setting = Setting(Weights({"clip-l14": str(tmp_path / "clip")}))
+    folders = [tmp_path / "first", tmp_path / "second"]
+    out = tmp_path / "out"
+    result = evaluate(images=folders, prompts=str(tmp_path / "own.txt"), metrics=["clip"], setting=setting, out=out)
+    html = (out / "index.html").read_text("utf-8")
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert all(text in html for text in texts[1:])
+    assert html.count("<img") == 6
+    for source in ("pictures/first/00000.png", "pictures/second/00002.png"):
+        assert f'src="{source}"' in html
+        assert (out / source).is_file()
+    figures = result["models"]["second"]["clip"]
+    rows = {(row["model"], row["figure"]): row for row in csv.DictReader((out / "results.csv").open())}
+    assert float(rows["second", "clip/mean"]["value"]) == figures["mean"]
+    assert float(rows["second", "clip/mean"]["low"]) == figures["interval"][0]
+    scores = {
+        name: [json.loads(line)["clip"]["score"] for line in (out / f"pictures-{name}.jsonl").read_text().splitlines()]
+        for name in ("first", "second")
+    }
+    differences = np.subtract(scores["second"], scores["first"])
+    assert figures["compared"]["difference"] == pytest.approx(differences.mean())
+    report = (out / "report.md").read_text("utf-8")
+    assert "max(100 cos, 0)" in report
+    assert not (out / "quality_time.png").exists()  # nothing was drawn, so there are no times
+
+
+def test_missing_weights_are_told_before_anything_is_drawn(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CogView3Pipeline, "from_pretrained", None)
+    with pytest.raises(UserError, match=r"--weights hpsv2=.*no such file"):
+        evaluate([str(model)], count=1, metrics=["hpsv2"], setting=Setting(Weights({"hpsv2": "/nowhere"})))
+
+
+def test_other_pipelines_are_told_by_their_class(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sd"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    chosen = split_model("x:7")[2]
+    system = find_system(str(folder), chosen)
+    assert isinstance(system, Foreign)
+    assert system.how()["settings"] == {"num_inference_steps": 7}
+    assert find_system("stable-cascade", chosen).how()["settings"]["prior_num_inference_steps"] == 7
+    assert find_system(str(model), chosen).how()["kind"] == "model"
+    with pytest.raises(UserError, match="has no relays"):
+        evaluate([str(folder)], count=1, relays=0)
+    with pytest.raises(UserError, match="no modes"):
+        find_system(f"{folder}@4+1", split_model("x")[2])
+    assert BASELINES["sdxl"].settings == {"num_inference_steps": 50, "guidance_scale": 5.0}
