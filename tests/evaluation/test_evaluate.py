@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_missing_and_broken_pictures_are_counted(renders: Path, tmp_path: Path) 
     assert "no picture: missing" in (tmp_path / "out" / "index.html").read_text()
     records = [json.loads(line) for line in (tmp_path / "out" / "pictures-renders.jsonl").read_text().splitlines()]
     assert len(records) == COUNT
-    Image.open(renders / "00000.png").save(renders / "00001.png")  # what failed is tried again
+    shutil.copy(renders / "00000.png", renders / "00001.png")  # what failed is tried again
     again = evaluate(images=[renders], count=COUNT, out=tmp_path / "out")
     assert again["models"]["renders"]["failed"] == 1
 
@@ -93,7 +94,8 @@ def test_pictures_of_several_sizes_have_no_frechet_distance(renders: Path, tmp_p
     other = tmp_path / "other"
     other.mkdir()
     for path in renders.iterdir():
-        Image.open(path).resize((64, 64)).save(other / path.name)
+        with Image.open(path) as image:
+            image.resize((64, 64)).save(other / path.name)
     with pytest.raises(UserError, match=r"00003\.png is 48 x 48 pixels"):
         evaluate(images=[other, renders], count=COUNT, metrics=["frechet"])
     assert evaluate(images=[renders], count=COUNT)["models"]["renders"]["failed"] == 0
@@ -172,7 +174,9 @@ def test_files_hold_every_figure_and_prompts_are_shown_as_text(tmp_path: Path) -
         assert f'src="{source}"' in html
         assert (out / source).is_file()
     figures = result["models"]["second"]["clip"]
-    rows = {(row["model"], row["figure"]): row for row in csv.DictReader((out / "results.csv").open())}
+    rows = {
+        (row["model"], row["figure"]): row for row in csv.DictReader((out / "results.csv").read_text().splitlines())
+    }
     assert float(rows["second", "clip/mean"]["value"]) == figures["mean"]
     assert float(rows["second", "clip/mean"]["low"]) == figures["interval"][0]
     scores = {

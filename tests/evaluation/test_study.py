@@ -122,7 +122,7 @@ def test_all_is_judged_and_reported(study: tuple[Path, list[str]], tmp_path: Pat
     pair = result["questions"]["aesthetics"]["pairs"][0]
     assert (pair["tie"]["share"], pair["win"]["share"]) == (1.0, 0.0)
     assert result["questions"]["aesthetics"]["agreement"]["alpha"] is None
-    written = list(csv.DictReader((folder / "report" / "votes.csv").open()))
+    written = list(csv.DictReader((folder / "report" / "votes.csv").read_text().splitlines()))
     assert len(written) == len(votes)
     assert "Audits" in (folder / "report" / "report.md").read_text()
 

@@ -25,43 +25,50 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ser
     server.kill()
 
 
+def told(page, place: str, text: str) -> None:
+    sync_api.expect(page.locator(place)).to_have_text(text, timeout=60_000)
+
+
 def test_keyboard_and_phone(served: tuple[Path, Server, list[str]], tmp_path: Path) -> None:
     folder, server, links = served
     shots = Path(os.environ.get("COGVIEW3_SCREENSHOTS", tmp_path))
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.goto(server.url + links[0])
         texts = []
         for number in range(6):
-            page.wait_for_function(f"document.getElementById('count').textContent === '{number} of 6'")
+            told(page, "#count", f"{number} of 6")
             texts.append(page.inner_text("#prompt"))
             if number == 0:
                 page.keyboard.press("4")  # both bad, and taken back
                 page.keyboard.press("Backspace")
             page.keyboard.press("1")
-            page.wait_for_function("document.getElementById('left').complete")
+            page.locator("#left").evaluate("image => image.decode()")
             page.screenshot(path=shots / f"desktop-{number}.png")
             page.keyboard.press("3")
             page.keyboard.press("Enter")
-        page.wait_for_function("document.getElementById('message').textContent.includes('all')")
+        told(page, "#message", "That was all. Thank you!")
         phone = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
         touch = phone.new_page()
+        touch.set_default_timeout(60_000)
         touch.goto(server.url + links[1])
         touch.wait_for_selector("#pair:not([hidden])")
-        touch.wait_for_function("document.getElementById('left').complete && document.getElementById('right').complete")
+        for side in ("#left", "#right"):
+            touch.locator(side).evaluate("image => image.decode()")
         touch.tap("#alignment button:nth-of-type(2)")
         touch.screenshot(path=shots / "phone.png")
         wide = touch.evaluate("document.documentElement.scrollWidth")
         small = touch.evaluate("Math.min(...[...document.querySelectorAll('button')].map(b => b.offsetHeight))")
         touch.tap("#aesthetics button:nth-of-type(4)")
         touch.tap("#submit")
-        touch.wait_for_function("document.getElementById('count').textContent === '1 of 6'")
+        told(touch, "#count", "1 of 6")
         touch.reload()  # goes on where it was
-        touch.wait_for_function("document.getElementById('count').textContent === '1 of 6'")
+        told(touch, "#count", "1 of 6")
         browser.close()
     assert errors == []
     assert wide <= 390
