@@ -12,7 +12,7 @@ from cogview3.generation.loading import unloadable
 
 def _swap_lcm(pipe: DiffusionPipeline, dtype: torch.dtype) -> None:
     """Latent consistency: SDXL with another UNet, on its own scheduler."""
-    pipe.unet = UNet2DConditionModel.from_pretrained("latent-consistency/lcm-sdxl", torch_dtype=dtype)
+    pipe.unet = UNet2DConditionModel.from_pretrained("latent-consistency/lcm-sdxl", dtype=dtype)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
 
 
@@ -37,7 +37,7 @@ class Baseline:
     def load(self, dtype: torch.dtype) -> DiffusionPipeline:
         """The pipeline. Raises UserError where it cannot be loaded."""
         try:
-            pipe = DiffusionPipeline.from_pretrained(self.source, torch_dtype=dtype)
+            pipe = DiffusionPipeline.from_pretrained(self.source, dtype=dtype)
             if self.change is not None:
                 self.change(pipe, dtype)
         except (OSError, ValueError) as error:

@@ -128,7 +128,7 @@ class Own(System):
         if self._pipe is not None:
             return self._pipe.vae
         try:
-            return AutoencoderKL.from_pretrained(self.source, subfolder="vae", torch_dtype=dtype).to(device)
+            return AutoencoderKL.from_pretrained(self.source, subfolder="vae", dtype=dtype).to(device)
         except (OSError, ValueError) as error:
             raise unloadable(self.source, error) from error
 
@@ -156,9 +156,8 @@ class Foreign(System):
     """
 
     def __init__(self, name: str, baseline: Baseline, sampling: Overrides) -> None:
-        ours = [
-            key for key in ("relay_steps", "relay_guidance", "relays", "sampler", "light") if getattr(sampling, key)
-        ]
+        alone = ("relay_steps", "relay_guidance", "relays", "sampler", "light")
+        ours = [key for key in alone if getattr(sampling, key) is not None]
         if ours:
             raise UserError(f"{name} is no model of ours and has no {ours[0]}: leave --{ours[0].replace('_', '-')} out")
         self.name, self.baseline, self.sampling = name, baseline, sampling
