@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from cogview3 import CogView3Pipeline
+from cogview3.serving.service import MASKS
 from tests.serving.conftest import Served, pixels, serving
 
 
@@ -125,6 +126,24 @@ def test_edits(served: Served) -> None:
         bare = http.post("/v1/images/edits", files={"image": png((16, 16))}, data={"enlarge": "1"})
     assert bare.status_code == 200
     assert bare.json()["size"] == "32x32"
+
+
+@pytest.mark.skipif(not MASKS, reason="the pipeline has no masks")
+def test_edits_within_a_mask_keep_the_rest(served: Served) -> None:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    edited = served.client().images.edit(image=png(), mask=file.getvalue(), prompt="star", size="64x64")
+    change = (pixels(opened(edited.data[0].b64_json)) - torch.tensor([200, 30, 60])[:, None, None]).abs()
+    assert change[:, :, :32].max() <= 1
+    assert change[:, :, 32:].max() > 10
+
+
+def test_masks_of_another_size_are_refused(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="32x32") as raised:
+        served.client().images.edit(image=png(), mask=png((32, 32), "RGBA", (0, 0, 0, 0)), prompt="star")
+    assert raised.value.param == "mask"
 
 
 UPLOADS = {
