@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cogview3.config import UserError, parse_recipe
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls an adapter's file."""
@@ -43,16 +48,21 @@ _LENGTH = "train.images"
 """May be raised in the middle of a run, or after its end."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
 _LOCK = ".lock"
+_PARTIAL = "partial-"  # in the names of what is being written
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; rename it to `path` when the block ends without an error."""
+    """Give a temporary name beside `path`; rename it to `path` when the block ends without an error.
+
+    What is left of it after a kill, `clear_abandoned` finds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    opened, name = tempfile.mkstemp(prefix=f".{path.name}.{_PARTIAL}", suffix=path.suffix, dir=path.parent)
+    os.close(opened)
     temporary = Path(name)
+    handle = _hold(temporary)
     try:
         yield temporary
         temporary.chmod(0o644)
@@ -62,17 +72,21 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder beside `path`; it takes the place of `path` when the block ends well.
+    """Give an empty temporary folder beside `path`; it replaces `path` when the block ends well.
 
-    Of a link, what it points to is replaced.
+    Of a link, what it points to is replaced. What killed commands left of the same folder is deleted.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    clear_abandoned(path.parent, f".{path.name}.{_PARTIAL}*")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_PARTIAL}", dir=path.parent))
+    handle = _hold(temporary)
     try:
         yield temporary
         for item in (temporary, *temporary.rglob("*")):
@@ -83,6 +97,37 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def clear_abandoned(folder: Path, pattern: str = f".*.{_PARTIAL}*") -> None:
+    """Delete what `whole_file` and `whole_folder` of killed processes left in a folder; others at work are let be."""
+    for path in folder.glob(pattern) if fcntl else ():
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError:  # locked: it is being written
+            continue
+        finally:
+            os.close(handle)
+
+
+def _hold(path: Path) -> int | None:
+    """A handle that marks what is being written for as long as this process lives; None where there are no locks."""
+    if fcntl is None:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    with suppress(OSError):  # file systems without locks
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 def _replace_folder(new: Path, path: Path) -> None:
@@ -248,8 +293,18 @@ def _require_same(run: Path, stored: dict[str, Any], recipe: dict[str, Any]) -> 
     if isinstance(before, int) and isinstance(now, int) and now > before:
         different.remove(_LENGTH)
     if different:
-        shown = ", ".join(f"{key} ({old.get(key)} there, {new.get(key)} here)" for key in different[:5])
+        shown = differences(old, new, different[:5])
         raise UserError(f"{run} holds a run of another recipe: {shown}; use --out, or --restart to move it aside")
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str] | None = None) -> str:
+    """What differs between stored settings and those of now, in words: "size (64 there, 32 here)"; "" for nothing.
+
+    `names` are those to look at; all by default.
+    """
+    names = sorted(theirs.keys() | ours.keys()) if names is None else names
+    shown = [name for name in names if theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name} ({theirs.get(name)} there, {ours.get(name)} here)" for name in shown)
 
 
 def _flatten(tables: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Aspect-ratio buckets, crops, size conditions, batches."""
 
 import json
-from itertools import islice, product
+from itertools import product
 from math import log
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def make(tars: list[str], epochs: int | None = None, **options: Any) -> BucketBa
     reader = CaptionedImages(tars, seed=1, buffer=8, epochs=epochs)
     center = options.pop("center", False)
     fitted = FittedImages(reader, Buckets(32, 8, 2.0), seed=options.get("seed", 3), center=center)
-    return BucketBatches(fitted, **{"batch": 4, "seed": 3, **options})
+    return BucketBatches(fitted, options.get("batch", 4))
 
 
 def key(name: str) -> str:
@@ -115,7 +115,7 @@ def key(name: str) -> str:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    tensors = ("images", "drop", "original", "crop", "target", "indices")
+    tensors = ("images", "original", "crop", "target", "indices")
     return (one.keys, one.captions) == (other.keys, other.captions) and all(
         torch.equal(getattr(one, name), getattr(other, name)) for name in tensors
     )
@@ -179,30 +179,23 @@ def test_center_crops(tars: list[str]) -> None:
 def test_draws_belong_to_the_sample(tars: list[str]) -> None:
     def drawn(batches: BucketBatches) -> dict[int, tuple[Any, ...]]:
         return {
-            index: (key(name), crop, drop)
+            index: (key(name), crop)
             for batch in batches
-            for index, name, crop, drop in zip(
-                batch.indices.tolist(), batch.keys, map(tuple, batch.crop.tolist()), batch.drop.tolist(), strict=True
+            for index, name, crop in zip(
+                batch.indices.tolist(), batch.keys, map(tuple, batch.crop.tolist()), strict=True
             )
         }
 
     whole = drawn(make(tars, epochs=4, batch=1))
     ordered = CaptionedImages(tars, epochs=4, buffer=0)
-    other = drawn(BucketBatches(FittedImages(ordered, Buckets(32, 8, 2.0), seed=3), 1, seed=3))
+    other = drawn(BucketBatches(FittedImages(ordered, Buckets(32, 8, 2.0), seed=3), 1))
     assert len(whole) == 240
     assert other == whole  # in another order
     parts = [CaptionedImages(tars, epochs=4, part=part, parts=3, seed=1) for part in range(3)]
     fitted = [FittedImages(part, Buckets(32, 8, 2.0), seed=3) for part in parts]
-    shares = [drawn(BucketBatches(part, 1, seed=3)) for part in fitted]
+    shares = [drawn(BucketBatches(part, 1)) for part in fitted]
     assert {index: value for share in shares for index, value in share.items()} == whole
     assert drawn(make(tars, epochs=4, batch=1, seed=4)) != whole
-
-
-def test_text_is_dropped_with_its_share(tars: list[str]) -> None:
-    drops = torch.cat([batch.drop for batch in islice(make(tars, batch=8), 200)])
-    assert abs(drops.sum() - 160) < 4 * (1600 * 0.1 * 0.9) ** 0.5
-    for share in (0.0, 1.0):
-        assert {bool(drop) for batch in make(tars, epochs=1, text_dropout=share) for drop in batch.drop} == {share == 1}
 
 
 @pytest.mark.parametrize("before", [0, 1, 7, 20])
@@ -237,7 +230,6 @@ def test_positions_of_other_batches_are_refused(tars: list[str]) -> None:
         make(tars, batch=5).load_state_dict(state)
 
 
-@pytest.mark.parametrize(("options", "words"), [({"batch": 0}, "batch 0"), ({"text_dropout": 1.2}, "text_dropout 1.2")])
-def test_bad_values_are_refused(tars: list[str], options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        make(tars, **options)
+def test_a_batch_of_nothing_is_refused(tars: list[str]) -> None:
+    with pytest.raises(UserError, match="batch 0"):
+        make(tars, batch=0)

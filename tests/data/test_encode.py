@@ -23,15 +23,15 @@ from typer.testing import CliRunner
 
 from cogview3.cli.app import app
 from cogview3.config import UserError
-from cogview3.data import encode, encoded, formats
+from cogview3.data import addresses, encode, encoded
 from cogview3.data.buckets import fit
 from cogview3.data.encode import Encoding, encode_shard, encode_shards
 from cogview3.data.encoded import (
     Encoded,
     Preprocessing,
     encoded_bytes,
+    latent_notes,
     read_encoded,
-    read_notes,
     vae_fingerprint,
     write_latents,
 )
@@ -275,10 +275,14 @@ def test_a_shard_that_cannot_be_read_gets_no_latents(
     report, told = encode_shards(shards[:2], encoding(model))
     assert (told["finished_before"], report.samples, report.broken) == (1, 8, {"cut tar": 1})
 
-    def refuse(address: str) -> None:
+    real = addresses.open_address
+
+    def refuse(address: str) -> object:
+        if address.endswith("latents.tar"):
+            return real(address)
         raise PermissionError(errno.EACCES, "Permission denied", address)
 
-    monkeypatch.setattr(formats, "open_address", refuse)
+    monkeypatch.setattr(addresses, "open_address", refuse)
     with pytest.raises(UserError, match=r"more/00000\.tar: unreadable tar \(Permission denied\); nothing was written"):
         encode_shards(shards, encoding(model))
     assert have_latents(shards) == [True, True, False]
@@ -310,7 +314,7 @@ def read_notes_of(content: bytes) -> dict[str, object]:
 def test_another_seed_or_dtype_is_refused(model: Path, tars: list[str]) -> None:
     shards = find_shards(tars[:1])
     encode_shards(shards, encoding(model))
-    notes = read_notes(latents_of(shards[0]))
+    notes = latent_notes(latents_of(shards[0]))
     assert (notes["seed"], notes["dtype"]) == (0, "float32")
     other = replace(encoding(model), seed=3, precision=torch.bfloat16)
     with pytest.raises(
@@ -377,10 +381,10 @@ def test_other_implementations_read_the_file(tmp_path: Path) -> None:
 
 
 def test_notes_are_read_without_the_rest(tmp_path: Path) -> None:
-    assert read_notes(LatentShard(str(tmp_path / "none.latents.tar"))) is None
+    assert latent_notes(LatentShard(str(tmp_path / "none.latents.tar"))) is None
     (tmp_path / "b.latents.tar").write_bytes(tar_bytes([("a.txt", b"x")]))
     with pytest.raises(UserError, match=r"it does not begin with __latents__\.json"):
-        read_notes(LatentShard(str(tmp_path / "b.latents.tar")))
+        latent_notes(LatentShard(str(tmp_path / "b.latents.tar")))
     address = str(tmp_path / "c.latents.tar")
     with pytest.raises(ValueError, match="more than"), encoded.write_latents(address) as writer:
         writer.notes = {"long": "x" * 5000}
@@ -411,7 +415,7 @@ def test_the_command(model: Path, tars: list[str]) -> None:
     assert (told["encoded"], told["images"], told["finished_before"], told["broken"]) == (9, 9, 0, {})
     shown = CliRunner().invoke(app, [*command, "--relay"])
     assert "2 of them encoded before" in shown.output
-    notes = read_notes(latents_of(find_shards(tars)[0]))["preprocessing"]
+    notes = latent_notes(latents_of(find_shards(tars)[0]))["preprocessing"]
     assert (notes["size"], notes["bucket_step"], notes["crop"], notes["relay"]) == (64, 64, "random", True)
     for more, words in (
         ([], "relay (True there, False here)"),

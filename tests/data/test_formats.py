@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cogview3.config import UserError
-from cogview3.data import formats
+from cogview3.data import addresses
 from cogview3.data.formats import find_shards
 from cogview3.data.shards import CaptionedImages
 from tests.data.conftest import (
@@ -91,15 +92,64 @@ def test_folders_are_read_like_tars(tmp_path: Path) -> None:
     assert went_on == took_up
 
 
-def test_names_with_more_than_one_dot_are_told(tmp_path: Path) -> None:
-    """A key ends at the first, as in tars; what belongs to a picture, as its mask, is another matter."""
-    for name in ("a.png", "a.mask.png", "v1.5.png", "shot at 10.30.15.png"):
-        (tmp_path / name).write_bytes(encoded(picture(0), "PNG"))
-    for name in ("a.txt", "v1.5.txt"):
-        (tmp_path / name).write_text("told")
-    reader = CaptionedImages([str(tmp_path)], epochs=1, buffer=0)
-    assert [sample.key for sample in reader] == ["a"]
-    assert reader.report.broken == {"more than one dot in the name": 2}
+FAMILIES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
+    # names; captions by key; reasons of the others
+    "versions and dates": (
+        ["v1.5.png", "v1.5.txt", "shot at 10.30.15.png", "shot at 10.30.15.txt", "2020.01.02.png", "2020.01.03.txt"],
+        {"v1.5": "v1.5.txt", "shot at 10.30.15": "shot at 10.30.15.txt"},
+        ["missing caption", "missing image"],
+    ),
+    "parts by dots": (["x.image.png", "x.caption.txt"], {"x": "x.caption.txt"}, []),
+    "other parts": (
+        ["s0.input.png", "s0.outputs.txt", "s1.txt", "s1.input.png"],
+        {"s0": "s0.outputs.txt", "s1": "s1.txt"},
+        [],
+    ),
+    "one has none": (["x.png", "x.caption.txt"], {"x": "x.caption.txt"}, []),
+    "masks": (["a.png", "a.mask.png", "a.txt", "a.notes.txt"], {"a": "a.txt"}, ["second picture of a name"]),
+    "no order": (["b.txt", "a.png", "b.png", "a.txt"], {"a": "a.txt", "b": "b.txt"}, []),
+    "case": (
+        ["IMG_1.PNG", "IMG_1.TXT", "b.png", "b.PNG", "b.txt"],
+        {"IMG_1": "IMG_1.TXT", "b": "b.txt"},
+        ["same key twice"],
+    ),
+    "two formats": (["a.png", "a.webp", "a.txt"], {"a": "a.txt"}, []),
+    "accents": (["e\u0301.png", "\u00e9.txt"], {"\u00e9": "\u00e9.txt"}, []),
+    "underscores": (["__a.png", "__a.txt", "_b.png", "_b.txt"], {"__a": "__a.txt", "_b": "_b.txt"}, []),
+    "kohya": (["a.png", "a.caption"], {"a": "a.caption"}, []),
+    "below": (["10_cats/a.png", "10_cats/a.txt", "dogs/a.png"], {"10_cats/a": "10_cats/a.txt"}, ["missing caption"]),
+    "other formats": (
+        ["a.jfif", "a.txt", "b.tif", "b.txt", "c.avif", "c.txt", "d.heic", "d.txt", "e.svg", "f.psd", "f.png", "f.txt"],
+        {"a": "a.txt", "b": "b.txt", "c": "c.txt", "f": "f.txt"},
+        ["format not read: heic", "format not read: svg"],
+    ),
+    "litter": ([".DS_Store", "._a.png", "Thumbs.db", "desktop.ini", "a.png", "a.txt", "notes.md"], {"a": "a.txt"}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar"])
+@pytest.mark.parametrize(("names", "captions", "reasons"), FAMILIES.values(), ids=FAMILIES)
+def test_names_tell_which_files_are_a_sample(
+    tmp_path: Path, layout: str, names: list[str], captions: dict[str, str], reasons: list[str]
+) -> None:
+    kinds = {"jfif": "JPEG", "tif": "TIFF", "avif": "AVIF", "webp": "WEBP"}
+    files = []
+    for number, name in enumerate(names):
+        end = name.rpartition(".")[2].lower()
+        text = end in ("txt", "caption")
+        files.append((name, name.encode() if text else encoded(picture(number), kinds.get(end, "PNG"))))
+    address = tmp_path / ("set" if layout == "folder" else "set.tar")
+    if layout == "tar":
+        address.write_bytes(tar_bytes(files))
+    for name, content in files if layout == "folder" else ():
+        (address / name).parent.mkdir(parents=True, exist_ok=True)
+        (address / name).write_bytes(content)
+    reader = CaptionedImages([str(address)], epochs=1, buffer=0)
+    assert {sample.key: sample.caption for sample in reader} == captions
+    assert sorted((reader.report.broken + reader.report.filtered).elements()) == sorted(reasons)
+    for shard in find_shards([str(address)]):
+        for group in shard.groups():
+            assert group.fault or shard.at(group.offset) == replace(group, number=shard.at(group.offset).number)
 
 
 def test_folders_with_metadata(tmp_path: Path) -> None:
@@ -149,12 +199,12 @@ def test_ten_thousand_shards_are_not_looked_into(tmp_path: Path, monkeypatch: py
     (tmp_path / "00000.tar").rename(tmp_path / "09999.tar")
     write_tars(tmp_path, (4,))
     opened = []
-    real = formats.open_address
-    monkeypatch.setattr(formats, "open_address", lambda address: opened.append(address) or real(address))
+    real = addresses.open_address
+    monkeypatch.setattr(addresses, "open_address", lambda address: opened.append(address) or real(address))
     reader = CaptionedImages([str(tmp_path / "{00000..09999}.tar")], buffer=0)
     assert opened == []
     assert keys(reader, 3) == all_keys((3,))
-    assert len(opened) == 1
+    assert len([address for address in opened if address.endswith(".tar")]) == 1
 
 
 def test_names_are_expanded(tars: list[str], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 from cogview3.config import UserError
-from cogview3.data import tables
+from cogview3.data import addresses
 from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards
 from cogview3.data.keep import write_keep
@@ -96,7 +96,7 @@ def test_what_is_wrong_is_counted_or_refused(tmp_path: Path, table: str) -> None
     reader = CaptionedImages([table, str(tmp_path / "c.parquet")], epochs=1)
     assert len(keys(reader)) == 7
     assert reader.report.broken == {"damaged table": 1}
-    parquet.write_table(pyarrow.table({"pixels": [b"x"]}), tmp_path / "d.parquet")
+    parquet.write_table(pyarrow.table({"pixels": ["x"]}), tmp_path / "d.parquet")
     with pytest.raises(UserError, match=r"d.parquet: no column image, .* among pixels; rename"):
         keys(CaptionedImages([str(tmp_path / "d.parquet")], epochs=1))
     shard = find_shards([table])[0]
@@ -124,7 +124,7 @@ def test_a_table_that_cannot_be_read_is_told_from_a_damaged_one(table: str, monk
         Path(address).write_bytes(content[: len(content) // 2])
         assert last(address) == ("damaged table", ""), address
         with monkeypatch.context() as patch:
-            patch.setattr(tables, "open_address", lambda address, content=content: Failing(content))
+            patch.setattr(addresses, "open_address", lambda address, content=content: Failing(content))
             assert last(address) == ("unreadable table", "Input/output error"), address
         Path(address).unlink()
         assert last(address) == ("missing table", "No such file or directory"), address

@@ -21,6 +21,7 @@ from PIL import Image
 from cogview3.bench.machine import hardware
 from cogview3.config import UserError
 from cogview3.data.buckets import BucketBatches, Buckets, FittedImages, fit
+from cogview3.data.images import open_image
 from cogview3.data.scenes.write import write_samples
 from cogview3.data.shards import CaptionedImages
 from cogview3.evaluation.progress import Counter, silent
@@ -136,7 +137,7 @@ def _bare(jpegs: list[bytes], buckets: Buckets, pictures: int) -> None:
     """Decode, resize, crop and stack: nothing that a loader could leave out."""
     groups: dict[int, list[np.ndarray]] = {}
     for jpeg in islice(cycle(jpegs), pictures):
-        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+        image = open_image(jpeg).convert("RGB")
         bucket = buckets.assign(image.height, image.width)
         group = groups.setdefault(bucket, [])
         group.append(np.asarray(fit(image, buckets.sizes[bucket])[0]))

@@ -30,8 +30,7 @@ from cogview3.captions.rows import (
 )
 from cogview3.captions.triplets import whole_address
 from cogview3.config import UserError
-from cogview3.data import images
-from cogview3.data.formats import TEXTS, FolderShard, Shard, TarShard, filesystem
+from cogview3.data.formats import FolderShard, Shard, TarShard, filesystem
 from cogview3.data.report import Broken, Filtered
 from cogview3.data.sidecars import read_columns, read_notes, write_sidecar
 
@@ -135,7 +134,7 @@ class _Reading:
         """Those that can be captioned, also the ones that are; of the others, the rows."""
         keep, keys = read_verdicts(self.shard), set()
         for group in self.shard.groups():
-            if self.total and group.offset >= 0:
+            if self.total and isinstance(group.offset, int) and group.offset >= 0:
                 self.share = min(1.0, group.offset / self.total)
             if not group.key or group.key in keys:
                 self.gone = self.gone or (group.fault if group.error else "")
@@ -249,13 +248,7 @@ def state(shard: Shard) -> int | None:
     try:
         if not isinstance(shard, FolderShard):
             return fs.size(path)
-        suffixes = (*images.SUFFIXES, *TEXTS, "jsonl")
-        parts = ("captions.part.jsonl",)
-        return sum(
-            each["size"] or 0
-            for each in fs.ls(path, detail=True)
-            if each["name"].rpartition(".")[2].lower() in suffixes and not each["name"].endswith(parts)
-        )
+        return shard.size()
     except FileNotFoundError:
         return None
 

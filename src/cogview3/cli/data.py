@@ -138,7 +138,7 @@ def filter_(
     """Judge every sample, and write which to keep beside each shard.
 
     Scores are those of the metadata; a sample without one is kept. Finished shards are skipped, so the same command
-    goes on after an interruption.
+    resumes after an interruption.
     """
     if distance and not duplicates:
         raise UserError(f"--distance {distance} is for --duplicates; give both")
@@ -172,25 +172,34 @@ def stats(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for statistics.json and histograms in statistics.png.")
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="REF", help="Count tokens, and captions that this encoder would cut."),
+    ] = None,
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Read every sample and count sizes, ratios, caption lengths, formats, and what is wrong with the others."""
     if out is not None:
         check_writable(out)
+    from cogview3.checkpoints import weights_folder
     from cogview3.cli.progress import counter
     from cogview3.data.formats import find_shards
     from cogview3.data.statistics import collect
 
+    if text is not None:
+        weights_folder(text, "tokenizer")
     found = find_shards(shards)
-    with counter("shards", len(found)) as progress:
-        statistics = collect(found, workers=workers, progress=progress)
+    with clean_stdout(as_json), counter("shards", len(found)) as progress:
+        statistics = collect(found, text=text, workers=workers, progress=progress)
     result = statistics.to_dict()
     if out is not None:
         _write_statistics(out, statistics)
         result["out"] = str(out)
     formats = ", ".join(f"{count} {name}" for name, count in statistics.formats.most_common())
     first = f"{statistics.shards} shards: {formats or 'no picture'}"
+    if total := statistics.tokens.total():
+        first += f"; {statistics.cut} of {total} captions are longer than {text} reads"
     _show(result, [first, _quantiles(statistics), _reasons(statistics.report, "usable")], as_json)
 
 
@@ -215,7 +224,7 @@ def encode(
     bucket_ratio: Annotated[float, typer.Option("--bucket-ratio", min=1, help="Most of a bucket's sides.")] = 2.0,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures encoded at once.")] = 16,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of crops and of a relay's disturbed pictures.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode all anew, whatever is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode all again, whatever is there.")] = False,
     workers: WorkersOption = 1,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
@@ -223,7 +232,7 @@ def encode(
 ) -> None:
     """Encode pictures ahead of training, and write their latents beside each shard.
 
-    Finished shards are skipped, so the same command goes on after an interruption. With several GPUs, workers are
+    Finished shards are skipped, so the same command resumes after an interruption. With several GPUs, workers are
     spread over them.
     """
     if (reconstructed_share or degraded_share) and not relay:

@@ -71,13 +71,13 @@ def open_picture(path: Path) -> "Image":
     """
     from PIL import Image, ImageOps
 
-    from cogview3.data.images import to_rgb
+    from cogview3.data.images import open_image, to_rgb
 
     mend = f"give at most {MAX_PIXELS // 10**6} million pixels"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is checked here
-            image = Image.open(path)
+            image = open_image(path)
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}: {mend}")

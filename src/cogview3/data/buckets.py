@@ -4,6 +4,7 @@
 `batch.pixels()`, captions and conditions.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.encoded import Encoded, Size
@@ -135,7 +137,7 @@ class FittedImages:
         return {"identity": self._identity, "reader": self.reader.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position. Raises UserError for one of other settings or another reader."""
+        """Resume from a position. Raises UserError for one of other settings or another reader."""
         check_identity("pictures", state["identity"], self._identity)
         self.reader.load_state_dict(state["reader"])
 
@@ -165,7 +167,7 @@ class Source(Protocol):
         """The position."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position."""
+        """Resume from a position."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,6 @@ class Batch:
     Attributes:
         images: (B, 3, H, W), uint8; None where all have latents.
         captions: B captions.
-        drop: (B,), bool: whose text is to be replaced by the zero embedding.
         original: (B, 2), int64: height and width of the picture as stored, before it was resized.
         crop: (B, 2), int64: top and left of the crop, in the resized picture.
         target: (B, 2), int64: H and W. The three are what `models.unet.size_conditions` takes.
@@ -186,7 +187,6 @@ class Batch:
 
     images: Tensor | None
     captions: list[str]
-    drop: Tensor
     original: Tensor
     crop: Tensor
     target: Tensor
@@ -202,27 +202,23 @@ class Batch:
 class BucketBatches:
     """Iterator over full batches, each of one bucket; what does not fill a batch yet waits for the next pictures.
 
-    Text dropout of a sample is drawn from (seed, its index). A batch comes when its last picture does, so the order
-    depends on the source's alone. Where the source ends, incomplete batches are left over (`waiting`).
+    A batch comes when its last picture does, so the order depends on the source's alone. Where the source ends,
+    incomplete batches are left over (`waiting`).
 
     Args:
         source: gives the samples.
         batch: pictures in each.
-        seed: of dropout.
-        text_dropout: probability that a picture's text is dropped, 0 to 1.
 
     Raises:
-        UserError: a value outside these; while reading, what the source raises.
+        UserError: a batch below 1; while reading, what the source raises.
     """
 
-    def __init__(self, source: Source, batch: int, *, seed: int = 0, text_dropout: float = 0.1) -> None:
+    def __init__(self, source: Source, batch: int) -> None:
         if batch < 1:
             raise UserError(f"batch {batch}: give 1 picture or more")
-        if not 0 <= text_dropout <= 1:
-            raise UserError(f"text_dropout {text_dropout}: give 0 to 1")
         self.source = source
-        self._batch, self._seed, self._dropout = batch, seed, text_dropout
-        self._identity = {"batch": batch, "seed": seed, "text_dropout": text_dropout}
+        self._batch = batch
+        self._identity = {"batch": batch}
         self._waiting: dict[Size, list[Fitted]] = {}
 
     @property
@@ -253,26 +249,34 @@ class BucketBatches:
         return {"identity": self._identity, "source": self.source.state_dict(), "waiting": waiting}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position: the same batches follow as would have then.
+        """Resume from a position: the same batches follow as would have then, but for pictures that are gone since.
 
         Raises UserError for the position of other settings or another source.
         """
         check_identity("batches", state["identity"], self._identity)
         self.source.load_state_dict(state["source"])
         self._waiting = {}
-        for place in state["waiting"]:
-            self._add(self.source.read(Place(*place)))
+        places = [Place(*place) for place in state["waiting"]]
+        read: dict[Place, Fitted] = {}
+        for place in sorted(places):  # in the order in which they lie
+            try:
+                read[place] = self.source.read(place)
+            except UserError:
+                continue
+        for place in places:
+            if place in read:
+                self._add(read[place])
+        if gone := len(places) - len(read):
+            print(f"data: {gone} pictures that waited for a full batch are gone", file=sys.stderr)
 
     def _add(self, fitted: Fitted) -> None:
         self._waiting.setdefault(fitted.target, []).append(fitted)
 
     def _collate(self, group: Sequence[Fitted]) -> Batch:
-        drop = [draws.chance("drop text", self._seed, fitted.index) < self._dropout for fitted in group]
         pictures = [fitted.image for fitted in group if fitted.image is not None]
         return Batch(
             images=torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2)) if pictures else None,
             captions=[fitted.caption for fitted in group],
-            drop=torch.tensor(drop),
             original=torch.tensor([fitted.original for fitted in group]),
             crop=torch.tensor([fitted.crop for fitted in group]),
             target=torch.tensor([fitted.target for fitted in group]),
@@ -284,6 +288,5 @@ class BucketBatches:
 
 def check_identity(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse a saved position of other settings. Raises UserError naming what differs."""
-    if different := [name for name, value in ours.items() if theirs.get(name) != value]:
-        shown = ", ".join(f"{name} ({theirs.get(name)} there, {ours[name]} here)" for name in different)
+    if shown := differences(theirs, ours, ours):
         raise UserError(f"the saved position is of other {what}: {shown}; use the same settings")

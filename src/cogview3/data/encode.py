@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.buckets import Buckets, fit
@@ -24,16 +25,18 @@ from cogview3.data.encoded import (
     Size,
     different,
     encoded_bytes,
-    read_notes,
+    latent_notes,
     write_latents,
 )
 from cogview3.data.entries import Entry, admit, develop
 from cogview3.data.filters import Filters
-from cogview3.data.formats import LATENTS, Shard, all_groups, latents_of
+from cogview3.data.groups import Shard, all_groups
 from cogview3.data.latents import posteriors, to_tensor
+from cogview3.data.names import LATENTS
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Report, Skipped
-from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.data.sidecars import clear_abandoned, read_captions, read_keep
+from cogview3.data.tars import latents_of
 from cogview3.prompts.encode import embed_text
 
 _AT_ONCE = 8  # batches whose pictures are held, so that there are full ones of most buckets
@@ -72,14 +75,14 @@ def encode_shards(
 ) -> tuple[Report, dict[str, Any]]:
     """Write a tar of latents beside each shard that has none.
 
-    Tars appear whole, so an interrupted call goes on with the first shard that has none; one that overwrites begins
+    Tars appear whole, so an interrupted call resumes with the first shard that has none; one that overwrites begins
     again.
 
     Args:
         shards: from `formats.find_shards`.
         encoding: how.
         workers: processes, each at a shard.
-        overwrite: encode all anew, whatever is there.
+        overwrite: encode all again, whatever is there.
         progress: called with the number of finished shards.
 
     Returns:
@@ -91,8 +94,9 @@ def encode_shards(
             of it, that is missing or cannot be read, for which nothing is written.
     """
     report, todo = Report(), []
+    clear_abandoned([latents_of(shard).address for shard in shards])
     for shard in shards:
-        notes = None if overwrite else read_notes(latents_of(shard))
+        notes = None if overwrite else latent_notes(latents_of(shard))
         if notes is None:
             todo.append(shard)
         elif shown := _otherwise(notes, encoding):
@@ -106,28 +110,26 @@ def encode_shards(
         progress(finished + number)
     seconds, images = time.perf_counter() - start, report.samples - before
     rate = images / seconds if images else 0.0
-    told = {"shards": len(shards), "finished_before": finished, "images": images}
-    return report, {**told, "seconds": round(seconds, 2), "images_per_second": round(rate, 2)}
+    counts = {"shards": len(shards), "finished_before": finished, "images": images}
+    return report, {**counts, "seconds": round(seconds, 2), "images_per_second": round(rate, 2)}
 
 
 def _otherwise(notes: Mapping[str, Any], encoding: Encoding) -> str:
-    """What in the notes of latents is not as in an encoding, in words; older ones do not tell their dtype."""
+    """What in the notes of latents is not as in an encoding, in words; older ones do not say their dtype."""
     ours = _own_notes(encoding)
-    shown = [
-        f"{name} ({notes[name]} there, {ours[name]} here)" for name in ours if notes.get(name, ours[name]) != ours[name]
-    ]
-    return ", ".join(filter(None, [different(notes, encoding.preprocessing), *shown]))
+    shown = differences(notes, ours, [name for name in ours if name in notes])
+    return ", ".join(filter(None, [different(notes, encoding.preprocessing), shown]))
 
 
 def _own_notes(encoding: Encoding) -> dict[str, Any]:
-    """What is noted of an encoding beside its preprocessing, as it tells in the latents too."""
+    """What is noted of an encoding beside its preprocessing, as it shows in the latents too."""
     return {"seed": encoding.seed, "dtype": str(encoding.precision).removeprefix("torch.")}
 
 
 def encode_shard(shard: Shard, encoding: Encoding) -> Report:
     """Encode every usable sample of a shard, in its order; gives the counts. A keep sidecar is obeyed.
 
-    Raises UserError as `formats.all_groups` does.
+    Raises UserError as `groups.all_groups` does.
     """
     report = Report()
     fitted = _fitted(shard, encoding, report)
@@ -136,10 +138,13 @@ def encode_shard(shard: Shard, encoding: Encoding) -> Report:
             for item, encoded in zip(chunk, _encode(chunk, encoding), strict=True):
                 entry = item.entry
                 writer.add(f"{entry.key}.{LATENTS}", encoded_bytes(encoded, entry.old, entry.new or ""))
-                if entry.old:
+                metadata = dict(entry.metadata)
+                if entry.others:  # a choice stays one
+                    metadata["caption"] = list(entry.choices)
+                elif entry.old:
                     writer.add(f"{entry.key}.txt", entry.old.encode())
-                if entry.metadata:
-                    writer.add(f"{entry.key}.json", json.dumps(entry.metadata).encode())
+                if metadata:
+                    writer.add(f"{entry.key}.json", json.dumps(metadata, default=str).encode())
         preprocessing = encoding.preprocessing.to_dict()
         own = _own_notes(encoding)
         writer.notes = {"format": 1, "preprocessing": preprocessing, **own, "report": report.to_dict()}
@@ -181,19 +186,19 @@ def _fitted(shard: Shard, encoding: Encoding, report: Report) -> Iterator[_Item]
 
 def _encode(items: Sequence[_Item], encoding: Encoding) -> list[Encoded]:
     """Latents of samples, those of one size together, in the order given."""
-    places: dict[Size, list[int]] = {}
-    for place, item in enumerate(items):
-        places.setdefault(item.image.shape[:2], []).append(place)
+    sizes: dict[Size, list[int]] = {}
+    for number, item in enumerate(items):
+        sizes.setdefault(item.image.shape[:2], []).append(number)
     made: dict[int, dict[str, np.ndarray]] = {}
-    for same in places.values():
+    for same in sizes.values():
         for start in range(0, len(same), encoding.batch):
             batch = same[start : start + encoding.batch]
-            made |= zip(batch, _posteriors([items[place] for place in batch], encoding), strict=True)
+            made |= zip(batch, _posteriors([items[number] for number in batch], encoding), strict=True)
     texts = _texts(items, encoding)
     encoded = []
-    for place, item in enumerate(items):
-        own = {told: texts[told] for told in (item.entry.old, item.entry.new) if told in texts}
-        parts = (made[place].get(name) for name in ("mean", "logvar", "low_mean", "low_logvar"))
+    for number, item in enumerate(items):
+        own = {text: texts[text] for text in (item.entry.old, item.entry.new) if text in texts}
+        parts = (made[number].get(name) for name in ("mean", "logvar", "low_mean", "low_logvar"))
         encoded.append(Encoded(*parts, item.original, item.crop, item.image.shape[:2], own))
     return encoded
 
@@ -212,10 +217,10 @@ def _texts(items: Sequence[_Item], encoding: Encoding) -> dict[str, np.ndarray]:
     if encoding.text is None:
         return {}
     tokenizer, encoder = _text_encoder(encoding)
-    told = list(dict.fromkeys(text for item in items for text in (item.entry.old, item.entry.new) if text))
+    captions = list(dict.fromkeys(text for item in items for text in (item.entry.old, item.entry.new) if text))
     texts: dict[str, np.ndarray] = {}
-    for start in range(0, len(told), encoding.batch):
-        batch = told[start : start + encoding.batch]
+    for start in range(0, len(captions), encoding.batch):
+        batch = captions[start : start + encoding.batch]
         texts |= zip(batch, _half(embed_text(tokenizer, encoder, batch), "text encoder"), strict=True)
     return texts
 

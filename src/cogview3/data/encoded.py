@@ -2,7 +2,7 @@
 
 The tar stands for the shard that it was made of: its samples have the same keys and hold, in the same order, `key.txt`
 and `key.json` as the shard has them and `key.safetensors` instead of the picture. Its first file, `__latents__.json`,
-tells the autoencoder and the preprocessing.
+notes the autoencoder and the preprocessing.
 """
 
 import hashlib
@@ -20,15 +20,16 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from cogview3.checkpoints import whole_file
+from cogview3.checkpoints import differences, whole_file
 from cogview3.config import UserError
-from cogview3.data.formats import LatentShard, filesystem, is_local, open_address
+from cogview3.data import addresses
+from cogview3.data.addresses import filesystem, is_local
 from cogview3.data.report import Broken
+from cogview3.data.tars import NOTES, LatentShard
 
 Size = tuple[int, int]
 """Height and width in pixels, or top and left."""
 
-NOTES = "__latents__.json"
 _ROOM = 4096  # bytes for the notes, which are complete only when all else is written
 _PARTS = ("mean", "logvar", "low_mean", "low_logvar")
 
@@ -68,7 +69,16 @@ def read_encoded(data: bytes) -> Encoded:
         texts = {caption: tensors[f"text_{which}"] for which, caption in captions.items()}
         sizes = ((height, width), (top, left), (target[0], target[1]))
         return Encoded(tensors["mean"], tensors["logvar"], *parts[2:], *sizes, texts)
-    except (SafetensorError, ValueError, KeyError, IndexError, AttributeError):
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        OverflowError,
+    ):
         raise Broken("damaged latents") from None
 
 
@@ -81,13 +91,13 @@ def encoded_bytes(encoded: Encoded, old: str = "", new: str = "") -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(part) for name, part in tensors.items()}, captions)
 
 
-def read_notes(shard: LatentShard) -> dict[str, Any] | None:
+def latent_notes(shard: LatentShard) -> dict[str, Any] | None:
     """What a tar of latents says of itself; None where there is none.
 
     Raises UserError for a damaged one.
     """
     try:
-        with open_address(shard.address) as file:
+        with addresses.open_address(shard.address) as file:
             head = file.read(512 + _ROOM)
         member = tarfile.TarInfo.frombuf(head[:512], "utf-8", "strict")
         if member.name != NOTES:
@@ -139,7 +149,7 @@ def check_latents(shard: LatentShard, wanted: Preprocessing) -> None:
 
     They may hold small pictures that nobody wants, and need not hold embeddings.
     """
-    notes = read_notes(shard)
+    notes = latent_notes(shard)
     if notes is None:
         raise UserError(f"{shard.address}: not found; make it with cogview3 data encode, or set data.latents=never")
     optional = ["relay", "reconstructed_share", "degraded_share"] if wanted.low is None else []
@@ -155,8 +165,7 @@ def check_latents(shard: LatentShard, wanted: Preprocessing) -> None:
 def different(notes: Mapping[str, Any], wanted: Preprocessing, optional: Sequence[str] = ()) -> str:
     """What in the notes of latents is not as wanted, but for the optional, in words; empty where all is."""
     theirs, ours = notes.get("preprocessing", {}), wanted.to_dict()
-    names = [name for name in {**ours, **theirs} if name not in optional and theirs.get(name) != ours.get(name)]
-    return ", ".join(f"{name} ({theirs.get(name)} there, {ours.get(name)} here)" for name in names)
+    return differences(theirs, ours, [name for name in {**ours, **theirs} if name not in optional])
 
 
 def vae_fingerprint(folder: Path) -> str:

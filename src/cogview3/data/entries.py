@@ -7,9 +7,11 @@ from typing import Any
 
 from cogview3.data.encoded import Encoded, read_encoded
 from cogview3.data.filters import Filters, judge_size, judge_text
-from cogview3.data.formats import LATENTS, Group, encodable
-from cogview3.data.images import SUFFIXES, Picture, decode
-from cogview3.data.report import Broken, Filtered
+from cogview3.data.groups import Group
+from cogview3.data.images import Picture, decode
+from cogview3.data.names import LATENTS, pictures_of
+from cogview3.data.report import NO_CAPTION, Broken, Filtered
+from cogview3.data.texts import NO_TEXT, caption_choices, decode_text, find_caption
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Entry:
         suffix: of this file.
         old: the caption that came with the picture; "" where there is only a new one.
         new: from the captions sidecar; None where it has none.
-        metadata: from the .json file; {} without one.
-        mended: what was missing, in words.
+        metadata: from the .json file, or the other columns of a table; {} without one.
+        mended: what was missing or corrected, in words.
+        others: further captions that came with the picture, to choose from.
     """
 
     key: str
@@ -31,43 +34,64 @@ class Entry:
     suffix: str
     old: str
     new: str | None
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
     mended: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All captions that came with the picture."""
+        return (self.old, *self.others) if self.old else ()
 
 
 def take_apart(group: Group, captions: Mapping[str, str] | None = None, needs_caption: bool = True) -> Entry:
     """The entry of a group; `captions` are new captions by key.
 
-    Where there is no .txt, the metadata's "caption" stands in, and a new caption is enough on its own.
+    A table's caption counts before a .txt, that before the metadata's "caption"; a new caption is enough on its own.
 
     Raises:
         Broken: the group's own fault, "missing image", "missing caption" (or a blank one) where it `needs_caption`,
-            "undecodable text", "unreadable metadata".
+            "caption is no text", "undecodable text", "unreadable metadata".
+        Filtered: the set itself says that this is no sample.
     """
+    if group.left_out:
+        raise Filtered(group.left_out)
     if group.fault:
         raise Broken(group.fault)
-    pictures = [suffix for suffix in group.files if suffix in SUFFIXES or suffix == LATENTS]
+    pictures = pictures_of(group.files)
     if not pictures:
         raise Broken("missing image")
-    metadata = _metadata(group.files.get("json"))
+    metadata = {**_metadata(group.files.get("json")), **group.record}
     new = (captions or {}).get(group.key)
     mended = ["second image left out"] * (len(pictures) > 1)
-    old = _text(group.files.get("txt", b""))
-    if not old:
-        old = encodable(str(metadata.get("caption") or "").strip())
-        mended.append("caption from metadata" if old else "no old caption")
-    if needs_caption and not old and not new:
-        raise Broken("missing caption")
+    choices, fault = _captions(group, metadata, mended)
+    if not choices and not new and (needs_caption or fault):
+        raise Broken(fault or NO_CAPTION)
+    if not choices:
+        mended.append("no old caption")
     if captions is not None and not new:
         mended.append("no new caption")
-    return Entry(group.key, group.files[pictures[0]], pictures[0], old, new, metadata, tuple(mended))
+    old, *others = choices or ("",)
+    suffix = pictures[0]
+    return Entry(group.key, group.files[suffix], suffix, old, new, metadata, tuple(mended), tuple(others))
 
 
-def _text(content: bytes) -> str:
+def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> tuple[tuple[str, ...], str]:
+    """The captions that came with a picture, or why what is there is none."""
     try:
-        return content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise Broken("undecodable text") from None
+        found = caption_choices(group.caption)
+        if not found and "txt" in group.files:
+            found = caption_choices(decode_text(group.files["txt"]))
+        if not found:
+            names = {str(name).lower(): name for name in metadata}
+            name = names.get("caption", find_caption(metadata))
+            found = caption_choices(metadata.get(name))
+            mended += ["caption from metadata"] * bool(found)
+    except Broken as reason:
+        if str(reason) != NO_TEXT:
+            raise
+        return (), NO_TEXT
+    return found, ""
 
 
 def _metadata(content: bytes | None) -> dict[str, Any]:
@@ -91,13 +115,13 @@ def admit(
 ) -> Entry:
     """The entry of a group, judged by the keep sidecar (reasons by key; None without one), metadata and caption.
 
-    Raises Broken or Filtered.
+    What the sidecar leaves out is not looked at, whatever is wrong with it. Raises Broken or Filtered.
     """
-    if keep is not None and not group.fault:
-        if group.key not in keep:
+    if keep is not None and group.key:
+        if reason := keep.get(group.key):
+            raise Filtered(reason)
+        if group.key not in keep and not group.fault:
             raise Broken("not in the keep sidecar")
-        if keep[group.key]:
-            raise Filtered(keep[group.key])
     entry = take_apart(group, captions, needs_caption)
     if reason := judge_text(filters, entry.metadata, entry.old):
         raise Filtered(reason)

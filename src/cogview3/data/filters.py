@@ -16,6 +16,9 @@ WATERMARK = ("pwatermark", "watermark", "watermark_score")
 LINK = ("url", "source", "link")
 """Names under which public data sets keep these, compared without regard to case."""
 
+COLOR_TOLERANCE = 24
+"""Of 255: by how much a field of two pictures' color grids may differ where they count as the same."""
+
 _NSFW_WORDS = {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0}
 
 
@@ -23,8 +26,8 @@ class Filters(PictureFilters):
     """What to leave out; the defaults leave out nothing.
 
     Attributes:
-        duplicates: leave out pictures whose perceptual hash came before, in the order of shards and samples. Only for
-            `cogview3 data filter`, as it takes the whole set.
+        duplicates: leave out pictures that look like one before, in the order of shards and samples: alike are those
+            whose perceptual hashes and colors agree. Only for `cogview3 data filter`, as it takes the whole set.
         distance: bits, of 64, in which the hashes of two pictures that count as the same may differ.
     """
 
@@ -73,8 +76,8 @@ def watermarked(metadata: Mapping[str, Any], most: float | None) -> str | None:
 
 
 def caption_length(caption: str, least: int = 0, most: int | None = None) -> str | None:
-    """Against captions of fewer than `least` or more than `most` characters."""
-    if len(caption) < least:
+    """Against captions of fewer than `least` or more than `most` characters; not against having none yet."""
+    if 0 < len(caption) < least:
         return "short caption"
     return "long caption" if most is not None and len(caption) > most else None
 
@@ -101,7 +104,7 @@ def _score(metadata: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
         return _NSFW_WORDS[value.lower()]
     try:
         score = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last for whole numbers of hundreds of digits
         return None
     return None if np.isnan(score) else score
 
@@ -117,11 +120,21 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-class Seen:
-    """Hashes that came before, to find likenesses of at most `distance` bits among them.
+def color_grid(image: Image.Image) -> bytes:
+    """192 bytes: red, green and blue of 8 x 8 fields, row by row; what a gray hash cannot tell apart."""
+    return image.convert("RGB").resize((8, 8), Image.Resampling.BOX).tobytes()
 
-    Two hashes that differ in d bits agree in at least one of any d + 1 parts, so only those that share a part are
-    compared.
+
+def same_colors(grid: bytes, others: np.ndarray) -> bool:
+    """Whether a color grid is like one of others, (N, 192), uint8: within `COLOR_TOLERANCE` in every field."""
+    return bool(np.any(np.abs(others.astype(np.int16) - np.frombuffer(grid, np.uint8)).max(1) <= COLOR_TOLERANCE))
+
+
+class Seen:
+    """Pictures that came before, as hashes and color grids, to find those that look like one of them.
+
+    Alike are hashes of at most `distance` bits of difference with color grids that agree. Two hashes that differ in d
+    bits agree in at least one of any d + 1 parts, so only those that share a part are compared.
     """
 
     def __init__(self, distance: int = 0) -> None:
@@ -130,17 +143,21 @@ class Seen:
         self._distance = distance
         edges = [64 * part // (distance + 1) for part in range(distance + 2)]
         self._parts = list(pairwise(edges))
-        self._all: set[int] = set()
+        self._grids: dict[int, bytearray] = {}
         self._sharing: dict[tuple[int, int], list[int]] = {}
 
-    def add(self, value: int) -> bool:
-        """Whether a hash is like one before; if not, it is kept for those to come."""
-        if value in self._all:
-            return True
+    def add(self, value: int, grid: bytes = b"") -> bool:
+        """Whether a picture looks like one before; if not, it is kept for those to come."""
         keys = [(low, value >> low & (1 << high - low) - 1) for low, high in self._parts] if self._distance else []
-        if any((value ^ other).bit_count() <= self._distance for key in keys for other in self._sharing.get(key, ())):
-            return True
-        self._all.add(value)
-        for key in keys:
-            self._sharing.setdefault(key, []).append(value)
+        near = {other for key in keys for other in self._sharing.get(key, ())} | {value}
+        for other in near:
+            known = self._grids.get(other)
+            if known is None or (value ^ other).bit_count() > self._distance:
+                continue
+            if not grid or same_colors(grid, np.frombuffer(known, np.uint8).reshape(-1, len(grid))):
+                return True
+        if value not in self._grids:
+            for key in keys:
+                self._sharing.setdefault(key, []).append(value)
+        self._grids.setdefault(value, bytearray()).extend(grid)
         return False

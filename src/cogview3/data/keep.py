@@ -7,24 +7,27 @@ from typing import Any
 
 import pyarrow
 
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data.entries import admit, develop
-from cogview3.data.filters import Filters, Seen, difference_hash
-from cogview3.data.formats import Shard, all_groups
+from cogview3.data.filters import Filters, Seen, color_grid, difference_hash
+from cogview3.data.groups import Shard, all_groups
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Report, Skipped
-from cogview3.data.sidecars import read_captions, read_columns, read_notes, write_sidecar
+from cogview3.data.sidecars import clear_abandoned, read_captions, read_columns, read_notes, write_sidecar
 
 _DUPLICATE = "duplicate"
+_FORMAT = 2  # of sidecars: with colors
 
 
 @dataclass
 class Judged:
-    """The samples of a shard: keys, reasons to leave them out ("" to keep), hashes of pictures (None: unknown)."""
+    """The samples of a shard: keys, reasons to leave them out ("" to keep), looks of pictures (None: unknown)."""
 
     keys: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     hashes: list[int | None] = field(default_factory=list)
+    colors: list[bytes | None] = field(default_factory=list)
     report: Report = field(default_factory=Report)
 
 
@@ -36,11 +39,12 @@ def write_keep(
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Report, int]:
-    """Judge every sample and write a keep sidecar (key, keep, reason, hash) beside each shard.
+    """Judge every sample and write a keep sidecar (key, keep, reason, hash, colors) beside each shard.
 
     Sidecars appear whole, in the order of the shards; those made with the same filters are kept, so that an
-    interrupted call goes on where it stopped. Of pictures that are alike, the first one in that order is kept: where
-    a finished shard was judged beside others, its marks of likenesses are made anew.
+    interrupted call resumes where it stopped. Of pictures that are alike, the first one in that order is kept: where
+    a finished shard was judged beside others, its marks of duplicates are made again. That a picture has no caption yet
+    is no verdict on it.
 
     Args:
         shards: from `formats.find_shards`.
@@ -57,6 +61,7 @@ def write_keep(
             it, that is missing or cannot be read, for which nothing is written.
     """
     settings = filters.model_dump(mode="json")
+    clear_abandoned([shard.sidecar("keep") for shard in shards])
     finished = {}
     for shard in shards:
         if (notes := _notes(shard.sidecar("keep"), settings, overwrite)) is not None:
@@ -69,14 +74,14 @@ def write_keep(
             judged = _read(address, finished[shard.address]) if filters.duplicates else None
             if judged is not None:
                 before = list(judged.reasons)
-                _mark_likenesses(judged, seen)
+                _mark_duplicates(judged, seen)
                 if judged.reasons != before:
                     _write(address, judged, settings)
             report.add(Report.from_dict(finished[shard.address]["report"]) if judged is None else judged.report)
         else:
             judged = next(results)
             if filters.duplicates:
-                _mark_likenesses(judged, seen)
+                _mark_duplicates(judged, seen)
             _write(address, judged, settings)
             report.add(judged.report)
         progress(number + 1)
@@ -86,28 +91,29 @@ def write_keep(
 def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """What a finished sidecar notes of itself; None where it is still to be made."""
     notes = read_notes(address)
-    if notes is None or notes.get("settings") == settings:
-        return notes
-    if overwrite:
+    if notes is None:
         return None
-    theirs = notes.get("settings", {})
-    different = [name for name in sorted(settings.keys() | theirs.keys()) if theirs.get(name) != settings.get(name)]
-    shown = ", ".join(f"{name} ({theirs.get(name)} there, {settings.get(name)} here)" for name in different)
-    raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
+    if shown := differences(notes.get("settings", {}), settings):
+        if overwrite:
+            return None
+        raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
+    outdated = settings["duplicates"] and notes.get("format") != _FORMAT
+    return None if outdated else notes
 
 
 def judge(shard: Shard, filters: Filters) -> Judged:
-    """Every sample of a shard, likenesses aside. An earlier keep sidecar is not looked at.
+    """Every sample of a shard, duplicates aside. An earlier keep sidecar is not looked at.
 
-    Raises UserError as `formats.all_groups` does.
+    Raises UserError as `groups.all_groups` does.
     """
     judged = Judged()
     captions = read_captions(shard)
     for group in all_groups(shard):
-        value = None
+        value = colors = None
         try:
-            picture = develop(entry := admit(group, captions, None, filters), filters)
-            value = difference_hash(picture.image) if filters.duplicates else None
+            picture = develop(entry := admit(group, captions, None, filters, needs_caption=False), filters)
+            if filters.duplicates:
+                value, colors = difference_hash(picture.image), color_grid(picture.image)
             reason = ""
             judged.report.samples += 1
             judged.report.mended.update(entry.mended + picture.mended)
@@ -118,11 +124,12 @@ def judge(shard: Shard, filters: Filters) -> Judged:
             judged.keys.append(group.key)
             judged.reasons.append(reason)
             judged.hashes.append(value)
+            judged.colors.append(colors)
     return judged
 
 
-def _mark_likenesses(judged: Judged, seen: Seen) -> None:
-    """Leave out what is like something seen, and take back in what was left out for being like something else.
+def _mark_duplicates(judged: Judged, seen: Seen) -> None:
+    """Leave out what looks like something seen, and take back in what was left out for looking like something else.
 
     Samples with a hash have nothing else against them.
     """
@@ -130,7 +137,7 @@ def _mark_likenesses(judged: Judged, seen: Seen) -> None:
     for number, value in enumerate(judged.hashes):
         if value is None:
             continue
-        before, now = bool(judged.reasons[number]), seen.add(value)
+        before, now = bool(judged.reasons[number]), seen.add(value, judged.colors[number] or b"")
         judged.reasons[number] = _DUPLICATE if now else ""
         judged.report.samples += before - now
         filtered[_DUPLICATE] += now - before
@@ -140,12 +147,13 @@ def _mark_likenesses(judged: Judged, seen: Seen) -> None:
 
 def _read(address: str, notes: dict[str, Any]) -> Judged:
     """A finished sidecar's samples."""
-    columns = read_columns(address, ("key", "reason", "hash"))
+    columns = read_columns(address, ("key", "reason", "hash", "colors"))
     return Judged(*columns.values(), Report.from_dict(notes["report"]))
 
 
 def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:
-    write_sidecar(address, _table(judged), {"settings": settings, "report": judged.report.to_dict()})
+    notes = {"format": _FORMAT, "settings": settings, "report": judged.report.to_dict()}
+    write_sidecar(address, _table(judged), notes)
 
 
 def _table(judged: Judged) -> pyarrow.Table:
@@ -155,5 +163,6 @@ def _table(judged: Judged) -> pyarrow.Table:
             "keep": pyarrow.array([not reason for reason in judged.reasons], pyarrow.bool_()),
             "reason": pyarrow.array(judged.reasons, pyarrow.string()),
             "hash": pyarrow.array(judged.hashes, pyarrow.uint64()),
+            "colors": pyarrow.array(judged.colors, pyarrow.binary()),
         }
     )

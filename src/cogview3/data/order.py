@@ -5,17 +5,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.entries import Entry
-from cogview3.data.formats import Group, Shard
+from cogview3.data.groups import Group, Shard
 
 
 class Place(NamedTuple):
-    """Where an entry lies: source and shard by number, offset in the shard; and the epoch it is of."""
+    """Where an entry lies: source and shard by number, offset in the shard; and the epoch it is of.
+
+    Epochs of a reader that reads everything, since its own part holds no usable sample, are negative, and no other's.
+    """
 
     source: int
     shard: int
-    offset: int
+    offset: int | str
     epoch: int
 
 
@@ -26,6 +30,9 @@ class Stream:
     (seed, source, epoch) and dealt out to the readers in turn, so that every group goes to exactly one. A reader fills
     a buffer of entries and gives one at random each time; the buffer runs empty at the end of an epoch, so an epoch is
     a permutation. A buffer of 0 keeps the order of the shards and of what they hold.
+
+    A reader whose part holds nothing usable, as where readers are more than pictures, reads all parts in its next
+    epochs (`widen`).
 
     Args:
         source: its number.
@@ -56,6 +63,7 @@ class Stream:
         self._size = buffer
         self._part, self._parts = part, parts
         self._pieces = -(-parts // len(shards))
+        self._whole = False
         self._start()
 
     def _start(self) -> None:
@@ -64,8 +72,16 @@ class Stream:
         self._groups: Iterator[Group] | None = None
         self._buffer: list[tuple[Place, Entry]] = []
         count = len(self._shards) * self._pieces
-        order = np.random.default_rng([self._seed, self.source, self.epoch]).permutation(count)
-        self._units = (order if self._size else np.arange(count))[self._part :: self._parts]
+        own = [self._part] if self._whole else []
+        order = np.random.default_rng([self._seed, self.source, self.epoch, *own]).permutation(count)
+        part, parts = (0, 1) if self._whole else (self._part, self._parts)
+        self._units = (order if self._size else np.arange(count))[part::parts]
+
+    def widen(self) -> None:
+        """Read everything from the next epoch on, not this reader's part alone."""
+        if not self._whole and self._parts > 1:
+            self._whole = True
+            self._start()
 
     def take(self) -> tuple[Place, Entry] | None:
         """The next entry; None once when an epoch ends."""
@@ -91,27 +107,40 @@ class Stream:
             for group in self._groups:
                 self._next = group.number + 1
                 if (entry := self._admit(shard, group)) is not None:
-                    return Place(self.source, shard, group.offset, self.epoch), entry
+                    return Place(self.source, shard, group.offset, self._marked_epoch()), entry
             self._groups = None
             self._unit += 1
             self._next = 0
         return None
 
+    def _marked_epoch(self) -> int:
+        return -1 - (self.epoch * self._parts + self._part) if self._whole else self.epoch
+
     def state_dict(self) -> dict[str, Any]:
         """The position, in plain types: epoch, unit, group, entries given, and where those in the buffer lie."""
         return {
             "epoch": self.epoch,
+            "whole": self._whole,
             "unit": self._unit,
             "next": self._next,
             "drawn": self._drawn,
             "buffer": [[place.shard, place.offset] for place, _ in self._buffer],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], read: Callable[[Place], Entry]) -> None:
-        """Go on from a position that `state_dict` gave; `read` reads the buffer's entries again."""
-        self.epoch = state["epoch"]
+    def load_state_dict(self, state: Mapping[str, Any], read: Callable[[Place], Entry]) -> int:
+        """Resume from a position that `state_dict` gave; `read` reads the buffer's entries again.
+
+        Returns how many of these are not there any more; the others follow as they would have.
+        """
+        self.epoch, self._whole = state["epoch"], state.get("whole", False)
         self._start()
         self._unit, self._next, self._drawn = state["unit"], state["next"], state["drawn"]
-        places = [Place(self.source, shard, offset, self.epoch) for shard, offset in state["buffer"]]
-        entries = {place: read(place) for place in sorted(places)}  # in the order in which they lie
-        self._buffer = [(place, entries[place]) for place in places]
+        places = [Place(self.source, shard, offset, self._marked_epoch()) for shard, offset in state["buffer"]]
+        entries: dict[Place, Entry] = {}
+        for place in sorted(places):  # in the order in which they lie
+            try:
+                entries[place] = read(place)
+            except UserError:
+                continue
+        self._buffer = [(place, entries[place]) for place in places if place in entries]
+        return len(places) - len(self._buffer)

@@ -1,7 +1,9 @@
 """The same job for each of many shards, or pieces of work, in processes of their own, results in order."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -20,11 +22,11 @@ def over_shards(job: Callable[[Piece], Result], shards: Sequence[Piece], workers
     """
     if workers < 1:
         raise UserError(f"workers {workers}: give 1 or more")
-    if workers == 1 or len(shards) == 1:
+    if workers == 1 or len(shards) <= 1:
         yield from map(job, shards)
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), _leave_interrupts)
+    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), _begin)
     try:
         yield from pool.map(job, shards)
     except BaseException:
@@ -35,6 +37,18 @@ def over_shards(job: Callable[[Piece], Result], shards: Sequence[Piece], workers
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Let the first process alone answer Ctrl-C."""
+def _begin() -> None:
+    """Let the first process alone answer Ctrl-C, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has ended, however that came: after a SIGKILL nobody else ends it."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

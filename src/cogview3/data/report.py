@@ -7,6 +7,9 @@ from typing import Any
 
 from cogview3.config import UserError
 
+NO_CAPTION = "missing caption"
+"""Reason against a picture that nothing says anything of; no verdict on the picture, which may be captioned later."""
+
 
 class Skipped(ValueError):
     """A sample that is not given out; the message is the reason that it is counted under."""
@@ -28,7 +31,7 @@ class Report:
         samples: given out.
         broken: skipped because something is wrong with them, by reason. A tar that is cut or missing counts once.
         filtered: skipped on purpose, by a filter's or a keep sidecar's reason.
-        mended: given out, but changed or lacking something, by what was done.
+        mended: given out, but corrected or lacking something, by what was done.
     """
 
     samples: int = 0
@@ -90,17 +93,17 @@ class Tolerance:
 
     def turn(self, broken: bool, report: Report) -> None:
         """A sample that was counted as good is broken after all, or else left out. Raises UserError as `see` does."""
-        for place in range(len(self._last) - 1, -1, -1):
-            if not self._last[place]:
+        for index in range(len(self._last) - 1, -1, -1):
+            if not self._last[index]:
                 break
         else:  # it has left the window
             if broken:
                 self.see(True, report)
             return
         if not broken:
-            del self._last[place]
+            del self._last[index]
             return
-        self._last[place] = True
+        self._last[index] = True
         self._broken += 1
         self._judge(report)
 
@@ -108,7 +111,7 @@ class Tolerance:
         if len(self._last) == self.window and self._broken > self.share * self.window:
             raise UserError(
                 f"{self._broken} of the last {self.window} samples are broken, more than {self.share:.0%}: "
-                f"{listed(report.broken)}; mend the data, or allow a larger share"
+                f"{listed(report.broken)}; repair the data, run `cogview3 data filter`, or allow a larger share"
             )
 
     def state_dict(self) -> str:
@@ -116,6 +119,6 @@ class Tolerance:
         return "".join("01"[broken] for broken in self._last)
 
     def load_state_dict(self, state: str) -> None:
-        """Go on from a window that `state_dict` gave."""
+        """Resume from a window that `state_dict` gave."""
         self._last = deque((flag == "1" for flag in state), maxlen=self.window)
         self._broken = sum(self._last)

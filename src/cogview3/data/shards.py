@@ -1,4 +1,4 @@
-"""Pictures with captions out of shards, in an order that depends on the seed alone and can be taken up again anywhere.
+"""Pictures with captions out of shards, in an order that depends on the seed alone and can be resumed anywhere.
 
 `for sample in CaptionedImages(["data/{00000..00099}.tar", "s3://more/pictures/*.tar"], seed=1)` gives `sample.image`
 and `sample.caption`; the reader's `report` counts what was skipped, by reason.
@@ -13,12 +13,15 @@ from typing import Any
 
 from PIL import Image
 
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
+from cogview3.data.addresses import name_of
 from cogview3.data.encoded import Encoded, Preprocessing, check_latents
 from cogview3.data.entries import Entry, admit, develop, take_apart
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Group, find_shards, latents_of
+from cogview3.data.formats import find_shards, latents_of
+from cogview3.data.groups import Group
 from cogview3.data.images import Picture
 from cogview3.data.order import Place, Stream
 from cogview3.data.report import Broken, Report, Skipped, Tolerance, listed
@@ -26,6 +29,9 @@ from cogview3.data.sidecars import read_captions, read_keep
 
 BARREN_EPOCHS = 3
 """Epochs in a row without one usable sample, after which reading stops."""
+
+GONE = "gone since the position was saved"
+"""Reason that samples are counted under which a saved position names and the data do not hold any more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Sample:
         image: RGB; None where there are latents.
         encoded: the latents of a picture that was encoded ahead.
         caption: the one chosen of old and new.
-        old: the caption that came with the picture; "" where there is only a new one.
+        old: the caption that came with the picture, or the one chosen of several; "" where there is only a new one.
         new: from the captions sidecar; None where it has none.
         metadata: from the .json file; {} without one.
         index: 0 to 2^63 - 1; of this sample in this epoch, the same however the work is split. What is random about a
@@ -53,7 +59,7 @@ class Sample:
     caption: str
     old: str
     new: str | None
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
     index: int
     place: Place
 
@@ -75,7 +81,7 @@ class CaptionedImages:
         part: this reader's number, 0 to parts - 1.
         parts: number of readers (processes times workers of each) among which the samples are split.
         broken_share: the largest share of broken samples among the last `broken_window`.
-        broken_window: see there; nothing is judged before that many samples.
+        broken_window: samples of that share; nothing is judged before that many.
         encoded: read the latents that were made of the shards with this preprocessing, instead of the pictures.
         needs_caption: whether pictures without any caption are broken; if not, theirs is "".
 
@@ -118,7 +124,7 @@ class CaptionedImages:
             Stream(source, shards, self._admitter(source), seed=seed, buffer=buffer, part=part, parts=parts)
             for source, shards in enumerate(self._shards)
         ]
-        self._fruitful = [0] * len(sources)  # the last epoch of each source that gave a sample
+        self._fruitful = [-1] * len(sources)  # the last epoch of each source that gave a sample
         self._taken = 0
         self._sidecars = lru_cache(maxsize=4)(self._read_sidecars)
         self._identity = {
@@ -129,7 +135,7 @@ class CaptionedImages:
             "part": part,
             "parts": parts,
             "weights": weights,
-            "shards": str(draws.number(*(_name(shard.address) for shards in self._shards for shard in shards))),
+            "shards": str(draws.number(*(name_of(shard.address) for shards in self._shards for shard in shards))),
         }
 
     @property
@@ -178,19 +184,19 @@ class CaptionedImages:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position: the same samples follow as would have then.
+        """Resume from a position: the same samples follow as would have then.
+
+        What has been taken out of the data since is counted as broken, and the others follow.
 
         Raises UserError for the position of a reader with other settings or shards, naming what differs.
         """
-        theirs = state["identity"]
-        different = [name for name, value in self._identity.items() if theirs.get(name) != value]
-        if different:
-            shown = ", ".join(f"{name} ({theirs.get(name)} there, {self._identity[name]} here)" for name in different)
+        if shown := differences(state["identity"], self._identity, self._identity):
             raise UserError(f"the saved position in the data is of another reader: {shown}; use the same settings")
-        for stream, position in zip(self._streams, state["streams"], strict=True):
-            stream.load_state_dict(position, self._read_entry)
-        self._fruitful, self._taken = list(state["fruitful"]), state["taken"]
         self.report = Report.from_dict(state["report"])
+        for stream, position in zip(self._streams, state["streams"], strict=True):
+            if gone := stream.load_state_dict(position, self._read_entry):
+                self.report.broken[GONE] += gone
+        self._fruitful, self._taken = list(state["fruitful"]), state["taken"]
         self._tolerance.load_state_dict(state["window"])
 
     def _choose(self) -> int:
@@ -230,17 +236,18 @@ class CaptionedImages:
 
     def _sample(self, place: Place, entry: Entry, picture: Picture | Encoded) -> Sample:
         index = draws.number("sample", place.source, place.shard, entry.key, place.epoch)
-        use_new = entry.new is not None and (
-            not entry.old or draws.chance("caption", self._seed, index) < self._new_share
-        )
-        caption = entry.new if use_new and entry.new is not None else entry.old
+        old = entry.old
+        if entry.others:
+            old = entry.choices[draws.number("choice", self._seed, index) % len(entry.choices)]
+        use_new = entry.new is not None and (not old or draws.chance("caption", self._seed, index) < self._new_share)
+        caption = entry.new if use_new and entry.new is not None else old
         return Sample(
             key=entry.key,
             shard=self._address(place),
             image=picture.image if isinstance(picture, Picture) else None,
             encoded=picture if isinstance(picture, Encoded) else None,
             caption=caption,
-            old=entry.old,
+            old=old,
             new=entry.new,
             metadata=entry.metadata,
             index=index,
@@ -248,11 +255,15 @@ class CaptionedImages:
         )
 
     def _check_barren(self, stream: Stream) -> None:
-        if stream.epoch - self._fruitful[stream.source] >= BARREN_EPOCHS and self._epochs is None:
+        """After an epoch without a usable sample, read everything; stop where that is no use."""
+        barren = stream.epoch - 1 - self._fruitful[stream.source]
+        if self._epochs is None and barren:
+            stream.widen()
+        if self._epochs is None and barren >= BARREN_EPOCHS:
             raise UserError(
                 f"no usable sample in {BARREN_EPOCHS} epochs of {len(self._shards[stream.source])} shards from "
                 f"{self._shards[stream.source][0].address} on; broken: {listed(self.report.broken)}; filtered: "
-                f"{listed(self.report.filtered)}; mend the data, filter less, or use fewer readers"
+                f"{listed(self.report.filtered)}; repair the data, or filter less"
             )
 
     def _address(self, place: Place) -> str:
@@ -271,10 +282,6 @@ class CaptionedImages:
         if self._encoded is not None:
             check_latents(found, self._encoded)
         return read_captions(found), read_keep(found)
-
-
-def _name(address: str) -> str:
-    return address.rstrip("/").rpartition("/")[2]
 
 
 def _weights(addresses: Sequence[str] | Mapping[str, float], epochs: int | None) -> list[float] | None:

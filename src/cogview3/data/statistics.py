@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
+from cogview3.checkpoints import weights_folder
 from cogview3.data.entries import admit, develop
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Shard
+from cogview3.data.groups import Shard
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import read_captions, read_keep
@@ -28,6 +30,8 @@ class Statistics:
         ratios: width / height, rounded to 0.01.
         old, new: length of old and new captions, characters.
         formats: what the files really hold, such as "JPEG".
+        tokens: length of captions, old and new, in tokens of a text encoder; empty without one.
+        cut: captions of more tokens than that encoder reads.
         report: samples given out, broken, filtered, mended.
     """
 
@@ -37,13 +41,16 @@ class Statistics:
     old: Values = field(default_factory=Counter)
     new: Values = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
+    tokens: Values = field(default_factory=Counter)
+    cut: int = 0
     report: Report = field(default_factory=Report)
 
     def add(self, other: "Statistics") -> None:
         """Add another's counts to these."""
         self.shards += other.shards
         self.report.add(other.report)
-        for name in ("sides", "ratios", "old", "new", "formats"):
+        self.cut += other.cut
+        for name in ("sides", "ratios", "old", "new", "formats", "tokens"):
             getattr(self, name).update(getattr(other, name))
 
     def values(self) -> dict[str, Values]:
@@ -53,6 +60,7 @@ class Statistics:
             "width / height": self.ratios,
             "old caption (characters)": self.old,
             "new caption (characters)": self.new,
+            "caption (tokens)": self.tokens,
         }
         return {name: values for name, values in named.items() if values}
 
@@ -63,6 +71,7 @@ class Statistics:
             "shards": self.shards,
             **self.report.to_dict(),
             "formats": dict(self.formats.most_common()),
+            **({"captions": self.tokens.total(), "captions_cut": self.cut} if self.tokens else {}),
             "quantiles": numbers,
         }
 
@@ -80,12 +89,17 @@ def quantiles(values: Mapping[float, int]) -> dict[str, float]:
 
 
 def collect(
-    shards: Sequence[Shard], *, workers: int = 1, progress: Callable[[int], None] = lambda done: None
+    shards: Sequence[Shard],
+    *,
+    text: str | None = None,
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Statistics:
     """Read every sample, pictures included, and count. Keep sidecars are obeyed.
 
     Args:
         shards: from `formats.find_shards`.
+        text: a run, model folder or bundled model by whose tokenizer captions are counted; None for none.
         workers: processes.
         progress: called with the number of finished shards.
 
@@ -93,13 +107,13 @@ def collect(
         UserError: a damaged sidecar, workers below 1.
     """
     statistics = Statistics()
-    for number, part in enumerate(over_shards(_count, shards, workers)):
+    for number, part in enumerate(over_shards(partial(_count, text=text), shards, workers)):
         statistics.add(part)
         progress(number + 1)
     return statistics
 
 
-def _count(shard: Shard) -> Statistics:
+def _count(shard: Shard, text: str | None) -> Statistics:
     counts = Statistics(shards=1)
     captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
     for group in shard.groups():
@@ -116,4 +130,24 @@ def _count(shard: Shard) -> Statistics:
         counts.formats[picture.format] += 1
         counts.old.update([len(entry.old)] if entry.old else [])
         counts.new.update([len(entry.new)] if entry.new else [])
+        for caption in dict.fromkeys((*entry.choices, *filter(None, [entry.new]))) if text else ():
+            length, most = _token_count(caption, str(text))
+            counts.tokens[length] += 1
+            counts.cut += length > most
     return counts
+
+
+def _token_count(caption: str, text: str) -> tuple[int, int]:
+    """Tokens of a caption, the end mark included, and how many the text encoder reads."""
+    tokenizer, most = _tokenizer(text)
+    return len(tokenizer(caption, verbose=False).input_ids), most
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(text: str) -> tuple[Any, int]:
+    from transformers import AutoTokenizer
+
+    from cogview3.prompts.encode import text_length
+
+    tokenizer = AutoTokenizer.from_pretrained(weights_folder(text, "tokenizer"))
+    return tokenizer, text_length(tokenizer)

@@ -1,10 +1,10 @@
-"""Tables of pictures with captions: parquet files, and the Arrow files that Hugging Face's `datasets` saves.
+"""Tables of pictures with captions: parquet files, and Arrow files such as Hugging Face's `datasets` saves.
 
-Both are read with pyarrow alone. A row is a sample; its key is its number.
+All are read with pyarrow alone. A row is a sample; its key is its number. Only the columns that are needed are read, so
+that others may hold anything.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +13,35 @@ import pyarrow
 from pyarrow import ipc, parquet, types
 
 from cogview3.config import UserError
-from cogview3.data.formats import Group, open_address, unread
+from cogview3.data import addresses
+from cogview3.data.addresses import bare, beside, unread
+from cogview3.data.groups import Group
+from cogview3.data.texts import find_caption
+
+TABLES = (".parquet", ".arrow", ".feather")
+"""Ends of the names of tables."""
 
 IMAGES = ("image", "img", "picture", "jpg", "png", "webp")
-CAPTIONS = ("text", "caption", "txt", "prompt")
-"""Names of columns under which pictures and captions are looked for, in this order, without regard to case."""
+"""Names of columns under which pictures are looked for, in this order, without regard to case."""
 
-_MAGIC = {b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+STATUS, DOWNLOADED = "status", "success"
+"""img2dataset's column that says what became of a link, and its word for a row that has a picture."""
+
+_MAGIC = {
+    b"\x89PNG": "png",
+    b"RIFF": "webp",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
+_ROWS = 64  # read at once
+_DAMAGE = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class TableShard:
-    """A .parquet file, or an .arrow file of a data set saved with `save_to_disk`.
+    """A .parquet file, or an .arrow file of a data set saved with `save_to_disk`; Arrow's file format as well.
 
     The column of pictures holds encoded ones: bytes, or `datasets`' structure of bytes and path.
     """
@@ -33,56 +50,121 @@ class TableShard:
 
     def sidecar(self, kind: str) -> str:
         """`a.parquet` has `a.captions.parquet` beside it."""
-        return f"{self.address.rpartition('.')[0]}.{kind}.parquet"
+        return beside(self.address, f"{kind}.parquet")
+
+    def check(self) -> None:
+        """As `Shard.check`: raises UserError for a table without a column of pictures."""
+        try:
+            with closing(_TableFile(self.address)) as file:
+                schema = _Rows(file, self.address).schema
+        except (_UnreadError, *_DAMAGE):
+            return  # counted when its turn comes
+        if _columns(schema).image is None:
+            raise UserError(
+                f"{self.address}: no column {', '.join(IMAGES)} among {', '.join(schema.names)}; rename the one meant"
+            )
 
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
-        """As `Shard.groups`; a table keeps its own order. Raises UserError for a table without such columns."""
+        """As `Shard.groups`; a table keeps its own order."""
         number = -1
         try:
-            for start, batch in self._batches(first):
-                columns = _columns(self.address, batch.schema)
-                for row in range(batch.num_rows):
-                    number = start + row
-                    if number >= first and number % pieces == piece:
-                        yield _group(number, batch.slice(row, 1).to_pylist()[0], columns)
+            with closing(_TableFile(self.address)) as file:
+                rows = _Rows(file, self.address)
+                if rows.columns.image is None:
+                    raise _UnreadError("no column of pictures", "")
+                for start, batch in rows.batches(first):
+                    for row in range(batch.num_rows):
+                        number = start + row
+                        if number >= first and number % pieces == piece:
+                            yield _group(number, batch, row, rows.columns)
             return
         except _UnreadError as problem:
             fault, error = problem.args
-        except (pyarrow.ArrowException, OSError):
+        except _DAMAGE:
             fault, error = "damaged table", ""
         if piece == 0 and number + 1 >= first:
             yield Group(number + 1, -1, "", fault=fault, error=error)
 
-    def at(self, offset: int) -> Group:
+    def at(self, offset: int | str) -> Group:
         """As `Shard.at`."""
         try:
-            for start, batch in self._batches(offset):
-                if start <= offset < start + batch.num_rows:
-                    row = batch.slice(offset - start, 1).to_pylist()[0]
-                    return _group(offset, row, _columns(self.address, batch.schema))
-        except (_UnreadError, pyarrow.ArrowException, OSError):
+            with closing(_TableFile(self.address)) as file:
+                rows = _Rows(file, self.address)
+                for start, batch in rows.batches(int(offset)):
+                    if start <= int(offset) < start + batch.num_rows:
+                        return _group(int(offset), batch, int(offset) - start, rows.columns)
+        except (_UnreadError, *_DAMAGE):
             pass
         raise UserError(f"{self.address}: no row {offset} any more; the table was changed")
 
-    def _batches(self, first: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+
+@dataclass(frozen=True)
+class _Columns:
+    """Names of the columns of pictures, of captions, of img2dataset's status, and of metadata."""
+
+    image: str | None
+    caption: str | None
+    status: str | None
+    rest: tuple[str, ...]
+
+    def needed(self) -> list[str]:
+        return [name for name in (self.image, self.caption, self.status) if name is not None]
+
+
+class _Rows:
+    """Batches of rows of an open table, of the columns that are needed."""
+
+    def __init__(self, file: Any, address: str) -> None:
+        self._file = file
+        self._parquet = None
+        if bare(address).lower().endswith(".parquet"):
+            self._parquet = parquet.ParquetFile(file)
+            self.schema = self._parquet.schema_arrow
+        else:
+            self.schema = self._reader().schema
+        self.columns = _columns(self.schema)
+
+    def _reader(self, names: Sequence[str] | None = None) -> Any:
+        """An Arrow reader of some columns, from the beginning, of either of its two formats."""
+        self._file.seek(0)
+        random = self._file.read(6) == b"ARROW1"
+        self._file.seek(0)
+        fields = None if names is None else [self.schema.get_field_index(name) for name in names]
+        options = ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        return (ipc.open_file if random else ipc.open_stream)(self._file, options=options)
+
+    def batches(self, first: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
         """Number of the first row, and rows, from those on that hold row `first`."""
+        names = [*self.columns.needed(), *self.columns.rest]
+        if self._parquet is not None:
+            yield from self._parquet_batches(first, names)
+            return
+        reader, start = self._reader(names), 0
+        several = range(reader.num_record_batches) if hasattr(reader, "num_record_batches") else None
+        for batch in reader if several is None else map(reader.get_batch, several):
+            if start + batch.num_rows > first:
+                yield start, _validated(batch, self.columns.needed())
+            start += batch.num_rows
+
+    def _parquet_batches(self, first: int, names: list[str]) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+        """Rows by groups; where a group's metadata cannot be read, pictures and captions without it."""
         start = 0
-        with closing(_TableFile(self.address)) as file:
-            if self.address.endswith(".arrow"):
-                for batch in ipc.open_stream(file):
-                    if start + batch.num_rows > first:
-                        yield start, batch
-                    start += batch.num_rows
-                return
-            table = parquet.ParquetFile(file)
-            for number in range(table.num_row_groups):
-                rows = table.metadata.row_group(number).num_rows
-                if start + rows > first:
-                    for batch in table.iter_batches(64, [number], use_threads=False):
-                        yield start, batch
-                        start += batch.num_rows
-                else:
-                    start += rows
+        for number in range(self._parquet.num_row_groups):
+            end = start + self._parquet.metadata.row_group(number).num_rows
+            done = start
+            for columns in (names, self.columns.needed()) if end > first else ():
+                try:
+                    at = start
+                    for batch in self._parquet.iter_batches(_ROWS, [number], columns=columns, use_threads=False):
+                        at += batch.num_rows
+                        if at > done:
+                            done = at
+                            yield at - batch.num_rows, batch
+                    break
+                except _DAMAGE:
+                    if columns == self.columns.needed():
+                        raise
+            start = end
 
 
 class _UnreadError(Exception):
@@ -94,7 +176,7 @@ class _TableFile:
 
     def __init__(self, address: str) -> None:
         try:
-            self._file = open_address(address)
+            self._file = addresses.open_address(address)
         except OSError as error:
             raise _UnreadError(*unread("table", error)) from None
 
@@ -109,17 +191,23 @@ class _TableFile:
             raise _UnreadError(*unread("table", error)) from None
 
 
-def _columns(address: str, schema: pyarrow.Schema) -> tuple[str, str | None, list[str]]:
-    """The columns of pictures, of captions, and those that are metadata."""
-    names = {name.lower(): name for name in schema.names}
+def _columns(schema: pyarrow.Schema) -> _Columns:
+    names = {name.lower(): name for name in reversed(schema.names)}
     image = next((names[name] for name in IMAGES if name in names), None)
     if image is None:
-        raise UserError(
-            f"{address}: no column {', '.join(IMAGES)} among {', '.join(schema.names)}; rename the one meant"
-        )
-    caption = next((names[name] for name in CAPTIONS if name in names), None)
-    simple = [field.name for field in schema if _is_simple(field.type)]
-    return image, caption, [name for name in simple if name not in (image, caption)]
+        pictures = [column.name for column in schema if _holds_pictures(column.type)]
+        image = pictures[0] if len(pictures) == 1 else None
+    caption = find_caption(dict.fromkeys(name for name in schema.names if name != image))
+    simple = [column.name for column in schema if _is_simple(column.type)]
+    rest = tuple(name for name in simple if name not in (image, caption) and schema.names.count(name) == 1)
+    return _Columns(image, caption, names.get(STATUS), tuple(name for name in rest if name != names.get(STATUS)))
+
+
+def _holds_pictures(kind: pyarrow.DataType) -> bool:
+    """Whether values are bytes, or `datasets`' structure of bytes and path."""
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _is_simple(kind: pyarrow.DataType) -> bool:
@@ -130,16 +218,59 @@ def _is_simple(kind: pyarrow.DataType) -> bool:
     return text or (types.is_primitive(kind) and not types.is_temporal(kind))
 
 
-def _group(number: int, row: dict[str, Any], columns: tuple[str, str | None, list[str]]) -> Group:
-    image, caption, rest = columns
-    picture = row[image]
-    if isinstance(picture, dict):
-        picture = picture.get("bytes")
+def _validated(batch: pyarrow.RecordBatch, needed: Sequence[str]) -> pyarrow.RecordBatch:
+    """A batch whose offsets and indices point into its data, or columns of metadata less; else Arrow aborts on use.
+
+    Text is looked at as bytes, as one bad text must not cost the other rows. Raises ArrowInvalid for a needed column.
+    """
+    sound = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate()
+            text = types.is_string(column.type) or types.is_large_string(column.type)
+            plain = (
+                column.view(pyarrow.binary() if types.is_string(column.type) else pyarrow.large_binary())
+                if text
+                else column
+            )
+            plain.validate(full=True)
+            sound.append(name)
+        except pyarrow.ArrowException:
+            if name in needed:
+                raise
+    return batch.select(sound)
+
+
+_UNREADABLE = object()
+
+
+def _value(batch: pyarrow.RecordBatch, name: str, row: int) -> Any:
+    """A value in Python's types; `_UNREADABLE` where it has none, as text that is no UTF-8."""
+    try:
+        return batch.column(name)[row].as_py()
+    except _DAMAGE:
+        return _UNREADABLE
+
+
+def plain_row(batch: pyarrow.RecordBatch, row: int, names: Sequence[str]) -> dict[str, Any]:
+    """Values of a row by column, but for those that Python's types cannot hold."""
+    values = {name: _value(batch, name, row) for name in names if batch.schema.get_field_index(name) >= 0}
+    return {name: value for name, value in values.items() if value is not _UNREADABLE}
+
+
+def _group(number: int, batch: pyarrow.RecordBatch, row: int, columns: _Columns) -> Group:
     key = f"{number:09}"
+    picture = _value(batch, str(columns.image), row)
+    if isinstance(picture, Mapping):
+        picture = picture.get("bytes")
     if not isinstance(picture, bytes):
+        status = None if columns.status is None else _value(batch, columns.status, row)
+        if isinstance(status, str) and status != DOWNLOADED:
+            return Group(number, number, key, left_out="failed download")
         return Group(number, number, key, fault="picture not in the table")
+    caption = None if columns.caption is None else _value(batch, columns.caption, row)
+    if caption is _UNREADABLE:
+        return Group(number, number, key, fault="undecodable text")
     suffix = next((suffix for magic, suffix in _MAGIC.items() if picture.startswith(magic)), "jpg")
-    files = {suffix: picture, "json": json.dumps({name: row[name] for name in rest}).encode()}
-    if caption is not None and isinstance(row[caption], str):
-        files["txt"] = row[caption].encode()
-    return Group(number, number, key, files)
+    suffix = "avif" if picture[4:12] in (b"ftypavif", b"ftypavis") else suffix
+    return Group(number, number, key, {suffix: picture}, caption, plain_row(batch, row, columns.rest))

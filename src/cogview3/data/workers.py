@@ -1,8 +1,6 @@
 """Samples read by worker processes, in an order and from a position that depend neither on their speed nor number."""
 
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from cogview3.config import UserError
 from cogview3.data.buckets import Fitted, FittedImages
 from cogview3.data.order import Place
+from cogview3.data.parallel import end_with_parent
 from cogview3.data.report import Report
 
 Make = Callable[[int, int], FittedImages]
@@ -88,7 +87,7 @@ class WorkerSamples:
         return {"readers": {str(part): state for part, state in self._states.items()}, "turn": self._turn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a position: the same samples follow as would have then.
+        """Resume from a position: the same samples follow as would have then.
 
         Raises UserError where readers of this process are missing in it; for other settings, when the next sample is
         asked for.
@@ -131,13 +130,7 @@ def _begin_worker(number: int) -> None:
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-    threading.Thread(target=_end_with_trainer, daemon=True).start()
-
-
-def _end_with_trainer() -> None:
-    if trainer := multiprocessing.parent_process():
-        trainer.join()
-        os._exit(1)
+    end_with_parent()
 
 
 class _Readers(IterableDataset):

@@ -61,7 +61,7 @@ class PictureSource:
         self.rank, self.world = _place()
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
-        self._batches = BucketBatches(self._samples, recipe.train.batch, text_dropout=0)
+        self._batches = BucketBatches(self._samples, recipe.train.batch)
         self._tokenizer = None  # light parts read no captions
         if isinstance(data, ShardData):
             self._tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
@@ -90,7 +90,7 @@ class PictureSource:
             needs_caption=_reads_captions(data),
         )
         squares = Buckets(data.size, data.size, 1.0)
-        return BucketBatches(FittedImages(reader, squares, center=True), count, text_dropout=0).take(count)
+        return BucketBatches(FittedImages(reader, squares, center=True), count).take(count)
 
     def gather(self) -> None:
         """As `Source.gather`."""

@@ -1,0 +1,81 @@
+"""What every kind of shard gives: the files of one sample after the other, or what is wrong in their place."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cogview3.config import UserError
+from cogview3.data.addresses import unread
+
+
+@dataclass(frozen=True)
+class Group:
+    """One sample as it lies in a shard, or something wrong in its place.
+
+    Attributes:
+        number: position in the shard; the first is 0.
+        offset: where `Shard.at` finds it again: a number, or the key in folders.
+        key: name without suffix.
+        files: content by suffix, in lower case: pictures or latents, "txt" and "json".
+        caption: what a table or a metadata file gives as caption: a text, or a list of texts to choose from.
+        record: the other columns of such a row.
+        fault: why there is no sample here; "" where there is one.
+        error: what the system says where something is missing or cannot be read, which may pass; "" where what was
+            read is wrong in itself.
+        left_out: why the set itself says that this is no sample, such as "failed download"; "" where it does not.
+    """
+
+    number: int
+    offset: int | str
+    key: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    caption: Any = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    fault: str = ""
+    error: str = ""
+    left_out: str = ""
+
+
+class Shard(Protocol):
+    """An ordered set of groups: a tar, a table, or a folder."""
+
+    @property
+    def address(self) -> str:
+        """Where it lies."""
+
+    def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
+        """Groups from number `first` on, of those every `pieces`-th from `piece`; nothing is read of the others.
+
+        `order` is a seed that shuffles a folder; a tar and a table keep their own order. Faults of the shard as a
+        whole come with piece 0 alone, without a key. Raises nothing: a bad shard is one group with a fault.
+        """
+
+    def at(self, offset: int | str) -> Group:
+        """The group at an offset that `groups` gave. Raises UserError where it is gone."""
+
+    def sidecar(self, kind: str) -> str:
+        """Address of the parquet file beside the shard that holds "captions" or "keep"."""
+
+    def check(self) -> None:
+        """Raise UserError where it is plain at a glance that the shard holds no sample."""
+
+
+def all_groups(shard: Shard) -> Iterator[Group]:
+    """All groups of a shard for a result that is kept, which a passing fault must not shape.
+
+    Raises UserError where the shard or a file of it is missing or cannot be read.
+    """
+    try:
+        for group in shard.groups():
+            if group.error:
+                raise _unread_error(shard, f"{group.key} {group.fault}".strip(), group.error)
+            yield group
+    except OSError as problem:
+        raise _unread_error(shard, *unread("folder", problem)) from None
+
+
+def _unread_error(shard: Shard, fault: str, error: str) -> UserError:
+    return UserError(
+        f"{shard.address}: {fault} ({error}); nothing was written for this shard; repair that, or leave it out, and "
+        "run the command again"
+    )
