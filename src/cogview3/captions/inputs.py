@@ -14,9 +14,13 @@ from PIL import Image
 from cogview3.captions.request import request
 from cogview3.checkpoints import weights_folder
 from cogview3.config import UserError
+from cogview3.prompts.text_models import check_folder, load_auto, one_line
 
 IGNORED = -100
 """Label of a token that is not learned."""
+
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What is fetched from the hub: no code."""
 
 
 def find_model(reference: str) -> Path:
@@ -39,7 +43,7 @@ def find_model(reference: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(reference))
+        return Path(snapshot_download(reference, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"--model {reference}: neither a folder, nor to be had from the hub ({first})") from None
@@ -48,23 +52,20 @@ def find_model(reference: str) -> Path:
 def load_model(folder: Path, dtype: str) -> Any:
     """The model in a folder, in evaluation mode on the CPU. Raises UserError where it is no image-text-to-text one."""
     from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    try:
-        return AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"--model {folder}: not an image-text-to-text model ({_first_line(error)})") from None
+    check_folder(folder)
+    with one_line(f"--model {folder}: not an image-text-to-text model", "code of its own is never run; copy it again"):
+        kind = AutoModelForImageTextToText
+        return load_auto(kind, folder, use_safetensors=True, dtype=getattr(torch, dtype)).eval()
 
 
 def load_processor(folder: Path) -> "Asker":
     """What makes the inputs of the model in a folder. Raises UserError where it lacks an image processor."""
     from transformers import AutoProcessor
 
-    try:
-        processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(f"--model {folder}: its processor cannot be loaded ({_first_line(error)})") from None
+    check_folder(folder)
+    with one_line(f"--model {folder}: its processor cannot be loaded"):
+        processor = load_auto(AutoProcessor, folder)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"--model {folder}: no image processor beside its tokenizer; save the model's processor there")
     return Asker(processor)
@@ -158,7 +159,3 @@ class Asker:
 
 def _user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints
 from cogview3.checkpoints import differences
@@ -38,6 +38,7 @@ from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import clear_abandoned, read_captions, read_keep
 from cogview3.data.tars import latents_of
 from cogview3.prompts.encode import embed_text
+from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
 
 _AT_ONCE = 8  # batches whose pictures are held, so that there are full ones of most buckets
 
@@ -241,8 +242,8 @@ def _vae(encoding: Encoding) -> AutoencoderKL:
 
 @lru_cache(maxsize=1)
 def _text_encoder(encoding: Encoding) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-    encoder = T5EncoderModel.from_pretrained(checkpoints.weights_folder(encoding.text, "text_encoder"))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(encoding.text, "tokenizer"))
+    encoder = load_text_encoder(checkpoints.weights_folder(encoding.text, "text_encoder"))
+    tokenizer = load_tokenizer(checkpoints.weights_folder(encoding.text, "tokenizer"))
     return tokenizer, encoder.to(_device(encoding), encoding.precision).eval()
 
 

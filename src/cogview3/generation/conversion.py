@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
@@ -26,6 +26,7 @@ from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.models.component_folders import in_format, read_component, write_component
 from cogview3.models.release import load_unet, load_vae, save_unet, save_vae
 from cogview3.models.release_files import LATEST, VAE_FILE
+from cogview3.prompts.text_models import SAFE, check_folder, load_text_encoder, load_tokenizer
 
 TEXT_LENGTH = 225
 """Tokens of a prompt in the release."""
@@ -204,7 +205,8 @@ def _encoder_folder(path: Path, component: str) -> Path:
 def _text_width(path: Path) -> int:
     folder = _encoder_folder(path, "text_encoder")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        check_folder(folder)
+        config = AutoConfig.from_pretrained(folder, **SAFE)
     except LOADING_ERRORS as error:
         raise _no_text_encoder(folder, error) from None
     if config.model_type != "t5":
@@ -221,7 +223,7 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         if needed:
             raise UserError(f"{folder}/spiece.model cannot be read: install sentencepiece and protobuf")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=TEXT_LENGTH)
+        return load_tokenizer(folder, model_max_length=TEXT_LENGTH)
     except LOADING_ERRORS as error:
         raise _no_text_encoder(folder, error) from None
 
@@ -236,7 +238,7 @@ def _installed(module: str) -> bool:
 def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     folder = _encoder_folder(path, "text_encoder").resolve()
     try:
-        encoder = T5EncoderModel.from_pretrained(folder, dtype="auto", use_safetensors=True, local_files_only=True)
+        encoder = load_text_encoder(folder, dtype="auto")
     except LOADING_ERRORS as error:
         raise _no_text_encoder(folder, error) from None
     check_weights_complete(str(folder.parent), folder.name, encoder)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.generation.attention import constant_text
@@ -103,7 +103,7 @@ def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
         UserError: a configuration is missing or damaged.
     """
     kinds: dict[str, Callable[[Path], nn.Module]] = {
-        "text_encoder": lambda folder: T5EncoderModel(AutoConfig.from_pretrained(folder)),
+        "text_encoder": lambda folder: T5EncoderModel(T5Config.from_pretrained(folder)),
         "vae": lambda folder: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
         "unet": lambda folder: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
     }

@@ -24,6 +24,7 @@ from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, 
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet
 from cogview3.models.unet import takes_guidance
+from cogview3.prompts.text_models import check_folder, check_vocabulary, load_tokenizer
 
 PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -37,7 +38,18 @@ _RELAY_SETTINGS = {
 }
 """Entries of a mode, and what the relay scheduler's configuration calls them."""
 
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    SafetensorError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+)
 """What diffusers and transformers raise on files that they cannot use."""
 
 
@@ -95,6 +107,8 @@ class ModePipeline(DiffusionPipeline):
                 "to(DEVICE) or cogview3.generation.placement.quantize_network"
             )
         kwargs.update(load_mode_unets(source, entry, own, dtype, kwargs.get("variant")))
+        if "tokenizer" not in kwargs:
+            kwargs["tokenizer"] = load_tokenizer(Path(source) / "tokenizer")
         try:
             pipeline = super().from_pretrained(source, **kwargs)
         except LOADING_ERRORS as error:
@@ -103,6 +117,9 @@ class ModePipeline(DiffusionPipeline):
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
                     check_weights_complete(source, name, module)
+        parts = (getattr(pipeline, "tokenizer", None), getattr(pipeline, "text_encoder", None))
+        if None not in parts:
+            check_vocabulary(*parts, source)
         for name, guidance in (("unet", entry.guidance), ("relay_unet", entry.relay_guidance_scale)):
             unet = getattr(pipeline, name, None)
             if entry.distilled and guidance > 1 and unet is not None and not takes_guidance(unet):
@@ -132,6 +149,8 @@ class ModePipeline(DiffusionPipeline):
         check_model_folder(source, PIPELINE_CLASSES, cls._required_components, {*given, *own})
         for name in own:
             check_component(Path(source) / getattr(mode, name))
+        for name in {"tokenizer", "text_encoder"} - set(given):
+            check_folder(Path(source) / name)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one.

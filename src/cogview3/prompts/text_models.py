@@ -109,8 +109,8 @@ def _is_native(value: Any) -> bool:
     return all(each in _NATIVE for each in value.values()) if isinstance(value, Mapping) else value in _NATIVE
 
 
-def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
-    """A tokenizer, tried on a text: some damage shows with the first one.
+def load_tokenizer(folder: str | Path, **options: Any) -> "PreTrainedTokenizerBase":
+    """A tokenizer, tried on a text: some damage shows with the first one. `options` are of transformers.
 
     Raises:
         UserError: it cannot be loaded or does not work.
@@ -122,9 +122,10 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerBase":
         raise UserError(f"{path} is missing: give a folder with a tokenizer")
     check_folder(path)
     with one_line(f"{path}: no tokenizer that works"):
-        tokenizer = AutoTokenizer.from_pretrained(path, **SAFE)
-        for text in (_PROBE, ""):
-            tokenizer.decode(tokenizer(text, truncation=True, max_length=8).input_ids, skip_special_tokens=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, **SAFE, **options)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        for text in (_PROBE, ""):  # by the backend, as its settings of padding and truncation then stay
+            backend.decode(backend.encode(text).ids) if backend else tokenizer.decode(tokenizer(text).input_ids)
         if not len(tokenizer):
             raise ValueError("its vocabulary is empty")
     return tokenizer

@@ -9,10 +9,8 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    T5EncoderModel,
 )
 
 from cogview3 import checkpoints
@@ -24,6 +22,7 @@ from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet, save_int8
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.unet import takes_guidance
+from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
 
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 _INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
@@ -135,8 +134,8 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict
         scheduler = RelayScheduler.from_pretrained(folder(relay, "relay_scheduler"))
         relay_parts = {"relay_unet": _load_unet(relay, "relay_unet"), "relay_scheduler": scheduler}
     return CogView3Pipeline(
-        tokenizer=AutoTokenizer.from_pretrained(folder(text, "tokenizer")),
-        text_encoder=T5EncoderModel.from_pretrained(folder(text, "text_encoder")).half(),
+        tokenizer=load_tokenizer(folder(text, "tokenizer")),
+        text_encoder=load_text_encoder(folder(text, "text_encoder")).half(),
         vae=AutoencoderKL.from_pretrained(folder(vae, "vae"), torch_dtype=torch.float16),
         unet=_load_unet(base, "unet"),
         scheduler=EulerDiscreteScheduler.from_pretrained(folder(base, "scheduler")),
@@ -167,7 +166,7 @@ def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
     folder = checkpoints.weights_folder(reference, "expander")
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=torch.float16)
-        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return model, load_tokenizer(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--expander {reference}: no encoder-decoder that can be loaded ({reason})") from None

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
-    AutoTokenizer,
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
@@ -31,6 +30,7 @@ from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import BETWEEN, Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
+from cogview3.prompts.text_models import load_tokenizer
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
 from cogview3.training.objectives import Batch, Objective, start_from
 from cogview3.training.objectives.text import (
@@ -164,7 +164,7 @@ class ExpanderTraining(Objective):
 
     def _known_tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
         component = "expander" if _has_expander(reference) else "tokenizer"
-        tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, component))
+        tokenizer = load_tokenizer(checkpoints.weights_folder(reference, component))
         if tokenizer.model_max_length != self.recipe.model.max_length:
             raise UserError(
                 f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "

@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Model
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Model
 from typing_extensions import override
 
 from cogview3 import checkpoints
@@ -40,6 +40,7 @@ from cogview3.data.scenes.scene import (
     sample_scene,
 )
 from cogview3.data.scenes.things import THINGS
+from cogview3.prompts.text_models import load_tokenizer
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
 from cogview3.training.objectives import Batch, Objective, start_from
 
@@ -231,7 +232,7 @@ def start_encoder(encoder: T5EncoderModel, reference: str, model: TextModel) -> 
     Raises UserError where `reference` has none, of other shapes, or for another text length.
     """
     start_from(encoder, reference, "text_encoder")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(reference, "tokenizer"))
+    tokenizer = load_tokenizer(checkpoints.weights_folder(reference, "tokenizer"))
     if tokenizer.model_max_length != model.max_length:
         raise UserError(
             f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "

@@ -15,7 +15,6 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
 from typing_extensions import override
 
 from cogview3 import checkpoints
@@ -40,6 +39,7 @@ from cogview3.data.shards import CaptionedImages
 from cogview3.data.workers import WorkerSamples
 from cogview3.prompts.cache import encoder_fingerprint
 from cogview3.prompts.encode import left_out, text_length
+from cogview3.prompts.text_models import load_tokenizer
 from cogview3.training import parallel
 from cogview3.training.sources import Samples, Source
 
@@ -64,7 +64,7 @@ class PictureSource:
         self._batches = BucketBatches(self._samples, recipe.train.batch)
         self._tokenizer = None  # light parts read no captions
         if isinstance(data, ShardData):
-            self._tokenizer = AutoTokenizer.from_pretrained(checkpoints.weights_folder(data.text, "tokenizer"))
+            self._tokenizer = load_tokenizer(checkpoints.weights_folder(data.text, "tokenizer"))
         self._told, self._cut = 0, 0  # captions, and those beyond the text length
         self._gathered = Report(), 0, 0
         make(0, data.readers)  # wrong addresses and settings are told now, not by a worker
