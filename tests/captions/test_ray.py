@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cogview3.captions.engines import local, on_ray
+from cogview3.captions.engines import local, on_ray, start_ray
 from cogview3.captions.model import ModelJob
 from cogview3.captions.recaption import recaption
 from cogview3.captions.rows import CannotGoOn
@@ -31,17 +31,26 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=100 * 2**20,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-        )
+        start_ray(ray, num_cpus=2, object_store_memory=100 * 2**20, _temp_dir=folder)
         yield ray
         ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_no_other_machine_can_reach_it(cluster: Any) -> None:
+    psutil = pytest.importorskip("psutil")
+    actor = cluster.remote(num_cpus=0)(type("Actor", (), {"there": lambda self: True})).remote()
+    assert cluster.get(actor.there.remote())
+    ours = psutil.Process()
+    listening = [
+        connection.laddr.ip
+        for process in (ours, *ours.children(recursive=True))
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    cluster.kill(actor)
+    assert len(listening) > 3
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 def test_actors_that_die_are_replaced(cluster: Any, tars: list[str], tmp_path: Path) -> None:

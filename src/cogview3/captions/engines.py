@@ -229,7 +229,7 @@ def on_ray(
     ray = _import_ray()
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        start_ray(ray)
     attempts = _Attempts(task, shards, tries)
     running: dict[Any, tuple[Any, int, int]] = {}  # stream of messages -> actor, its place, shard
     actors: list[Any] = []
@@ -272,6 +272,20 @@ def on_ray(
             ray.kill(actor)
         if started:
             ray.shutdown()
+
+
+def start_ray(ray: Any, **options: Any) -> None:
+    """Connect to the cluster of RAY_ADDRESS; without it start one that this machine alone can reach.
+
+    By default all of its processes would listen on every interface. `options` are of `ray.init`.
+    """
+    fixed = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**fixed, **options)
+        return
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what Ray calls listening beyond loopback, on any system
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # where it was imported before
+    ray.init(_node_ip_address="127.0.0.1", **fixed, **options)
 
 
 def cluster_gpus() -> int:
