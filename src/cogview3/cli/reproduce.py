@@ -10,6 +10,7 @@ from cogview3.cli.options import (
     Device,
     DeviceOption,
     JsonOption,
+    ModelOption,
     check_writable,
     clean_stdout,
     pick_device,
@@ -17,12 +18,51 @@ from cogview3.cli.options import (
 )
 from cogview3.config import UserError
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 
-@app.callback()
-def root() -> None:
-    """Measure figures and tables of the papers anew."""
+@app.callback(invoke_without_command=True)
+def tables(
+    context: typer.Context,
+    model: ModelOption = "scenes",
+    quick: Annotated[bool, typer.Option("--quick", help="Few prompts: 5 minutes in place of 30.")] = False,
+    count: Annotated[
+        int | None, typer.Option("--count", min=2, help="Number of prompts: 64, or 8 with --quick.")
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Add the rows that need a training; it is resumed by the same command.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")] = Path("reproduced"),
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the tables of the paper anew on the shipped system; `reproduce snr` its figure of noise."""
+    if context.invoked_subcommand is not None:
+        return
+    check_writable(out)
+    with clean_stdout(as_json):
+        from cogview3.cli.expand import open_expander
+        from cogview3.cli.progress import counter
+        from cogview3.generation.loading import resolve_model
+        from cogview3.reproduce import paper, snr_plots, training
+
+        snr_plots.new_figure()  # first, so that a missing package costs no work
+        place = pick_device(device)
+        expander = None
+        if (Path(resolve_model(model)) / "expander").is_dir():
+            expander = open_expander(model, None, None, None, device)
+        trained = {}
+        if train:
+            runs = training.trainings(model, quick)
+            total = sum(run.minutes for run in runs)
+            typer.echo(f"{len(runs)} trainings first, about {total} minutes on two cores: {out / 'runs'}", err=True)
+            trained = training.train_rows(out / "runs", runs, place)
+        how = {"quick": quick, "count": count, "seed": seed, "device": place, "expander": expander}
+        result = paper.reproduce(model, **how, trained=trained, counter=counter)
+        paths = paper.write(out, result)
+    text = "\n".join([f"{result['minutes']:.1f} minutes", *map(str, paths)])
+    report({**result, "files": [str(path) for path in paths]}, text, as_json)
 
 
 @app.command()
