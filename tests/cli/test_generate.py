@@ -19,6 +19,7 @@ from typer.testing import Result
 import cogview3
 from cogview3 import CogView3Pipeline
 from cogview3.cli import generate as generate_module
+from cogview3.cli.expand import wants_expansion
 from cogview3.cli.generate import gather_prompts
 from cogview3.config import UserError
 from cogview3.models.light import LightDecoder
@@ -299,6 +300,20 @@ def test_no_expander_is_asked_before_the_options_are_checked(
     assert arguments[1] in error_line(result)
 
 
+def test_prompts_are_expanded_where_the_model_has_an_expander_of_its_own(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "with").mkdir()
+    (tmp_path / "with" / "expander").mkdir()
+    (tmp_path / "with" / "model_index.json").write_text("{}")
+    nothing = (None, None, None, None)
+    assert wants_expansion(None, str(tmp_path / "with"), *nothing)
+    assert not wants_expansion(False, str(tmp_path / "with"), *nothing)
+    assert not wants_expansion(None, str(tiny_model), *nothing)
+    assert wants_expansion(True, str(tiny_model), *nothing)
+    assert wants_expansion(None, str(tiny_model), "./a-t5", None, None, None)
+    with pytest.raises(UserError, match="--expander"):
+        wants_expansion(False, str(tiny_model), "./a-t5", None, None, None)
+
+
 def test_model_folders_that_are_none(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -324,6 +339,7 @@ def test_words_unknown_to_the_bundled_model_are_named(run: Run, tiny_model: Path
         result = run("generate", prompt, "--model", model, "--relays", 0, "--steps", 1, "-o", "a.png")
         assert result.exit_code == 0, result.output
         assert ("'cirlce'; near words: circle" in result.stderr) is warned
+        assert (repr(prompt) in result.stderr) is warned
         assert ("'zebrafish'" in result.stderr) is warned
         assert "'red'" not in result.stderr
 

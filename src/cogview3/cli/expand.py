@@ -1,7 +1,7 @@
 """`expand`, and what `generate --expand` shares with it: short prompts to descriptions."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from cogview3.cli.options import (
     pick_device,
     report,
 )
+from cogview3.cli.typed import unexpandable
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 EXPANDER_FOLDER = "expander"
 """Subfolder of a model folder where its own expander lies."""
 
+ExpandOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--expand/--no-expand",
+        help="Draw descriptions that a language model writes; by default where the model has its own expander.",
+    ),
+]
 ExpanderOption = Annotated[
     str | None,
     typer.Option(
@@ -67,7 +75,7 @@ def expand(
     with clean_stdout(as_json):
         options = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
         made = open_expander(model, expander, expander_model, expander_cache, device, **options)
-        expansions = expand_all(made, texts)
+        expansions = expand_all(made, texts, unexpandable(model, expander, texts))
     result = {
         "model": expansions[0].model,
         "prompts": texts,
@@ -77,9 +85,20 @@ def expand(
     report(result, "\n".join(each.text for each in expansions), as_json)
 
 
-def expand_all(expander: "Expander", prompts: Sequence[str]) -> "list[Expansion]":
-    """The expansions of prompts; a warning on stderr names each prompt that stays as it is, with the reason."""
-    expansions = expander.expand_all(prompts)
+def expand_all(
+    expander: "Expander", prompts: Sequence[str], left: Mapping[str, str] | None = None
+) -> "list[Expansion]":
+    """The expansions of prompts; a warning on stderr names each prompt that stays as it is, with the reason.
+
+    Prompts in `left` are not expanded, for the reasons there.
+    """
+    from cogview3.prompts.expand import Expansion
+
+    left = left or {}
+    done = iter(expander.expand_all([prompt for prompt in prompts if prompt not in left]))
+    expansions = [
+        Expansion(prompt, prompt, expander.name, left[prompt]) if prompt in left else next(done) for prompt in prompts
+    ]
     for each in dict.fromkeys(expansions):
         if each.reason:
             typer.echo(f"warning: used as it is, unexpanded: {each.prompt!r}: {each.reason}", err=True)
@@ -132,6 +151,30 @@ def check_expand(
     """Refuse options of the expander where nothing is expanded. Raises UserError."""
     if not expand and (expander or expander_model or cache or key_env):
         raise UserError("--expander, --expander-model, --expander-cache and --key-env are for --expand; add it")
+
+
+def wants_expansion(
+    expand: bool | None,
+    model: str,
+    expander: str | None,
+    expander_model: str | None,
+    cache: Path | None,
+    key_env: str | None,
+) -> bool:
+    """Whether prompts are expanded: as asked, else where an expander is named or the model has its own.
+
+    Raises UserError for options of an expander beside --no-expand.
+    """
+    if expand is not None:
+        check_expand(expand, expander, expander_model, cache, key_env)
+        return expand
+    if expander or expander_model or cache or key_env:
+        return True
+    try:
+        own_expander(model)
+    except UserError:  # none, or no such model, which is told when it is loaded
+        return False
+    return True
 
 
 def own_expander(model: str) -> Path:

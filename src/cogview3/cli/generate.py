@@ -14,9 +14,10 @@ from cogview3.cli.expand import (
     ExpanderCacheOption,
     ExpanderModelOption,
     ExpanderOption,
-    check_expand,
+    ExpandOption,
     expand_all,
     open_expander,
+    wants_expansion,
 )
 from cogview3.cli.loading import check_placement, free_memory, load, model_name, parse_lora
 from cogview3.cli.options import (
@@ -54,6 +55,7 @@ from cogview3.cli.options import (
     report,
 )
 from cogview3.cli.pictures import contact_sheet, grid_file, open_picture, plan_files, save_png, slug
+from cogview3.cli.typed import unexpandable, warn_of_prompts
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +76,6 @@ OutOption = Annotated[
     Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
 ]
 
-MAX_WARNINGS = 10
 """Unknown words that are named; a prompt in another language has no others."""
 
 
@@ -97,7 +98,7 @@ def generate(
     lora: LoraOption = None,
     tile_size: TileSizeOption = None,
     sampler: SamplerOption = None,
-    expand: Annotated[bool, typer.Option("--expand", help="Draw descriptions that a language model writes.")] = False,
+    expand: ExpandOption = None,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
@@ -139,7 +140,7 @@ def generate(
     seeds = list(range(seed, seed + len(texts)))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(out, seed, files) if grid else None
-    check_expand(expand, expander, expander_model, expander_cache, key_env)
+    expand = wants_expansion(expand, model, expander, expander_model, expander_cache, key_env)
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     picture = {
         "height": height,
@@ -151,6 +152,7 @@ def generate(
         "light": light or None,
     }
     with clean_stdout(as_json), ExitStack() as stack:
+        warn_of_prompts(model, texts)
         drawn, written = texts, None
         if expand:
             import cogview3
@@ -158,11 +160,10 @@ def generate(
             check_placement(device, dtype, placement)
             cogview3.CogView3Pipeline.check_model(model, mode)
             made = open_expander(model, expander, expander_model, expander_cache, device, key_env=key_env)
-            written = expand_all(made, texts)
+            written = expand_all(made, texts, unexpandable(model, expander, texts))
             del made  # a local one need not stay beside the model
             free_memory()
             drawn = [each.text for each in written]
-        warn_of_unknown_words(model, drawn)
         told = [*drawn, negative]
         pipe = stack.enter_context(
             load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, told, placement, picture, adapters)
@@ -355,21 +356,6 @@ def check_utf8(name: str, text: str | None) -> None:
     """Refuse, with a UserError, an argument whose bytes are no UTF-8 text."""
     if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{name} is not valid UTF-8; check the terminal's encoding")
-
-
-def warn_of_unknown_words(model: str, prompts: Sequence[str]) -> None:
-    """Name on stderr the words that the bundled `scenes` model never saw, with known ones that look alike."""
-    if model_name(model) != "scenes":
-        return
-    from cogview3.data.scenes.captions import suggestions, unknown_words
-
-    unknown = list(dict.fromkeys(word for prompt in dict.fromkeys(prompts) for word in unknown_words(prompt)))
-    if len(unknown) > MAX_WARNINGS:
-        typer.echo(f"warning: {len(unknown)} words are unknown to the model; the first are:", err=True)
-    for word in unknown[:MAX_WARNINGS]:
-        near = suggestions(word)
-        hint = f"; near words: {', '.join(near)}" if near else ""
-        typer.echo(f"warning: the model does not know the word {word!r}{hint}", err=True)
 
 
 def generators(seeds: Sequence[int]) -> "list[torch.Generator]":

@@ -232,6 +232,11 @@ class Expander:
     def __init__(self, writer: Writer, cache: str | Path | None = None) -> None:
         self._writer, self._cache = writer, None if cache is None else Path(cache)
 
+    @property
+    def name(self) -> str:
+        """What the writer is called in reports."""
+        return self._writer.name
+
     def __call__(self, prompts: Sequence[str]) -> list[str]:
         """The texts to draw for prompts; a warning is logged of each that stays as it is."""
         expansions = self.expand_all(prompts)

@@ -57,6 +57,7 @@ def lost_intent(prompt: str, expanded: str) -> list[str]:
     lost += [f"no {asked[index].text}" for index in denied if not _is_denied(asked[index], told, asked, denied)]
     lost += _lost_numbers(asked, told)
     lost += _lost_colors(asked, told, denied)
+    lost += _lost_variety(asked, told)
     for index, word in enumerate(asked):  # what is denied must stand under a denial, all else outside of one
         wanted = word.content and word.color is None and index not in denied
         if wanted and not any(_same(word, other) and not _under_denial(told, at, 4) for at, other in enumerate(told)):
@@ -135,7 +136,9 @@ def _lost_numbers(asked: Sequence[_Word], told: Sequence[_Word]) -> list[str]:
             kept = word.number == 1 or any(other.number == word.number for other in told)
             kept = kept or (not word.text[0].isdigit() and _followed_by_filler(asked, place))
         else:
-            kept = _is_counted(word.number, asked[head], told)
+            colors = {each.color for each in asked[place:head] if each.color}
+            once = sum(_same(each, asked[head]) for each in asked) == 1
+            kept = _is_counted(word.number, asked[head], told, colors.pop() if len(colors) == 1 else None, once)
         if not kept:
             lost.append(named)
     return lost
@@ -146,22 +149,29 @@ def _followed_by_filler(asked: Sequence[_Word], place: int) -> bool:
     return place + 1 < len(asked) and asked[place + 1].text in FILLER
 
 
-def _is_counted(number: int, noun: _Word, told: Sequence[_Word]) -> bool:
-    """Whether a text gives a noun that number, or names so many of it one by one."""
-    singles = 0
+def _is_counted(number: int, noun: _Word, told: Sequence[_Word], color: str | None, exact: bool) -> bool:
+    """Whether a text gives a noun that number, or names so many of it one by one; no more, if `exact`.
+
+    Of a color only those count that have it: beside three green triangles a blue one is no fourth.
+    """
+    singles = others = 0
     for place, word in enumerate(told):
         if not _same(word, noun):
             continue
         before = _before(told, place)
         if any(told[each].number == number for each in before):
             return True
-        singles += any(told[each].text in _ARTICLES for each in _before(told, place, _ARTICLES))
+        single = any(told[each].text in _ARTICLES for each in _before(told, place, _ARTICLES))
+        has_color = color is None or _has_color(told, place, color)
+        singles += single and has_color
+        others += single and not has_color
     if singles:  # "a red star and another", "one is red, the other blue"
         singles += sum(
             word.text in _ENUMERATED and not any(_same(told[each], noun) for each in _run(told, place + 1))
             for place, word in enumerate(told)
         )
-    return singles >= number
+    wrong = others or singles > number
+    return singles >= number and not (exact and number > 1 and wrong)
 
 
 def _before(told: Sequence[_Word], place: int, until: set[str] | frozenset[str] = frozenset()) -> list[int]:
@@ -193,6 +203,18 @@ def _lost_colors(asked: Sequence[_Word], told: Sequence[_Word], denied: Sequence
         if not kept:
             lost.append(named)
     return lost
+
+
+def _lost_variety(asked: Sequence[_Word], told: Sequence[_Word]) -> list[str]:
+    """Different colors, where a text neither says so nor names as many colors as there are things."""
+    texts = [word.text for word in asked]
+    kinds = {"color", "colors", "colour", "colours"}
+    wanted = any(text == "different" and kinds & set(texts[at + 1 : at + 2]) for at, text in enumerate(texts))
+    number = max((word.number for word in asked if word.number), default=2)
+    named = {word.color for word in told if word.color}
+    if not wanted or len(named) >= number or any(word.text == "different" for word in told):
+        return []
+    return ["different colors"]
 
 
 def _has_color(told: Sequence[_Word], place: int, color: str) -> bool:
@@ -264,6 +286,8 @@ def _is_denied(noun: _Word, told: Sequence[_Word], asked: Sequence[_Word], denie
         for word in told
     )
     affirmed = [place for place in places if not _under_denial(told, place, 8, wide)]
+    if not places and _lists_all(told):
+        return True
     if not absent and len(affirmed) == len(places):
         return False
     # "a ring without an outline" leaves outlines to other things, "no cars" leaves no cars
@@ -273,6 +297,14 @@ def _is_denied(noun: _Word, told: Sequence[_Word], asked: Sequence[_Word], denie
         or also_wanted
         or _VERBAL.search(noun.text) is not None  # "a ring, not outlined"
         or any(word.text == "without" or _is_free(asked, at) for at, word in enumerate(asked))
+    )
+
+
+def _lists_all(told: Sequence[_Word]) -> bool:
+    """Whether a text says how many objects there are, so that there are no others: "two shapes on white: ..."."""
+    return any(
+        word.number is not None and any(each.text in _THINGS for each in told[at + 1 : at + 2])
+        for at, word in enumerate(told)
     )
 
 

@@ -77,7 +77,40 @@ _SYNONYMS = (  # words that say the same in a prompt
     "tiled tiles grid gridded",
     "sofa couch",
     "bike bicycle",
-    "plane airplane aeroplane",
+    "plane airplane aeroplane jet aircraft",
+    "dog puppy doggy pup",
+    "cat kitten kitty tabby",
+    "pig piglet piggy",
+    "cow calf",
+    "frog toad",
+    "rabbit bunny hare",
+    "monkey ape chimp",
+    "duck mallard",
+    "parrot macaw",
+    "turtle tortoise",
+    "octopus squid",
+    "ladybug ladybird",
+    "strawberry berry",
+    "watermelon melon",
+    "hamburger burger cheeseburger",
+    "cupcake muffin",
+    "mushroom toadstool",
+    "cactus saguaro",
+    "car automobile auto",
+    "bus coach",
+    "train locomotive",
+    "rocket spaceship",
+    "sailboat boat yacht ship",
+    "house home cottage",
+    "castle palace",
+    "umbrella parasol",
+    "gift present",
+    "crown tiara",
+    "robot android",
+    "clock alarm",
+    "sunflower flower daisy",
+    "tree oak",
+    "fish goldfish",
     "child kid",
     "photo photograph",
     "tv television",
@@ -89,6 +122,13 @@ SHADES = _set("light lighter dark darker bright pale deep royal hot sky mint pas
 _PHRASES = (  # of several words, and what they count as
     (r"\bplus signs?\b", "cross"),
     (r"\blove (hearts?)\b", r"\1"),
+    (r"\bsoccer balls?\b", "football"),
+    (r"\b(?:piece|wedge|slice|bunche?)s? of (cheeses?|watermelons?|pizzas?|grapes?)\b", r"\1"),
+    (r"\b(?:coconut|palm) (trees?)\b", "palm"),
+    (r"\bcakes? with candles\b", "cake"),
+    (r"\b(cylinder|top) (hats?)\b", r"\2"),
+    (r"\bteddy bears?\b|\bstuffed bears?\b", "teddy"),
+    (r"\b(panda) (bears?)\b", r"\1"),
     (r"\bfive[- ]pointed (stars?)\b", r"\1"),
     (r"\bpolka[- ]dot(s|ted)?\b", "dotted"),
     (r"\b(striped|dotted|spotted|checkered|chequered|checkerboard|chessboard) pattern\b", r"\1"),
@@ -147,7 +187,7 @@ FILLER = _set(
     good beautiful lovely great sides higher same both everything nothing everyone nobody else
     i'd i'm i've let's us place
     me says say said reads reading read size simple thin add scene sized kind
-    type
+    type different sizes cute pretty sweet pic gimme get close alongside
     """
 )
 """Words that an expansion need not repeat."""
@@ -231,7 +271,7 @@ def is_english(text: str) -> bool:
     Letters outside ASCII and frequent short words are the hints, so a name or two does no harm in a longer text, nor
     does a word such as "café" in a short one.
     """
-    words = re.findall(r"[^\W\d_]+", text.lower())
+    words = re.findall(r"[^\W\d_]+", text.lower().replace("w/o", "without"))
     if not words:
         return True
     outside = sum(not word.isascii() for word in words)

@@ -13,9 +13,41 @@ from cogview3.data.scenes.things import THINGS
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”–—…]")  # a word, or a sign such as an emoji
 _NEVER_ALONE = {"five", "pointed"}  # "five-pointed" is known, but there are no five objects
 _MAX_SUGGESTIONS = 3
+_MIN_GUESSED = 4  # letters of a word that is guessed by its letters
+_ALIKE = 0.79  # least likeness of words spelled alike, 0 to 1
 _GLUE = "a an and are is outlined the there with different"  # what clauses.py and captions.py add of their own
 
 INTENTS = {  # words that people try, and the nearest that the world has
+    "lion": "tiger leopard cheetah panther",
+    "dog": "wolf hound poodle",
+    "cow": "horse bull goat sheep donkey deer",
+    "parrot": "bird eagle sparrow pigeon crow chicken hen rooster",
+    "duck": "swan goose geese",
+    "fish": "shark salmon tuna",
+    "whale": "dolphin seal",
+    "octopus": "jellyfish crab",
+    "ladybug": "bug insect bee spider ant",
+    "rabbit": "hamster squirrel mouse",
+    "turtle": "lizard snake crocodile dinosaur dragon",
+    "apple": "pear fruit",
+    "strawberry": "raspberry",
+    "hamburger": "sandwich hotdog",
+    "cupcake": "cookie pie",
+    "rose": "tulip lily",
+    "tree": "forest bush wood",
+    "car": "truck van taxi motorcycle bike bicycle",
+    "airplane": "helicopter",
+    "house": "building hut tent church",
+    "castle": "tower",
+    "sun": "sunset",
+    "moon": "night",
+    "hat": "cap helmet",
+    "soccer": "basketball baseball",
+    "gift": "parcel",
+    "robot": "alien",
+    "snowman": "person man woman boy girl people child",
+    "guitar": "violin piano",
+    "clock": "watch",
     "circle": "oval ellipse sphere orb round circular planet bubble coin hexagon",
     "square": "rectangle cube quadrilateral",
     "triangle": "pyramid cone triangular arrow",
@@ -84,28 +116,38 @@ def _long_names() -> re.Pattern:
     return re.compile(rf"\b(?:{'|'.join(names)})\b", re.IGNORECASE)
 
 
+def without_long_names(prompt: str) -> str:
+    """A prompt without the names of things that have several words, in single spaces."""
+    return " ".join(_long_names().sub(" ", " ".join(prompt.split())).split())
+
+
 def unknown_words(prompt: str) -> list[str]:
     """Words of a prompt that no caption contains, in lower case, each once, in the prompt's order.
 
     Punctuation and letter case do not matter; plurals and possessives of known words are known. Signs that are neither
     letters nor punctuation (an emoji) count as words.
     """
-    prompt = _long_names().sub(" ", " ".join(prompt.split()))
+    prompt = without_long_names(prompt)
     words = [part for word in _words(prompt) for part in ([word] if _is_known(word) else word.split("-"))]
     return [word for word in dict.fromkeys(words) if not _is_known(word)]
 
 
 def suggestions(word: str) -> list[str]:
-    """At most three known words for an unknown one: what it probably means, else words spelled like it."""
-    word = word.lower()
-    meant = _intents().get(word) or _intents().get(word.removesuffix("s"))
+    """At most three known words for an unknown one: what it probably means, else a longer word spelled like it.
+
+    Short words are not guessed by their letters, nor are any by few of them: "bat" is neither "hat" nor "at".
+    """
+    word = word.lower().removesuffix("'s")
+    meant = _intents().get(word) or _intents().get(word.removesuffix("s")) or _intents().get(word.removesuffix("es"))
     if meant:
         return [meant]
-    return get_close_matches(word, sorted(vocabulary()), n=_MAX_SUGGESTIONS, cutoff=0.75)
+    if len(word) < _MIN_GUESSED:
+        return []
+    return get_close_matches(word, sorted(vocabulary()), n=_MAX_SUGGESTIONS, cutoff=_ALIKE)
 
 
 def _words(text: str) -> Iterator[str]:
-    return (found.replace("’", "'") for found in _WORD.findall(text.lower()))
+    return (found.replace("’", "'") for found in _WORD.findall(text.lower().replace("w/o", "without")))
 
 
 def _is_known(word: str) -> bool:
@@ -115,4 +157,5 @@ def _is_known(word: str) -> bool:
 
 @cache
 def _intents() -> dict[str, str]:
-    return {word: meant for meant, words in INTENTS.items() for word in words.split()}
+    emoji = {chr(int(thing.code, 16)): name for name, thing in THINGS.items()}
+    return emoji | {word: meant for meant, words in INTENTS.items() for word in words.split()}
