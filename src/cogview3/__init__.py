@@ -5,7 +5,13 @@ Light to import and offline: the public classes load torch and diffusers when th
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers see of the names below
+    from cogview3.generation.pipeline import CogView3Pipeline as CogView3Pipeline
+    from cogview3.generation.pixel_relay import PixelRelayPipeline as PixelRelayPipeline
+    from cogview3.generation.scheduler import RelayScheduler as RelayScheduler
+    from cogview3.generation.upscale import CogView3UpscalePipeline as CogView3UpscalePipeline
 
 try:
     __version__ = version("cogview3")

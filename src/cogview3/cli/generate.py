@@ -95,6 +95,10 @@ def generate(
     strength: Annotated[
         float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", help="Picture, white where --image is drawn anew, black elsewhere."),
+    ] = None,
     lora: LoraOption = None,
     tile_size: TileSizeOption = None,
     sampler: SamplerOption = None,
@@ -135,7 +139,10 @@ def generate(
         if relays == 0 and given is not None:
             raise UserError(f"{name} {given:g} is for a relay, and with --relays 0 there is none: leave it out")
     adapters = [parse_lora(entry) for entry in lora or []]
+    if mask is not None and image is None:
+        raise UserError(f"--mask {mask} is for a picture: give --image as well, or leave it out")
     begin_with = None if image is None else open_picture(image)
+    masked = None if mask is None else open_picture(mask)
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     seeds = list(range(seed, seed + len(texts)))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
@@ -182,7 +189,8 @@ def generate(
             "light": light or pipe.mode.light or None,
             "negative_prompt": negative,
             "image": image and image.name,
-            "strength": _strength(strength) if image else None,
+            "strength": _strength(strength, masked is not None) if image else None,
+            "mask": mask and mask.name,
             "lora": ", ".join(lora or []) or None,
         }
         start, shown = time.perf_counter(), []
@@ -200,6 +208,7 @@ def generate(
                 relay_guidance_scale=relay_guidance,
                 image=begin_with,
                 strength=strength,
+                mask_image=masked,
                 tile_size=tile_size,
                 sampler=sampler and str(sampler),
                 light=light or None,
@@ -324,10 +333,11 @@ def _relay_guidance(mode: "Mode", given: float | None) -> float:
     return mode.relay_guidance_scale if given is None else given
 
 
-def _strength(given: float | None) -> float:
+def _strength(given: float | None, masked: bool) -> float:
     from cogview3.generation.pipeline import DEFAULT_STRENGTH
 
-    return DEFAULT_STRENGTH if given is None else given
+    default = 1.0 if masked else DEFAULT_STRENGTH
+    return default if given is None else given
 
 
 def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:

@@ -18,6 +18,7 @@ from cogview3.generation import inputs
 from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.light import LIGHT_COMPONENTS, LightMixin
 from cogview3.generation.lora import RelayLoraMixin
+from cogview3.generation.masks import Keep, Masked, keep_in_relay
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.prompts import PromptsMixin
 from cogview3.generation.switches import SwitchesMixin
@@ -40,6 +41,7 @@ class Run:
         prompt_embeds: (B, L, C).
         negative_prompt_embeds: alike; None where there is no prompt to be guided towards.
         step: steps done so far, over all stages.
+        masked: the given pictures of which a part is kept.
         text: whether the running stage is guided, and what its UNet is then given as text; None where that is to be
             made anew.
     """
@@ -51,6 +53,7 @@ class Run:
     prompt_embeds: torch.Tensor = field(init=False)
     negative_prompt_embeds: torch.Tensor | None = field(init=False)
     step: int = 0
+    masked: Masked | None = None
     text: tuple[bool, torch.Tensor] | None = None
 
 
@@ -68,6 +71,7 @@ class Stage:
         labels: the UNet's class labels, (1, 6 * width), or None.
         step_arguments: further arguments of the scheduler's step.
         tile: side of the tiles that the UNet sees, in latents; None where it sees everything.
+        keep: puts back, after each step, what a mask keeps.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Stage:
     labels: torch.Tensor | None
     step_arguments: dict[str, Any]
     tile: int | None = None
+    keep: Keep | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
+        self._stage_name: str | None = None
 
     # State that callbacks read
 
@@ -140,6 +146,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
     def num_timesteps(self) -> int:
         """Steps of the newest call, over all of its stages."""
         return self._num_timesteps
+
+    @property
+    def stage(self) -> str | None:
+        """The running stage, "base", "relay 1" and so on; None before the first call. Callbacks may ask for it."""
+        return self._stage_name
 
     @property
     def interrupt(self) -> bool:
@@ -210,6 +221,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         guidance: str,
         size: tuple[int, int],
         tile_size: int | None = None,
+        keep: Keep | None = None,
         **arguments: Any,
     ) -> Stage:
         """A stage that draws `size` (height, width) pixels; drops arguments that the scheduler lacks.
@@ -225,19 +237,20 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         if unet.config.class_embed_type is not None:
             width = unet.config.projection_class_embeddings_input_dim // 6
             labels = size_conditions(size, (0, 0), size, width).to(run.device, dtype)
-        return Stage(name, unet, dtype, scheduler, guidance, labels, arguments, tile)
+        return Stage(name, unet, dtype, scheduler, guidance, labels, arguments, tile, keep)
 
     def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:
         """Run all steps of a stage on latents (B, C, h, w), float32, and return them."""
-        scheduler, run.text = stage.scheduler, None
+        scheduler, run.text, self._stage_name = stage.scheduler, None, stage.name
         with self.progress_bar(total=len(scheduler.timesteps)) as bar, constant_text(stage.unet) as fewer_texts:
             bar.set_description(stage.name)
-            for timestep in scheduler.timesteps:
+            for index, timestep in enumerate(scheduler.timesteps):
                 if self._interrupt:
                     break
                 output = self._predict(stage, latents, timestep, run, fewer_texts)
                 stepped = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)
-                latents = self._call_back(timestep, stepped[0], stepped[-1], run)
+                latents = stepped[0] if stage.keep is None else stage.keep(stepped[0], index)
+                latents = self._call_back(timestep, latents, stepped[-1], run)
                 bar.update()
         if not latents.isfinite().all():
             raise FloatingPointError(
@@ -387,6 +400,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
         height, width = (side * self.vae_scale_factor for side in low_res_latents.shape[2:])
         scheduler = self.relay_scheduler
         scheduler.set_timesteps(settings.steps, device=run.device, relay_start=settings.start)
+        noise, keep = self._noise(low_res_latents.shape, run), None
+        if run.masked is not None:
+            known = self._to_latents(run.masked.at(height, width), settings.tile_size)
+            mask = run.masked.for_latents(*low_res_latents.shape[2:])
+            keep = keep_in_relay(scheduler, known, low_res_latents, mask, noise)
         stage = self._stage(
             run,
             f"relay {number}",
@@ -395,12 +413,13 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
             self._relay_guidance,
             (height, width),
             settings.tile_size,
+            keep,
             low_res_latents=low_res_latents,
             eta=settings.eta,
             generator=run.generator,
             keep_colors=settings.keep_colors,
         )
-        latents = scheduler.add_start_noise(low_res_latents, self._noise(low_res_latents.shape, run))
+        latents = scheduler.add_start_noise(low_res_latents, noise)
         return self._denoise(stage, latents, run)
 
 

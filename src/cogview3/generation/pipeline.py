@@ -13,6 +13,7 @@ from cogview3.diffusion.schedule import base_timesteps, log_timesteps
 from cogview3.generation import inputs
 from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
 from cogview3.generation.light import LIGHT_COMPONENTS
+from cogview3.generation.masks import Masked, keep_in_base, to_mask
 from cogview3.generation.scheduler import SAMPLERS, RelayScheduler, sampler_scheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
 
@@ -101,6 +102,7 @@ class CogView3Pipeline(RelayPipelineBase):
         negative_prompt_embeds: torch.Tensor | None = None,
         image: inputs.Picture | Sequence[inputs.Picture] | None = None,
         strength: float | None = None,
+        mask_image: inputs.Picture | Sequence[inputs.Picture] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -133,7 +135,10 @@ class CogView3Pipeline(RelayPipelineBase):
             image: a picture to begin with instead of noise, one for all prompts or one for each, as in
                 `CogView3UpscalePipeline`; cut to the final picture's proportions and brought to the base's size.
             strength: how much of `image` is drawn anew, above 0 and up to 1: the share of the base's steps that are
-                taken, rounded, one at least. 0.6 by default where there is an image.
+                taken, rounded, one at least. 0.6 by default where there is an image, 1 with a mask.
+            mask_image: which part of `image` is drawn anew, white (1), and which is kept, black (0), in every stage
+                and exactly in the finished picture; one for all prompts or one for each, cut as `image` is. Shades
+                between blend the finished picture. Latents keep what lies in cells that the mask does not touch.
             output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, H/8, W/8)
                 as the UNet sees them, that is scaled.
             return_dict: an `ImagePipelineOutput` rather than a tuple.
@@ -174,6 +179,10 @@ class CogView3Pipeline(RelayPipelineBase):
         self._check_relays(relays)
         sampler = self.mode.sampler if sampler is None else sampler
         scheduler, device = self._base_scheduler(sampler), self._execution_device
+        if mask_image is not None and image is None:
+            raise UserError("mask_image is given, but there is no image: give one, or leave mask_image out")
+        if mask_image is not None and strength is None:
+            strength = 1.0
         share = self._check_strength(image, strength, latents)
         taken = self._set_timesteps(scheduler, sampler, steps, share, device)
         self._num_timesteps = taken + relays.count * relays.steps
@@ -182,6 +191,11 @@ class CogView3Pipeline(RelayPipelineBase):
         pictures = self._count_pictures(prompt, negative_prompt, *texts, num_images_per_prompt)
         shape = self._check_latents(latents, pictures, size)
         pixels = None if image is None else self._fit_image(image, pictures, num_images_per_prompt, size)
+        masked = None
+        if image is not None and mask_image is not None:
+            full = size[0] << relays.count, size[1] << relays.count
+            original = self._fit_image(image, pictures, num_images_per_prompt, full)
+            masked = Masked(original, self._fit_mask(mask_image, image, pictures, num_images_per_prompt, full))
         run = self._start_run(
             device, pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
@@ -191,11 +205,20 @@ class CogView3Pipeline(RelayPipelineBase):
         )
         noise = self._noise(shape, run) if latents is None else latents
         noise = noise.to(device, torch.float32)
-        stage = self._stage(run, "base", self.unet, scheduler, "_guidance_scale", size, generator=run.generator)
-        latents = self._denoise(stage, self._base_start(scheduler, noise, pixels, tile_size), run)
+        known = None if pixels is None else self._to_latents(pixels.to(device), tile_size)
+        keep = None
+        if masked is not None:
+            run.masked = masked.to(device)
+            keep = keep_in_base(scheduler, known, run.masked.for_latents(*shape[2:]), noise)
+        stage = self._stage(
+            run, "base", self.unet, scheduler, "_guidance_scale", size, keep=keep, generator=run.generator
+        )
+        latents = self._denoise(stage, self._base_start(scheduler, noise, known), run)
         if relays.count and not self._interrupt:
             latents = self._relays(self._enlarge(latents, relays), relays, run)
         images = latents if output_type == "latent" else self._to_pixels(latents, tile_size, relays.light)
+        if run.masked is not None and output_type != "latent":
+            images = run.masked.paste(images)
         return self._output(images, output_type, return_dict)
 
     def _settle_guidances(self, guidance: float | None, relay_guidance: float | None, given: dict[str, Any]) -> None:
@@ -270,14 +293,23 @@ class CogView3Pipeline(RelayPipelineBase):
         pixels = inputs.cover(pixels, *size)
         return pixels.expand(pictures // per_prompt, -1, -1, -1).repeat_interleave(per_prompt, dim=0)
 
-    def _base_start(
-        self, scheduler: Any, noise: torch.Tensor, pixels: torch.Tensor | None, tile_size: int | None
-    ) -> torch.Tensor:
+    def _fit_mask(self, mask: Any, image: Any, pictures: int, per_prompt: int, size: tuple[int, int]) -> torch.Tensor:
+        """The masks at the final size, (pictures, 1, *size) in 0..1."""
+        masks, sizes = to_mask(mask), inputs.raw_sizes(image)
+        height, width = masks.shape[2:]
+        if sizes and sizes[0] != (width, height):
+            raise UserError(f"mask_image is {width}x{height}, but image {sizes[0][0]}x{sizes[0][1]}: make them equal")
+        prompts = pictures // per_prompt
+        if len(masks) not in (1, prompts):
+            raise UserError(f"{len(masks)} masks for {prompts} prompts: give one for each, or one for all")
+        masks = inputs.cover(masks, *size).clamp(0, 1)
+        return masks.expand(prompts, -1, -1, -1).repeat_interleave(per_prompt, dim=0)
+
+    def _base_start(self, scheduler: Any, noise: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
         """Latents that the base begins with: noise, or those of pictures with as much noise as its first step has."""
-        if pixels is None:
+        if known is None:
             return noise * scheduler.init_noise_sigma
-        latents = self._to_latents(pixels.to(noise.device), tile_size)
-        return scheduler.add_noise(latents, noise, scheduler.timesteps[:1].expand(len(latents)))
+        return scheduler.add_noise(known, noise, scheduler.timesteps[:1].expand(len(known)))
 
     def _base_scheduler(self, sampler: str | None) -> Any:
         """The base's scheduler for this call: the pipeline's own, or a sampler asked for on its noise levels."""

@@ -179,6 +179,45 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         """Where sampling starts: z_L + sigma eps with the first step's sigma. Both (B, C, h, w)."""
         return relay.start(low_res_latents, self.sigmas[self._begin_index or 0], noise)
 
+    @property
+    def init_noise_sigma(self) -> torch.Tensor:
+        """Standard deviation of the noise that sampling starts with, on top of z_L."""
+        return self.sigmas[self._begin_index or 0]
+
+    def add_noise(
+        self,
+        original_samples: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        low_res_latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The forward process (equation 5) at training times: F(z_0, t) + sigma_t eps.
+
+        Args:
+            original_samples: clean latents z_0, (B, C, h, w).
+            noise: alike, of unit variance.
+            timesteps: (B,), whole, 0 to T_r - 1 with `low_res_latents`.
+            low_res_latents: z_L, (B, C, h, w); without it there is no blur, as of other schedulers.
+        """
+        times = timesteps.to(self._all_sigmas.device).long()
+        sigmas = self._all_sigmas[times].to(original_samples)
+        fractions = torch.zeros_like(sigmas)
+        if low_res_latents is not None:
+            start = self.config.relay_start
+            fractions = relay.blur_fraction(times, start, self.config.blur, self._all_sigmas).to(original_samples)
+        low = original_samples if low_res_latents is None else low_res_latents
+        return relay.forward(original_samples, low, sigmas, fractions, noise)
+
+    def noised(
+        self, original_samples: torch.Tensor, low_res_latents: torch.Tensor, noise: torch.Tensor, index: int
+    ) -> torch.Tensor:
+        """The forward process at noise level `index` of `sigmas`, with the sampler's own blur there.
+
+        Latents and noise (B, C, h, w). Index p, after the last step, gives the clean latents.
+        """
+        sigma, fraction = self.sigmas[index].to(original_samples), self._blur_fractions[index].to(original_samples)
+        return relay.forward(original_samples, low_res_latents, sigma, fraction, noise)
+
     def scale_model_input(self, sample: torch.Tensor, timestep: int | float | torch.Tensor) -> torch.Tensor:
         """The network's input z_t / sqrt(1 + sigma_t^2), (B, C, h, w)."""
         return schedule.scale_model_input(sample, self.sigmas[self._index(timestep)])
