@@ -1,6 +1,8 @@
 """Warnings of typed prompts, before they are expanded or drawn."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -15,13 +17,24 @@ def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
     if model_name(model) != "scenes":
         return
     from cogview3.data.scenes.typed import problems
+    from cogview3.generation.loading import resolve_model
 
-    found = {prompt: told for prompt in dict.fromkeys(prompts) if (told := problems(prompt))}
+    learned = learned_words(Path(resolve_model(model)) / "tokenizer" / "tokenizer.json")
+    found = {prompt: told for prompt in dict.fromkeys(prompts) if (told := problems(prompt, learned))}
     for prompt, told in list(found.items())[:MAX_WARNINGS]:
         shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}..."
         typer.echo(f"warning: {shown!r}: {'; '.join(told)}", err=True)
     if len(found) > MAX_WARNINGS:
         typer.echo(f"warning: the same holds of {len(found) - MAX_WARNINGS} more prompts", err=True)
+
+
+def learned_words(tokenizer: Path) -> frozenset[str] | None:
+    """The whole words of a `tokenizer.json` of ours, those of captions that its model has seen; None without one."""
+    try:
+        pieces = json.loads(tokenizer.read_text("utf-8"))["model"]["vocab"]
+        return frozenset(piece.removeprefix("▁") for piece, _ in pieces if piece.startswith("▁") and len(piece) > 2)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # damage is reported where the model is loaded
 
 
 def unexpandable(model: str, expander: str | None, prompts: Sequence[str]) -> dict[str, str]:
