@@ -42,7 +42,7 @@ INTENTS = {  # words that people try, and the nearest that the world has
     "sun": "sunset",
     "moon": "night",
     "hat": "cap helmet",
-    "soccer": "basketball baseball",
+    "football": "basketball baseball",
     "gift": "parcel",
     "robot": "alien",
     "snowman": "person man woman boy girl people child",
