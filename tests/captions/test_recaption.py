@@ -55,7 +55,7 @@ def test_each_image_gets_a_row(tmp_path: Path) -> None:
     good = encoded(picture(1))
     files = [
         *ordinary("a"),
-        ("b.jpg", good), ("b.txt", b"\xff\xfe"),
+        ("b.jpg", good), ("b.txt", b"a cat \xff\x80"),
         ("c.txt", b"no picture"),
         ("d.jpg", good),
         *ordinary("e"), *ordinary("f"), *ordinary("a", 5),

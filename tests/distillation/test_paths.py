@@ -84,7 +84,7 @@ def test_a_relays_path_is_the_schedulers_sampling_from_the_small_picture(runs: P
 
 
 def test_a_student_that_is_off_by_e_loses_its_steps_gain_of_that(runs: Path) -> None:
-    """Of a teacher that knows the picture, z_0: the mean square of z'' is kappa^2 e^2, each 1 / w."""
+    """Of a teacher that knows the picture, z_0: the mean square of z'' is kappa^2 e^2 / (1 + sigma''^2), each 1 / w."""
     objective = stage("base", runs, **{**POOL, "distill__steps": [12, 3], "train__images": 36})
     z0 = objective.source.fixed().latents["z0"][:1]
     sigmas = schedule.make_sigmas()
@@ -95,7 +95,7 @@ def test_a_student_that_is_off_by_e_loses_its_steps_gain_of_that(runs: Path) -> 
     assert objective(batch)["loss"].item() < 1e-8
     objective.trained.z0 = z0 + 0.5
     sigma, sigma_next, _, _ = objective.levels[3].at(batch["t"], 1)
-    expected = (0.25 * (1 - sigma_next / sigma) ** 2 / batch["guidance"]).mean().item()
+    expected = (0.25 * (1 - sigma_next / sigma) ** 2 / (1 + sigma_next**2) / batch["guidance"]).mean().item()
     assert objective(batch)["loss"].item() == pytest.approx(expected, rel=1e-3)
 
 

@@ -348,7 +348,7 @@ def test_a_distilled_pair_becomes_a_mode_that_draws(runs: Path, base: Path, rela
         "unet": "modes/1+1/unet",
         "relay_unet": "modes/1+1/relay_unet",
         "distilled": True,
-        "guidance_range": [1.0, 12.0],
+        "guidance_range": [1.0, 8.0],
     }
     assert "relay_start" not in modes["3+2"]
     drawn = {}
@@ -421,7 +421,7 @@ def test_ranges_of_guidance_meet_and_hold_the_models_own(runs: Path, base: Path,
     recipe["distill"] |= {"guidance_range": [2.0, 20.0], "guidance": 3.0}
     (narrow / "recipe.toml").write_text(tomli_w.dumps(recipe))
     model = exported(runs, tmp_path / "model", {"1+1": (base, narrow)}, relay_guidance=2.0)
-    assert json.loads((model / "sampling.json").read_text())["modes"]["1+1"]["guidance_range"] == [2.0, 12.0]
+    assert json.loads((model / "sampling.json").read_text())["modes"]["1+1"]["guidance_range"] == [2.0, 8.0]
     for name, value in (("relay_guidance", 1.5), ("guidance", 12.5)):
         with pytest.raises(UserError, match=rf"{name} {value} .*distilled for, 2 to 12; .*--set {name}="):
             exported(runs, tmp_path / "other", {"1+1": (base, narrow)}, **{name: value})

@@ -90,13 +90,13 @@ def test_folders_that_cannot_be_the_prompts_pictures(renders: Path, tmp_path: Pa
 
 
 def test_pictures_of_several_sizes_have_no_frechet_distance(renders: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (48, 48)).save(renders / "00003.png")
+    Image.new("RGB", (96, 96)).save(renders / "00003.png")
     other = tmp_path / "other"
     other.mkdir()
     for path in renders.iterdir():
         with Image.open(path) as image:
             image.resize((64, 64)).save(other / path.name)
-    with pytest.raises(UserError, match=r"00003\.png is 48 x 48 pixels"):
+    with pytest.raises(UserError, match=r"00003\.png is 96 x 96 pixels"):
         evaluate(images=[other, renders], count=COUNT, metrics=["frechet"])
     assert evaluate(images=[renders], count=COUNT)["models"]["renders"]["failed"] == 0
 

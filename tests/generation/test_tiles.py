@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
-from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.seams import seam_ratio
 from cogview3.generation.tiles import OVERLAP, blend_tiles, tile_starts, tile_weights
 
@@ -146,7 +145,10 @@ def test_the_bundled_model_draws_in_tiles_without_seams() -> None:
     """Two relays, nine tiles in the second: borders jump no more than in the same picture drawn whole."""
     pipe = CogView3Pipeline.from_pretrained("scenes", mode="4+1")
     pipe.set_progress_bar_config(disable=True)
-    prompt = load_prompts("scenes-heldout")[2].text
+    prompt = (
+        "2 shapes: a bordered small dotted blue box upper left and a huge purple hoop with horizontal stripes and no "
+        "border at the bottom. The background is plain yellow."
+    )
     call = {"height": 512, "width": 512, "num_relays": 2, "output_type": "np"}
     whole, tiled = (
         pipe(prompt, **call, tile_size=tile, generator=torch.Generator().manual_seed(2)).images[0]

@@ -107,7 +107,7 @@ class ModePipeline(DiffusionPipeline):
                 "to(DEVICE) or cogview3.generation.placement.quantize_network"
             )
         kwargs.update(load_mode_unets(source, entry, own, dtype, kwargs.get("variant")))
-        if "tokenizer" not in kwargs:
+        if "tokenizer" not in kwargs and (Path(source) / "tokenizer").is_dir():  # encoders and tokenizers are optional
             kwargs["tokenizer"] = load_tokenizer(Path(source) / "tokenizer")
         try:
             pipeline = super().from_pretrained(source, **kwargs)

@@ -141,6 +141,9 @@ def _with_things(shapes: list[_Piece], pixels: np.ndarray, ground: _Ground) -> l
         alike = thing_reader.likeness(cells, drawing, support)
         if any(item not in parts or shape_likeness[id(item)] > alike for item in rivals):
             continue
+        flat = np.broadcast_to(cells[support].mean(0), cells.shape)
+        if thing_reader.likeness(cells, flat, support) > alike:
+            continue  # no edges: a patch of another color than the ground's
         left = [item for item in left if item not in parts]
         x, y = ((value * thing_reader.CELL) / SIDE for value in (candidate.x, candidate.y))
         half = SIZES[candidate.size] / 2

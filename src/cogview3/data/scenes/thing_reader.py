@@ -109,8 +109,8 @@ def candidates(cells: np.ndarray, backdrop: Backdrop) -> list[Candidate]:
     power = fft.rfft2(np.einsum("yxc,yxc->yx", cells, cells))
     energy = fft.irfft2(drawings.support_transforms * power, (side, side), axes=(1, 2))
     scores = 2 * shared / np.maximum(energy + drawings.energy[:, None, None], 1e-6)
-    scores[~_inside(side)] = 0
-    best, which = scores.max(0), scores.argmax(0)
+    allowed = np.where(_inside(side), scores, 0)
+    best, which = allowed.max(0), allowed.argmax(0)
     found = []
     for _ in range(CANDIDATES):
         y, x = np.unravel_index(best.argmax(), best.shape)
@@ -119,9 +119,16 @@ def candidates(cells: np.ndarray, backdrop: Backdrop) -> list[Candidate]:
         index = which[y, x]
         shift = int(y), int(x)
         cover = np.roll(drawings.supports[index] > 0, (shift[0] - side // 2, shift[1] - side // 2), (0, 1))
-        found.append(Candidate(float(best[y, x]), *NAMES[index], float(x), float(y), cover))
+        center = x + _beyond(scores[index, y, x - 1 : x + 2]), y + _beyond(scores[index, y - 1 : y + 2, x])
+        found.append(Candidate(float(best[y, x]), *NAMES[index], *center, cover))
         best[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4] = 0
     return found
+
+
+def _beyond(values: np.ndarray) -> float:
+    """How far the parabola through three neighbors has its peak from the middle one, -0.5 to 0.5."""
+    bend = values[0] - 2 * values[1] + values[2]
+    return float(np.clip((values[0] - values[2]) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
 
 
 @lru_cache(maxsize=1)
