@@ -214,6 +214,15 @@ def test_a_damaged_recipe_in_a_run_is_reported(tmp_path: Path, recipe: dict[str,
             opened(tmp_path, recipe)
 
 
+@pytest.mark.parametrize("text", ["train = 5\n", "[[train]]\nimages = 5\n", "a = " + "[" * 500 + "]" * 500])
+def test_a_recipe_of_other_types_in_a_run_is_another_one(tmp_path: Path, recipe: dict[str, Any], text: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(UserError, match="--restart"):
+        checkpoints.check_run(tmp_path, recipe)
+    if "[" not in text:
+        assert checkpoints.length_of(tmp_path) is None
+
+
 def test_restart_moves_earlier_runs_aside(tmp_path: Path, recipe: dict[str, Any]) -> None:
     for number in range(3):
         assert opened(tmp_path / "run", recipe, restart=True) is None
@@ -266,9 +275,9 @@ def test_weights_are_found_in_runs_and_model_folders(tmp_path: Path) -> None:
             checkpoints.weights_folder(reference, component)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", pickle.dumps({"images": 3})])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"[" * 10**5, b" " * 2**23, pickle.dumps({"images": 3})])
 def test_a_damaged_state_is_reported(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "state.json").write_bytes(content)
-    with pytest.raises(UserError, match=rf"checkpoint {tmp_path} is damaged .*delete it"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/state\.json is damaged: delete this checkpoint"):
         checkpoints.read_state(tmp_path)

@@ -177,3 +177,39 @@ def test_defaults_are_checked_against_what_is_given() -> None:
     data: dict[str, Any] = tomllib.loads(STAGE.replace("norm_num_groups = 4", ""))
     with pytest.raises(UserError, match=r"model.norm_num_groups: does not divide .* \(given: 16\)"):
         parse_recipe(data, "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 500 + "]" * 500,
+        "a." * 500 + "b = 1",
+        "a = " + "{b = " * 500,
+        "[" * 10_000_000,
+        f"a = {'9' * 5000}",
+    ],
+    ids=["arrays", "keys", "tables", "10 MB", "digits"],
+)
+def test_recipes_that_are_too_much_to_parse(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.toml").write_text(f"{text}\n{STAGE}")
+    assert "r.toml" in refusal(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize("kind", [5, [], {}, True])
+@pytest.mark.parametrize("table", ["recipe", "train", "data", "model"])
+def test_tables_that_are_none(table: str, kind: Any) -> None:
+    tables = tomllib.loads(STAGE) | {table: kind}
+    with pytest.raises(UserError, match=table):
+        parse_recipe(tables, "r.toml")
+
+
+@pytest.mark.parametrize("entry", ["train.images", "train.seed", "model.block_out_channels", "data.size"])
+def test_numbers_beyond_any_run(stage: Path, entry: str) -> None:
+    value = [2**62] * 3 if entry.endswith("channels") else 2**63
+    assert str(2**62)[:6] in refusal(stage, f"{entry}={value}") or str(2**63)[:6] in refusal(stage, f"{entry}={value}")
+
+
+def test_a_line_break_ends_no_override(stage: Path) -> None:
+    assert "train.images" in refusal(stage, "train.images=8\nbatch=1")
+    assert "data.vae" in refusal(stage, "data.vae=" + "[" * 600)
+    assert load_recipe(str(stage), ['data.vae="a"\nb = 2']).data.vae == '"a"\nb = 2'

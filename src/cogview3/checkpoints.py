@@ -23,7 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cogview3.config import UserError, parse_recipe
+from cogview3.config import UserError, parse_recipe, parse_toml
 
 try:
     import fcntl
@@ -241,7 +241,7 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
 def length_of(run: Path) -> int | None:
     """`train.images` of the recipe that a run folder holds; None where there is no run, or one of several rounds."""
     stored = run / "recipe.toml"
-    images = _read_recipe(stored).get("train", {}).get("images") if stored.is_file() else None
+    images = _flatten(_read_recipe(stored)).get(_LENGTH) if stored.is_file() else None
     return images if isinstance(images, int) else None
 
 
@@ -262,11 +262,9 @@ def _free_name(run: Path) -> Path:
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    import tomllib
-
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(path.read_text("utf-8"), str(path))
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); move the run aside with --restart") from None
 
 
@@ -278,7 +276,7 @@ def set_entry(run: Path, table: str, key: str, value: str) -> None:
     if not stored.is_file():
         return
     recipe = _read_recipe(stored)
-    if recipe.get(table, {}).get(key, value) != value:
+    if _flatten(recipe).get(f"{table}.{key}", value) != value:
         recipe[table][key] = value
         write_text(stored, tomli_w.dumps(recipe))
 
@@ -308,7 +306,8 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Itera
 
 
 def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
-    return {f"{table}.{key}": value for table, entries in tables.items() for key, value in entries.items()}
+    known = {table: entries for table, entries in tables.items() if isinstance(entries, dict)}
+    return {f"{table}.{key}": value for table, entries in known.items() for key, value in entries.items()}
 
 
 def weights_folder(reference: str | Path, component: str) -> Path:
@@ -331,9 +330,20 @@ def weights_folder(reference: str | Path, component: str) -> Path:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json of a checkpoint. Raises UserError where it is missing or damaged."""
+    return read_json(checkpoint / "state.json", "delete this checkpoint to go on from the one before")
+
+
+def read_json(path: Path, mend: str, most: int = 2**22) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises UserError, which ends with `mend`: it cannot be read, has more than `most` bytes, or is no JSON object.
+    """
     try:
-        return json.loads((checkpoint / "state.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint} is damaged ({error}); delete it to go on from the one before"
-        ) from None
+        if path.stat().st_size > most:
+            raise ValueError(f"more than {most} bytes are not read")
+        held = json.loads(path.read_bytes())
+        if not isinstance(held, dict):
+            raise ValueError(f"it holds a {type(held).__name__} and no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {mend} ({' '.join(str(error).split())[:100]})") from None
+    return held

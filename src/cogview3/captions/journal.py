@@ -226,7 +226,7 @@ class Journal:
                     self._check(path, event)
                     continue
                 self._apply(event)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{path}: line {number} is damaged; restore it, or give a new folder") from None

@@ -76,7 +76,7 @@ class Part:
                     settings = record["settings"]
                 else:
                     self.rows[record["key"]] = Row(**record)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{self._address} is damaged; delete it to write its captions again") from None
         return settings
 

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from cogview3.captions.inputs import Asker, find_model, load_model, load_processor
 from cogview3.captions.pairs import Pair, Pairs
-from cogview3.checkpoints import open_run, whole_folder, write_text
+from cogview3.checkpoints import open_run, read_json, whole_folder, write_text
 from cogview3.config import Table, UserError
 from cogview3.precision import computes_bfloat16
 
@@ -120,7 +120,7 @@ def finetune(
     chosen = {key: value for key, value in settings.model_dump().items() if value is not None}
     with open_run(run, {"recipe": recipe, "finetune": chosen}, restart) if first else nullcontext():
         if (run / "result.json").is_file():
-            return json.loads((run / "result.json").read_text("utf-8"))
+            return read_json(run / "result.json", "begin anew with --restart")
         newest = _newest_checkpoint(run / "checkpoints")
         dtype = "bfloat16" if device == "cuda" and computes_bfloat16(device) and not settings.full else "float32"
         trainer = _trainer_class(trl, settings)(
@@ -302,9 +302,9 @@ def _newest_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for path in found:
         try:
-            json.loads((path / "trainer_state.json").read_text("utf-8"))  # written last
+            read_json(path / "trainer_state.json", "")  # written last
             return path
-        except (OSError, ValueError):
+        except UserError:
             shutil.rmtree(path, ignore_errors=True)
     return None
 

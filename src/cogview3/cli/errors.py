@@ -47,7 +47,8 @@ def _torch_ran_out(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _system_message(error: OSError) -> str:

@@ -6,7 +6,15 @@ refused before any work starts. Lengths count images, so that the batch size may
 """
 
 from cogview3.config.distill import Distill, DistillRelay
-from cogview3.config.load import OutOfMemory, UserError, distillation_of, load_recipe, parse_recipe, recipe_names
+from cogview3.config.load import (
+    OutOfMemory,
+    UserError,
+    distillation_of,
+    load_recipe,
+    parse_recipe,
+    parse_toml,
+    recipe_names,
+)
 from cogview3.config.pictures import PairObjective, TextShardData, VaeShardData
 from cogview3.config.pixel import PixelModel
 from cogview3.config.recipes import (
@@ -100,5 +108,6 @@ __all__ = [
     "distillation_of",
     "load_recipe",
     "parse_recipe",
+    "parse_toml",
     "recipe_names",
 ]

@@ -20,6 +20,12 @@ from cogview3.config.recipes import (
     without_scenes,
 )
 
+MAX_NUMBER = 2**62
+"""No whole number of a recipe is that large."""
+
+MAX_RECIPE = 2**20
+"""Characters; a longer recipe is not parsed."""
+
 
 class OutOfMemory(MemoryError):
     """Not enough memory, found out before or while it was used. The message names what would fit."""
@@ -35,6 +41,18 @@ def recipe_names() -> list[str]:
     groups = [folder for folder in root.iterdir() if folder.is_dir()]
     found = [f"{g.name}/{f.name[:-5]}" for g in groups for f in g.iterdir() if f.name.endswith(".toml")]
     return sorted(found)
+
+
+def parse_toml(text: str, what: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises UserError, naming `what`: not TOML, too deep, or above `MAX_RECIPE` bytes."""
+    if len(text) > MAX_RECIPE:
+        raise UserError(f"{what} is not valid TOML for a recipe: more than {MAX_RECIPE} characters")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UserError(f"{what} is not valid TOML for a recipe: nested too deeply") from None
+    except ValueError as error:  # numbers of thousands of digits too
+        raise UserError(f"{what} is not valid TOML: {error}") from None
 
 
 def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -63,15 +81,27 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     kind = header.get("kind") if isinstance(header, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"recipe {source}: recipe.kind is {kind!r}; give one of {', '.join(KINDS)}")
+    _check_numbers(data, source)
     text = json.dumps(data, default=str)  # JSON mode lets lists stand for tuples, and nothing else
     try:
         return KINDS[kind].model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise UserError(f"recipe {source} is nested too deeply, or holds text that is not Unicode") from None
         place = ".".join(str(part) for part in first["loc"] if part not in DATA_TABLES)
         value = "" if first["type"] == "missing" else f" (given: {reprlib.repr(first['input'])})"
         more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
         raise UserError(f"recipe {source}: {place}: {_message(kind, first)}{value}{more}") from None
+
+
+def _check_numbers(data: dict[str, Any], source: str) -> None:
+    """Refuse whole numbers in which libraries overflow."""
+    for table, entries in data.items():
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            for number in value if isinstance(value, list) else (value,):
+                if isinstance(number, int) and abs(number) >= MAX_NUMBER:
+                    raise UserError(f"recipe {source}: {table}.{name}: {number} is beyond any run; give a smaller one")
 
 
 def _message(kind: str, error: Mapping[str, Any]) -> str:
@@ -99,15 +129,13 @@ def _read(name_or_path: str) -> dict[str, Any]:
         text = _decode(path)
     else:
         text = packaged.read_text("utf-8")
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {name_or_path} is not valid TOML: {error}") from None
+    return parse_toml(text, f"recipe {name_or_path}")
 
 
 def _decode(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_RECIPE + 1)
     except UnicodeDecodeError:
         raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None
 
@@ -117,10 +145,17 @@ def _override(data: dict[str, Any], override: str) -> None:
     section, dot, name = key.strip().partition(".")
     if not equals or not dot or not section or not name or "." in name:
         raise UserError(f"--set {override!r} is not of the form section.key=value, as in train.images=2000")
+    value: Any = text.strip()
+    if len(value) > MAX_RECIPE:
+        raise UserError(f"--set {section}.{name}: more than {MAX_RECIPE} characters")
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+        parsed = tomllib.loads(f"value = {value}")
+    except RecursionError:
+        raise UserError(f"--set {section}.{name}: nested too deeply") from None
+    except ValueError:
+        parsed = {}
+    if parsed.keys() == {"value"}:  # a line break would begin another entry
+        value = parsed["value"]
     table = data.setdefault(section, {})
     if not isinstance(table, dict):
         raise UserError(f"--set {override!r}: {section!r} is not a table of the recipe")

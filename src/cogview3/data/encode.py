@@ -38,7 +38,7 @@ from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import clear_abandoned, read_captions, read_keep
 from cogview3.data.tars import latents_of
 from cogview3.prompts.encode import embed_text
-from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
+from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
 
 _AT_ONCE = 8  # batches whose pictures are held, so that there are full ones of most buckets
 
@@ -236,15 +236,15 @@ def _half(values: torch.Tensor, who: str) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _vae(encoding: Encoding) -> AutoencoderKL:
     folder = checkpoints.weights_folder(encoding.vae, "vae")
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=encoding.precision).to(_device(encoding))
-    return vae.eval().requires_grad_(False)
+    vae = load_network(AutoencoderKL, folder, torch_dtype=encoding.precision).to(_device(encoding))
+    return vae.requires_grad_(False)
 
 
 @lru_cache(maxsize=1)
 def _text_encoder(encoding: Encoding) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
     encoder = load_text_encoder(checkpoints.weights_folder(encoding.text, "text_encoder"))
     tokenizer = load_tokenizer(checkpoints.weights_folder(encoding.text, "tokenizer"))
-    return tokenizer, encoder.to(_device(encoding), encoding.precision).eval()
+    return tokenizer, encoder.to(_device(encoding), encoding.precision)
 
 
 def _device(encoding: Encoding) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from cogview3.checkpoints import differences, whole_file
+from cogview3.checkpoints import differences, read_json, whole_file
 from cogview3.config import UserError
 from cogview3.data import addresses
 from cogview3.data.addresses import filesystem, is_local
@@ -173,7 +173,7 @@ def vae_fingerprint(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{folder}: no .safetensors file; save the autoencoder with save_pretrained")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_json(folder / "config.json", "copy or export it again")
     known = {name: value for name, value in config.items() if not name.startswith("_")}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     for path in weights:

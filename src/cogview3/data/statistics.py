@@ -145,9 +145,8 @@ def _token_count(caption: str, text: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _tokenizer(text: str) -> tuple[Any, int]:
-    from transformers import AutoTokenizer
-
     from cogview3.prompts.encode import text_length
+    from cogview3.prompts.text_models import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(weights_folder(text, "tokenizer"))
+    tokenizer = load_tokenizer(weights_folder(text, "tokenizer"))
     return tokenizer, text_length(tokenizer)

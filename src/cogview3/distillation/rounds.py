@@ -214,8 +214,11 @@ def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, A
 
 
 def _read_table(run: Path) -> list[dict[str, Any]]:
-    path = run / ROUNDS_FILE
-    return json.loads(path.read_text("utf-8"))["rounds"] if path.is_file() else []
+    path, mend = run / ROUNDS_FILE, "begin anew with --restart"
+    table = checkpoints.read_json(path, mend).get("rounds") if path.is_file() else []
+    if not isinstance(table, list) or not all(isinstance(entry, dict) and "round" in entry for entry in table):
+        raise UserError(f"{path} is damaged: {mend}")
+    return table
 
 
 def _write_table(run: Path, table: list[dict[str, Any]]) -> None:

@@ -12,11 +12,11 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cogview3.checkpoints import write_text
+from cogview3.checkpoints import read_json, write_text
 from cogview3.config import UserError
 from cogview3.prompts.answers import ends_as_a_sentence, is_refusal, plain
 from cogview3.prompts.endpoint import Endpoint, Message, Unusable
@@ -291,8 +291,11 @@ class Expander:
         if path is None or not path.is_file():
             return None
         try:
-            return Expansion(**json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            held = Expansion(**read_json(path, "it is written again"))
+            if not all(isinstance(value, str) for value in astuple(held)):
+                raise TypeError("its entries are no texts")
+            return held
+        except (ValueError, TypeError) as error:
             logger.warning("%s is damaged (%s) and is made again", path, error)
             return None
 

@@ -5,13 +5,13 @@ and never to ask whether they may; whatever they, or the compiled code behind th
 `UserError`.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cogview3.checkpoints import read_json
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def check_folder(folder: Path) -> None:
             any network has, or a choice of code (`_attn_implementation`) that would be looked for elsewhere.
     """
     for path in sorted(path for path in folder.glob("*.json") if _READ.fullmatch(path.name)):
-        held = _read(path)
+        held = read_json(path, "copy or export it again", _MOST_BYTES[bool(_LARGE.fullmatch(path.name))])
         if path.name in ("vocab.json", "tokenizer.json", "added_tokens.json"):
             continue
         for key, value in _entries(held):
@@ -75,22 +75,6 @@ def check_folder(folder: Path) -> None:
                 raise UserError(f"{path}: {key} {value!r} is beyond any network; copy or export it again")
             if _LAYERS.fullmatch(key) and isinstance(value, int) and value > _MOST_LAYERS:
                 raise UserError(f"{path}: {key} {value}: no network has so many; copy or export it again")
-
-
-def _read(path: Path) -> Any:
-    most = _MOST_BYTES[bool(_LARGE.fullmatch(path.name))]
-    try:
-        if path.stat().st_size > most:
-            raise UserError(f"{path}: more than {most} bytes are not read; copy or export it again")
-        held = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path} is damaged: copy or export it again ({reason})") from None
-    if not isinstance(held, dict):
-        raise UserError(f"{path} is damaged: it holds a {type(held).__name__} and no object; copy or export it again")
-    return held
 
 
 def _entries(held: Any) -> Iterator[tuple[str, Any]]:
@@ -132,16 +116,31 @@ def load_tokenizer(folder: str | Path, **options: Any) -> "PreTrainedTokenizerBa
 
 
 def load_text_encoder(folder: str | Path, **options: Any) -> "T5EncoderModel":
-    """A T5 encoder in evaluation mode, of safetensors alone; `options` as of transformers, such as dtype.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """A T5 encoder, as of `load_network`."""
     from transformers import T5EncoderModel
 
+    return load_network(T5EncoderModel, folder, **options)
+
+
+def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """A network of diffusers or transformers in evaluation mode, of safetensors alone, all of whose tensors are there.
+
+    Args:
+        kind: its class.
+        folder: holds config.json and the weights.
+        options: of its `from_pretrained`, such as the number format.
+
+    Raises:
+        UserError: it cannot be loaded, or tensors are missing.
+    """
     check_folder(Path(folder))
-    with one_line(f"{folder}: no text encoder that can be loaded"):
-        return T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).eval()
+    with one_line(f"{folder}: no {kind.__name__} that can be loaded"):
+        network, told = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        )
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
+    return network.eval()
 
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", model: "torch.nn.Module", source: str | Path) -> None:

@@ -186,6 +186,6 @@ def wandb_project() -> str | None:
 
 def _images_of(line: str) -> float:
     try:
-        return json.loads(line)["images"]
-    except json.JSONDecodeError:
+        return float(json.loads(line)["images"])
+    except (ValueError, TypeError, LookupError, RecursionError):
         return math.inf

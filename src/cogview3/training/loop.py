@@ -305,15 +305,13 @@ class _Run:
         try:
             state.load(self.steps, folder, stored)
             self.images, self.steps.ema.optimization_step = stored["images"], stored["ema_steps"]
+            self.log.load_state(stored.get("log", self.log.state()))
+            self.steps.rule.remember(**stored.get("spikes", {"losses": (), "in_a_row": 0}))
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error
-        if "log" in stored:
-            self.log.load_state(stored["log"])
-        if "spikes" in stored:
-            self.steps.rule.remember(**stored["spikes"])
         self._go_on_in_data(stored.get("objective", [{}]))
         if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
             print(_inexact(stored["split"], self._split()), file=sys.stderr)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, TextRecipe, TextShardData, UserError, VaeRecipe, VaeShardData
+from cogview3.prompts.text_models import load_network
 from cogview3.training.deepen import deepen, further_layers
 
 Batch = dict[str, Tensor]
@@ -149,7 +150,7 @@ def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components:
         with suppress(UserError):
             folder = folder or checkpoints.weights_folder(reference, component)
     folder = folder or checkpoints.weights_folder(reference, components[0])
-    start = type(model).from_pretrained(folder)
+    start = load_network(type(model), folder)
     state = start.state_dict()
     if "time_embedding.cond_proj.weight" in state.keys() - model.state_dict().keys():
         raise UserError(f"recipe.start_from {reference!r} is distilled; give what it was distilled from")

@@ -4,7 +4,6 @@ Base: z_t = z_0 + sigma_t eps on all times. Relay (equations 4 to 7): z_t is cen
 (1 - f_t) z_0 + f_t z_L, times below T_r. Both: mean square of the network's output against what makes D = z_0.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
 
+from cogview3 import checkpoints
 from cogview3.config import BaseRecipe, RelayRecipe, SceneData, UNetModel, UserError
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.pipeline import CogView3Pipeline
@@ -56,7 +56,7 @@ class DiffusionTraining(LatentTraining):
         config = start.parent / ("relay_scheduler" if self.is_relay else "scheduler") / "scheduler_config.json"
         if start.name != ("relay_unet" if self.is_relay else "unet") or not config.is_file():
             return
-        held, given = json.loads(config.read_text("utf-8")), self.recipe.recipe.start_from
+        held, given = checkpoints.read_json(config, "copy or export it again"), self.recipe.recipe.start_from
         objective = self.recipe.objective
         wanted = {"prediction": ("prediction_type", objective.prediction)}
         if self.is_relay:

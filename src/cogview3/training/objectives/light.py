@@ -24,6 +24,7 @@ from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.data.scenes.score import score, summarize
 from cogview3.diffusion.relay import enlarge
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.prompts.text_models import load_network
 from cogview3.training.objectives import Batch, Objective, start_from
 from cogview3.training.sources import BatchNames, Epochs, make_source
 
@@ -39,7 +40,7 @@ class LightTraining(Objective):
         super().__init__()
         self.recipe, self.trained, self.component = recipe, trained, component
         folder = checkpoints.weights_folder(recipe.data.vae, "vae")
-        vae = AutoencoderKL.from_pretrained(folder).float().eval().requires_grad_(False)
+        vae = load_network(AutoencoderKL, folder).float().requires_grad_(False)
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
         of_scenes = isinstance(recipe.data, LightData)
