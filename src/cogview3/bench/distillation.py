@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from torch import nn
 
 from cogview3.bench.machine import hardware, versions

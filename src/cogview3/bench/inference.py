@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5EncoderModel
@@ -41,7 +41,9 @@ SCALES = {"small": "scenes"}
 
 IMPORTS = """
 import PIL.Image, numpy, rich.console, safetensors.torch, torch, typer
-from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 """
 """What `cogview3 generate` needs of others' code."""

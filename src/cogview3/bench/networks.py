@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableCascadeUNet, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, StableCascadeUNet, UNet2DConditionModel
 from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
 from torch import nn
 from transformers import (

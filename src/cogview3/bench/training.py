@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional
 

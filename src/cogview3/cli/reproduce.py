@@ -86,7 +86,7 @@ def snr(
     with clean_stdout(as_json):
         import json
 
-        from diffusers import AutoencoderKL
+        from diffusers.models import AutoencoderKL
 
         from cogview3 import checkpoints
         from cogview3.cli.progress import counter

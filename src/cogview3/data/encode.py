@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 
 from cogview3 import checkpoints
 from cogview3.config import (

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from cogview3 import checkpoints
 from cogview3.config import Distill, UserError, distillation_of

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
 from cogview3.generation.loading import unloadable
 

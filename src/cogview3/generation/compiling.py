@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from cogview3.config import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import AutoConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints

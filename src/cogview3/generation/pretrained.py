@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 

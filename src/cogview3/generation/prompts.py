@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from cogview3.config import UserError
 from cogview3.generation import inputs

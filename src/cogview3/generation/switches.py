@@ -1,6 +1,6 @@
 """What a pipeline can be told to save memory or time, beside diffusers' own switches for offloading."""
 
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from cogview3.generation import inputs
 from cogview3.generation.compiling import compile_networks

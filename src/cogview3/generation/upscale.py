@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError

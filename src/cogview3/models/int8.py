@@ -9,7 +9,7 @@ is float16. Weights are turned back when they are read; arithmetic is that of th
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn

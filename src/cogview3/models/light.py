@@ -5,8 +5,8 @@ normalization: what they put out at a place depends on its neighborhood alone, s
 Latents are scaled, that is as the UNets see them.
 """
 
-from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers.models import UNet2DModel
 from torch import Tensor
 
 from cogview3.config import PixelModel

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from diffusers.models.embeddings import get_timestep_embedding
 
 _SHARED: dict[str, Any] = {

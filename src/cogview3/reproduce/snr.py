@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from PIL import Image
 from scipy.fft import dctn
 from torch import Tensor

@@ -8,7 +8,7 @@ that. They learn from the first step on, since only the last layer of each branc
 import re
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 _SILENT = (".conv2.weight", ".conv2.bias", ".proj_out.weight", ".proj_out.bias", ".conv_shortcut.bias")

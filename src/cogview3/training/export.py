@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedModel,

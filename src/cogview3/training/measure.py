@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

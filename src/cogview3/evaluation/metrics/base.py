@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from cogview3.config import UserError

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from cogview3.config import UserError

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diffusers import ModelMixin, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
+from diffusers.models.modeling_utils import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel

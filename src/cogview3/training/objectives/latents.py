@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from typing_extensions import override

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 from typing_extensions import override

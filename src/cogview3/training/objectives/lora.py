@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 
 from cogview3.config import Lora, UserError
 from cogview3.generation.lora import RelayLoraMixin

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 

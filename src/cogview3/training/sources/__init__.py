@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, SceneData
