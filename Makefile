@@ -6,7 +6,9 @@ export PROMPT
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-SOURCES := src tests
+SOURCES := benchmarks docs examples integrations scripts src tests
+# Neighbors share what their files set up, so each process takes a stretch of the tests, and then some of the slower ones'.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help generate test coverage test-long docs lint format clean
 
@@ -17,10 +19,10 @@ generate: .venv/.installed  ## Draw PROMPT="..." (SEED, OUT) with the bundled mo
 	@$(BIN)/cogview3 generate "$$PROMPT" --seed $(SEED) --out "$(OUT)"
 
 test: .venv/.installed-dev  ## Run the unit tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8
+	$(PYTEST)
 
 coverage: .venv/.installed-dev  ## Run the unit tests with branch coverage, in well over half as much time again
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for a GPU included
 	$(BIN)/python -m pytest --quiet -m ""
