@@ -13,6 +13,7 @@ import cogview3
 PACKAGE = Path(cogview3.__file__).parent
 
 ORDER = [
+    {"errors"},
     {"config", "diffusion", "precision"},
     {"checkpoints", "models"},
     {"prompts"},

@@ -20,6 +20,7 @@ from cogview3.captions.recaption import Engine, GivenUp, Message, Task, Told, ca
 from cogview3.captions.rows import CannotGoOn, Writer
 from cogview3.config import UserError
 from cogview3.data.formats import Shard
+from cogview3.errors import one_line
 
 TRIES = 3
 """Workers that may crash at a shard before it is given up."""
@@ -181,7 +182,7 @@ def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     except (UserError, CannotGoOn) as error:
         pipe.send(_Broke(str(error), UserError if isinstance(error, UserError) else CannotGoOn))
     except Exception as error:
-        pipe.send(_Broke(_in_words(error)))
+        pipe.send(_Broke(one_line(error, typed=True)))
 
 
 def _load(task: Task, place: int) -> Writer:
@@ -191,11 +192,9 @@ def _load(task: Task, place: int) -> Writer:
     except (UserError, CannotGoOn):
         raise
     except Exception as error:
-        raise CannotGoOn(f"the model cannot be loaded ({_in_words(error)}); mend that and run again") from error
-
-
-def _in_words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CannotGoOn(
+            f"the model cannot be loaded ({one_line(error, typed=True)}); fix that, then run again"
+        ) from error
 
 
 def _leave_with_parent() -> None:
@@ -305,7 +304,7 @@ def _told_by_ray(ray: Any, error: Exception) -> str:
         raise type(cause)(str(cause)) from None
     if isinstance(error, ray.exceptions.RayActorError):
         return "the worker died"
-    return _in_words(cause or error)
+    return one_line(cause or error, typed=True)
 
 
 def _import_ray() -> Any:

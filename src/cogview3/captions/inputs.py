@@ -14,7 +14,8 @@ from PIL import Image
 from cogview3.captions.request import request
 from cogview3.checkpoints import weights_folder
 from cogview3.config import UserError
-from cogview3.prompts.text_models import check_folder, load_auto, one_line
+from cogview3.errors import as_user_error, one_line
+from cogview3.prompts.text_models import check_folder, load_auto
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -45,8 +46,7 @@ def find_model(reference: str) -> Path:
     try:
         return Path(snapshot_download(reference, allow_patterns=_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"--model {reference}: neither a folder, nor to be had from the hub ({first})") from None
+        raise UserError(f"--model {reference}: not a folder, and not on the hub ({one_line(error)})") from None
 
 
 def load_model(folder: Path, dtype: str) -> Any:
@@ -54,7 +54,9 @@ def load_model(folder: Path, dtype: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     check_folder(folder)
-    with one_line(f"--model {folder}: not an image-text-to-text model", "code of its own is never run; copy it again"):
+    with as_user_error(
+        f"--model {folder}: not an image-text-to-text model", "code of its own is never run; copy it again"
+    ):
         kind = AutoModelForImageTextToText
         return load_auto(kind, folder, use_safetensors=True, dtype=getattr(torch, dtype)).eval()
 
@@ -64,7 +66,7 @@ def load_processor(folder: Path) -> "Asker":
     from transformers import AutoProcessor
 
     check_folder(folder)
-    with one_line(f"--model {folder}: its processor cannot be loaded"):
+    with as_user_error(f"--model {folder}: its processor cannot be loaded"):
         processor = load_auto(AutoProcessor, folder)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise UserError(f"--model {folder}: no image processor beside its tokenizer; save the model's processor there")

@@ -26,6 +26,7 @@ from cogview3.data import draws
 from cogview3.data.entries import develop
 from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
+from cogview3.errors import one_line
 
 MAX_NEW_TOKENS = 256
 """Of a caption, unless the model's own configuration tells."""
@@ -193,7 +194,8 @@ class ModelWriter:
         except torch.AcceleratorError:
             raise  # the device is lost, and the worker with it
         except Exception as error:
-            reason = "out of memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else _reason(error)
+            full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+            reason = "out of memory" if full else one_line(error, 200, typed=True)
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(batch.keys) == 1:
@@ -251,8 +253,3 @@ class Draw(LogitsProcessor):
         at = torch.tensor(chances, dtype=wide, device=scores.device).unsqueeze(1) * total[:, -1:]
         chosen = torch.searchsorted(total, at, right=True).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

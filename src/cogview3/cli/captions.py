@@ -19,8 +19,9 @@ from cogview3.cli.endpoints import (
     parse_price,
 )
 from cogview3.cli.finetune import finetune
-from cogview3.cli.options import JsonOption, check_writable, parse_settings, report
+from cogview3.cli.options import JsonOption, check_writable, report
 from cogview3.cli.recaption import recaption
+from cogview3.config.settings import parse_settings
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -72,7 +73,7 @@ def collect(
         timeout=timeout,
         retry=Retry(tries=tries, first=first_wait),
         budget=Budget(max_requests, max_tokens, max_money, parse_price(price)),
-        extra=parse_settings(fields, "temperature=0"),
+        extra=parse_settings(fields or [], "temperature=0"),
     )
     found = find_shards(shards)
     with counter("images", count) as progress:

@@ -10,9 +10,12 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from cogview3.config import OutOfMemory
+from cogview3.errors import OutOfMemory, one_line
 
 FAILURE, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+MOST = 2000
+"""Characters of a message; our own are shorter."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,19 +30,19 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, TyperException):
         return BAD_INPUT, _usage_message(error)
     if isinstance(error, OutOfMemory):
-        return FAILURE, _one_line(str(error))
+        return FAILURE, one_line(error, MOST)
     if isinstance(error, MemoryError) or _torch_ran_out(error):
         return FAILURE, "out of memory: use fewer pictures at once, a smaller --size or a smaller --dtype"
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return BAD_INPUT, _system_message(error)
+        return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         mend = "; make room, or choose another place with --out" if full else ""
-        return FAILURE, _system_message(error) + mend
+        return FAILURE, one_line(error, MOST) + mend
     if isinstance(error, FloatingPointError):
-        return FAILURE, _one_line(str(error))
+        return FAILURE, one_line(error, MOST)
     if isinstance(error, ValueError):
-        return BAD_INPUT, _value_message(error)
+        return BAD_INPUT, one_line(error, MOST)
     return None
 
 
@@ -51,31 +54,13 @@ def _torch_ran_out(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
-def _system_message(error: OSError) -> str:
-    if error.errno is None or error.strerror is None:
-        return _one_line(str(error))
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-
-
 def _usage_message(error: TyperException) -> str:
     """What typer says of wrong usage, with the value, which it leaves out."""
-    message = _one_line(error.format_message()).rstrip(".")
+    message = one_line(error.format_message(), MOST).rstrip(".")
     if isinstance(error.__cause__, ValidationError):
         value = repr(error.__cause__.errors()[0]["input"])
         message += f" (given: {value})" * (value not in message)
     return f"{message}; see --help"
-
-
-def _value_message(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return _one_line(str(error))
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return _one_line(f"{place} {first['input']!r}: {first['msg']}")
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split()) or "no message"
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:

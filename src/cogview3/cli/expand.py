@@ -14,12 +14,12 @@ from cogview3.cli.options import (
     JsonOption,
     ModelOption,
     clean_stdout,
-    parse_settings,
     pick_device,
     report,
 )
 from cogview3.cli.typed import unexpandable
 from cogview3.config import UserError
+from cogview3.config.settings import parse_settings
 
 if TYPE_CHECKING:
     from cogview3.prompts.expand import Expander, Expansion
@@ -134,7 +134,7 @@ def open_expander(
             key_env=key_env,
             timeout=timeout,
             retry=Retry(tries=tries),
-            extra=parse_settings(fields, "temperature=0"),
+            extra=parse_settings(fields or [], "temperature=0"),
         )
         return Expander(EndpointWriter(endpoint), cache or default_cache())
     if expander_model is not None or key_env is not None or fields:

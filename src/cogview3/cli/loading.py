@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cogview3.checkpoints import LORA_FILE
 from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype
 from cogview3.config import UserError
+from cogview3.errors import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ def load_loras(pipe: Any, adapters: Sequence[tuple[Path, float]]) -> None:
         except ImportError:
             raise UserError("--lora needs peft: pip install 'cogview3[train]'") from None
         except LOADING_ERRORS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")
+            reason = one_line(error)
             raise UserError(f"--lora {path}: is damaged or does not fit this model ({reason})") from error
     pipe.set_adapters(names, [scale for _, scale in adapters])
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -175,24 +175,6 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     if not match or 0 in (sides := (int(match[1]), int(match[2]))):
         raise UserError(f"--size {size}: write width x height in pixels, such as 256x256")
     return sides
-
-
-def parse_settings(entries: list[str] | None, example: str) -> dict[str, Any]:
-    """What `--set KEY=VALUE` says, each value a JSON one or else a string.
-
-    Raises:
-        UserError: no key or no equals sign; the message shows `example`.
-    """
-    settings = {}
-    for entry in entries or []:
-        key, equals, text = entry.partition("=")
-        if not key or not equals:
-            raise UserError(f"--set {entry}: write KEY=VALUE, such as {example}")
-        try:
-            settings[key] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[key] = text
-    return settings
 
 
 def check_finite(option: str, value: float | None) -> None:

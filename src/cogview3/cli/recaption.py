@@ -33,12 +33,12 @@ from cogview3.cli.options import (
     JsonOption,
     check_writable,
     clean_stdout,
-    parse_settings,
     pick_device,
     pick_dtype,
     report,
 )
 from cogview3.config import UserError
+from cogview3.config.settings import parse_settings
 
 if TYPE_CHECKING:
     from cogview3.captions.recaption import Standing
@@ -139,7 +139,7 @@ def recaption(
                 max_new_tokens=max_new_tokens,
                 limits=limits,
                 price=(cost.prompt, cost.completion) if cost else None,
-                fields=parse_settings(fields, "temperature=0"),
+                fields=parse_settings(fields or [], "temperature=0"),
             )
         makes = make_engine(str(engine), workers, crashes, gpus)
         with _standing(len(found)) as progress:

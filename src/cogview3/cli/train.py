@@ -15,12 +15,12 @@ from cogview3.cli.options import (
     RunFolderOption,
     check_writable,
     clean_stdout,
-    parse_settings,
     pick_device,
     pick_run,
     report,
 )
 from cogview3.config import UserError
+from cogview3.config.settings import parse_settings
 
 RunOption = Annotated[Path, typer.Option(metavar="RUN", help="Run whose averaged weights are taken.")]
 
@@ -97,7 +97,7 @@ def export(
     Writes averaged weights in float16 as a folder in diffusers' format.
     """
     modes = dict(parse_mode_runs(entry) for entry in mode or [])
-    sampling = parse_settings(settings, "guidance=4.5")
+    sampling = parse_settings(settings or [], "guidance=4.5")
     check_writable(out)
     if int8 and not modes:
         raise UserError("--int8 is for the UNets of --mode; give one, such as --mode 4+1=scenes@4+1,scenes@4+1")

@@ -5,59 +5,52 @@ there are, and which keys a table knows, depends on `recipe.kind`; unknown keys,
 refused before any work starts. Lengths count images, so that the batch size may change without moving schedules.
 """
 
-from cogview3.config.distill import Distill, DistillRelay
+from cogview3.config.data import (
+    LightData,
+    LightShardData,
+    PictureFilters,
+    SceneData,
+    ShardData,
+    TextData,
+    TextShardData,
+    VaeData,
+    VaeShardData,
+)
+from cogview3.config.distill import (
+    Distill,
+    DistillBaseRecipe,
+    DistillBaseRound,
+    DistillRecipe,
+    DistillRelay,
+    DistillRelayRecipe,
+    DistillRelayRound,
+    DistillRound,
+)
 from cogview3.config.load import (
-    OutOfMemory,
-    UserError,
+    Recipe,
+    TrainRecipe,
     distillation_of,
     load_recipe,
     parse_recipe,
     parse_toml,
     recipe_names,
 )
-from cogview3.config.pictures import PairObjective, TextShardData, VaeShardData
-from cogview3.config.pixel import PixelModel
+from cogview3.config.models import ExpanderModel, Lora, PixelModel, RecaptionerModel, TextModel, UNetModel, VaeModel
+from cogview3.config.objectives import BaseObjective, PairObjective, RelayObjective, VaeObjective
 from cogview3.config.recipes import (
     BaseRecipe,
-    DistillBaseRecipe,
-    DistillBaseRound,
-    DistillRecipe,
-    DistillRelayRecipe,
-    DistillRelayRound,
-    DistillRound,
     EnlargerRecipe,
     ExpanderRecipe,
     LightDecoderRecipe,
     LightRecipe,
     PixelRecipe,
     RecaptionerRecipe,
-    Recipe,
     RelayRecipe,
     TextRecipe,
     VaeRecipe,
 )
-from cogview3.config.tables import (
-    BaseObjective,
-    ExpanderModel,
-    LightData,
-    Lora,
-    Optimizer,
-    PictureFilters,
-    RecaptionerModel,
-    RelayObjective,
-    SceneData,
-    ShardData,
-    Share,
-    Table,
-    TextData,
-    TextModel,
-    Train,
-    UNetModel,
-    VaeData,
-    VaeModel,
-    VaeObjective,
-    Validate,
-)
+from cogview3.config.tables import Kind, Optimizer, Share, Table, Train, Validate
+from cogview3.errors import OutOfMemory, UserError
 
 __all__ = [
     "BaseObjective",
@@ -73,9 +66,11 @@ __all__ = [
     "EnlargerRecipe",
     "ExpanderModel",
     "ExpanderRecipe",
+    "Kind",
     "LightData",
     "LightDecoderRecipe",
     "LightRecipe",
+    "LightShardData",
     "Lora",
     "Optimizer",
     "OutOfMemory",
@@ -97,6 +92,7 @@ __all__ = [
     "TextRecipe",
     "TextShardData",
     "Train",
+    "TrainRecipe",
     "UNetModel",
     "UserError",
     "VaeData",

@@ -1,11 +1,13 @@
-"""The tables of distillation recipes."""
+"""Recipes of distillation, and of one of its rounds."""
 
+import json
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from cogview3.config.tables import AboveZero, Checked, NotNegative, Positive, Table, Train
+from cogview3.config.recipes import BaseData, BaseTables, RelayData
+from cogview3.config.tables import Checked, Kind, NotNegative, Positive, PositiveFloat, Table, Train
 
 
 class DistillTrain(Train):
@@ -37,7 +39,7 @@ class Distill(Table):
 
     teacher: str
     steps: Annotated[tuple[Positive, ...], Field(min_length=2)]
-    guidance_range: tuple[AboveZero, AboveZero] = (1.0, 8.0)
+    guidance_range: tuple[PositiveFloat, PositiveFloat] = (1.0, 8.0)
     guidance_power: NotNegative = 1.0
     guidance: Annotated[NotNegative, Checked] = 4.0
     guidance_width: Annotated[int, Field(ge=4, multiple_of=2)] = 64
@@ -90,3 +92,84 @@ class DistillRelay(Distill):
         if images and info.data.get("relay_start", 0) is None:
             raise ValueError("fine-tuning is for another relay_start than the teacher's; give it, or leave this out")
         return images
+
+
+def _check_paths(distill: Distill, info: ValidationInfo) -> Distill:
+    """Paths are drawn, and learned from, in whole batches."""
+    train = info.data.get("train")
+    if distill.paths and train is not None:
+        if distill.paths % train.batch:
+            raise ValueError(f"paths is {distill.paths}, no multiple of train.batch {train.batch}")
+        for images in train.images if isinstance(train, DistillTrain) else (train.images,):
+            if images % train.batch:
+                raise ValueError(
+                    f"with paths, train.images must be a multiple of train.batch {train.batch}, not {images}"
+                )
+    return distill
+
+
+def _check_images(distill: Distill, info: ValidationInfo) -> Distill:
+    given, rounds = len(info.data["train"].images) if "train" in info.data else 1, len(distill.steps) - 1
+    if given not in (1, rounds):
+        raise ValueError(f"steps has {rounds} rounds, but train.images has {given}; give one number, or one for each")
+    return _check_paths(distill, info)
+
+
+class DistillBaseRound(BaseTables):
+    """One round of a base stage's distillation, made by `DistillBaseRecipe.round`: `distill.steps` are two."""
+
+    data: BaseData
+    distill: Annotated[Distill, AfterValidator(_check_paths)]
+
+
+class DistillRelayRound(BaseTables):
+    """One round of a relay stage's distillation, made by `DistillRelayRecipe.round`: `distill.steps` are two."""
+
+    data: RelayData
+    distill: Annotated[DistillRelay, AfterValidator(_check_paths)]
+
+
+DistillRound = DistillBaseRound | DistillRelayRound
+
+
+class _Rounds(BaseTables):
+    """What both distillations share: as many rounds as `distill.steps` has pairs of neighbors."""
+
+    train: DistillTrain
+    distill: Distill
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return len(self.distill.steps) - 1
+
+    def round(self, number: int, teacher: str) -> DistillRound:
+        """The recipe of round `number`, counted from 1, with its own teacher."""
+        tables = self.to_dict()
+        steps = tables["distill"]["steps"][number - 1 : number + 1]
+        images = tables["train"]["images"]
+        tables["recipe"]["name"] += f"-round-{steps[1]}"
+        tables["distill"] |= {"teacher": teacher, "steps": steps}
+        tables["distill"].pop("fine_tune_images", None)
+        if number > 1:  # from then on the student begins as its teacher, the last round's
+            tables["recipe"].pop("start_from", None)
+        tables["train"]["images"] = images[number - 1] if len(images) > 1 else images[0]
+        kind = DistillBaseRound if self.kind is Kind.distill_base else DistillRelayRound
+        return kind.model_validate_json(json.dumps(tables))  # in JSON, lists stand for tuples
+
+
+class DistillBaseRecipe(_Rounds):
+    """How to distill a base stage."""
+
+    data: BaseData
+    distill: Annotated[Distill, AfterValidator(_check_images)]
+
+
+class DistillRelayRecipe(_Rounds):
+    """How to distill a relay stage."""
+
+    data: RelayData
+    distill: Annotated[DistillRelay, AfterValidator(_check_images)]
+
+
+DistillRecipe = DistillBaseRecipe | DistillRelayRecipe

@@ -10,29 +10,61 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from cogview3.config.distill import DistillBaseRecipe, DistillRecipe, DistillRelayRecipe, DistillRound
 from cogview3.config.recipes import (
-    DATA_TABLES,
-    KINDS,
-    DistillBaseRecipe,
-    DistillRecipe,
-    DistillRelayRecipe,
-    Recipe,
-    without_scenes,
+    SCENES,
+    SHARDS,
+    BaseRecipe,
+    BaseTables,
+    EnlargerRecipe,
+    ExpanderRecipe,
+    LightDecoderRecipe,
+    PixelRecipe,
+    RecaptionerRecipe,
+    RelayRecipe,
+    TextRecipe,
+    VaeRecipe,
+    data_tables,
+    drop_scene_entries,
 )
+from cogview3.config.settings import parse_setting
+from cogview3.config.tables import Kind, Table
+from cogview3.errors import UserError
+
+TrainRecipe = (
+    VaeRecipe
+    | TextRecipe
+    | RecaptionerRecipe
+    | ExpanderRecipe
+    | BaseRecipe
+    | RelayRecipe
+    | PixelRecipe
+    | EnlargerRecipe
+    | LightDecoderRecipe
+)
+"""What `cogview3 train` runs."""
+
+Recipe = TrainRecipe | DistillRound | DistillRecipe
+
+KINDS: dict[str, type[TrainRecipe | DistillRecipe]] = {
+    Kind.vae: VaeRecipe,
+    Kind.text: TextRecipe,
+    Kind.recaptioner: RecaptionerRecipe,
+    Kind.expander: ExpanderRecipe,
+    Kind.base: BaseRecipe,
+    Kind.relay: RelayRecipe,
+    Kind.pixel: PixelRecipe,
+    Kind.enlarger: EnlargerRecipe,
+    Kind.light_decoder: LightDecoderRecipe,
+    Kind.distill_base: DistillBaseRecipe,
+    Kind.distill_relay: DistillRelayRecipe,
+}
 
 MAX_NUMBER = 2**62
 """No whole number of a recipe is that large."""
 
 MAX_RECIPE = 2**20
 """Characters; a longer recipe is not parsed."""
-
-
-class OutOfMemory(MemoryError):
-    """Not enough memory, found out before or while it was used. The message names what would fit."""
-
-
-class UserError(ValueError):
-    """Bad input. The message is one line that names the value and the mend; exit code 2 at the command line."""
 
 
 def recipe_names() -> list[str]:
@@ -58,13 +90,13 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
 def load_recipe(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe: a packaged name ("scenes/relay") or a TOML file, with `section.key=value` overrides.
 
-    Values of overrides are TOML; what does not parse as TOML is taken as a string.
     Raises UserError naming the key, the value and what is allowed.
     """
     data = _read(name_or_path)
-    for override in overrides:
-        _override(data, override)
-    without_scenes(data, [override.partition("=")[0].strip() for override in overrides])
+    given = [_override(data, override) for override in overrides]
+    kind = KINDS.get(_kind(data) or "")
+    if kind is not None and "data.shards" in given:
+        drop_scene_entries(kind, data["data"], [name.removeprefix("data.") for name in given])
     return parse_recipe(data, name_or_path)
 
 
@@ -76,23 +108,31 @@ def distillation_of(run: str | Path) -> DistillRecipe | None:
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
-    """Validate the dictionary of a recipe. Raises UserError naming `source`, the key and the mend."""
-    header = data.get("recipe")
-    kind = header.get("kind") if isinstance(header, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"recipe {source}: recipe.kind is {kind!r}; give one of {', '.join(KINDS)}")
+    """Validate the dictionary of a recipe. Raises UserError naming `source`, the key and the fix."""
+    name = _kind(data)
+    if name not in KINDS:
+        shown = data["recipe"].get("kind") if isinstance(data.get("recipe"), dict) else None
+        raise UserError(f"recipe {source}: recipe.kind is {shown!r}; give one of {', '.join(KINDS)}")
+    kind = KINDS[name]
     _check_numbers(data, source)
     text = json.dumps(data, default=str)  # JSON mode lets lists stand for tuples, and nothing else
     try:
-        return KINDS[kind].model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             raise UserError(f"recipe {source} is nested too deeply, or holds text that is not Unicode") from None
-        place = ".".join(str(part) for part in first["loc"] if part not in DATA_TABLES)
+        place = ".".join(str(part) for part in first["loc"] if part not in (SCENES, SHARDS))
         value = "" if first["type"] == "missing" else f" (given: {reprlib.repr(first['input'])})"
         more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
         raise UserError(f"recipe {source}: {place}: {_message(kind, first)}{value}{more}") from None
+
+
+def _kind(data: dict[str, Any]) -> str | None:
+    """The text of recipe.kind; None without one."""
+    header = data.get("recipe")
+    kind = header.get("kind") if isinstance(header, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _check_numbers(data: dict[str, Any], source: str) -> None:
@@ -104,19 +144,25 @@ def _check_numbers(data: dict[str, Any], source: str) -> None:
                     raise UserError(f"recipe {source}: {table}.{name}: {number} is beyond any run; give a smaller one")
 
 
-def _message(kind: str, error: Mapping[str, Any]) -> str:
+def _message(kind: type[BaseTables], error: Mapping[str, Any]) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "missing":
         return "Field required: give it in the recipe, or with --set"
     if error["type"] == "extra_forbidden":
-        table: Any = KINDS[kind]
+        table: type[Table] = kind
         for part in error["loc"][:-1]:
-            fields = table.model_fields.items() if part not in DATA_TABLES else ()
-            table = DATA_TABLES.get(part) or next(f.annotation for name, f in fields if part in (name, f.alias))
-            table = next((kind for kind in get_args(table) if hasattr(kind, "model_fields")), table)  # of "Lora | None"
+            table = data_tables(kind).get(part) or _entry_type(table, part)
         return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
-    return error["msg"]
+    return str(error["msg"])
+
+
+def _entry_type(table: type[Table], entry: str) -> Any:
+    """The kind of table that an entry of a table is."""
+    field = next((f for name, f in table.model_fields.items() if entry in (name, f.alias)), None)
+    if field is None:  # the tag of [data], which follows its name
+        return table
+    return next((kind for kind in get_args(field.annotation) if hasattr(kind, "model_fields")), field.annotation)
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -140,23 +186,14 @@ def _decode(path: Path) -> str:
         raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not equals or not dot or not section or not name or "." in name:
-        raise UserError(f"--set {override!r} is not of the form section.key=value, as in train.images=2000")
-    value: Any = text.strip()
-    if len(value) > MAX_RECIPE:
-        raise UserError(f"--set {section}.{name}: more than {MAX_RECIPE} characters")
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except RecursionError:
-        raise UserError(f"--set {section}.{name}: nested too deeply") from None
-    except ValueError:
-        parsed = {}
-    if parsed.keys() == {"value"}:  # a line break would begin another entry
-        value = parsed["value"]
+def _override(data: dict[str, Any], override: str) -> str:
+    """Change an entry as `section.key=value` says; returns section.key."""
+    key, value = parse_setting(override, "train.images=2000", "SECTION.KEY=VALUE")
+    section, dot, name = key.partition(".")
+    if not dot or not section or not name or "." in name:
+        raise UserError(f"--set {override!r}: write SECTION.KEY=VALUE, such as train.images=2000")
     table = data.setdefault(section, {})
     if not isinstance(table, dict):
         raise UserError(f"--set {override!r}: {section!r} is not a table of the recipe")
     table[name] = value
+    return key

@@ -1,128 +1,110 @@
-"""The kinds of recipes: which tables each has."""
+"""The kinds of recipes: which tables each has, and how these have to agree."""
 
-import json
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo
 
-from cogview3.config.distill import Distill, DistillRelay, DistillTrain
-from cogview3.config.pictures import PairObjective, TextShardData, VaeShardData
-from cogview3.config.pixel import PixelData, PixelHeader, PixelModel, PixelObjective
-from cogview3.config.tables import (
-    BaseObjective,
-    EnlargerModel,
+from cogview3.config.data import (
     ExpanderData,
-    ExpanderModel,
     LightData,
-    LightDecoderModel,
-    LightDecoderObjective,
     LightShardData,
-    Lora,
-    Optimizer,
+    PixelData,
     RecaptionerData,
-    RecaptionerModel,
-    RelayObjective,
     SceneData,
     ShardData,
-    Table,
     TextData,
-    TextModel,
-    Train,
-    UNetModel,
+    TextShardData,
     VaeData,
-    VaeModel,
-    VaeObjective,
-    Validate,
+    VaeShardData,
 )
+from cogview3.config.models import (
+    EnlargerModel,
+    ExpanderModel,
+    LightDecoderModel,
+    Lora,
+    PixelModel,
+    RecaptionerModel,
+    TextModel,
+    UNetModel,
+    VaeModel,
+)
+from cogview3.config.objectives import (
+    BaseObjective,
+    LightDecoderObjective,
+    PairObjective,
+    PixelObjective,
+    RelayObjective,
+    VaeObjective,
+)
+from cogview3.config.tables import Header, Kind, Optimizer, Table, Train, Validate
 
 
-class _Header(Table):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
-    description: str = ""
+class BaseTables(Table):
+    """The tables that every recipe has."""
 
-
-class VaeHeader(_Header):
-    """Table [recipe] of an autoencoder."""
-
-    kind: Literal["vae"]
-    start_from: str | None = None
-
-
-class TextHeader(_Header):
-    """Table [recipe] of a text encoder; `start_from` gives the encoder's weights and the tokenizer."""
-
-    kind: Literal["text"]
-    start_from: str | None = None
-
-
-class RecaptionerHeader(_Header):
-    """Table [recipe] of a small recaptioner."""
-
-    kind: Literal["recaptioner"]
-
-
-class ExpanderHeader(_Header):
-    """Table [recipe] of a small prompt expander; `start_from` gives encoder and tokenizer, as of a text encoder."""
-
-    kind: Literal["expander"]
-    start_from: str | None = None
-
-
-class BaseHeader(_Header):
-    """Table [recipe] of a base stage; `start_from` is a run or a model folder whose UNet's weights it begins with."""
-
-    kind: Literal["base"]
-    start_from: str | None = None
-
-
-class RelayHeader(_Header):
-    """Table [recipe] of a relay stage; `start_from` as for a base stage."""
-
-    kind: Literal["relay"]
-    start_from: str | None = None
-
-
-class _Recipe(Table):
+    recipe: Header
     optimizer: Optimizer
     train: Train
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
 
     @property
-    def kind(self) -> str:
-        return self.recipe.kind  # type: ignore[attr-defined]
+    def kind(self) -> Kind:
+        """What the recipe trains."""
+        return self.recipe.kind
 
     @property
     def name(self) -> str:
-        return self.recipe.name  # type: ignore[attr-defined]
+        """The recipe's name, its run's by default."""
+        return self.recipe.name
 
     def to_dict(self) -> dict[str, Any]:
         """Every value, defaults included, as plain TOML types (None left out)."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _own_data_tag(data: Any) -> str:
-    """Without shards, it is of scenes."""
-    shards = isinstance(data, VaeShardData | TextShardData) or (isinstance(data, dict) and "shards" in data)
-    return "shards" if shards else "scenes"
+SCENES, SHARDS = "<scenes>", "<shards>"
+"""Tags of the two kinds of [data] where there are two; pydantic's errors have them in the path to a key."""
 
 
-def _vae_data_tag(data: Any) -> str:
-    return f"<vae {_own_data_tag(data)}>"
+def _has_shards(data: Any) -> str:
+    """The tag of [data] that is of scenes where it does not say otherwise."""
+    return SHARDS if hasattr(data, "shards") or (isinstance(data, dict) and "shards" in data) else SCENES
 
 
-def _text_data_tag(data: Any) -> str:
-    return f"<text {_own_data_tag(data)}>"
+def _has_pictures(data: Any) -> str:
+    """The tag of [data] that is of scenes where it gives their number."""
+    return SCENES if hasattr(data, "pictures") or (isinstance(data, dict) and "pictures" in data) else SHARDS
 
 
 VaePictures = Annotated[
-    Annotated[VaeData, Tag("<vae scenes>")] | Annotated[VaeShardData, Tag("<vae shards>")],
-    Discriminator(_vae_data_tag),
+    Annotated[VaeData, Tag(SCENES)] | Annotated[VaeShardData, Tag(SHARDS)], Discriminator(_has_shards)
 ]
 TextPictures = Annotated[
-    Annotated[TextData, Tag("<text scenes>")] | Annotated[TextShardData, Tag("<text shards>")],
-    Discriminator(_text_data_tag),
+    Annotated[TextData, Tag(SCENES)] | Annotated[TextShardData, Tag(SHARDS)], Discriminator(_has_shards)
 ]
+RelayData = Annotated[
+    Annotated[SceneData, Tag(SCENES)] | Annotated[ShardData, Tag(SHARDS)], Discriminator(_has_pictures)
+]
+LightPictures = Annotated[
+    Annotated[LightData, Tag(SCENES)] | Annotated[LightShardData, Tag(SHARDS)], Discriminator(_has_pictures)
+]
+
+
+def _no_low_resolution(data: SceneData | ShardData) -> SceneData | ShardData:
+    for name in ("reconstructed_share", "degraded_share"):
+        if getattr(data, name):
+            raise ValueError(f"{name} is for relay recipes; leave it out")
+    return data
+
+
+BaseData = Annotated[RelayData, AfterValidator(_no_low_resolution)]
+
+
+def _no_start(header: Header) -> Header:
+    if header.start_from is not None:
+        raise ValueError(f"start_from is not for recipes of kind {header.kind}; leave it out")
+    return header
 
 
 def _check_pairs(objective: PairObjective | None, info: ValidationInfo) -> PairObjective | None:
@@ -131,40 +113,6 @@ def _check_pairs(objective: PairObjective | None, info: ValidationInfo) -> PairO
     if objective is not None and not objective.masked and not objective.contrastive:
         raise ValueError("masked and contrastive are both 0; give one of them a weight")
     return objective
-
-
-class VaeRecipe(_Recipe):
-    """How to train the autoencoder."""
-
-    recipe: VaeHeader
-    model: VaeModel
-    data: VaePictures = VaeData()
-    objective: VaeObjective = VaeObjective()
-
-
-class TextRecipe(_Recipe):
-    """How to train the text encoder."""
-
-    recipe: TextHeader
-    model: TextModel = TextModel()
-    data: TextPictures = TextData()
-    objective: Annotated[PairObjective | None, AfterValidator(_check_pairs)] = None
-
-
-class RecaptionerRecipe(_Recipe):
-    """How to train a small recaptioner."""
-
-    recipe: RecaptionerHeader
-    model: RecaptionerModel = RecaptionerModel()
-    data: RecaptionerData = RecaptionerData()
-
-
-class ExpanderRecipe(_Recipe):
-    """How to train a small prompt expander."""
-
-    recipe: ExpanderHeader
-    model: ExpanderModel = ExpanderModel()
-    data: ExpanderData = ExpanderData()
 
 
 def _check_patches(data: PixelData, info: ValidationInfo) -> PixelData:
@@ -181,55 +129,6 @@ def _check_factor(objective: PixelObjective, info: ValidationInfo) -> PixelObjec
     return objective
 
 
-class PixelRecipe(_Recipe):
-    """How to train diffusion in pixels, plain or as a relay."""
-
-    recipe: PixelHeader
-    model: PixelModel
-    data: Annotated[PixelData, AfterValidator(_check_patches)]
-    objective: Annotated[PixelObjective, AfterValidator(_check_factor)] = PixelObjective()
-
-
-DATA_TABLES: dict[str, type[Table]] = {
-    "<vae scenes>": VaeData,
-    "<vae shards>": VaeShardData,
-    "<text scenes>": TextData,
-    "<text shards>": TextShardData,
-    "<scenes>": SceneData,
-    "<shards>": ShardData,
-    "<light scenes>": LightData,
-    "<light shards>": LightShardData,
-}
-"""The kinds of [data] that stages and light parts have, by the tags that stand for them in pydantic's errors."""
-
-
-def _data_tag(data: Any) -> str:
-    """Scenes have `pictures`, a number of them."""
-    scenes = isinstance(data, SceneData | LightData) or (isinstance(data, dict) and "pictures" in data)
-    return "<scenes>" if scenes else "<shards>"
-
-
-def _light_data_tag(data: Any) -> str:
-    return f"<light {_data_tag(data)[1:]}"
-
-
-def _no_low_resolution(data: SceneData | ShardData) -> SceneData | ShardData:
-    for name in ("reconstructed_share", "degraded_share"):
-        if getattr(data, name):
-            raise ValueError(f"{name} is for relay recipes; leave it out")
-    return data
-
-
-RelayData = Annotated[
-    Annotated[SceneData, Tag("<scenes>")] | Annotated[ShardData, Tag("<shards>")], Discriminator(_data_tag)
-]
-BaseData = Annotated[RelayData, AfterValidator(_no_low_resolution)]
-LightPictures = Annotated[
-    Annotated[LightData, Tag("<light scenes>")] | Annotated[LightShardData, Tag("<light shards>")],
-    Discriminator(_light_data_tag),
-]
-
-
 def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
     header, train = info.data.get("recipe"), info.data.get("train")
     if lora is not None and header is not None and header.start_from is None:
@@ -239,204 +138,101 @@ def _check_lora(lora: Lora | None, info: ValidationInfo) -> Lora | None:
     return lora
 
 
+FreshHeader = Annotated[Header, AfterValidator(_no_start)]
 AdapterTable = Annotated[Lora | None, AfterValidator(_check_lora)]
 
 
-class BaseRecipe(_Recipe):
+class VaeRecipe(BaseTables):
+    """How to train the autoencoder."""
+
+    model: VaeModel
+    data: VaePictures = VaeData()
+    objective: VaeObjective = VaeObjective()
+
+
+class TextRecipe(BaseTables):
+    """How to train the text encoder."""
+
+    model: TextModel = TextModel()
+    data: TextPictures = TextData()
+    objective: Annotated[PairObjective | None, AfterValidator(_check_pairs)] = None
+
+
+class RecaptionerRecipe(BaseTables):
+    """How to train a small recaptioner."""
+
+    recipe: FreshHeader
+    model: RecaptionerModel = RecaptionerModel()
+    data: RecaptionerData = RecaptionerData()
+
+
+class ExpanderRecipe(BaseTables):
+    """How to train a small prompt expander."""
+
+    model: ExpanderModel = ExpanderModel()
+    data: ExpanderData = ExpanderData()
+
+
+class PixelRecipe(BaseTables):
+    """How to train diffusion in pixels, plain or as a relay."""
+
+    recipe: FreshHeader
+    model: PixelModel
+    data: Annotated[PixelData, AfterValidator(_check_patches)]
+    objective: Annotated[PixelObjective, AfterValidator(_check_factor)] = PixelObjective()
+
+
+class BaseRecipe(BaseTables):
     """How to train a base UNet."""
 
-    recipe: BaseHeader
     model: UNetModel
     data: BaseData
     objective: BaseObjective = BaseObjective()
     lora: AdapterTable = None
 
 
-class RelayRecipe(_Recipe):
+class RelayRecipe(BaseTables):
     """How to train a relay UNet."""
 
-    recipe: RelayHeader
     model: UNetModel
     data: RelayData
     objective: RelayObjective = RelayObjective()
     lora: AdapterTable = None
 
 
-class EnlargerHeader(_Header):
-    """Table [recipe] of a latent enlarger; `start_from` is a run or model folder that has one."""
-
-    kind: Literal["enlarger"]
-    start_from: str | None = None
-
-
-class LightDecoderHeader(_Header):
-    """Table [recipe] of a light decoder; `start_from` as for an enlarger."""
-
-    kind: Literal["light_decoder"]
-    start_from: str | None = None
-
-
-class EnlargerRecipe(_Recipe):
+class EnlargerRecipe(BaseTables):
     """How to train a latent enlarger."""
 
-    recipe: EnlargerHeader
     model: EnlargerModel = EnlargerModel()
     data: LightPictures
 
 
-class LightDecoderRecipe(_Recipe):
+class LightDecoderRecipe(BaseTables):
     """How to train a light decoder."""
 
-    recipe: LightDecoderHeader
     model: LightDecoderModel = LightDecoderModel()
     data: LightPictures
     objective: LightDecoderObjective = LightDecoderObjective()
 
 
-class DistillBaseHeader(_Header):
-    """Table [recipe] of a base stage's distillation.
-
-    `start_from`: what the first round's student begins as, in the place of a copy of its teacher: a run of distill, one
-    of its rounds, or a model's mode as MODEL@MODE.
-    """
-
-    kind: Literal["distill_base"]
-    start_from: str | None = None
-
-
-class DistillRelayHeader(_Header):
-    """Table [recipe] of a relay stage's distillation; `start_from` as for a base stage."""
-
-    kind: Literal["distill_relay"]
-    start_from: str | None = None
-
-
-def _check_paths(distill: Distill, info: ValidationInfo) -> Distill:
-    """Paths are drawn, and learned from, in whole batches."""
-    train = info.data.get("train")
-    if distill.paths and train is not None:
-        if distill.paths % train.batch:
-            raise ValueError(f"paths is {distill.paths}, no multiple of train.batch {train.batch}")
-        for images in train.images if isinstance(train, DistillTrain) else (train.images,):
-            if images % train.batch:
-                raise ValueError(
-                    f"with paths, train.images must be a multiple of train.batch {train.batch}, not {images}"
-                )
-    return distill
-
-
-def _check_images(distill: Distill, info: ValidationInfo) -> Distill:
-    given, rounds = len(info.data["train"].images) if "train" in info.data else 1, len(distill.steps) - 1
-    if given not in (1, rounds):
-        raise ValueError(f"steps has {rounds} rounds, but train.images has {given}; give one number, or one for each")
-    return _check_paths(distill, info)
-
-
-class DistillBaseRound(_Recipe):
-    """One round of a base stage's distillation, made by `DistillBaseRecipe.round`: `distill.steps` are two."""
-
-    recipe: DistillBaseHeader
-    data: BaseData
-    distill: Annotated[Distill, AfterValidator(_check_paths)]
-
-
-class DistillRelayRound(_Recipe):
-    """One round of a relay stage's distillation, made by `DistillRelayRecipe.round`: `distill.steps` are two."""
-
-    recipe: DistillRelayHeader
-    data: RelayData
-    distill: Annotated[DistillRelay, AfterValidator(_check_paths)]
-
-
-class _Rounds(_Recipe):
-    """What both distillations share: as many rounds as `distill.steps` has pairs of neighbors."""
-
-    train: DistillTrain
-
-    @property
-    def rounds(self) -> int:
-        """Number of rounds."""
-        return len(self.distill.steps) - 1  # type: ignore[attr-defined]
-
-    def round(self, number: int, teacher: str) -> "DistillRound":
-        """The recipe of round `number`, counted from 1, with its own teacher."""
-        tables = self.to_dict()
-        steps = tables["distill"]["steps"][number - 1 : number + 1]
-        images = tables["train"]["images"]
-        tables["recipe"]["name"] += f"-round-{steps[1]}"
-        tables["distill"] |= {"teacher": teacher, "steps": steps}
-        tables["distill"].pop("fine_tune_images", None)
-        if number > 1:  # from then on the student begins as its teacher, the last round's
-            tables["recipe"].pop("start_from", None)
-        tables["train"]["images"] = images[number - 1] if len(images) > 1 else images[0]
-        kind = DistillBaseRound if self.kind == "distill_base" else DistillRelayRound
-        return kind.model_validate_json(json.dumps(tables))  # in JSON, lists stand for tuples
-
-
-class DistillBaseRecipe(_Rounds):
-    """How to distill a base stage."""
-
-    recipe: DistillBaseHeader
-    data: BaseData
-    distill: Annotated[Distill, AfterValidator(_check_images)]
-
-
-class DistillRelayRecipe(_Rounds):
-    """How to distill a relay stage."""
-
-    recipe: DistillRelayHeader
-    data: RelayData
-    distill: Annotated[DistillRelay, AfterValidator(_check_images)]
-
-
-DistillRound = DistillBaseRound | DistillRelayRound
-DistillRecipe = DistillBaseRecipe | DistillRelayRecipe
-CaptionRecipe = RecaptionerRecipe | ExpanderRecipe
 LightRecipe = EnlargerRecipe | LightDecoderRecipe
-Recipe = (
-    VaeRecipe
-    | TextRecipe
-    | CaptionRecipe
-    | PixelRecipe
-    | BaseRecipe
-    | RelayRecipe
-    | LightRecipe
-    | DistillRound
-    | DistillRecipe
-)
-KINDS: dict[str, type[_Recipe]] = {
-    "vae": VaeRecipe,
-    "text": TextRecipe,
-    "recaptioner": RecaptionerRecipe,
-    "expander": ExpanderRecipe,
-    "base": BaseRecipe,
-    "relay": RelayRecipe,
-    "pixel": PixelRecipe,
-    "enlarger": EnlargerRecipe,
-    "light_decoder": LightDecoderRecipe,
-    "distill_base": DistillBaseRecipe,
-    "distill_relay": DistillRelayRecipe,
-}
-
-_SCENES_AND_SHARDS: dict[str, tuple[type[Table], type[Table]]] = {
-    "vae": (VaeData, VaeShardData),
-    "text": (TextData, TextShardData),
-    **dict.fromkeys(("base", "relay", "distill_base", "distill_relay"), (SceneData, ShardData)),
-    **dict.fromkeys(("enlarger", "light_decoder"), (LightData, LightShardData)),
-}
 
 
-def without_scenes(recipe: dict[str, Any], given: Collection[str]) -> None:
-    """Take out of a recipe's [data] what is of scenes alone, where `given` names data.shards; changed in place.
+def data_tables(recipe: type[BaseTables]) -> dict[str, type[Table]]:
+    """The kinds of [data] that a kind of recipe has, by their tags; empty where there is one alone."""
+    kinds = get_args(recipe.model_fields["data"].annotation)
+    return {tag.tag: table for table, tag in map(get_args, kinds)}
 
-    `given`: the entries set beside the recipe, as "data.size": they stay, and are refused where they do not fit.
+
+def drop_scene_entries(recipe: type[BaseTables], data: dict[str, Any], given: Collection[str]) -> None:
+    """Take out of a [data] of scenes, to which shards were added, what is of scenes alone; changed in place.
+
+    `given`: the names set beside the recipe: they stay, and are refused where they do not fit.
     """
-    header = recipe.get("recipe")
-    tables = _SCENES_AND_SHARDS.get(str(header.get("kind"))) if isinstance(header, dict) else None
-    if tables is None or "data.shards" not in given:
+    tables = data_tables(recipe)
+    if not tables:
         return
-    scenes, shards = (table.model_fields for table in tables)
-    for name in list(recipe["data"]):
-        shared = name in shards and name in scenes and shards[name].annotation == scenes[name].annotation
-        if name in scenes and not shared and f"data.{name}" not in given:
-            del recipe["data"][name]
+    scenes, shards = tables[SCENES].model_fields, tables[SHARDS].model_fields
+    for name in scenes.keys() & data.keys() - set(given):
+        if name not in shards or shards[name].annotation != scenes[name].annotation:
+            del data[name]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cogview3.config import UserError
+from cogview3.errors import one_line
 from cogview3.evaluation.store import Store
 from cogview3.evaluation.systems import System, UndrawnError
 
@@ -106,4 +107,4 @@ def _keep_or_note(system: System, store: Store, index: int, *where: Any) -> None
     try:
         _keep(system, store, [index], *where)
     except (UndrawnError, FloatingPointError) as error:
-        store.fail(index, " ".join(str(error).split()) or type(error).__name__)
+        store.fail(index, one_line(error))

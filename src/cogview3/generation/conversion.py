@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
+from cogview3.errors import one_line
 from cogview3.generation.loading import (
     check_model_folder,
     check_target,
@@ -248,7 +249,7 @@ def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:
 
 
 def _no_text_encoder(folder: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, 300)
     return UserError(f"{folder} holds no T5 encoder that can be loaded ({reason}): download it again, as safetensors")
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
+from cogview3.errors import one_line
 from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, read_sampling
 
 BUNDLED = Path(__file__).parents[1] / "models" / "bundled"
@@ -200,5 +201,5 @@ def unloadable(source: str, error: Exception) -> UserError:
         if os.path.isdir(source)
         else "it is no folder here, and as a hub name it needs a network and an existing model"
     )
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, 300)
     return UserError(f"model {source} cannot be loaded: {where} ({reason})")

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import T5Config, T5EncoderModel
 
 from cogview3.config import UserError
+from cogview3.errors import one_line
 from cogview3.generation.attention import constant_text
 from cogview3.generation.inputs import vae_factor
 from cogview3.generation.light import LIGHT_COMPONENTS
@@ -116,7 +117,7 @@ def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
             with torch.device("meta"):
                 networks[name] = kinds[name](folder).eval()
         except (OSError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(f"{folder / 'config.json'} is missing or damaged ({reason}): export it again") from None
     return networks
 

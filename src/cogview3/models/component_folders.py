@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cogview3.config import UserError
+from cogview3.errors import one_line
 
 _WEIGHTS = "diffusion_pytorch_model"
 
@@ -32,7 +33,7 @@ def read_component(kind: type[Component], folder: Path) -> Component:
             tensors.update(load_file(file))
         component.load_state_dict(tensors, assign=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"{folder} cannot be loaded ({reason}): copy or export the model again") from None
     return component.eval()
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cogview3.config import UserError
+from cogview3.errors import one_line
 
 INT8_FILE = "weights_int8.safetensors"
 SCALE = ".int8_scale"
@@ -74,7 +75,7 @@ def _read(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
                 raise _refused(path, f"its layout is {file.metadata()}")
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dictionary
     except (SafetensorError, OSError) as error:
-        raise _refused(path, str(error).splitlines()[0]) from None
+        raise _refused(path, one_line(error)) from None
     wanted = shapes.keys() | {name + SCALE for name, shape in shapes.items() if len(shape) > 1}
     if names := sorted(wanted ^ stored.keys()):
         kind = "lacks" if names[0] in wanted else "has besides"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cogview3.config import UserError
+from cogview3.errors import one_line
 
 LATEST = "latest"
 STATES = "mp_rank_00_model_states.pt"
@@ -81,7 +82,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({_line(error)}): download it again") from None
+        reason = one_line(error, 150)
+        raise UserError(f"{path} is damaged or no safetensors file ({reason}): download it again") from None
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -97,17 +99,12 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # what torch raises on a damaged file depends on where the damage is
         raise UserError(
-            f"{path} is damaged, or no file that torch.save writes ({_line(error)}): download it again"
+            f"{path} is damaged, or no file that torch.save writes ({one_line(error, 150)}): download it again"
         ) from None
     module = content.get("module") if isinstance(content, dict) else None
     if not isinstance(module, dict):
         raise UserError(f"{path} has no dictionary 'module': give the release's {STATES}")
     return module
-
-
-def _line(error: Exception) -> str:
-    """Its first sentence."""
-    return (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:150]
 
 
 def check_tensors(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cogview3.checkpoints import read_json, write_text
 from cogview3.config import UserError
+from cogview3.errors import as_user_error, one_line
 from cogview3.prompts.answers import ends_as_a_sentence, is_refusal, plain
 from cogview3.prompts.endpoint import Endpoint, Message, Unusable
 from cogview3.prompts.intent import lost_intent
@@ -168,13 +169,15 @@ class LocalWriter:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
         from cogview3.prompts.cache import folder_fingerprint
-        from cogview3.prompts.text_models import check_folder, check_vocabulary, load_auto, load_tokenizer, one_line
+        from cogview3.prompts.text_models import check_folder, check_vocabulary, load_auto, load_tokenizer
 
         path = Path(folder)
         if not (path / "config.json").is_file():
             raise UserError(f"{folder} holds no model of transformers (config.json is missing); give its folder")
         check_folder(path)
-        with one_line(f"{folder}: no language model that can be loaded", "code of its own is never run; copy it again"):
+        with as_user_error(
+            f"{folder}: no language model that can be loaded", "code of its own is never run; copy it again"
+        ):
             self._paired = bool(load_auto(AutoConfig, path).is_encoder_decoder)
             self._tokenizer = load_tokenizer(path)
             kind = AutoModelForSeq2SeqLM if self._paired else AutoModelForCausalLM
@@ -263,7 +266,10 @@ class Expander:
                     failures = []
                 except Exception as error:  # whatever a model or its library meets, no picture is lost for it
                     failures += [error] * (MOST_FAILURES if isinstance(error, Unusable) else 1)
-            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, reason + _reason(failures[-1]))
+            if found is None:
+                last = failures[-1]
+                reason += one_line(last, typed=not isinstance(last, OSError))
+            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, reason)
         return [known[prompt] for prompt in prompts]
 
     def _expand(self, prompt: str) -> Expansion:
@@ -307,12 +313,6 @@ class Expander:
             except (OSError, ValueError) as error:
                 logger.warning("The expansion could not be kept: %s", error)
         return expansion
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in one line; errors that are no `EndpointError` or the like are named by their kind too."""
-    told = " ".join(str(error).split())[:300]
-    return told if isinstance(error, OSError) and told else f"{type(error).__name__}: {told}".rstrip(": ")
 
 
 def find_faults(prompt: str, text: str) -> list[str]:

@@ -7,12 +7,12 @@ and never to ask whether they may; whatever they, or the compiled code behind th
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cogview3.checkpoints import read_json
 from cogview3.config import UserError
+from cogview3.errors import as_user_error
 
 if TYPE_CHECKING:
     import torch
@@ -37,24 +37,6 @@ _NATIVE = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
 _PROBE = "A red ring, 3 of them — ☃ \N{DROMEDARY CAMEL} Жук\n"
 
 Loaded = TypeVar("Loaded")
-
-
-@contextmanager
-def one_line(what: str, mend: str = "copy or export it again") -> Iterator[None]:
-    """Turn whatever the libraries raise in the block into a UserError: `what`: `mend` (the reason).
-
-    Memory that is full, Ctrl-C and errors that are a UserError already pass. A panic of compiled code, which is no
-    Exception, does not.
-    """
-    try:
-        yield
-    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{what}: {mend} ({reason})") from None
 
 
 def check_folder(folder: Path) -> None:
@@ -105,7 +87,7 @@ def load_tokenizer(folder: str | Path, **options: Any) -> "PreTrainedTokenizerBa
     if not path.is_dir():
         raise UserError(f"{path} is missing: give a folder with a tokenizer")
     check_folder(path)
-    with one_line(f"{path}: no tokenizer that works"):
+    with as_user_error(f"{path}: no tokenizer that works"):
         tokenizer = AutoTokenizer.from_pretrained(path, **SAFE, **options)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         for text in (_PROBE, ""):  # by the backend, as its settings of padding and truncation then stay
@@ -134,7 +116,7 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
         UserError: it cannot be loaded, or tensors are missing.
     """
     check_folder(Path(folder))
-    with one_line(f"{folder}: no {kind.__name__} that can be loaded"):
+    with as_user_error(f"{folder}: no {kind.__name__} that can be loaded"):
         network, told = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )

@@ -16,6 +16,7 @@ from transformers import (
 
 from cogview3 import checkpoints
 from cogview3.config import UserError, distillation_of
+from cogview3.errors import one_line
 from cogview3.generation.loading import check_target, folder_sizes, load_sampling, mode_of, unet_folder
 from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.generation.pipeline import CogView3Pipeline
@@ -169,7 +170,7 @@ def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=torch.float16)
         return model, load_tokenizer(folder)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"--expander {reference}: no encoder-decoder that can be loaded ({reason})") from None
 
 

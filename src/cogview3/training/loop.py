@@ -26,6 +26,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
+from cogview3.errors import one_line
 from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
 from cogview3.training.log import Log, wandb_project
@@ -308,7 +309,7 @@ class _Run:
             self.log.load_state(stored.get("log", self.log.state()))
             self.steps.rule.remember(**stored.get("spikes", {"losses": (), "in_a_row": 0}))
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error)
             raise UserError(
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error

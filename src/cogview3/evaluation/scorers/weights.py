@@ -13,6 +13,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from torch import Tensor, nn
 
 from cogview3.config import UserError
+from cogview3.errors import one_line
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ class Weights:
                 return Path(hf_hub_download(source, asset.file, local_files_only=self.local))
             return Path(snapshot_download(source, allow_patterns=list(asset.patterns), local_files_only=self.local))
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error, 120)
             what = f"{asset.file} from {source}" if asset.file else source
             raise UserError(
                 f"weights {asset.name} are missing: {what} ({reason}); give --weights {asset.name}=PATH. "
@@ -137,7 +138,7 @@ def load_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
         found = found[key] if key is not None and key in found else found
         return {name: tensor.float() for name, tensor in found.items()}
     except Exception as error:  # unpickling raises nearly anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reason = one_line(error, 120)
         raise UserError(f"{path} is damaged or holds more than tensors ({reason}): fetch it again") from None
 
 
@@ -172,7 +173,7 @@ def load_pretrained(kind: type, path: Path, device: str) -> Any:
     try:
         model, info = kind.from_pretrained(path, output_loading_info=True, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(f"{path} holds no {kind.__name__} ({reason}): give another folder") from None
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found := sorted(map(str, info.get(name) or ())):
@@ -186,5 +187,5 @@ def load_tokenizer(kind: type, path: Path) -> Any:
     try:
         return kind.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(f"{path} holds no {kind.__name__} ({reason}): give another folder") from None

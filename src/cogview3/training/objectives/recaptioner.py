@@ -97,7 +97,7 @@ def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) ->
         image_size=model.image_size,
         embed_dim=model.vision_width,
         hidden_sizes=[model.vision_width * 2**level for level in range(levels)],
-        depths=model.vision_depths,
+        depths=list(model.vision_depths),
         focal_levels=[2] * levels,
         focal_windows=[model.vision_window] * levels,
         mlp_ratio=3.0,

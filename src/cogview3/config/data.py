@@ -1,0 +1,262 @@
+"""[data]: what recipes train on, scenes of the built-in world or shards of your own pictures."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from cogview3.config.tables import Checked, Count, Positive, PositiveFloat, Share, Table
+
+
+def _of_the_rest(share: float, other: str, info: ValidationInfo) -> float:
+    """A share of what another one leaves of 1."""
+    rest = 1 - info.data.get(other, 0.0)
+    if share > rest + 1e-9:
+        raise ValueError(f"more than {other} leaves; give at most {rest:g}")
+    return share
+
+
+class VaeData(Table):
+    """First crops of `crop` pixels around objects, from whole pictures of `size` and of half of it; then whole ones."""
+
+    size: Annotated[int, Field(ge=64, multiple_of=16)] = 256
+    crop: Annotated[int, Field(ge=32, multiple_of=8), Checked] = 64
+    half_share: Share = 0.35
+    whole_from: Share = 0.6
+
+    @field_validator("crop")
+    @classmethod
+    def _fits(cls, crop: int, info: ValidationInfo) -> int:
+        if crop > info.data.get("size", crop * 2) // 2:
+            raise ValueError(f"more than half of size {info.data['size']}; give at most {info.data['size'] // 2}")
+        return crop
+
+
+class TextData(Table):
+    """Shares of the three kinds of captions, and captions read to build the tokenizer."""
+
+    brief_share: Share = 0.45
+    alt_share: Annotated[Share, Checked] = 0.1
+    tokenizer_captions: Positive = 8_000
+
+    @field_validator("alt_share")
+    @classmethod
+    def _fits(cls, share: float, info: ValidationInfo) -> float:
+        return _of_the_rest(share, "brief_share", info)
+
+
+class RecaptionerData(Table):
+    """Pictures with alt-texts of random scenes.
+
+    Attributes:
+        captioned_share: of a batch's pictures, those for which the caption is learned too; from all, what is where.
+        resized_share: pictures drawn at twice the size and resized, as pictures of data sets are.
+        empty_share: pictures without an alt-text.
+        tokenizer_captions: captions read to build the tokenizer.
+    """
+
+    captioned_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    resized_share: Share = 0.5
+    empty_share: Share = 0.03
+    tokenizer_captions: Positive = 8_000
+
+
+class ExpanderData(Table):
+    """Brief prompts of random scenes, and captions read to build the tokenizer (unless `start_from` gives one)."""
+
+    tokenizer_captions: Positive = 8_000
+
+
+class PixelData(Table):
+    """Scenes of the built-in world, another one for each sample, as squares of `size` pixels."""
+
+    size: Annotated[int, Field(ge=32, multiple_of=16)]
+
+
+class _Latents(Table):
+    """What all data of base and relay stages have.
+
+    Attributes:
+        vae: a run, a model folder or a bundled model: where the autoencoder lies.
+        text: likewise the text encoder and its tokenizer.
+        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        text_dropout: share of the samples whose text is replaced by zeros.
+        reconstructed_share: share of a relay's pictures whose z_L is made of a small picture that went through the VAE.
+        degraded_share: of those whose small picture was blurred and disturbed as well; that of the others is clean.
+    """
+
+    vae: str
+    text: str
+    size: Annotated[int, Field(ge=64, multiple_of=16)]
+    text_dropout: Share = 0.1
+    reconstructed_share: Share = 0.0
+    degraded_share: Annotated[Share, Checked] = 0.0
+
+    @field_validator("degraded_share")
+    @classmethod
+    def _fits(cls, share: float, info: ValidationInfo) -> float:
+        return _of_the_rest(share, "reconstructed_share", info)
+
+
+class SceneData(_Latents):
+    """Latents of `pictures` scenes of the built-in world, encoded once with the VAE and cached in `cache`."""
+
+    pictures: Positive
+    comprehensive_share: Share = 0.55
+    cache: str = "runs/cache"
+
+
+class PictureFilters(Table):
+    """Which pictures to leave out; the defaults leave out nothing. A score that the metadata lacks leaves nothing out.
+
+    Attributes:
+        block: parts of source links, compared without regard to case.
+        min_side: of the picture's smaller side, in pixels.
+        max_ratio: of the larger side to the smaller, 1 or more.
+        min_aesthetic: of the aesthetic score.
+        max_nsfw: of the probability that the picture is unsafe; the words UNLIKELY, UNSURE and NSFW count 0, 0.5, 1.
+        max_watermark: of the probability of a watermark.
+        min_caption, max_caption: of the old caption's length, in characters.
+    """
+
+    block: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    min_side: Count = 0
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
+    min_aesthetic: float | None = None
+    max_nsfw: Share | None = None
+    max_watermark: Share | None = None
+    min_caption: Count = 0
+    max_caption: Count | None = None
+
+    @field_validator("max_caption")
+    @classmethod
+    def _not_below(cls, longest: int | None, info: ValidationInfo) -> int | None:
+        if longest is not None and longest < info.data.get("min_caption", 0):
+            raise ValueError("below min_caption, which leaves nothing; give more")
+        return longest
+
+
+class _Shards(PictureFilters):
+    """Pictures with captions in shards: tars, folders, tables (`data.formats.find_shards`).
+
+    Attributes:
+        shards: addresses.
+        weights: of each address, to draw every sample from a source with that probability; by default all shards are
+            read in their natural proportion.
+        validation: addresses of the pictures that the validation is of; the shards themselves by default.
+        buckets: train on sizes of many ratios and nearly the square's area; without, on squares alone.
+        bucket_step: what heights and widths of the buckets are multiples of, in pixels.
+        bucket_ratio: of a bucket's larger side to the smaller, at most.
+        crop: where what is over is cut off: at random, or on both sides alike.
+        new_share: probability of the new caption, where a picture has one.
+        latents: whether to train from latents encoded ahead: "auto" if all shards have them, "require", "never".
+        readers: the parts into which reading is split; the order of the samples depends on it. A multiple of the
+            number of processes that train.
+        workers: processes that read for each of these; 0 reads in the trainer itself. May be changed at any time.
+        buffer: samples among which the next is drawn, all readers together; 0 keeps the order of the shards.
+        broken_share: the largest share of broken samples among the last `broken_window` of a reader.
+        broken_window: see there; it is judged once a reader has seen so many.
+    """
+
+    shards: Annotated[tuple[str, ...], Field(min_length=1)]
+    weights: Annotated[tuple[PositiveFloat, ...], Checked] = ()
+    validation: tuple[str, ...] = ()
+    buckets: bool = True
+    bucket_step: Annotated[int, Field(ge=32, multiple_of=32), Checked] = 64
+    bucket_ratio: Annotated[float, Field(ge=1)] = 2.0
+    crop: Literal["random", "center"] = "random"
+    new_share: Share = 0.95
+    latents: Literal["auto", "require", "never"] = "auto"
+    readers: Positive = 8
+    workers: Count = 2
+    buffer: Count = 1000
+    broken_share: Share = 0.1
+    broken_window: Positive = 1000
+
+    @field_validator("weights")
+    @classmethod
+    def _one_each(cls, weights: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        shards = info.data.get("shards", ())
+        if weights and (len(weights) != len(shards) or len(set(shards)) < len(shards)):
+            raise ValueError(f"give one for each of the {len(set(shards))} different entries of shards, or none")
+        return weights
+
+    @field_validator("bucket_step")
+    @classmethod
+    def _divides(cls, step: int, info: ValidationInfo) -> int:
+        if info.data.get("size", step) % step:
+            raise ValueError(f"does not divide size {info.data['size']}; give a common divisor, a multiple of 32")
+        return step
+
+
+class ShardData(_Shards, _Latents):
+    """Pictures with captions in shards, for base and relay stages."""
+
+
+class _LightPictures(Table):
+    """What all data of light parts have.
+
+    Attributes:
+        vae: a run, a model folder or a bundled model: where the autoencoder lies that is imitated.
+        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        degraded_share: share of the pictures whose latents have a base stage's faults.
+    """
+
+    vae: str
+    size: Annotated[int, Field(ge=64, multiple_of=16)] = 128
+    degraded_share: Share = 0.4
+
+
+class LightData(_LightPictures):
+    """Scenes of side `size`, `large_share` of them cut from renders of twice the side; `pictures` of them."""
+
+    pictures: Positive
+    large_share: Share = 0.25
+
+
+class LightShardData(_Shards, _LightPictures):
+    """Pictures in shards, encoded as they come; nothing is read of latents that were encoded ahead."""
+
+    latents: Literal["never"] = "never"
+
+
+class _WholePictures(Table):
+    """Sizes of an autoencoder's pictures, as in `VaeData`; `patch` is the side of what is cut out of them at first.
+
+    Attributes:
+        size: of the whole pictures, in pixels: the side of the square whose area they get.
+        patch: side of the parts that are cut out at random in the first part of the run.
+        half_share: share of the parts that are cut from a picture of half the size.
+        whole_from: share of the run from which on the pictures are whole.
+    """
+
+    size: Annotated[int, Field(ge=64, multiple_of=16)] = 256
+    patch: Annotated[int, Field(ge=32, multiple_of=8), Checked] = 64
+    half_share: Share = 0.35
+    whole_from: Share = 0.6
+
+    @field_validator("patch")
+    @classmethod
+    def _fits(cls, patch: int, info: ValidationInfo) -> int:
+        if patch > info.data.get("size", patch * 4) // 4:
+            raise ValueError(f"more than a quarter of size {info.data['size']}; give at most {info.data['size'] // 4}")
+        return patch
+
+
+class VaeShardData(_Shards, _WholePictures):
+    """Pictures in shards, for an autoencoder; captions are not needed and not read."""
+
+    latents: Literal["never"] = "never"
+
+
+class _CaptionPictures(Table):
+    """Side of the squares that captions are compared with, and captions read to build the tokenizer."""
+
+    size: Annotated[int, Field(ge=64, multiple_of=32)] = 64
+    tokenizer_captions: Positive = 8_000
+
+
+class TextShardData(_Shards, _CaptionPictures):
+    """Pictures with captions in shards, for a text encoder."""
+
+    latents: Literal["never"] = "never"
+    buckets: Literal[False] = False
