@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
@@ -152,21 +153,33 @@ def test_a_canceled_picture_stops_within_a_step_and_the_next_one_is_drawn(alone:
     assert seen.count("CogView3UpscalePipeline") == 1  # the canceled one had none
 
 
-def test_the_rest_of_a_batch_is_not_disturbed_by_a_cancel(alone: Alone, spy: Spy) -> None:
+def test_a_canceled_picture_is_dropped_from_its_batch_and_the_rest_is_not_disturbed(
+    alone: Alone, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = alone("star", 1, num_inference_steps=40)
+    rows, forward = [], UNet2DConditionModel.forward
 
-    async def serve() -> tuple[Job, Image.Image]:
+    def counted(unet: Any, sample: torch.Tensor, *given: Any, **named: Any) -> Any:
+        rows.append(len(sample))
+        return forward(unet, sample, *given, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+
+    async def serve() -> tuple[Job, int, Image.Image]:
         async with running(spy.pipelines) as engine:
             first, second = engine.submit([order("star", 0, steps=40), order("star", 1, steps=40)], "me")
             while first.done < 2:
                 await asyncio.sleep(0.001)
             engine.cancel([first])
+            at_cancel = first.done
             with pytest.raises(Canceled):
                 await first.result
-            return first, (await second.result).image
+            return first, at_cancel, (await second.result).image
 
-    first, image = run(serve())
+    first, at_cancel, image = run(serve())
     assert_same(image, expected)
+    assert rows.count(4) <= at_cancel + 1  # both pictures, each with and without its prompt
+    assert rows.count(2) == 42 - rows.count(4)
     assert spy.calls[-1] == ("CogView3UpscalePipeline", 1)
     assert first.stage == 0
 

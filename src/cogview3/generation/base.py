@@ -22,6 +22,7 @@ from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.masks import Keep, Masked, keep_in_relay
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.prompts import PromptsMixin
+from cogview3.generation.rows import check_rows, drop
 from cogview3.generation.switches import SwitchesMixin
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
@@ -45,6 +46,7 @@ class Run:
         masked: the given pictures of which a part is kept.
         text: whether the running stage is guided, and what its UNet is then given as text; None where that is to be
             made anew.
+        rows: the pictures to go on with after a step, where the callback dropped some.
     """
 
     device: torch.device
@@ -56,6 +58,7 @@ class Run:
     step: int = 0
     masked: Masked | None = None
     text: tuple[bool, torch.Tensor] | None = None
+    rows: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +255,8 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
                 stepped = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)
                 latents = stepped[0] if stage.keep is None else stage.keep(stepped[0], index)
                 latents = self._call_back(timestep, latents, stepped[-1], run)
+                if run.rows is not None:
+                    stage, latents = drop(stage, latents, run)
                 bar.update()
         if not latents.isfinite().all():
             raise FloatingPointError(
@@ -322,6 +327,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, SwitchesMixi
             setattr(run, name, embeds)
         if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
             run.text = None  # it may have been changed in place, too
+        run.rows = None if "rows" not in changed else check_rows(changed["rows"], rows)
         return changed.get("latents", latents)
 
     # Pictures and latents

@@ -6,6 +6,7 @@ of the given picture, with the noise (and, in a relay, the blur) that the stage 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,15 +62,16 @@ def keep_in_base(scheduler: Any, known: torch.Tensor, mask: torch.Tensor, noise:
         mask: of `Masked.for_latents`.
         noise: unit variance, (B, C, h, w).
     """
-    times = scheduler.timesteps
+    return partial(_kept_in_base, scheduler, known, mask, noise)
 
-    def keep(latents: torch.Tensor, index: int) -> torch.Tensor:
-        at = known
-        if index + 1 < len(times):
-            at = scheduler.add_noise(known, noise, times[index + 1 : index + 2].expand(len(known)))
-        return mask * latents + (1 - mask) * at
 
-    return keep
+def _kept_in_base(
+    scheduler: Any, known: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, latents: torch.Tensor, index: int
+) -> torch.Tensor:
+    at, times = known, scheduler.timesteps
+    if index + 1 < len(times):
+        at = scheduler.add_noise(known, noise, times[index + 1 : index + 2].expand(len(known)))
+    return mask * latents + (1 - mask) * at
 
 
 def keep_in_relay(
@@ -83,11 +85,19 @@ def keep_in_relay(
         low_res_latents: z_L, alike.
         mask, noise: as for `keep_in_base`.
     """
+    return partial(_kept_in_relay, scheduler, known, low_res_latents, mask, noise)
 
-    def keep(latents: torch.Tensor, index: int) -> torch.Tensor:
-        return mask * latents + (1 - mask) * scheduler.noised(known, low_res_latents, noise, index + 1)
 
-    return keep
+def _kept_in_relay(
+    scheduler: Any,
+    known: torch.Tensor,
+    low_res_latents: torch.Tensor,
+    mask: torch.Tensor,
+    noise: torch.Tensor,
+    latents: torch.Tensor,
+    index: int,
+) -> torch.Tensor:
+    return mask * latents + (1 - mask) * scheduler.noised(known, low_res_latents, noise, index + 1)
 
 
 def to_mask(mask: Image.Image | np.ndarray | torch.Tensor | Sequence[Any]) -> torch.Tensor:

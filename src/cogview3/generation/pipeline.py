@@ -145,7 +145,8 @@ class CogView3Pipeline(RelayPipelineBase):
                 as the UNet sees them, that is scaled.
             return_dict: an `ImagePipelineOutput` rather than a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step; `step` runs
-                over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours.
+                over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours; `rows`, indices of
+                some of the pictures, drops the others, here and from what is returned.
             callback_on_step_end_tensor_inputs: which tensors it gets: latents, pred_original_sample (what they would be
                 when finished, as estimated in this step), prompt_embeds, negative_prompt_embeds.
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work

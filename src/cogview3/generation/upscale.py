@@ -116,7 +116,8 @@ class CogView3UpscalePipeline(RelayPipelineBase):
                 scaled, where padding is not cropped.
             return_dict: an `ImagePipelineOutput` rather than a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step of all
-                relays; tensors that it returns replace ours.
+                relays; tensors that it returns replace ours, and `rows`, indices of some of the pictures, drops the
+                others.
             callback_on_step_end_tensor_inputs: which tensors it gets: latents, pred_original_sample, prompt_embeds,
                 negative_prompt_embeds.
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work

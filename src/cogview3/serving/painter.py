@@ -58,7 +58,7 @@ class Painter:
         """
         states = [None if job.work is None else job.work.generator.get_state() for job in jobs]
         try:
-            return list(self._stage(jobs))
+            return self._stage(jobs)
         except Canceled as error:
             return [error] * len(jobs)
         except Exception as error:
@@ -71,7 +71,7 @@ class Painter:
                 job.work.generator.set_state(state)
         return [outcome for job in jobs for outcome in self.advance([job])]
 
-    def _stage(self, jobs: Sequence[Job]) -> Sequence[Drawn | None]:
+    def _stage(self, jobs: Sequence[Job]) -> list[Drawn | BaseException | None]:
         settings, stage = jobs[0].kind
         pipe, start = self._pipelines[settings.mode], time.perf_counter()
         if stage == 0:
@@ -81,23 +81,22 @@ class Painter:
         if call is _enlargement:
             pipe = CogView3UpscalePipeline.from_pipe(pipe)
             pipe.set_progress_bar_config(disable=True)
+        alive = list(jobs)
         images = pipe(
             **call(settings, jobs, stage),
             **_texts(jobs),
             generator=[job.work.generator for job in jobs],
             output_type="pil" if last else "latent",
-            callback_on_step_end=self._watcher(jobs, stage),
+            callback_on_step_end=self._watcher(alive, stage),
             callback_on_step_end_tensor_inputs=["pred_original_sample"],
         ).images
         seconds = time.perf_counter() - start
-        for job in jobs:
+        outcomes: dict[Job, Drawn | BaseException | None] = {job: Canceled() for job in jobs}
+        for job, image in zip(alive, images if last else images.split(1), strict=True):
             job.work.seconds += seconds
-        if last:
-            works = [job.work for job in jobs]
-            return [Drawn(image, work.seconds, work.tokens) for image, work in zip(images, works, strict=True)]
-        for job, latents in zip(jobs, images.split(1), strict=True):
-            job.work.latents = latents
-        return [None] * len(jobs)
+            job.work.latents = None if last else image
+            outcomes[job] = Drawn(image, job.work.seconds, job.work.tokens) if last else None
+        return list(outcomes.values())
 
     def _begin(self, pipe: CogView3Pipeline, jobs: Sequence[Job]) -> None:
         """Encode the prompts together, and set up what each job keeps."""
@@ -111,24 +110,32 @@ class Painter:
                 torch.Generator().manual_seed(job.order.seed), pair, _tokens(pipe, job.order), Pace(job.order.partials)
             )
 
-    def _watcher(self, jobs: Sequence[Job], stage: int) -> Callable[..., dict[str, Any]]:
-        """What the pipeline calls after every step: stops where nobody waits any more, and shows how far it is."""
-        begun = [job.done for job in jobs]
+    def _watcher(self, jobs: list[Job], stage: int) -> Callable[..., dict[str, Any]]:
+        """What the pipeline calls after every step: drops pictures that nobody waits for, and shows how far others are.
+
+        What is dropped is taken out of `jobs`.
+        """
+        begun = {job: job.done for job in jobs}
 
         def watch(pipe: Any, step: int, _: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-            if all(job.canceled for job in jobs):
+            rows = [row for row, job in enumerate(jobs) if not job.canceled]
+            if not rows:
                 raise Canceled
-            for row, job in enumerate(jobs):
+            for row in rows:
+                job = jobs[row]
                 settings, pace = job.order.settings, job.work.pace
                 if stage == 0:
                     left = 0 if settings.stages == 1 else settings.relays * settings.relay_steps
                     job.steps = pipe.num_timesteps + left
                     pace.begin(job.steps, settings.relays, settings.relay_steps)
-                job.done = begun[row] + step + 1
+                job.done = begun[job] + step + 1
                 number = pace.due(job.done)
-                if number is not None and not job.canceled:
+                if number is not None:
                     self._tell(job, number, to_picture(pipe, tensors["pred_original_sample"][row : row + 1]))
-            return {}
+            if len(rows) == len(jobs):
+                return {}
+            jobs[:] = [jobs[row] for row in rows]
+            return {"rows": rows}
 
         return watch
 
