@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from typer.testing import CliRunner
 
 from cogview3.cli.errors import ReportingGroup, Terminated, describe
+from cogview3.cli.progress import counter
 from cogview3.config import UserError
 
 
@@ -110,8 +111,25 @@ def test_signals_in_the_middle_leave_nothing_behind(tmp_path: Path, name: str, c
     )
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: ")
+    assert "at 2 of 1000 scenes" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def interrupted_after(count: float, stop: KeyboardInterrupt, resumes: bool) -> None:
+    with counter("shards", 5, resumes=resumes) as tell:
+        tell(count, "a note")
+        raise stop
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, Terminated])
+def test_what_was_finished_is_told(stop: type[KeyboardInterrupt]) -> None:
+    with pytest.raises(stop, match="3 of 5 shards finished"):
+        interrupted_after(3.4, stop(), True)
+    with pytest.raises(stop, match="at 3 of 5 shards"):
+        interrupted_after(3.4, stop(), False)
+    with pytest.raises(stop, match=r"^7 triplets$"):
+        interrupted_after(3, stop("7 triplets"), True)
 
 
 FULL_DISK = """

@@ -116,3 +116,8 @@ def test_waiting_threads_leave_their_processor_unless_told_otherwise(given: dict
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(count)
+
+
+def test_outcomes_are_lines_and_no_dictionaries() -> None:
+    text = options.lines({"run": "runs/a", "loss": None, "validation": {"psnr": 24.5, "loss": 0.1}})
+    assert text.splitlines() == ["run: runs/a", "loss: none", "validation/psnr: 24.5", "validation/loss: 0.1"]

@@ -87,6 +87,8 @@ def test_a_caption_is_a_text_or_a_list_of_texts(
         ("a cat\r\n".encode("utf-8-sig"), "a cat"),
         ("the cat’s".encode("cp1252"), None),
         (b"a\0b", None),
+        (b"a\0bcdefghijklmnopqrst", None),
+        ("我看见一只 cat 在沙发上".encode("utf-16-le"), "我看见一只 cat 在沙发上"),
     ],
 )
 def test_encodings_of_captions(tmp_path: Path, content: bytes, caption: str | None) -> None:
@@ -158,6 +160,59 @@ def test_one_bad_line_costs_itself_alone(tmp_path: Path) -> None:
     got, reasons = read(write(tmp_path, files))
     assert got == {"a": "one", "a.jpg": "two"}
     assert reasons == {"unreadable line of metadata.jsonl": 4, "unreadable file": 1, "not a file": 1}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_all_systems_and_characters_that_only_look_like_one(tmp_path: Path, end: str) -> None:
+    lines = [json.dumps({"file_name": f"{n}.png", "text": f"{n}\u2028\x85"}, ensure_ascii=False) for n in range(3)]
+    got, reasons = read(
+        write(tmp_path, {f"{n}.png": PNG for n in range(3)} | {"metadata.jsonl": end.join(lines).encode()})
+    )
+    assert (sorted(text[0] for text in got.values()), reasons) == (["0", "1", "2"], {})
+
+
+def test_one_bad_cell_costs_its_row_alone(tmp_path: Path) -> None:
+    rows = b"file_name,text\na.png,x\0y\nb.png,\xff\nc.png," + b"x" * 200_000 + b"\nd.png,four\n"
+    got, reasons = read(write(tmp_path, {f"{key}.png": PNG for key in "abcd"} | {"metadata.csv": rows}))
+    assert got == {"d": "four"}
+    assert reasons == {"unreadable line of metadata.csv": 3, "in no metadata file": 3}
+
+
+def test_what_is_too_large_is_not_parsed(tmp_path: Path) -> None:
+    files = {f"{key}.png": PNG for key in "abc"}
+    files |= {"a.txt": b"x" * 70_000, "b.json": b'{"caption": "x"' + b" " * 2**24 + b"}", "c.txt": b"x" * 60_000}
+    got, reasons = read(write(tmp_path, files))
+    assert (list(got), reasons) == (["c"], {"caption too long": 1, "metadata too large": 1})
+
+
+def test_pictures_of_subfolders_are_read_beside_tars(tmp_path: Path) -> None:
+    write(tmp_path, {"a.tar": TAR, "sub/c.png": PNG, "sub/c.txt": b"c", "sub/b.tar": OTHER})
+    assert read(tmp_path)[0] == {"a": "a", "b": "b", "sub/c": "c"}
+
+
+def test_of_columns_of_one_name_the_first_counts(tmp_path: Path) -> None:
+    columns = [pyarrow.array([PNG]), pyarrow.array([PNG]), pyarrow.array(["one"]), pyarrow.array(["two"])]
+    table = pyarrow.Table.from_arrays(columns, names=["image", "image", "text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with ipc.new_stream(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        assert read(tmp_path / name) == ({"000000000": "one"}, {})
+
+
+@pytest.mark.parametrize("splits", ['["."]', '[""]', '[".."]', "[5]", "5", "{}", "[]", "[" * 100_000])
+def test_splits_that_are_none(tmp_path: Path, splits: str) -> None:
+    (tmp_path / "dataset_dict.json").write_text(f'{{"splits": {splits}}}')
+    with pytest.raises(UserError, match="split"):
+        find_shards([str(tmp_path)])
+
+
+def test_a_pipe_in_the_place_of_a_table_of_contents(tmp_path: Path) -> None:
+    for name in ("state.json", "dataset_dict.json"):
+        (tmp_path / name.removesuffix(".json")).mkdir()
+        os.mkfifo(tmp_path / name.removesuffix(".json") / name)
+        with pytest.raises(UserError, match=name):
+            find_shards([str(tmp_path / name.removesuffix(".json"))])
 
 
 def test_rows_of_failed_downloads_are_left_out_and_columns_nobody_needs_not_read(tmp_path: Path) -> None:
@@ -271,6 +326,19 @@ def test_metadata_of_over_a_megabyte_costs_no_picture(kind: str) -> None:
         (info.add_text if kind == "zTXt" else info.add_itxt)("workflow", "node " * 400_000, zip=True)
     Image.new("RGB", (32, 32), (1, 2, 3)).save(content, "PNG", pnginfo=info, **options)
     assert decode(content.getvalue(), "png").image.getpixel((5, 5)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_cannot_be_read_costs_no_picture_and_turns_none(kind: str) -> None:
+    garbage, none, sixth = b"Exif\0\0garbage", Image.Exif(), Image.Exif()
+    none[0x0112], sixth[0x0112] = 0, 6
+    image = picture(0, 16, 8)
+    read = [
+        decode(encoded(image, kind, exif=exif), kind.lower().replace("jpeg", "jpg")) for exif in (garbage, none, sixth)
+    ]
+    assert [each.image.size for each in read] == [(16, 8), (16, 8), (8, 16)]
+    assert [each.mended for each in read[1:]] == [(), ("turned",)]
+    assert read[0].mended == (() if kind == "JPEG" else ("unreadable EXIF",))
 
 
 def test_profiles_that_cannot_be_used_are_counted() -> None:

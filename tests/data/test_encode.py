@@ -23,9 +23,9 @@ from typer.testing import CliRunner
 
 from cogview3.cli.app import app
 from cogview3.config import UserError
-from cogview3.data import addresses, encode, encoded
+from cogview3.data import addresses, encoded, encoder
 from cogview3.data.buckets import fit
-from cogview3.data.encode import Encoding, encode_shard, encode_shards
+from cogview3.data.encode import Encoding, encode_shards
 from cogview3.data.encoded import (
     Encoded,
     Preprocessing,
@@ -35,6 +35,7 @@ from cogview3.data.encoded import (
     vae_fingerprint,
     write_latents,
 )
+from cogview3.data.encoder import encode_shard
 from cogview3.data.formats import LatentShard, find_shards, have_latents, latents_of
 from cogview3.data.report import Broken
 from cogview3.data.shards import CaptionedImages
@@ -218,8 +219,8 @@ def test_what_is_interrupted_leaves_nothing(model: Path, tars: list[str], monkey
             raise KeyboardInterrupt
         return real(*arguments)
 
-    real = encode._posteriors
-    monkeypatch.setattr(encode, "_posteriors", fail)
+    real = encoder._posteriors
+    monkeypatch.setattr(encoder, "_posteriors", fail)
     before = sorted(path.name for path in Path(tars[0]).parent.iterdir())
     with pytest.raises(KeyboardInterrupt):
         encode_shards(find_shards(tars), encoding(model))
@@ -229,14 +230,14 @@ def test_what_is_interrupted_leaves_nothing(model: Path, tars: list[str], monkey
 KILLED = """
 import os, signal, sys
 from cogview3.cli.app import app
-from cogview3.data import encode
-real, calls = encode._posteriors, []
+from cogview3.data import encoder
+real, calls = encoder._posteriors, []
 def kill(*arguments):
     calls.append(1)
     if len(calls) > 4:  # of three batches in the first shard
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
-encode._posteriors = kill
+encoder._posteriors = kill
 app(sys.argv[1:])
 """
 
@@ -316,7 +317,7 @@ def test_another_seed_or_dtype_is_refused(model: Path, tars: list[str]) -> None:
     encode_shards(shards, encoding(model))
     notes = latent_notes(latents_of(shards[0]))
     assert (notes["seed"], notes["dtype"]) == (0, "float32")
-    other = replace(encoding(model), seed=3, precision=torch.bfloat16)
+    other = replace(encoding(model), seed=3, precision="bfloat16")
     with pytest.raises(
         UserError, match=r"otherwise: seed \(0 there, 3 here\), dtype \(float32 there, bfloat16 here\);"
     ):
@@ -387,13 +388,13 @@ def test_notes_are_read_without_the_rest(tmp_path: Path) -> None:
         latent_notes(LatentShard(str(tmp_path / "b.latents.tar")))
     address = str(tmp_path / "c.latents.tar")
     with pytest.raises(ValueError, match="more than"), encoded.write_latents(address) as writer:
-        writer.notes = {"long": "x" * 5000}
+        writer.notes = {"long": "x" * 50000}
     assert not Path(address).exists()
 
 
 def test_numbers_that_float16_cannot_hold_are_told() -> None:
     with pytest.raises(FloatingPointError, match=r"autoencoder .*--dtype float32"):
-        encode._half(torch.tensor([1e6]), "autoencoder")
+        encoder._half(torch.tensor([1e6]), "autoencoder")
 
 
 def test_workers_are_spread_over_devices(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +404,7 @@ def test_workers_are_spread_over_devices(model: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(
             multiprocessing, "current_process", lambda identity=identity: SimpleNamespace(_identity=identity)
         )
-        found.append(encode._device(spread))
+        found.append(encoder._device(spread))
     assert found == ["cuda:0", "cuda:0", "cuda:1", "cuda:0"]
 
 

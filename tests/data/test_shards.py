@@ -360,3 +360,14 @@ def test_a_sample_is_read_again_by_its_place(tars: list[str]) -> None:
     Path(tars[0]).write_bytes(tar_bytes([]))
     with pytest.raises(UserError, match="was changed"):
         reader.read((0, 0, 0, 0))
+
+
+def test_pictures_without_captions_are_there_when_resumed(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(picture(number)))
+
+    def make() -> CaptionedImages:
+        return CaptionedImages([str(tmp_path)], needs_caption=False)
+
+    first, other = resumed(make, 2, 10)
+    assert first == other

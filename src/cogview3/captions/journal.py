@@ -25,6 +25,7 @@ from pyarrow import parquet
 
 from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
+from cogview3.data.tables import DAMAGE
 from cogview3.prompts.budget import Usage
 
 JOURNAL = "journal.jsonl"
@@ -284,8 +285,10 @@ def read_triplets(folder: str | Path) -> pyarrow.Table:
     if not parts:
         raise UserError(f"{folder}: no triplets (part-N.parquet); collect some first")
     try:
-        return pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in parts])
-    except (pyarrow.ArrowException, OSError) as error:
+        table = pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in parts])
+        table.validate(full=True)  # text that is no UTF-8 too
+        return table
+    except DAMAGE as error:
         raise UserError(f"{folder}: a part is damaged ({error}); delete it and collect again") from None
 
 
@@ -301,7 +304,7 @@ def _names(part: Path) -> list[Name]:
     try:
         known = "image" in parquet.read_schema(part).names
         columns = parquet.read_table(part, columns=["image", "shard", "key"] if known else []).to_pydict()
-    except (pyarrow.ArrowException, OSError, KeyError) as error:
+    except DAMAGE as error:
         raise UserError(f"{part}: damaged ({error}); restore it, or delete it to pay for its images again") from None
     if not known:
         raise UserError(f"{part}: of an earlier format, without hashes of the images; collect into a new folder")

@@ -113,7 +113,7 @@ def _wanted(address: str) -> list[_Wanted]:
         columns = read_triplets(address).select(["shard", "key", "old", "new", "image"]).to_pydict()
         by_shard: dict[str, dict[str, list[tuple[str, str, str | None]]]] = {}
         for shard, key, old, new, image in zip(*columns.values(), strict=True):
-            if new and new.strip():
+            if shard and key and new and new.strip():
                 by_shard.setdefault(shard, {}).setdefault(key, []).append((old or "", new.strip(), image))
         return [_Wanted(find_shards([shard])[0], captions) for shard, captions in by_shard.items()]
     return [_Wanted(shard, _sidecar(shard)) for shard in find_shards([address])]

@@ -67,10 +67,10 @@ def summarize(
             counts["filtered"].update(notes.get("filtered", {}))
             columns = read_columns(address, _COLUMNS)
             for key, old, new, model, version, status, error in zip(*columns.values(), strict=True):
-                counts["statuses"][status] += 1
+                counts["statuses"][str(status)] += 1
                 counts["models"][f"{model} {version}"] += 1
-                if status != OK:
-                    counts["failures"][error or status] += 1
+                if status != OK or not new:
+                    counts["failures"][error or str(status)] += 1
                     continue
                 rewritten += new != old
                 for name, text in (("old", old), ("new", new)):

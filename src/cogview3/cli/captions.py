@@ -76,7 +76,7 @@ def collect(
         extra=parse_settings(fields or [], "temperature=0"),
     )
     found = find_shards(shards)
-    with counter("images", count) as progress:
+    with counter("images", count, resumes=True) as progress:
         result = run(
             found,
             asked,

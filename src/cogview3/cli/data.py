@@ -160,7 +160,7 @@ def filter_(
         distance=distance,
     )
     found = find_shards(shards)
-    with counter("shards", len(found)) as progress:
+    with counter("shards", len(found), resumes=True) as progress:
         counts, before = write_keep(found, filters, workers=workers, overwrite=overwrite, progress=progress)
     result = {"shards": len(found), "finished_before": before, **_counts(counts, "kept")}
     _show(result, [f"{len(found)} shards, {before} of them judged before", _reasons(counts, "kept")], as_json)
@@ -260,9 +260,9 @@ def encode(
     settings = Preprocessing(vae_fingerprint(weights_folder(vae, "vae")), read, size, step, ratio, str(crop), low)
     devices = pick_devices(device)
     precision = pick_dtype(dtype, devices[0].partition(":")[0])
-    encoding = Encoding(vae, settings, text, devices, batch, precision, seed)
+    encoding = Encoding(vae, settings, text, devices, batch, str(precision).removeprefix("torch."), seed)
     found = find_shards(shards)
-    with clean_stdout(as_json), counter("shards", len(found)) as progress:
+    with clean_stdout(as_json), counter("shards", len(found), resumes=True) as progress:
         counts, told = encode_shards(found, encoding, workers=workers, overwrite=overwrite, progress=progress)
     first = (
         f"{told['images']} pictures encoded, {told['images_per_second']} a second; {told['shards']} shards, "

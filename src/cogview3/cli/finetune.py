@@ -13,6 +13,7 @@ from cogview3.cli.options import (
     RestartOption,
     check_writable,
     clean_stdout,
+    lines,
     pick_device,
     report,
 )
@@ -68,7 +69,7 @@ def finetune(
         where = pick_device(device)
         with counter("shards", None) as tell:
             found = read_pairs(pairs, max(1, workers), tell)
-        with counter("images", settings.steps * batch) as tell:
+        with counter("images", settings.steps * batch, resumes=True) as tell:
             result = run(
                 found,
                 model,
@@ -81,4 +82,4 @@ def finetune(
                 progress=tell,
             )
     if os.environ.get("RANK", "0") == "0":  # of several processes, one tells
-        report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+        report(result, lines(result), as_json)

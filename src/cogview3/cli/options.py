@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -206,6 +206,14 @@ def clean_stdout(as_json: bool) -> Iterator[None]:
         return
     with redirect_stdout(sys.stderr):
         yield
+
+
+def lines(result: dict[str, Any]) -> str:
+    """What `report` prints of an outcome without words of its own: an entry a line, those of tables by both names."""
+    entries: dict[str, Any] = {}
+    for name, value in result.items():
+        entries |= {f"{name}/{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return "\n".join(f"{name}: {'none' if value is None else value}" for name, value in entries.items())
 
 
 def report(result: dict, text: str, as_json: bool) -> None:

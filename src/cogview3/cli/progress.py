@@ -25,20 +25,32 @@ class _Rate(ProgressColumn):
 class Tell(Protocol):
     """Takes how many are done, and perhaps a word on how it goes."""
 
-    def __call__(self, done: int, note: str = "") -> None:
+    def __call__(self, done: float, note: str = "") -> None:
         """Show both."""
 
 
 @contextmanager
-def counter(what: str, total: int | None) -> Iterator[Tell]:
-    """A bar that is told how many of `total` (None: nobody knows) are done; silent where stderr is not a terminal."""
+def counter(what: str, total: int | None, resumes: bool = False) -> Iterator[Tell]:
+    """A bar that is told how many of `total` (None: nobody knows) are done; silent where stderr is not a terminal.
+
+    Ctrl-C and SIGTERM leave with a word on what was finished, and whether the same command goes on (`resumes`).
+    """
     console = Console(stderr=True)
     note = TextColumn("{task.fields[note]}")
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), note)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=total, note="")
+        finished = 0
 
-        def tell(done: int, note: str = "") -> None:
+        def tell(done: float, note: str = "") -> None:
+            nonlocal finished
+            finished = int(done)
             bars.update(task, completed=done, note=note)
 
-        yield tell
+        try:
+            yield tell
+        except KeyboardInterrupt as stop:
+            if str(stop):
+                raise
+            told = f"{finished}{'' if total is None else f' of {total}'} {what}"
+            raise type(stop)(f"{told} finished; the same command resumes" if resumes else f"at {told}") from None

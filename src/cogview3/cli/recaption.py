@@ -144,7 +144,7 @@ def recaption(
         makes = make_engine(str(engine), workers, crashes, gpus)
         with _standing(len(found)) as progress:
             result = run(found, job, makes, again=again, overwrite=overwrite, progress=progress)
-        with counter("report", len(found)) as progress:
+        with counter("shards", len(found)) as progress:
             figures, shown = summarize(found, progress=progress)
         result["report"] = figures
         if out is not None:
@@ -193,7 +193,7 @@ def _standing(total: int) -> Iterator[Callable[["Standing"], None]]:
     from cogview3.cli.progress import counter
 
     last = time.monotonic()
-    with counter("shards", total) as tell:
+    with counter("shards", total, resumes=True) as tell:
 
         def show(standing: "Standing") -> None:
             nonlocal last

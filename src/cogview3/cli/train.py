@@ -15,6 +15,7 @@ from cogview3.cli.options import (
     RunFolderOption,
     check_writable,
     clean_stdout,
+    lines,
     pick_device,
     pick_run,
     report,
@@ -46,7 +47,7 @@ def train(
 
         result = run(loaded, out=out, restart=restart, device=pick_device(device))
     if leave_processes():
-        report(result, "\n".join(f"{key}: {value}" for key, value in result.items()), as_json)
+        report(result, lines(result), as_json)
 
 
 def leave_processes() -> bool:

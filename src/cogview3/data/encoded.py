@@ -23,14 +23,15 @@ from safetensors import SafetensorError
 from cogview3.checkpoints import differences, read_json, whole_file
 from cogview3.config import UserError
 from cogview3.data import addresses
-from cogview3.data.addresses import filesystem, is_local
-from cogview3.data.report import Broken
+from cogview3.data.addresses import NotAFileError, filesystem, is_local
+from cogview3.data.report import Broken, Report
+from cogview3.data.sidecars import parse_notes
 from cogview3.data.tars import NOTES, LatentShard
 
 Size = tuple[int, int]
 """Height and width in pixels, or top and left."""
 
-_ROOM = 4096  # bytes for the notes, which are complete only when all else is written
+_ROOM = 2**15  # bytes for the notes, which are complete only when all else is written
 _PARTS = ("mean", "logvar", "low_mean", "low_logvar")
 
 
@@ -100,12 +101,12 @@ def latent_notes(shard: LatentShard) -> dict[str, Any] | None:
         with addresses.open_address(shard.address) as file:
             head = file.read(512 + _ROOM)
         member = tarfile.TarInfo.frombuf(head[:512], "utf-8", "strict")
-        if member.name != NOTES:
+        if member.name != NOTES or not 0 <= member.size <= _ROOM:
             raise ValueError(f"it does not begin with {NOTES}")
-        return json.loads(head[512 : 512 + member.size])
+        return {"report": Report().to_dict(), **parse_notes(head[512 : 512 + member.size])}
     except FileNotFoundError:
         return None
-    except (tarfile.TarError, ValueError) as error:
+    except (tarfile.TarError, ValueError, NotAFileError) as error:
         raise UserError(f"{shard.address}: damaged ({error}); encode it again with --overwrite") from None
 
 
@@ -219,7 +220,7 @@ def _writing(path: Path) -> Iterator[LatentWriter]:
         writer = LatentWriter(tar)
         writer.add(NOTES, b" " * _ROOM)
         yield writer
-    notes = json.dumps(writer.notes).encode()
+    notes = json.dumps(writer.notes, ensure_ascii=False).encode()
     if len(notes) > _ROOM:
         raise ValueError(f"{path}: notes of {len(notes)} bytes, more than {_ROOM}")
     with path.open("r+b") as file:

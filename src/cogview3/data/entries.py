@@ -13,6 +13,9 @@ from cogview3.data.names import LATENTS, pictures_of
 from cogview3.data.report import NO_CAPTION, Broken, Filtered
 from cogview3.data.texts import NO_TEXT, caption_choices, decode_text, find_caption
 
+MAX_METADATA = 2**24
+"""Bytes; a larger .json file is not parsed."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -97,6 +100,8 @@ def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> t
 def _metadata(content: bytes | None) -> dict[str, Any]:
     if content is None:
         return {}
+    if len(content) > MAX_METADATA:
+        raise Broken("metadata too large")
     try:
         metadata = json.loads(content)
     except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -222,16 +223,16 @@ def _text(content: bytes) -> str:
     """The text of a metadata file; bytes that are no UTF-8 become halves of surrogate pairs, which `_is_text` finds."""
     try:
         return decode_text(content)
-    except Broken:
+    except Broken:  # one bad line, perhaps
         return content.decode("utf-8-sig", "surrogateescape")
 
 
 def _is_text(value: str) -> bool:
-    return value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value)
+    return "\0" not in value and (value.isascii() or not any("\udc80" <= character <= "\udcff" for character in value))
 
 
 def _json_rows(content: bytes) -> Iterator[Any]:
-    for line in _text(content).split("\n"):
+    for line in re.split(r"\r\n|\n|\r", _text(content)):
         if line.strip():
             try:
                 yield json.loads(line) if _is_text(line) else None

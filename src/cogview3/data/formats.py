@@ -18,6 +18,7 @@ from cogview3.data.addresses import (
     name_of,
     open_address,
     parent,
+    read_address,
     walk,
 )
 from cogview3.data.folders import FolderShard
@@ -140,9 +141,9 @@ def _in_folder(address: str, fs: Any, path: str) -> list[Shard]:
     if _SPLITS in known:
         return _splits(address, fs, path)
     if _STATE in known:
-        return _tables(_whole(fs, address, name) for name in names if name_of(name) in _data_files(fs, path))
-    below = any(fs.isdir(name) for name in names)
-    if below and not any(name.lower().endswith(".tar") for name in names):
+        listed = _data_files(address.rstrip("/"))
+        return _tables(_whole(fs, address, name) for name in names if name_of(name) in listed)
+    if any(fs.isdir(name) for name in names):
         names = [f"{path.rstrip('/')}/{name}" for name, fault in walk(fs, path) if not fault]
     whole = [_whole(fs, address, name) for name in names]
     pictures = any(split_name(name)[1] in SUFFIXES for name in names)
@@ -155,23 +156,32 @@ def _in_folder(address: str, fs: Any, path: str) -> list[Shard]:
 
 def _splits(address: str, fs: Any, path: str) -> list[Shard]:
     """The only split of a saved `DatasetDict`. Raises UserError where there are several."""
-    try:
-        splits = [str(name) for name in json.loads(fs.cat_file(f"{path}/{_SPLITS}"))["splits"]]
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
-        raise UserError(f"{address}/{_SPLITS}: damaged; give the folder of a split") from None
-    if len(splits) != 1 or "/" in splits[0]:
-        whole = ", ".join(f"{address.rstrip('/')}/{name}" for name in splits)
-        raise UserError(f"{address}: a data set of several splits; give the one meant: {whole}")
-    return _look_up(f"{address.rstrip('/')}/{splits[0]}")
+    whole = address.rstrip("/")
+    splits = _entry(f"{whole}/{_SPLITS}", "splits", "give the folder of a split")
+    if len(splits) == 1 and str(splits[0]) in map(name_of, list_folder(fs, path)):
+        return _look_up(f"{whole}/{splits[0]}")
+    told = ", ".join(f"{whole}/{name}" for name in splits)
+    raise UserError(f"{address}: a data set of several splits, or none; give the folder of the one meant: {told}")
 
 
-def _data_files(fs: Any, path: str) -> set[str]:
+def _data_files(folder: str) -> set[str]:
     """The files that a saved data set names as its own, so that what `map` and `filter` cached beside is left out."""
+    files, mend = f"{folder}/{_STATE}", "give the .arrow files that are meant"
     try:
-        files = json.loads(fs.cat_file(f"{path}/{_STATE}"))["_data_files"]
-        return {each["filename"] for each in files}
+        return {str(each["filename"]) for each in _entry(files, "_data_files", mend)}
+    except (KeyError, TypeError, IndexError):
+        raise UserError(f"{files}: damaged; {mend}") from None
+
+
+def _entry(address: str, name: str, mend: str) -> list[Any]:
+    """A list in a JSON file. Raises UserError, which ends with `mend`, where there is none."""
+    try:
+        entry = json.loads(read_address(address))[name]
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
-        raise UserError(f"{path}/{_STATE}: damaged; give the .arrow files that are meant") from None
+        entry = None
+    if not isinstance(entry, list):
+        raise UserError(f"{address}: damaged; {mend}")
+    return entry
 
 
 def _without_cached(names: Sequence[str]) -> list[str]:
@@ -180,7 +190,7 @@ def _without_cached(names: Sequence[str]) -> list[str]:
     left = [name for name in names if not re.fullmatch(r"(cache-\w+|tmp\w+)\.arrow", name_of(name))]
     if not saved:
         return left
-    listed = {folder: _data_files(*filesystem(folder)) for folder in saved}
+    listed = {folder: _data_files(folder) for folder in saved}
     return [name for name in left if parent(name) not in listed or name_of(name) in listed[parent(name)]]
 
 

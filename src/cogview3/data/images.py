@@ -36,6 +36,7 @@ MAX_PIXELS = 2**27
 MIN_SIDE = 8
 """Smaller ones hold nothing to learn from: less than one latent cell."""
 
+_TURNS = range(2, 9)  # values of EXIF's orientation other than upright
 _FORMATS = sorted(set(SUFFIXES.values()))
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"sRGB", b"eXIf")
@@ -127,11 +128,21 @@ def _correct(image: Image.Image, suffix: str) -> Picture:
     mended = [] if SUFFIXES.get(suffix) == kind else ["wrong suffix"]
     if several:
         mended.append("first of several pages")
-    if image.getexif().get(0x0112, 1) != 1:
+    if (turn := _turn(image)) in _TURNS:
         image = ImageOps.exif_transpose(image)
         mended.append("turned")
+    elif turn is None:
+        mended.append("unreadable EXIF")
     image, done = to_rgb(image)
     return Picture(image, kind, (*mended, *done))
+
+
+def _turn(image: Image.Image) -> Any:
+    """How EXIF says that a picture is turned; None where that cannot be read."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # Pillow raises its own choice of errors, which speak of metadata alone
+        return None
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

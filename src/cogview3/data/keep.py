@@ -98,7 +98,7 @@ def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str,
             return None
         raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
     outdated = settings["duplicates"] and notes.get("format") != _FORMAT
-    return None if outdated else notes
+    return None if outdated or "report" not in notes else notes
 
 
 def judge(shard: Shard, filters: Filters) -> Judged:
@@ -148,6 +148,7 @@ def _mark_duplicates(judged: Judged, seen: Seen) -> None:
 def _read(address: str, notes: dict[str, Any]) -> Judged:
     """A finished sidecar's samples."""
     columns = read_columns(address, ("key", "reason", "hash", "colors"))
+    columns["reason"] = [reason or "" for reason in columns["reason"]]
     return Judged(*columns.values(), Report.from_dict(notes["report"]))
 
 

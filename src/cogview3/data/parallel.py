@@ -26,7 +26,7 @@ def over_shards(job: Callable[[Piece], Result], shards: Sequence[Piece], workers
         yield from map(job, shards)
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), _begin)
+    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), begin_worker)
     try:
         yield from pool.map(job, shards)
     except BaseException:
@@ -37,8 +37,8 @@ def over_shards(job: Callable[[Piece], Result], shards: Sequence[Piece], workers
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    """Let the first process alone answer Ctrl-C, and end with it."""
+def begin_worker() -> None:
+    """Let the first process alone answer Ctrl-C, and end this one with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 

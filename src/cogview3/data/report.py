@@ -11,6 +11,10 @@ NO_CAPTION = "missing caption"
 """Reason against a picture that nothing says anything of; no verdict on the picture, which may be captioned later."""
 
 
+MOST_REASONS, MAX_REASON, OTHERS = 32, 64, "other reasons"
+"""Reasons that are told apart and their characters, since a keep sidecar may give each sample its own; the rest."""
+
+
 class Skipped(ValueError):
     """A sample that is not given out; the message is the reason that it is counted under."""
 
@@ -41,8 +45,8 @@ class Report:
 
     def skip(self, reason: Skipped) -> None:
         """Count a sample that is not given out."""
-        counts = self.broken if isinstance(reason, Broken) else self.filtered
-        counts[str(reason)] += 1
+        counts, told = self.broken if isinstance(reason, Broken) else self.filtered, str(reason)[:MAX_REASON]
+        counts[told if told in counts or len(counts) < MOST_REASONS else OTHERS] += 1
 
     def add(self, other: "Report") -> None:
         """Add another report's counts to these."""
@@ -58,8 +62,15 @@ class Report:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
-        """The inverse of `to_dict`."""
-        return cls(data["samples"], *(Counter(data[name]) for name in ("broken", "filtered", "mended")))
+        """The inverse of `to_dict`. Raises ValueError for anything else."""
+        counts = [data.get("samples"), *(data.get(name) for name in ("broken", "filtered", "mended"))]
+        if not isinstance(counts[0], int) or not all(map(_are_counts, counts[1:])):
+            raise ValueError("it holds no counts of samples")
+        return cls(counts[0], *map(Counter, counts[1:]))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(count, int) for count in value.values())
 
 
 def listed(counts: Mapping[str, int]) -> str:

@@ -272,7 +272,7 @@ class CaptionedImages:
     def _read_entry(self, place: Place) -> Entry:
         group = self._shards[place.source][place.shard].at(place.offset)
         try:
-            return take_apart(group, self._sidecars(place.source, place.shard)[0])
+            return take_apart(group, self._sidecars(place.source, place.shard)[0], self._needs_caption)
         except Broken as error:
             raise UserError(f"{self._address(place)}: {group.key}: {error}; the shard was changed") from None
 

@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from pyarrow import parquet
 from cogview3.checkpoints import clear_abandoned as clear_abandoned_in
 from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
-from cogview3.data import addresses
-from cogview3.data.addresses import NotAFileError, filesystem, is_local, parent
+from cogview3.data.addresses import filesystem, is_local, parent
 from cogview3.data.groups import Shard
 from cogview3.data.names import plain_key
-from cogview3.data.report import NO_CAPTION
+from cogview3.data.report import NO_CAPTION, Report
+from cogview3.data.tables import DAMAGE, TableFile, UnreadError
+from cogview3.errors import one_line
 
 _NOTES = b"cogview3"
+_TYPES: dict[str, type] = {"keep": bool, "hash": int, "colors": bytes}  # of columns; the others hold text
 
 
 def read_captions(shard: Shard) -> dict[str, str] | None:
@@ -50,11 +53,6 @@ def read_keep(shard: Shard) -> dict[str, str] | None:
     return reasons
 
 
-def read_column(address: str, column: str) -> list[Any]:
-    """One column of a sidecar that is there. Raises UserError as `read_captions` does."""
-    return read_columns(address, (column,))[column]
-
-
 def read_columns(address: str, columns: Sequence[str]) -> dict[str, list[Any]]:
     """Columns of a sidecar that is there. Raises UserError as `read_captions` does."""
     found = _read(address, columns)
@@ -64,15 +62,15 @@ def read_columns(address: str, columns: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _read(address: str, columns: Sequence[str]) -> dict[str, list[Any]] | None:
-    try:
-        with addresses.open_address(address) as file:
-            return parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns).to_pydict()
-    except FileNotFoundError:
-        return None
-    except (pyarrow.ArrowException, KeyError, NotAFileError) as error:
-        raise UserError(
-            f"{address}: damaged, or without the columns {', '.join(columns)} ({error}); delete it and make it again"
-        ) from None
+    with _opened(address) as file:
+        if file is None:
+            return None
+        read = parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns).to_pydict()
+        for name, values in read.items():
+            kind = _TYPES.get(name, str)
+            if not all(isinstance(value, kind) or (value is None and name != "key") for value in values):
+                raise ValueError(f"column {name} holds other things than {kind.__name__}")
+        return read
 
 
 def read_notes(address: str) -> dict[str, Any] | None:
@@ -80,13 +78,39 @@ def read_notes(address: str) -> dict[str, Any] | None:
 
     Raises UserError for a damaged file.
     """
+    with _opened(address) as file:
+        return None if file is None else parse_notes((parquet.read_schema(file).metadata or {}).get(_NOTES, b"{}"))
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[TableFile | None]:
+    """A sidecar; None where there is none. Whatever is wrong with it leaves as a UserError that names it."""
     try:
-        with addresses.open_address(address) as file:
-            return json.loads((parquet.read_schema(file).metadata or {}).get(_NOTES, b"{}"))
-    except FileNotFoundError:
-        return None
-    except (pyarrow.ArrowException, ValueError, RecursionError, NotAFileError) as error:
-        raise UserError(f"{address}: damaged ({error}); delete it and make it again") from None
+        with closing(TableFile(address)) as file:
+            yield file
+    except UnreadError as problem:
+        fault, error = problem.args
+        if fault != "missing table":
+            raise UserError(f"{address}: {fault} {f'({error})' if error else ''}".strip()) from None
+        yield None
+    except UserError:
+        raise
+    except DAMAGE as error:
+        told = f"{address}: damaged or of another kind ({one_line(error)})"
+        raise UserError(f"{told}; delete it and make it again") from None
+
+
+def parse_notes(content: bytes) -> dict[str, Any]:
+    """Notes from their JSON. Raises ValueError for what no command notes."""
+    try:
+        notes = json.loads(content)
+    except RecursionError:
+        raise ValueError("its notes are nested too deeply") from None
+    tables = ("settings", "preprocessing", "report", "counts", "faults", "filtered")
+    if not isinstance(notes, dict) or not all(isinstance(notes.get(name, {}), dict) for name in tables):
+        raise ValueError("its notes are no notes")
+    Report.from_dict(notes.get("report", Report().to_dict()))
+    return notes
 
 
 def clear_abandoned(files: Sequence[str]) -> None:

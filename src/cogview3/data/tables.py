@@ -36,7 +36,8 @@ _MAGIC = {
     b"MM\0*": "tif",
 }
 _ROWS = 64  # read at once
-_DAMAGE = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError)
+DAMAGE = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError)
+"""What pyarrow raises on damaged files."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class TableShard:
     def check(self) -> None:
         """As `Shard.check`: raises UserError for a table without a column of pictures."""
         try:
-            with closing(_TableFile(self.address)) as file:
+            with closing(TableFile(self.address)) as file:
                 schema = _Rows(file, self.address).schema
-        except (_UnreadError, *_DAMAGE):
+        except (UnreadError, *DAMAGE):
             return  # counted when its turn comes
         if _columns(schema).image is None:
             raise UserError(
@@ -68,19 +69,19 @@ class TableShard:
         """As `Shard.groups`; a table keeps its own order."""
         number = -1
         try:
-            with closing(_TableFile(self.address)) as file:
+            with closing(TableFile(self.address)) as file:
                 rows = _Rows(file, self.address)
                 if rows.columns.image is None:
-                    raise _UnreadError("no column of pictures", "")
+                    raise UnreadError("no column of pictures", "")
                 for start, batch in rows.batches(first):
                     for row in range(batch.num_rows):
                         number = start + row
                         if number >= first and number % pieces == piece:
                             yield _group(number, batch, row, rows.columns)
             return
-        except _UnreadError as problem:
+        except UnreadError as problem:
             fault, error = problem.args
-        except _DAMAGE:
+        except DAMAGE:
             fault, error = "damaged table", ""
         if piece == 0 and number + 1 >= first:
             yield Group(number + 1, -1, "", fault=fault, error=error)
@@ -88,12 +89,12 @@ class TableShard:
     def at(self, offset: int | str) -> Group:
         """As `Shard.at`."""
         try:
-            with closing(_TableFile(self.address)) as file:
+            with closing(TableFile(self.address)) as file:
                 rows = _Rows(file, self.address)
                 for start, batch in rows.batches(int(offset)):
                     if start <= int(offset) < start + batch.num_rows:
                         return _group(int(offset), batch, int(offset) - start, rows.columns)
-        except (_UnreadError, *_DAMAGE):
+        except (UnreadError, *DAMAGE):
             pass
         raise UserError(f"{self.address}: no row {offset} any more; the table was changed")
 
@@ -129,7 +130,7 @@ class _Rows:
         self._file.seek(0)
         random = self._file.read(6) == b"ARROW1"
         self._file.seek(0)
-        fields = None if names is None else [self.schema.get_field_index(name) for name in names]
+        fields = None if names is None else [self.schema.names.index(name) for name in names]
         options = ipc.IpcReadOptions(included_fields=fields, use_threads=False)
         return (ipc.open_file if random else ipc.open_stream)(self._file, options=options)
 
@@ -161,24 +162,24 @@ class _Rows:
                             done = at
                             yield at - batch.num_rows, batch
                     break
-                except _DAMAGE:
+                except DAMAGE:
                     if columns == self.columns.needed():
                         raise
             start = end
 
 
-class _UnreadError(Exception):
+class UnreadError(Exception):
     """A table that the system could not open or read; of what is damaged, Arrow tells by OSError."""
 
 
-class _TableFile:
-    """A file for Arrow to read, which raises _UnreadError with `Group.fault` and `Group.error`."""
+class TableFile:
+    """A file for Arrow to read, which raises UnreadError with `Group.fault` and `Group.error`."""
 
     def __init__(self, address: str) -> None:
         try:
             self._file = addresses.open_address(address)
         except OSError as error:
-            raise _UnreadError(*unread("table", error)) from None
+            raise UnreadError(*unread("table", error)) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -188,7 +189,7 @@ class _TableFile:
         try:
             return self._file.read(*size)
         except OSError as error:
-            raise _UnreadError(*unread("table", error)) from None
+            raise UnreadError(*unread("table", error)) from None
 
 
 def _columns(schema: pyarrow.Schema) -> _Columns:
@@ -247,8 +248,8 @@ _UNREADABLE = object()
 def _value(batch: pyarrow.RecordBatch, name: str, row: int) -> Any:
     """A value in Python's types; `_UNREADABLE` where it has none, as text that is no UTF-8."""
     try:
-        return batch.column(name)[row].as_py()
-    except _DAMAGE:
+        return batch.column(batch.schema.names.index(name))[row].as_py()  # of columns of one name the first
+    except DAMAGE:
         return _UNREADABLE
 
 

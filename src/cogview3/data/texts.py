@@ -9,6 +9,9 @@ from cogview3.data.report import Broken
 CAPTIONS = ("text", "caption", "captions", "txt", "prompt")
 """Names under which tables and metadata files keep captions, in this order, without regard to case."""
 
+MAX_CAPTION = 2**16
+"""Characters; a longer text is no caption, and tokenizers would work at it for long."""
+
 NO_TEXT = "caption is no text"
 """Reason against a caption that is a number, an object or the like."""
 
@@ -32,8 +35,9 @@ def decode_text(content: bytes) -> str:
             encoding, skipped = name, len(mark)
             break
     else:
-        if b"\0" in content and len(content) % 2 == 0:
-            encoding = "utf-16-be" if content[::2].count(0) > content[1::2].count(0) else "utf-16-le"
+        even, odd = content[::2].count(0), content[1::2].count(0)
+        if len(content) % 2 == 0 and 8 * max(even, odd) > len(content):  # a fourth of the characters are Latin
+            encoding = "utf-16-be" if even > odd else "utf-16-le"
     try:
         text = content[skipped:].decode(encoding)
     except UnicodeDecodeError:
@@ -51,12 +55,16 @@ def encodable(text: str) -> str:
 def caption_choices(value: Any) -> tuple[str, ...]:
     """The captions that a value of JSON or of a table holds: a text is one, a list is a choice; blanks do not count.
 
-    None and NaN are how tables say that there is none. Raises Broken `NO_TEXT` for anything else.
+    None and NaN are how tables say that there is none. Raises Broken `NO_TEXT` for anything else, and "caption too
+    long" above `MAX_CAPTION`.
     """
     if value is None or value != value:
         return ()
     if isinstance(value, str):
-        return (text,) if (text := encodable(value).strip()) else ()
+        text = encodable(value).strip()
+        if len(text) > MAX_CAPTION:
+            raise Broken("caption too long")
+        return (text,) if text else ()
     if isinstance(value, list | tuple):
         texts = [text for item in value if isinstance(item, str) for text in caption_choices(item)]
         if texts or all(item is None or isinstance(item, str) for item in value):

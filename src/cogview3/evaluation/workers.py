@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cogview3.config import UserError
+from cogview3.data.parallel import begin_worker
 from cogview3.errors import one_line
 from cogview3.evaluation.store import Store
 from cogview3.evaluation.systems import System, UndrawnError
@@ -70,6 +71,7 @@ def fill(
 def _draw_share(
     system: System, store: Store, indices: Sequence[int], batch: int, device: str, dtype: torch.dtype, threads: int
 ) -> None:
+    begin_worker()
     torch.set_num_threads(threads)
     _draw(system, store, indices, batch, device, dtype, lambda done: None)
 

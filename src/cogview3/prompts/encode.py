@@ -42,7 +42,7 @@ def text_length(tokenizer: PreTrainedTokenizerBase) -> int:
         UserError: the tokenizer has no usable `model_max_length`.
     """
     length = tokenizer.model_max_length
-    if not 1 < length <= MAX_TEXT_LENGTH:
+    if not isinstance(length, int) or not 1 < length <= MAX_TEXT_LENGTH:
         raise UserError(f"tokenizer.model_max_length is {length}: set it to the model's text length")
     return length
 

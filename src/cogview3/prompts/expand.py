@@ -264,6 +264,9 @@ class Expander:
                 try:
                     found = self._expand(prompt)
                     failures = []
+                except KeyboardInterrupt as stop:
+                    kept = ", and kept for the next time" if self._cache and known else ""
+                    raise type(stop)(f"{len(known)} of {len(set(prompts))} prompts expanded{kept}") from None
                 except Exception as error:  # whatever a model or its library meets, no picture is lost for it
                     failures += [error] * (MOST_FAILURES if isinstance(error, Unusable) else 1)
             if found is None:

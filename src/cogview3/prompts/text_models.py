@@ -31,6 +31,8 @@ _MOST_BYTES = {True: 2**27, False: 2**22}
 
 _MOST_LAYERS = 1000
 _MOST_NUMBER = 2**40
+_MOST_TOKENS = 2**20
+_MOST_GROWTH = 10_000
 _LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks)|depth")
 _CODE_CHOICES = re.compile(r"_?(attn|attention|experts)_implementation(_internal)?")
 _NATIVE = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
@@ -48,6 +50,8 @@ def check_folder(folder: Path) -> None:
     """
     for path in sorted(path for path in folder.glob("*.json") if _READ.fullmatch(path.name)):
         held = read_json(path, "copy or export it again", _MOST_BYTES[bool(_LARGE.fullmatch(path.name))])
+        if path.name == "tokenizer.json":
+            _check_tokenizer(path, held)
         if path.name in ("vocab.json", "tokenizer.json", "added_tokens.json"):
             continue
         for key, value in _entries(held):
@@ -57,6 +61,19 @@ def check_folder(folder: Path) -> None:
                 raise UserError(f"{path}: {key} {value!r} is beyond any network; copy or export it again")
             if _LAYERS.fullmatch(key) and isinstance(value, int) and value > _MOST_LAYERS:
                 raise UserError(f"{path}: {key} {value}: no network has so many; copy or export it again")
+
+
+def _check_tokenizer(path: Path, held: Mapping[str, Any]) -> None:
+    """Refuse padding and replacements that would fill the memory, on which compiled code ends the process."""
+    growth = 1.0
+    for part in ("padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        for key, value in _entries(held.get(part)):
+            if key in ("Fixed", "pad_to_multiple_of") and isinstance(value, int) and value > _MOST_TOKENS:
+                raise UserError(f"{path}: padding to {value} tokens; at most {_MOST_TOKENS} are believed")
+            if key in ("content", "prepend") and isinstance(value, str):
+                growth *= max(1, len(value))
+    if growth > _MOST_GROWTH:
+        raise UserError(f"{path}: its replacements make texts more than {_MOST_GROWTH} times as long; copy it again")
 
 
 def _entries(held: Any) -> Iterator[tuple[str, Any]]:

@@ -167,9 +167,12 @@ class _Run:
                 figures = self._validate()
                 self._save_weights()
         if stop is not None:
+            told = f"stopped at {self.images} images; the same command resumes"
+            if stop == signal.SIGINT:
+                raise KeyboardInterrupt(told)
             if self.accelerator.is_main_process:
-                print(f"stopped at {self.images} images; the same command resumes", file=sys.stderr)
-            raise KeyboardInterrupt if stop == signal.SIGINT else SystemExit(128 + stop)
+                print(told, file=sys.stderr)
+            raise SystemExit(128 + stop)
         result = {"run": str(self.run), "images": self.images, "loss": self.log.last_loss, "validation": figures}
         return {**result, "seconds": round(time.time() - start, 1)}
 
@@ -313,7 +316,11 @@ class _Run:
             raise UserError(
                 f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
             ) from error
-        self._go_on_in_data(stored.get("objective", [{}]))
+        try:
+            self._go_on_in_data(stored.get("objective", [{}]))
+        except (LookupError, TypeError, AttributeError) as error:
+            told = f"checkpoint {folder} is damaged (its position in the data: {error!r})"
+            raise UserError(f"{told}; delete it to go on from the one before") from error
         if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
             print(_inexact(stored["split"], self._split()), file=sys.stderr)
         before, now = stored.get("precision", self.recipe.train.precision), self.recipe.train.precision
