@@ -1,6 +1,8 @@
 """Tiny real components: the classes that real models are made of, at toy width, built in memory."""
 
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.models.unet import unet_config
+from tests.processes import Context
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
@@ -20,6 +23,15 @@ WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
 def pytest_configure(config: pytest.Config) -> None:
     """Let equal sums be equal to the last bit: on some processors MKL's depend on where in memory they lie."""
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs that a script runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def quick_processes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Processes that the package starts afresh begin as copies; but for those of tests marked `spawned`."""
+    if not request.node.get_closest_marker("spawned"):
+        monkeypatch.setitem(multiprocessing.context._concrete_contexts, "spawn", Context())
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,8 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from cogview3.prompts.budget import Usage
 from cogview3.prompts.endpoint import Endpoint
 from tests.data.conftest import encoded, ordinary, parquet_bytes, picture, tar_bytes, write_tars
 from tests.endpoints import KEY, Reply, serving
+from tests.processes import start_command
 
 Run = Callable[..., Result]
 
@@ -262,14 +262,10 @@ def test_every_failure_in_any_order_ends_in_the_right_set(run: Run, tmp_path: Pa
     assert (again["new"], again["aside"], len(server.bodies)) == (3, {}, 3)
 
 
-def command(url: str, *options: Any) -> list[str]:
-    fixed = ["--endpoint", url, "--model", "m", "-o", "out", "--concurrency", 3, "--first-wait", 0, "--json"]
-    return [sys.executable, "-m", "cogview3", "captions", "collect", "shards", *map(str, [*fixed, *options])]
-
-
-def environment() -> dict[str, str]:
-    source = str(Path(__file__).parents[2] / "src")
-    return {**os.environ, "PYTHONPATH": source, "OPENAI_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+def start(log: Path, url: str) -> Any:
+    """The same command in a process of its own."""
+    options = ["-o", "out", "--concurrency", "3", "--first-wait", "0", "--json"]
+    return start_command(log, "captions", "collect", "shards", "--endpoint", url, "--model", "m", *options)
 
 
 def test_killed_runs_pay_for_no_image_twice(run: Run, tmp_path: Path) -> None:
@@ -282,14 +278,13 @@ def test_killed_runs_pay_for_no_image_twice(run: Run, tmp_path: Path) -> None:
         return good(body) if number < held else Reply("silent")
 
     with serving(answering) as server:
-        process = subprocess.Popen(
-            command(server.url), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process = start(tmp_path / "log", server.url)
         assert enough.wait(60)
-        process.send_signal(signal.SIGKILL)
-        output = b"".join(process.communicate())
+        process.kill()
+        process.join()
+        output = (tmp_path / "log").read_bytes()
         before = Counter(map(asked_key, server.bodies))
-    assert process.returncode == -signal.SIGKILL
+    assert process.exitcode == -signal.SIGKILL
     assert KEY.encode() not in output
     assert before.total() == 13
     journal = tmp_path / "out" / JOURNAL
@@ -321,18 +316,15 @@ def test_interrupted_runs_wait_for_what_is_paid(run: Run, tmp_path: Path, number
         return good(body)
 
     with serving(answering) as server:
-        process = subprocess.Popen(
-            command(server.url), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process, log = start(tmp_path / "log", server.url), tmp_path / "log"
         assert started.wait(60)
-        process.send_signal(number)
-        line = process.stderr.readline()
-        while line and b"Waiting" not in line:
-            line = process.stderr.readline()
+        os.kill(process.pid, number)
+        while "Waiting" not in log.read_text() and process.is_alive():
+            time.sleep(0.01)
         go.set()
-        _, said = process.communicate()
+        process.join()
         assert len(server.bodies) == 3
-    assert (process.returncode, said.count(b"3 triplets in out, 3 of them new")) == (code, 1)
+    assert (process.exitcode, log.read_text().count("3 triplets in out, 3 of them new")) == (code, 1)
     assert len(rows()) == 3
     with serving(good) as server:
         result = facts(run(server.url))

@@ -1,8 +1,5 @@
 """Sidecars of whole sets, through cuts, kills and second runs."""
 
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +21,7 @@ from cogview3.data.formats import find_shards
 from cogview3.data.sidecars import read_captions, read_notes
 from tests.captions.light import LightJob
 from tests.data.conftest import all_keys, encoded, ordinary, parquet_bytes, picture, tar_bytes, write_tars
+from tests.processes import Context
 
 ROOT = Path(__file__).parents[2]
 
@@ -308,27 +306,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_job(tars: list[str], tmp_path: P
     assert (tmp_path / "loads").read_text() == "0\n"  # not for every shard anew
 
 
-JOB = """
-import sys
-from pathlib import Path
-from cogview3.captions.engines import local
-from cogview3.captions.recaption import recaption
-from cogview3.data.formats import find_shards
-from tests.captions.light import LightJob
-if __name__ == "__main__":
-    recaption(find_shards([sys.argv[1] + "/tars"]), LightJob(Path(sys.argv[1]), hold="0001002"), local)
-"""
+def hold_in_the_second_shard(folder: Path) -> None:
+    recaption(find_shards([str(folder / "tars")]), LightJob(folder, hold="0001002"), local)
 
 
 def test_a_killed_job_leaves_no_worker_and_goes_on(tars: list[str], tmp_path: Path) -> None:
-    (tmp_path / "job.py").write_text(JOB)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    process = subprocess.Popen([sys.executable, tmp_path / "job.py", tmp_path], env=environment)
+    process = Context().Process(target=hold_in_the_second_shard, args=(tmp_path,))
+    process.start()
     while not (tmp_path / "held").exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     job = LightJob(tmp_path)
     result = recaption(find_shards(tars), job, here)  # waits for the shard until the worker has left
     assert (result["finished_before"], result["images"]) == (1, 2 + 6)

@@ -4,21 +4,23 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import Result
 
+from cogview3.data import keep
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene
 from tests.cli.conftest import error_line
 from tests.data.conftest import encoded, ordinary, picture, tar_bytes, write_tars
+from tests.processes import run_command
 
 Run = Callable[..., Result]
 
@@ -87,30 +89,17 @@ def test_bad_input(run: Run, tmp_path: Path, arguments: list[str], words: list[s
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "mine.txt"]
 
 
-STRIKE = """
-import os, signal
-from cogview3.cli import main
-from cogview3.data import keep
-write, left = keep.write_sidecar, [2]
-def strike(*arguments):
-    write(*arguments)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.{})
-keep.write_sidecar = strike
-if __name__ == "__main__":
-    main()
-"""
-"""The command line, hit by a signal when it has written two sidecars."""
+def strike(number: int) -> None:
+    """The command line is hit by a signal when it has written two sidecars."""
+    write, left = keep.write_sidecar, [2]
 
+    def write_and_strike(*arguments: Any) -> None:
+        write(*arguments)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), number)
 
-def struck(tmp_path: Path, signal_name: str, *arguments: str) -> int:
-    """Exit code of the struck command, in a file, as worker processes import it again."""
-    (tmp_path / "strike.py").write_text(STRIKE.format(signal_name))
-    paths = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, str(tmp_path / "strike.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120).returncode
+    keep.write_sidecar = write_and_strike
 
 
 def sidecars(folder: Path) -> dict[str, bytes]:
@@ -118,14 +107,16 @@ def sidecars(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("name", "workers", "code"), [("SIGKILL", "1", -signal.SIGKILL), ("SIGTERM", "2", 143), ("SIGINT", "1", 130)]
+    ("number", "workers", "code"),
+    [(signal.SIGKILL, "1", -signal.SIGKILL), (signal.SIGTERM, "2", 143), (signal.SIGINT, "1", 130)],
 )
-def test_filter_goes_on_after_being_killed(run: Run, tmp_path: Path, name: str, workers: str, code: int) -> None:
+def test_filter_goes_on_after_being_killed(run: Run, tmp_path: Path, number: int, workers: str, code: int) -> None:
     for folder in ("cut", "whole"):
         write_tars(tmp_path / folder, (3, 2, 3, 2))
         (tmp_path / folder / "00003.tar").write_bytes(tar_bytes([*ordinary("a", 0), *ordinary("b", 77)]))  # 0000000's
     options = ("--duplicates",)
-    assert struck(tmp_path, name, "data", "filter", "cut", *options, "--workers", workers) == code
+    command = ["data", "filter", "cut", *options, "--workers", workers]
+    assert run_command(*command, before=partial(strike, number)).returncode == code
     assert sorted(sidecars(tmp_path / "cut")) == ["00000.keep.parquet", "00001.keep.parquet"]
     assert len(list((tmp_path / "cut").iterdir())) == 4 + 2
     result = run("data", "filter", "cut", *options, "--json")

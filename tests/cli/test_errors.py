@@ -2,11 +2,15 @@
 
 import errno
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -16,6 +20,9 @@ from typer.testing import CliRunner
 from cogview3.cli.errors import ReportingGroup, Terminated, describe
 from cogview3.cli.progress import counter
 from cogview3.config import UserError
+from cogview3.data.scenes import write
+from cogview3.data.scenes.scene import Scene
+from tests.processes import run_command
 
 
 @pytest.mark.parametrize(
@@ -86,29 +93,25 @@ def test_the_handler_of_sigterm_is_put_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-INTERRUPTED_RUN = """
-import os, signal, sys
-from cogview3.data.scenes import write
-render, drawn, name = write.render, [], sys.argv.pop(1)
+def signal_at_the_third_picture(number: int) -> None:
+    render, drawn = write.render, []
 
-def render_and_signal(scene, size):
-    drawn.append(scene)
-    if len(drawn) == 3:
-        os.kill(os.getpid(), signal.Signals[name])
-    return render(scene, size)
+    def render_and_signal(scene: Scene, size: int) -> np.ndarray:
+        drawn.append(scene)
+        if len(drawn) == 3:
+            os.kill(os.getpid(), number)
+        return render(scene, size)
 
-write.render = render_and_signal
-from cogview3.cli import main
-main()
-"""
+    write.render = render_and_signal
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_signals_in_the_middle_leave_nothing_behind(tmp_path: Path, name: str, code: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_in_the_middle_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments = ["data", "scenes", "--count", "1000", "--size", "32", "--out", "made"]
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_RUN, name, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_command(*arguments, before=partial(signal_at_the_third_picture, number))
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: ")
     assert "at 2 of 1000 scenes" in done.stderr
@@ -132,18 +135,14 @@ def test_what_was_finished_is_told(stop: type[KeyboardInterrupt]) -> None:
         interrupted_after(3, stop("7 triplets"), True)
 
 
-FULL_DISK = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-from cogview3.cli import main
-main()
-"""
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
 
-def test_a_full_disk_is_a_failure_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_failure_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on the size of files stands for the full disk: both end a write in the middle by an OSError."""
-    arguments = ["data", "scenes", "--count", "9", "--size", "128", "--out", "made"]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    done = run_command("data", "scenes", "--count", "9", "--size", "128", "--out", "made", before=limit_files)
     assert done.returncode == 1, done.stderr
     assert "make room" in done.stderr
     assert len(done.stderr.splitlines()) == 1

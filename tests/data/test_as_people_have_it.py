@@ -4,8 +4,7 @@ import gzip
 import io
 import json
 import os
-import subprocess
-import sys
+import signal
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from cogview3.data.parallel import over_shards
 from cogview3.data.shards import CaptionedImages
 from cogview3.data.workers import WorkerSamples
 from tests.data.conftest import encoded, keys, ordinary, parquet_bytes, picture, tar_bytes
+from tests.processes import run_in_process
 
 PNG = encoded(picture(0), "PNG")
 
@@ -390,22 +390,19 @@ def test_what_is_taken_away_while_a_run_stands_still_does_not_end_it(tmp_path: P
 
 
 def test_nothing_left_to_do_is_no_fault() -> None:
-    assert list(over_shards(str, [], workers=3)) == []
+    with over_shards(str, [], workers=3) as results:
+        assert list(results) == []
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from cogview3.checkpoints import whole_file, whole_folder
-with whole_folder(Path(sys.argv[1]) / "out") as folder, whole_file(Path(sys.argv[1]) / "a.tar") as file:
-    (folder / "x").write_text("x")
-    file.write_text("x")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+def write_and_die(out: Path) -> None:
+    with whole_folder(out / "out") as folder, whole_file(out / "a.tar") as file:
+        (folder / "x").write_text("x")
+        file.write_text("x")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_killed_process_left_is_deleted_and_what_another_writes_is_not(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    run_in_process(write_and_die, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     (tmp_path / ".out.settings").mkdir()  # somebody's own
     with whole_folder(tmp_path / "out") as folder, whole_file(tmp_path / "b.tar") as file:

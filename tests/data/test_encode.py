@@ -4,14 +4,14 @@ import errno
 import io
 import json
 import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -41,6 +41,7 @@ from cogview3.data.report import Broken
 from cogview3.data.shards import CaptionedImages
 from tests.data.conftest import all_keys, ordinary, parquet_bytes, picture, tar_bytes, write_tars
 from tests.data.conftest import encoded as picture_file
+from tests.processes import run_command
 
 SIZES = (5, 4)
 
@@ -227,26 +228,23 @@ def test_what_is_interrupted_leaves_nothing(model: Path, tars: list[str], monkey
     assert sorted(path.name for path in Path(tars[0]).parent.iterdir()) == before
 
 
-KILLED = """
-import os, signal, sys
-from cogview3.cli.app import app
-from cogview3.data import encoder
-real, calls = encoder._posteriors, []
-def kill(*arguments):
-    calls.append(1)
-    if len(calls) > 4:  # of three batches in the first shard
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
-encoder._posteriors = kill
-app(sys.argv[1:])
-"""
+def kill_in_the_second_shard() -> None:
+    real, calls = encoder._posteriors, []
+
+    def kill(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:  # of three batches in the first shard
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    encoder._posteriors = kill
 
 
 def test_the_same_command_goes_on_after_a_kill(model: Path, tars: list[str], tmp_path: Path) -> None:
     others = write_tars(tmp_path / "others", SIZES)
     options = ["--vae", str(model), "--size", "64", "--batch", "2", "--device", "cpu", "--json"]
     command = ["data", "encode", str(Path(tars[0]).parent), *options]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True, text=True)
+    killed = run_command(*command, before=kill_in_the_second_shard)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     names = {path.name for path in Path(tars[0]).parent.iterdir()} - {"00000.tar", "00001.tar", "00000.latents.tar"}
     assert [name.startswith(".00001.latents.tar.") for name in names] == [True]

@@ -337,6 +337,27 @@ def test_a_known_picture_stays_on_its_path() -> None:
             torch.testing.assert_close(found, pixel_relay.forward(x0, levels[-1], alphas[-1], noise), **EXACT)
 
 
+def test_noise_drawn_anew_takes_its_share_of_the_old_ones_place() -> None:
+    """With D = x_0: u' = alpha' x_0 + sigma' (sqrt(1 - eta^2) n + eta n'), of both kinds of step."""
+    x0, noise, fresh = (draw(1, 1, 4, 4, seed=seed) for seed in range(3))
+    alpha, alpha_next = (pixel_relay.damping(strength, 2) for strength in (2.0, 1.0))
+    sigma, sigma_next, eta = 0.9, 0.4, 0.6
+    before, after = pixel_relay.damp(x0, alpha), pixel_relay.damp(x0, alpha_next)
+    given = (before + sigma * noise, sigma, sigma_next, alpha, alpha_next, eta, fresh)
+    expected = after + sigma_next * (0.8 * noise + 0.6 * fresh)
+    torch.testing.assert_close(pixel_relay.step(given[0], x0, *given[1:]), expected, **EXACT)
+    known = after + sigma_next * noise
+    torch.testing.assert_close(pixel_relay.published_heun(given[0], (x0, x0), known, *given[1:]), expected, **EXACT)
+
+
+def test_a_samples_loss_is_its_mean_square_error_weighted() -> None:
+    """EDM's weight (sigma^2 + s^2) / (sigma s)^2, here with s = 0.5: 8 at sigma 0.5, 5 at sigma 1."""
+    x0, sigma = torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.tensor([0.5, 1.0], dtype=torch.float64)
+    prediction = torch.tensor([[2.0, 0, 0, 0], [1.0, 1, 1, 1]], dtype=torch.float64).view(2, 1, 2, 2)
+    found = pixel_relay.loss(x0, prediction, sigma, sigma_data=0.5)
+    torch.testing.assert_close(found, torch.tensor([8.0, 5.0], dtype=torch.float64), **EXACT)
+
+
 def test_bad_samplers_are_refused() -> None:
     alphas = [pixel_relay.damping(1.0, 2)] * 2
     u = torch.zeros(1, 1, 2, 2)

@@ -159,6 +159,7 @@ def test_offset_noise_shifts_a_whole_sample() -> None:
     shifted = relay.add_offset_noise(noise, torch.tensor([1.0, -2.0]), strength=0.05) - noise
     torch.testing.assert_close(shifted[0], torch.full_like(shifted[0], 0.05), **EXACT)
     torch.testing.assert_close(shifted[1], torch.full_like(shifted[1], -0.1), **EXACT)
+    torch.testing.assert_close(relay.add_offset_noise(noise, torch.tensor([1.0, -2.0])) - noise, shifted, **EXACT)
 
 
 def test_targets_aim_at_the_sharp_latents_not_at_the_drawn_noise() -> None:

@@ -1,11 +1,7 @@
 """Simulated studies: votes by Davidson's model, and a folder with pictures to judge."""
 
 import itertools
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +9,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import uvicorn
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.study.build import Plan, build
+from cogview3.evaluation.study.server import make_app
+from tests.processes import Context
 
 NAMES = ("base", "relay", "student")
 
@@ -68,7 +67,7 @@ def make_study(folder: Path, plan: Plan, prompts: int = 8) -> list[str]:
 
 
 class Server:
-    """`cogview3 study serve` as a process that can be killed."""
+    """What `cogview3 study serve` serves, in a process that can be killed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,26 +78,21 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        lines = [
-            "import uvicorn",
-            "from pathlib import Path",
-            "from cogview3.evaluation.study.server import make_app",
-            f"app = make_app(Path({str(self.folder)!r}))",
-            f"uvicorn.run(app, host='127.0.0.1', port={self.port}, log_level='error')",
-        ]
-        source = Path(__file__).parents[2] / "src"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "\n".join(lines)], env={**os.environ, "PYTHONPATH": str(source)}
-        )
+        self.process = Context().Process(target=serve, args=(self.folder, self.port))
+        self.process.start()
         until = time.monotonic() + 120
         while time.monotonic() < until:
             try:
                 httpx.get(self.url + "/static/study.css", timeout=2)
                 return
             except httpx.TransportError:
-                time.sleep(0.1)
+                time.sleep(0.02)
         raise TimeoutError(self.url)
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.kill()
+        self.process.join()
+
+
+def serve(folder: Path, port: int) -> None:
+    uvicorn.run(make_app(folder), host="127.0.0.1", port=port, log_level="error")

@@ -1,6 +1,5 @@
 """Runs in several processes of this machine, with an objective that takes milliseconds a step."""
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -23,6 +22,7 @@ from cogview3.models.unet import unet_config
 from cogview3.training import loop, parallel
 from cogview3.training.objectives import Batch, Objective
 from cogview3.training.steps import Steps
+from tests.processes import Context
 
 
 def tiny_run(**changes: Any) -> BaseRecipe:
@@ -177,14 +177,6 @@ def write_gradients(recipes: list[BaseRecipe], file: Path) -> None:
         torch.save(found, file)
 
 
-@functools.cache
-def _context() -> multiprocessing.context.BaseContext:
-    """Processes begin as copies of one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "diffusers.models.unets.unet_2d_condition", "torch.distributed.fsdp"])
-    return context
-
-
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any, log: Path) -> list[int]:
     """Do work in so many processes that know of each other; their exit codes, as `torchrun` would see them.
 
@@ -198,7 +190,7 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any, log: Pat
     processes = []
     for rank in range(count):
         own = surroundings | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else surroundings
-        process = _context().Process(target=_begin, args=(own, f"{log}.{rank}", work, *arguments))
+        process = Context().Process(target=_begin, args=(own, f"{log}.{rank}", work, *arguments))
         process.start()
         processes.append(process)
     waiting = {process.sentinel: process for process in processes}

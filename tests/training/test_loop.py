@@ -6,8 +6,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +25,7 @@ from cogview3.training.log import Log
 from cogview3.training.loop import train
 from cogview3.training.objectives.text import TextTraining
 from cogview3.training.steps import learning_rate
+from tests.processes import run_command
 from tests.training.conftest import KINDS, tiny_recipe
 
 
@@ -129,19 +128,16 @@ def test_bfloat16_resumes_exactly_too(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names == ["images-4", "images-6"], "keep_checkpoints is 2"
 
 
-KILLED = """
-import os, signal
-from cogview3.training import loop
-advance = loop._Run._advance
-def advance_and_signal(run):
-    figures = advance(run)
-    if run.images == 4:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return figures
-loop._Run._advance = advance_and_signal
-from cogview3.cli import main
-main()
-"""
+def terminate_at_four_images() -> None:
+    advance = loop._Run._advance
+
+    def advance_and_signal(run: Any) -> dict[str, float]:
+        figures = advance(run)
+        if run.images == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return figures
+
+    loop._Run._advance = advance_and_signal
 
 
 def test_at_the_command_line_signals_end_with_a_checkpoint_and_the_same_command_resumes(
@@ -150,7 +146,7 @@ def test_at_the_command_line_signals_end_with_a_checkpoint_and_the_same_command_
     monkeypatch.chdir(tmp_path)
     Path("text.toml").write_text(tomli_w.dumps(tiny_recipe("text", runs).to_dict()))
     command = ["train", "text.toml", "--device", "cpu"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True, text=True)
+    killed = run_command(*command, before=terminate_at_four_images)
     assert killed.returncode == 143, killed.stderr
     assert "stopped at 4 images; the same command resumes" in killed.stderr
     assert "Traceback" not in killed.stderr

@@ -52,6 +52,16 @@ def test_a_spike_is_measured_by_the_median_of_the_good_losses() -> None:
     assert rule().judge(1e30, 1.0) is None  # without a factor there are no spikes
 
 
+def test_a_good_loss_ends_the_row_and_the_rule_begins_with_enough_of_them() -> None:
+    spikes = rule(spike_factor=3.0)
+    for _ in range(LEAST - 1):
+        spikes.judge(1.0, 1.0)
+    assert spikes.judge(math.nan, 1.0) is not None
+    assert (spikes.judge(1.0, 1.0), spikes.in_a_row) == (None, 0)
+    assert len(spikes.losses) == LEAST
+    assert spikes.judge(3.1, 1.0) is not None
+
+
 def test_skipping_stops_after_too_many_in_a_row() -> None:
     skipping, stopping = rule(on_spike="skip", max_skips=3), rule()
     told = []

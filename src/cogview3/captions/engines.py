@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from cogview3.captions.recaption import Engine, GivenUp, Message, Task, Told, ca
 from cogview3.captions.rows import CannotGoOn, Writer
 from cogview3.config import UserError
 from cogview3.data.formats import Shard
+from cogview3.data.parallel import end_with_parent
 from cogview3.errors import one_line
 
 TRIES = 3
@@ -168,7 +168,7 @@ def _ending(worker: _Worker) -> str:
 def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     """Of a worker process: load, then do shards until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process alone answers Ctrl-C
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    end_with_parent()  # so that nobody writes beside its successor where it was killed
     if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         sys.modules["torch"].set_num_threads(threads)
     try:
@@ -195,14 +195,6 @@ def _load(task: Task, place: int) -> Writer:
         raise CannotGoOn(
             f"the model cannot be loaded ({one_line(error, typed=True)}); fix that, then run again"
         ) from error
-
-
-def _leave_with_parent() -> None:
-    """End this process where the first one was killed, so that nobody writes beside its successor."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 class _Actor:

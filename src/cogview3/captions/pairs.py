@@ -99,10 +99,11 @@ def read_pairs(
     if not any(each.captions for each in wanted):
         raise UserError(f"{', '.join(addresses)}: no new captions; collect triplets, or re-caption the shards first")
     found = Pairs([each.shard for each in wanted])
-    for number, (places, report) in enumerate(over_shards(_look, wanted, workers)):
-        found.pairs += [Pair(number, offset, key, old, new) for key, offset, old, new in places]
-        found.report.add(report)
-        progress(number + 1)
+    with over_shards(_look, wanted, workers) as looks:
+        for number, (places, report) in enumerate(looks):
+            found.pairs += [Pair(number, offset, key, old, new) for key, offset, old, new in places]
+            found.report.add(report)
+            progress(number + 1)
     if not found.pairs:
         raise UserError(f"{', '.join(addresses)}: no usable picture; broken: {listed(found.report.broken)}")
     return found

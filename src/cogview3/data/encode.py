@@ -82,9 +82,10 @@ def encode_shards(
         else:
             report.add(Report.from_dict(notes["report"]))
     finished, before, start = len(shards) - len(todo), report.samples, time.perf_counter()
-    for number, made in enumerate(over_shards(partial(_encode, encoding=encoding), todo, workers), 1):
-        report.add(made)
-        progress(finished + number)
+    with over_shards(partial(_encode, encoding=encoding), todo, workers) as reports:
+        for number, made in enumerate(reports, 1):
+            report.add(made)
+            progress(finished + number)
     seconds, images = time.perf_counter() - start, report.samples - before
     rate = images / seconds if images else 0.0
     counts = {"shards": len(shards), "finished_before": finished, "images": images}

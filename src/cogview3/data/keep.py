@@ -67,24 +67,19 @@ def write_keep(
         if (notes := _notes(shard.sidecar("keep"), settings, overwrite)) is not None:
             finished[shard.address] = notes
     report, seen = Report(), Seen(filters.distance)
-    results = over_shards(partial(judge, filters=filters), [s for s in shards if s.address not in finished], workers)
-    for number, shard in enumerate(shards):
-        address = shard.sidecar("keep")
-        if shard.address in finished:
-            judged = _read(address, finished[shard.address]) if filters.duplicates else None
-            if judged is not None:
-                before = list(judged.reasons)
-                _mark_duplicates(judged, seen)
-                if judged.reasons != before:
-                    _write(address, judged, settings)
-            report.add(Report.from_dict(finished[shard.address]["report"]) if judged is None else judged.report)
-        else:
-            judged = next(results)
-            if filters.duplicates:
-                _mark_duplicates(judged, seen)
-            _write(address, judged, settings)
-            report.add(judged.report)
-        progress(number + 1)
+    todo = [shard for shard in shards if shard.address not in finished]
+    with over_shards(partial(judge, filters=filters), todo, workers) as results:
+        for number, shard in enumerate(shards):
+            address = shard.sidecar("keep")
+            if shard.address in finished:
+                report.add(_take_up(address, finished[shard.address], seen if filters.duplicates else None))
+            else:
+                judged = next(results)
+                if filters.duplicates:
+                    _mark_duplicates(judged, seen)
+                _write(address, judged, settings)
+                report.add(judged.report)
+            progress(number + 1)
     return report, len(finished)
 
 
@@ -99,6 +94,18 @@ def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str,
         raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
     outdated = settings["duplicates"] and notes.get("format") != _FORMAT
     return None if outdated or "report" not in notes else notes
+
+
+def _take_up(address: str, notes: dict[str, Any], seen: Seen | None) -> Report:
+    """A finished sidecar's report; given what was seen before it, its duplicates are judged again."""
+    if seen is None:
+        return Report.from_dict(notes["report"])
+    judged = _read(address, notes)
+    before = list(judged.reasons)
+    _mark_duplicates(judged, seen)
+    if judged.reasons != before:
+        _write(address, judged, notes["settings"])
+    return judged.report
 
 
 def judge(shard: Shard, filters: Filters) -> Judged:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from cogview3.config import UserError
@@ -14,21 +15,24 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-def over_shards(job: Callable[[Piece], Result], shards: Sequence[Piece], workers: int = 1) -> Iterator[Result]:
+@contextmanager
+def over_shards(
+    job: Callable[[Piece], Result], shards: Sequence[Piece], workers: int = 1
+) -> Iterator[Iterator[Result]]:
     """`job(shard)` of every shard, in their order; with more than one worker, in fresh processes.
 
-    The job is then pickled, and must not leave anything half done behind: whoever stops early ends the workers.
-    Raises UserError for workers below 1, and what a job raises.
+    The job is then pickled, and must not leave anything half done behind: whoever leaves the block early, by an error
+    or a signal, ends the workers. Raises UserError for workers below 1, and what a job raises.
     """
     if workers < 1:
         raise UserError(f"workers {workers}: give 1 or more")
     if workers == 1 or len(shards) <= 1:
-        yield from map(job, shards)
+        yield map(job, shards)
         return
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), begin_worker)
     try:
-        yield from pool.map(job, shards)
+        yield pool.map(job, shards)
     except BaseException:
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()

@@ -107,9 +107,10 @@ def collect(
         UserError: a damaged sidecar, workers below 1.
     """
     statistics = Statistics()
-    for number, part in enumerate(over_shards(partial(_count, text=text), shards, workers)):
-        statistics.add(part)
-        progress(number + 1)
+    with over_shards(partial(_count, text=text), shards, workers) as parts:
+        for number, part in enumerate(parts, 1):
+            statistics.add(part)
+            progress(number)
     return statistics
 
 
