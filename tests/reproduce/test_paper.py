@@ -1,6 +1,5 @@
 """What the report of `reproduce` claims, and its rows on a tiny model."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,13 @@ def test_every_table_is_measured_on_the_same_base_pictures(
     tmp_path: Path, make_components: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     CogView3Pipeline(**make_components(sample_size=8)).save_pretrained(tmp_path / "tiny")
-    modes = {"4+2": {"steps": 4, "relay_steps": 2, "guidance": 3.0}}
-    (tmp_path / "tiny" / "sampling.json").write_text(json.dumps({"format": 1, "default": "4+2", "modes": modes}))
     monkeypatch.setattr(paper, "BATCH", 2)
     result = paper.reproduce(str(tmp_path / "tiny"), count=2)
     rows = {(each["table"], each["name"]): each for each in result["rows"]}
     same = [
         each
         for each in rows.values()
-        if each["name"] in ("relay 4+2", "linear", "recomputed", "2 steps, k = 1", "whole")
+        if each["name"] in ("relay 50+10", "linear", "recomputed", "10 steps, k = 1", "whole")
     ]
     assert len(same) == 5
     assert len({each["frechet"]["distance"] for each in same}) == 1

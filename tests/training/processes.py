@@ -1,6 +1,5 @@
 """Runs in several processes of this machine, with an objective that takes milliseconds a step."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -42,18 +41,8 @@ def tiny_run(**changes: Any) -> BaseRecipe:
     return parse_recipe(tables, "tiny")
 
 
-TWO_BLOCKS = {
-    "block_out_channels": (8,),
-    "attention_head_dim": (1,),
-    "down_block_types": ("CrossAttnDownBlock2D",),
-    "mid_block_type": None,
-    "up_block_types": ("UpBlock2D",),
-}
-"""Changes that leave the tiny UNet one block down and one up: few parts that processes gather from each other."""
-
-
 class Tiny(Objective):
-    """Denoise random latents with a UNet of two blocks.
+    """Denoise random latents with the tiny UNet.
 
     Data depend on how many batches were drawn before, as much as `data.text_dropout` says, which does nothing else.
     """
@@ -61,7 +50,7 @@ class Tiny(Objective):
     def __init__(self, recipe: BaseRecipe) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.trained = UNet2DConditionModel(**unet_config("tiny", **TWO_BLOCKS))
+        self.trained = UNet2DConditionModel(**unet_config("tiny"))
         self.drawn: dict[str, int] = {}
         self.memory = recipe.data.text_dropout
 
@@ -142,25 +131,6 @@ def terminate(run: loop._Run, images: int, process: int) -> None:
     """Send one process SIGTERM once it has done so many images."""
     if run.images == images and run.accelerator.process_index == process:
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def train_and_count(recipe: BaseRecipe, run: Path, counts: Path) -> None:
-    """Train, and write how many calls of functions that takes: all, and in the writing of each checkpoint."""
-    save, number, saves = loop._Run._save, [0], {}
-
-    def save_and_count(this: loop._Run) -> None:
-        before = number[0]
-        save(this)
-        saves[this.images] = number[0] - before
-
-    def count(frame: Any, event: str, argument: Any) -> None:
-        number[0] += 1
-
-    loop._Run._save = save_and_count
-    sys.setprofile(count)
-    train_tiny(recipe, run)
-    sys.setprofile(None)
-    counts.with_name(f"{counts.name}-{os.environ['RANK']}").write_text(json.dumps({"run": number[0], **saves}))
 
 
 def die_at_call(recipe: BaseRecipe, run: Path, process: int, calls: int) -> None:

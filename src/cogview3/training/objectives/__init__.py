@@ -10,20 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from typing_extensions import override
+from transformers import PreTrainedModel
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, TextRecipe, TextShardData, UserError, VaeRecipe, VaeShardData
 from cogview3.prompts.text_models import load_network
-from cogview3.prompts.tokenizer import vocabulary_hash
 from cogview3.training.deepen import deepen, further_layers
-from cogview3.training.sources import BatchNames
 
 Batch = dict[str, Tensor]
 
@@ -37,7 +33,6 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         trained: the network. Its parameters without gradient are neither moved, averaged nor in checkpoints.
-        source: where samples come from, which may have a state of its own; None where they follow from their numbers.
         depends_on: what `fingerprint` tells the state of, in a few words.
         works_alone: whether `trained` does all the work of a step; if not, its share of what the device could do would
             mislead, and none is told.
@@ -46,14 +41,9 @@ class Objective(nn.Module, ABC):
     """
 
     trained: nn.Module
-    source: Any = None
     depends_on = "vocabulary of captions"
     works_alone = True
     stop_asked: Callable[[], bool] = staticmethod(lambda: False)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._names = BatchNames()
 
     def prepare(self, device: str) -> None:
         """Work before the first step that may take long, as caching latents. Runs on the main process first."""
@@ -64,24 +54,21 @@ class Objective(nn.Module, ABC):
 
     def state(self) -> dict[str, Any]:
         """Where this process stands in its data, as JSON: what `batch` depends on beside its arguments."""
-        return {} if self.source is None else self.source.state()
+        return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from where `state()` was taken, before the first `batch`.
 
         After a run of another number of processes, `state` is the union of the states of all of them.
         """
-        if self.source is not None:
-            self.source.load_state(state)
 
     def gather(self) -> None:
         """What processes tell each other before a validation; all of them call this, the main one then validates."""
-        if self.source is not None:
-            self.source.gather()
+        return
 
     def keys(self, indices: list[int]) -> list[str]:
-        """What samples of the last batch are called where they come from, as shard and key; else their numbers."""
-        return self._names.of(indices)
+        """What the samples `indices` of the last batches are called where they come from; by default, their numbers."""
+        return [str(index) for index in indices]
 
     @abstractmethod
     def batch(self, first: int, indices: list[int]) -> Batch:
@@ -102,28 +89,6 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the weights that `trained` holds now, ready for use, as component folders under `folder`."""
-
-
-class WordObjective(Objective):
-    """Base of those that learn from captions, with a tokenizer made of these.
-
-    Attributes:
-        tokenizer: whose vocabulary follows from the wording of captions.
-        language: name of the part of `trained` that reads or writes words.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    language = "t5"
-
-    @override
-    def prepare(self, device: str) -> None:
-        # on CPUs the fused attention's backward pass is slow for heads as small as these; written out there
-        if torch.device(device).type == "cpu":
-            getattr(self.trained, self.language).set_attn_implementation("eager")
-
-    @override
-    def fingerprint(self) -> str:
-        return vocabulary_hash(self.tokenizer)
 
 
 def build(recipe: Recipe) -> Objective:

@@ -31,8 +31,8 @@ from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import BETWEEN, Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.text_models import load_tokenizer
-from cogview3.prompts.tokenizer import build_tokenizer, writes_text
-from cogview3.training.objectives import Batch, WordObjective, start_from
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
+from cogview3.training.objectives import Batch, Objective, start_from
 from cogview3.training.objectives.text import (
     MAX_OBJECTS,
     OBJECT_CLASSES,
@@ -142,7 +142,7 @@ class Expander(nn.Module):
         return told.loss, told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
 
 
-class ExpanderTraining(WordObjective):
+class ExpanderTraining(Objective):
     """Train to write `captions.plain` of a scene from a brief caption of it."""
 
     def __init__(self, recipe: ExpanderRecipe) -> None:
@@ -180,6 +180,15 @@ class ExpanderTraining(WordObjective):
         encoder = T5EncoderModel(t5_config(self.recipe.model))
         start_from(encoder, reference, "text_encoder")
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.t5.set_attn_implementation("eager")
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, whose order follows from the captions' wording."""
+        return vocabulary_hash(self.tokenizer)
 
     def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
         """A scene in the order of its prompt, and the prompt."""

@@ -6,6 +6,7 @@ together, the second what they look like. Only the encoder is kept.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from typing_extensions import override
 
 from cogview3.config import PairObjective, TextModel, TextRecipe
 from cogview3.data import buckets
-from cogview3.prompts.tokenizer import build_tokenizer
-from cogview3.training.objectives import Batch, WordObjective
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
+from cogview3.training.objectives import Batch, Objective
 from cogview3.training.objectives.text import start_encoder, t5_config
+from cogview3.training.sources import BatchNames
 from cogview3.training.sources.shards import PictureSource, caption_reader
 
 _WIDTHS = (32, 64, 96, 128)  # of the pictures' network, each level at half the size of the one before
@@ -55,13 +57,13 @@ class PairReader(nn.Module):
         return functional.normalize(text, dim=1) @ functional.normalize(seen, dim=1).T
 
 
-class PairTraining(WordObjective):
+class PairTraining(Objective):
     """Train a text encoder on captions with pictures out of shards, its tokenizer made of the captions."""
 
     def __init__(self, recipe: TextRecipe) -> None:
         super().__init__()
         self.recipe, self.weights = recipe, recipe.objective or PairObjective()
-        self.source = PictureSource(recipe)
+        self.source, self._names = PictureSource(recipe), BatchNames()
         torch.manual_seed(recipe.train.seed)
         self.trained = PairReader(recipe.model)
         start = recipe.recipe.start_from
@@ -71,6 +73,31 @@ class PairTraining(WordObjective):
         model, count = self.recipe.model, self.recipe.data.tokenizer_captions
         texts = caption_reader(self.recipe.data, self.recipe.train.seed + 1, count)
         return build_tokenizer(texts, model.vocab_size, model.max_length)
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.t5.set_attn_implementation("eager")
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary."""
+        return vocabulary_hash(self.tokenizer)
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return self.source.state()
+
+    @override
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.source.load_state(state)
+
+    @override
+    def gather(self) -> None:
+        self.source.gather()
+
+    def keys(self, indices: list[int]) -> list[str]:
+        """Shard and key of pictures."""
+        return self._names.of(indices)
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """As `_batch`, of the next pictures."""

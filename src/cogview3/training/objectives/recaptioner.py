@@ -45,8 +45,8 @@ from cogview3.data.scenes.scene import (
 )
 from cogview3.data.scenes.things import THINGS
 from cogview3.evaluation.written import recaption_figures
-from cogview3.prompts.tokenizer import build_tokenizer
-from cogview3.training.objectives import Batch, WordObjective
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
+from cogview3.training.objectives import Batch, Objective
 
 IMAGE = "<image>"
 MAX_NEW_TOKENS = 96  # a caption of four objects has 72
@@ -177,10 +177,8 @@ def _initialize(vision: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
-class RecaptionerTraining(WordObjective):
+class RecaptionerTraining(Objective):
     """Train to write `captions.plain` of a scene from its picture and an alt-text, which is sometimes wrong."""
-
-    language = "llava"
 
     def __init__(self, recipe: RecaptionerRecipe) -> None:
         super().__init__()
@@ -204,6 +202,15 @@ class RecaptionerTraining(WordObjective):
         tokenizer = build_tokenizer(texts(), self.recipe.model.vocab_size - 1, 1024, ends_texts=False)
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         return tokenizer
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.llava.set_attn_implementation("eager")
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, whose order follows from the captions' wording."""
+        return vocabulary_hash(self.tokenizer)
 
     def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
         rng = np.random.default_rng([seed, index])

@@ -41,8 +41,8 @@ from cogview3.data.scenes.scene import (
 )
 from cogview3.data.scenes.things import THINGS
 from cogview3.prompts.text_models import load_tokenizer
-from cogview3.prompts.tokenizer import build_tokenizer
-from cogview3.training.objectives import Batch, WordObjective, start_from
+from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
+from cogview3.training.objectives import Batch, Objective, start_from
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
 _COUNTS = tuple(range(1, MAX_OBJECTS + 1))
@@ -63,6 +63,7 @@ _SLOTS = _SCENE_VALUES + _OBJECT_VALUES * MAX_OBJECTS + (_PAIR_VALUES,) * len(_P
 _OFFSETS = tuple(np.cumsum([0] + [len(values) + 1 for values in _SLOTS]))  # each slot: "not stated", then its values
 OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
 _SCENE_SLOTS, _OBJECT_SLOTS = len(_SCENE_VALUES), len(_OBJECT_VALUES) * MAX_OBJECTS
+SLOTS = _SCENE_SLOTS + _OBJECT_SLOTS
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", BETWEEN: "end of"}
 
 
@@ -240,7 +241,7 @@ def start_encoder(encoder: T5EncoderModel, reference: str, model: TextModel) -> 
     return tokenizer
 
 
-class TextTraining(WordObjective):
+class TextTraining(Objective):
     """Train the text encoder on captions of random scenes (all three kinds)."""
 
     def __init__(self, recipe: TextRecipe) -> None:
@@ -261,6 +262,15 @@ class TextTraining(WordObjective):
         tokenizer = start_encoder(encoder, reference, self.recipe.model)
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder begins anew
         return tokenizer
+
+    def prepare(self, device: str) -> None:
+        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
+        if torch.device(device).type == "cpu":
+            self.trained.t5.set_attn_implementation("eager")
+
+    def fingerprint(self) -> str:
+        """Hash of the vocabulary, whose order follows from the captions' wording."""
+        return vocabulary_hash(self.tokenizer)
 
     def _caption(self, seed: int, index: int) -> captions.Caption:
         rng = np.random.default_rng([seed, index])
