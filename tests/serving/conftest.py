@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from cogview3 import CogView3Pipeline
-from cogview3.generation.modes import Mode
+from cogview3.generation.modes import Mode, Sampling, write_sampling
 from cogview3.prompts.expand import Expander
 from cogview3.serving.app import create_app
-from cogview3.serving.engine import Engine, Limits
+from cogview3.serving.engine import Engine
 from cogview3.serving.keys import Keys
 from cogview3.serving.metrics import Metrics
 from cogview3.serving.orders import Order, Settings
+from cogview3.serving.queue import Limits
 from cogview3.serving.server import bind, create_server
 from cogview3.serving.service import Service
 
@@ -43,6 +45,14 @@ def pipe(kept: dict[str, Any], make_components: Callable[..., dict[str, Any]]) -
         pipe.mode_name, pipe.mode = "2+2", Mode(steps=2, relay_steps=2, guidance=3.0)
         pipe.set_progress_bar_config(disable=True)
     return kept["pipe"]
+
+
+@pytest.fixture
+def folder(pipe: CogView3Pipeline, tmp_path: Path) -> Path:
+    """The tiny model's folder."""
+    pipe.save_pretrained(tmp_path / "tiny")
+    write_sampling(Sampling(default="2+2", modes={"2+2": pipe.mode}), tmp_path / "tiny")
+    return tmp_path / "tiny"
 
 
 @pytest.fixture
@@ -124,7 +134,12 @@ class Served:
 
 @contextmanager
 def serving(
-    pipe: CogView3Pipeline, page: bool = False, tools: bool = False, keys: Keys | None = None, **limits: Any
+    pipe: CogView3Pipeline,
+    page: bool = False,
+    tools: bool = False,
+    keys: Keys | None = None,
+    expander: Expander | None = None,
+    **limits: Any,
 ) -> Iterator[Served]:
     """Serve a tiny pipeline, with a twin mode that is distilled in name, until the block ends."""
     modes = {"2+2": pipe.mode, "quick": Mode(steps=2, relay_steps=1, guidance=3.0, distilled=True)}
@@ -132,7 +147,7 @@ def serving(
     metrics = Metrics()
     engine = Engine({"2+2": pipe, "quick": pipe}, limits_of, metrics)
     sizes = engine.load("2+2", 2)
-    service = Service(engine, "tiny", modes, "2+2", sizes, limits_of, metrics, keys or Keys(), Expander(Shouting()))
+    service = Service(engine, "tiny", modes, "2+2", sizes, limits_of, metrics, keys or Keys(), expander)
     server = create_server(create_app(service, page=page, tools=tools), engine)
     listener = bind("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

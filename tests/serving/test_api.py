@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from cogview3 import CogView3Pipeline
+from cogview3.prompts.expand import Expander
 from cogview3.serving.service import MASKS
-from tests.serving.conftest import Served, pixels, serving
+from tests.serving.conftest import Served, Shouting, pixels, serving
 
 
 def opened(b64: str) -> Image.Image:
@@ -24,9 +25,9 @@ def opened(b64: str) -> Image.Image:
     return image
 
 
-def png(size: tuple[int, int] = (64, 64), mode: str = "RGB", color: Any = (200, 30, 60)) -> bytes:
+def png(size: tuple[int, int] = (64, 64), mode: str = "RGB", color: Any = (200, 30, 60), kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.new(mode, size, color).save(file, "PNG")
+    Image.new(mode, size, color).save(file, kind)
     return file.getvalue()
 
 
@@ -62,12 +63,35 @@ def test_the_nearest_size_is_drawn_and_told_or_refused(served: Served, monkeypat
         served.client().images.generate(prompt="star", size="1024x1024")
 
 
-def test_expansion_comes_back_as_the_revised_prompt(served: Served) -> None:
-    answer = served.client().images.generate(prompt="a red star", extra_body={"expand": True})
-    assert "a red star" in answer.data[0].revised_prompt
-    text = opened(answer.data[0].b64_json).text
-    assert text["expanded_prompt"] == answer.data[0].revised_prompt
-    assert text["prompt"] == "a red star"
+def test_prompts_are_expanded_where_there_is_an_expander_unless_told(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.service, "expander", Expander(Shouting()))
+    monkeypatch.setattr(served.service, "leave", lambda prompt: "why not" if "circle" in prompt else "")
+
+    def draw(prompt: str, **extra: Any) -> tuple[str | None, dict[str, str]]:
+        answer = served.client().images.generate(prompt=prompt, extra_body={"seed": 1, **extra})
+        return answer.data[0].revised_prompt, opened(answer.data[0].b64_json).text
+
+    for told in ({}, {"expand": True}):
+        revised, text = draw("a red star", **told)
+        assert "a red star" in revised
+        assert (text["prompt"], text["expanded_prompt"]) == ("a red star", revised)
+    for prompt, told in (("a red star", {"expand": False}), ("circle", {})):
+        revised, text = draw(prompt, **told)
+        assert revised is None
+        assert text["prompt"] == prompt
+        assert "expanded_prompt" not in text
+    with served.http() as http:
+        info = http.post("/sdapi/v1/txt2img", json={"prompt": "a red star"}).json()["info"]
+        assert "a red star" in json.loads(info)["expanded_prompt"]
+    enlarged = served.client().images.edit(image=png((16, 16)), prompt="a red star", extra_body={"enlarge": 1})
+    assert enlarged.data[0].revised_prompt is None
+
+
+def test_expansion_without_an_expander_is_refused(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="expand"):
+        served.client().images.generate(prompt="star", extra_body={"expand": True})
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
@@ -150,17 +174,19 @@ UPLOADS = {
     "no picture": b"hello",
     "empty": b"",
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    "gif": png(kind="GIF"),
     "bomb": png((9000, 9000), "1", 0),
     "1x1": png((1, 1)),
     "cut off": png((64, 64))[:-30],
 }
 
 
-@pytest.mark.parametrize("data", UPLOADS.values(), ids=UPLOADS.keys())
-def test_bad_uploads_are_refused(served: Served, data: bytes) -> None:
+@pytest.mark.parametrize("name", UPLOADS)
+def test_bad_uploads_are_refused(served: Served, name: str) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
-        served.client().images.edit(image=("a.png", data), prompt="star")
-    assert raised.value.param == "image"
+        served.client().images.edit(image=("a.png", UPLOADS[name]), prompt="star")
+    kind = "unsupported_file_mimetype" if name in ("no picture", "svg", "gif") else "invalid_image"
+    assert (raised.value.param, raised.value.code) == ("image", kind)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -177,8 +203,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "size zero": ({"size": "0x64"}, "size"),
     "seed negative": ({"seed": -1}, "seed"),
     "seed huge": ({"seed": 2**64}, "seed"),
+    "seed text": ({"seed": "7"}, "seed"),
+    "seed half": ({"seed": 0.5}, "seed"),
+    "size number": ({"size": 64}, "size"),
+    "size huge": ({"size": "100000x64"}, "size"),
+    "prompt number": ({"prompt": 7}, "prompt"),
+    "expand text": ({"expand": "yes"}, "expand"),
     "mode": ({"mode": "1+1"}, "mode"),
-    "format": ({"output_format": "svg"}, "output_format"),
+    "gif": ({"output_format": "gif"}, "output_format"),
+    "svg": ({"output_format": "svg"}, "output_format"),
     "unknown field": ({"prompts": "star"}, "prompts"),
 }
 

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
-from cogview3.config import UserError
+from cogview3.errors import UserError
 from cogview3.serving.orders import Busy, Canceled, Closing, Job, Partial
 from tests.serving.conftest import order, pixels, run, running
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cogview3 import CogView3Pipeline
 from cogview3.cli.app import app
-from cogview3.config import UserError
+from cogview3.errors import UserError
 from cogview3.serving.keys import Bucket, Key, Keys, digest_of, new_key, read_keys
 from tests.serving.conftest import serving
 

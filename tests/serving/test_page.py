@@ -1,16 +1,19 @@
 """The page in a browser."""
 
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from playwright.sync_api import Page, expect, sync_playwright
 
 from cogview3 import CogView3Pipeline
-from tests.serving.conftest import Served, serving
+from cogview3.prompts.expand import Expander
+from cogview3.serving.keys import Key, Keys, digest_of
+from tests.serving.conftest import Served, Shouting, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -31,19 +34,26 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def paged(kept: dict[str, Any], pipe: CogView3Pipeline) -> Served:
     if "paged" not in kept:
-        kept["paged"] = kept["stack"].enter_context(serving(pipe, page=True))
+        kept["paged"] = kept["stack"].enter_context(serving(pipe, page=True, expander=Expander(Shouting())))
     return kept["paged"]
 
 
-@pytest.fixture
-def page(browser: Any, paged: Served) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def context(browser: Any) -> Iterator[Any]:
+    """One for all pages, so that what they share is loaded once."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: Any, paged: Served) -> Iterator[Page]:
     page, outside = context.new_page(), []
     page.on("request", lambda request: outside.append(request.url))
     page.goto(paged.url)
     expect(page.locator("#draw")).to_be_visible(timeout=60_000)
     yield page
-    context.close()
+    page.close()
     allowed = (paged.url, "data:", "blob:")
     assert [url for url in outside if not url.startswith(allowed)] == []
 
@@ -52,53 +62,130 @@ def write(page: Page, prompt: str) -> None:
     page.locator("#prompt textarea").fill(prompt)
 
 
-def test_draw_enlarge_and_read_the_settings_back(page: Page, paged: Served) -> None:
+def shown_file(page: Page) -> bytes:
+    return page.request.get(page.locator("#picture img").first.get_attribute("src")).body()
+
+
+def choose(page: Page, data: bytes) -> None:
+    page.get_by_role("button", name="Begin with a picture").click()
+    page.locator("#given input[type=file]").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
+
+
+def text_of(data: bytes) -> dict[str, str]:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return dict(image.text)
+
+
+def test_draw_enlarge_and_read_the_settings_back(page: Page) -> None:
     write(page, "a red star")
-    page.get_by_role("button", name="Describe in full").click()
-    expect(page.locator("#expanded textarea")).to_have_value(
-        "This is a picture of a red star, which is seen from the front and lit from the left.", timeout=20_000
-    )
-    page.locator("#expanded textarea").fill("a blue star")
     page.get_by_label("Seed").fill("11")
     page.keyboard.press("Tab")
     page.locator("#draw").click()
-    expect(page.locator("#status")).to_contain_text("Drawn: 64x64", timeout=30_000)
-    expect(page.locator("#settings")).to_contain_text("a blue star")
-    source = page.locator("#picture img").first.get_attribute("src")
-    data = page.request.get(source).body()
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    assert image.text["seed"] == "11"
-    assert image.text["expanded_prompt"] == "a blue star"
+    expect(page.locator("#status")).to_contain_text("Drawn: 64x64", timeout=60_000)
+    written = "This is a picture of a red star, which is seen from the front and lit from the left."
+    expect(page.locator("#expanded textarea")).to_have_value(written)
+    expect(page.locator("#compared")).to_be_visible()
+    data = shown_file(page)
+    assert (text_of(data)["seed"], text_of(data)["expanded_prompt"]) == ("11", written)
 
     page.locator("#enlarge").click()
-    expect(page.locator("#status")).to_contain_text("Drawn: 128x128", timeout=30_000)
+    expect(page.locator("#status")).to_contain_text("Drawn: 128x128", timeout=60_000)
     expect(page.locator("#gallery img")).to_have_count(2)
 
     page.reload()
     expect(page.locator("#draw")).to_be_visible(timeout=60_000)
-    page.get_by_role("button", name="Begin from a picture").click()
-    page.locator("#given input[type=file]").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": data})
-    expect(page.locator("#prompt textarea")).to_have_value("a red star", timeout=20_000)
-    expect(page.locator("#expanded textarea")).to_have_value("a blue star")
+    choose(page, data)
+    expect(page.locator("#prompt textarea")).to_have_value("a red star", timeout=60_000)
+    expect(page.locator("#expanded textarea")).to_have_value(written)
     expect(page.get_by_label("Seed")).to_have_value("11")
+    page.locator("#enlarge-given").click()
+    expect(page.locator("#status")).to_contain_text("Drawn: 128x128", timeout=60_000)
+
+
+def draw(page: Page) -> dict[str, str]:
+    """Draw, and read what the new picture tells."""
+    before = page.locator("#gallery img").count()
+    page.locator("#draw").click()
+    expect(page.locator("#gallery img")).to_have_count(before + 1, timeout=60_000)
+    return text_of(shown_file(page))
+
+
+def test_a_description_belongs_to_its_prompt_until_it_is_edited(page: Page) -> None:
+    description = page.locator("#expanded textarea")
+    write(page, "a red star")
+    page.locator("#describe").click()
+    expect(description).to_have_value(re.compile("a red star"), timeout=60_000)
+    write(page, "a circle")
+    assert "a circle" in draw(page)["expanded_prompt"]
+    description.fill("a blue star")
+    assert draw(page)["expanded_prompt"] == "a blue star"
+    page.locator("#auto input").uncheck()
+    text = draw(page)
+    assert text["prompt"] == "a circle"
+    assert "expanded_prompt" not in text
+
+
+def test_what_is_painted_over_is_drawn_anew_and_the_rest_is_kept(page: Page) -> None:
+    given = Image.effect_noise((64, 64), 60).convert("RGB")
+    file = io.BytesIO()
+    given.save(file, "PNG")
+    choose(page, file.getvalue())
+    canvas = page.locator("#mask canvas").first
+    expect(canvas).to_be_visible(timeout=60_000)
+    page.wait_for_function("document.querySelector('#mask canvas').getBoundingClientRect().height > 20")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 - 4, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 4, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    write(page, "a red star")
+    page.locator("#redraw").click()
+    expect(page.locator("#status")).to_contain_text("Drawn: 64x64", timeout=60_000)
+    with Image.open(io.BytesIO(shown_file(page))) as drawn:
+        changed = ImageChops.difference(drawn.convert("RGB"), given).point(lambda value: 255 * (value > 1))
+    left, top, right, bottom = changed.getbbox()
+    assert min(left, top) > 0
+    assert max(right, bottom) < 64
 
 
 def test_stop_ends_a_picture_within_a_step(page: Page, paged: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = paged.service.modes
     monkeypatch.setitem(modes, "2+2", modes["2+2"].model_copy(update={"steps": 1000}))
     write(page, "star")
-    page.locator("#prompt textarea").press("Shift+Enter")
-    expect(page.locator("#status")).to_contain_text("Drawing", timeout=20_000)
+    page.locator("#prompt textarea").press("Enter")
+    expect(page.locator("#status")).to_contain_text("Drawing", timeout=60_000)
     page.locator("#stop").click()
-    expect(page.locator("#status")).to_contain_text("Stop", timeout=20_000)
+    expect(page.locator("#status")).to_contain_text("Stop", timeout=60_000)
     while paged.service.engine.running:
         page.wait_for_timeout(20)
 
 
 def test_an_empty_prompt_is_told(page: Page) -> None:
     page.locator("#draw").click()
-    expect(page.get_by_text("prompt is missing").first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("prompt is missing").first).to_be_visible(timeout=60_000)
+
+
+def test_the_keys_name_and_the_key_open_the_page(browser: Any, pipe: CogView3Pipeline) -> None:
+    keys = Keys([Key("ann", digest_of("right"), 1)])
+    with serving(pipe, page=True, keys=keys) as served:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(served.url)
+        for secret in ("wrong", "right"):
+            expect(page.get_by_label("username")).to_be_visible(timeout=60_000)
+            expect(page.locator("#draw")).to_have_count(0)
+            page.get_by_label("username").fill("ann")
+            page.get_by_label("password").fill(secret)
+            page.get_by_role("button", name="Login").click()
+        expect(page.locator("#draw")).to_be_visible(timeout=60_000)
+        write(page, "star")
+        page.locator("#draw").click()
+        expect(page.locator("#status")).to_contain_text("Drawn", timeout=60_000)
+        page.locator("#draw").click()  # the key's own limit holds here, too
+        expect(page.get_by_text("limit of pictures").first).to_be_visible(timeout=60_000)
+        context.close()
 
 
 def test_the_page_fits_a_phone(browser: Any, paged: Served) -> None:

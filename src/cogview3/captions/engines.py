@@ -268,15 +268,18 @@ def on_ray(
 def start_ray(ray: Any, **options: Any) -> None:
     """Connect to the cluster of RAY_ADDRESS; without it start one that this machine alone can reach.
 
-    By default all of its processes would listen on every interface. `options` are of `ray.init`.
+    By default all of its processes would listen on every interface. `options` are of `ray.init`. SIGTERM ends this
+    process as before, rather than by Ray's own handler.
     """
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     fixed = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**fixed, **options)
-        return
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what Ray calls listening beyond loopback, on any system
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # where it was imported before
-    ray.init(_node_ip_address="127.0.0.1", **fixed, **options)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what Ray calls listening beyond loopback, on any system
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # where it was imported before
+        options["_node_ip_address"] = "127.0.0.1"
+    ray.init(**fixed, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def cluster_gpus() -> int:

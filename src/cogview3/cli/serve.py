@@ -2,12 +2,20 @@
 
 import ipaddress
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cogview3.cli.expand import ExpanderCacheOption, ExpanderModelOption, ExpanderOption, open_expander, own_expander
+from cogview3.cli.expand import (
+    ExpanderCacheOption,
+    ExpanderModelOption,
+    ExpanderOption,
+    ExpandOption,
+    open_expander,
+    wants_expansion,
+)
 from cogview3.cli.loading import check_placement
 from cogview3.cli.options import (
     CompileOption,
@@ -21,11 +29,21 @@ from cogview3.cli.options import (
     VaeTilingOption,
     pick_mode,
 )
-from cogview3.config import UserError
+from cogview3.cli.typed import unexpandable
+from cogview3.errors import UserError
 
 if TYPE_CHECKING:
-    from cogview3.prompts.expand import Expander
     from cogview3.serving.keys import Keys
+    from cogview3.serving.metrics import Metrics
+    from cogview3.serving.pipelines import Pipelines
+    from cogview3.serving.queue import Drawing, Limits
+
+
+class EngineKind(StrEnum):
+    """Where pictures are drawn."""
+
+    local = "local"
+    ray = "ray"
 
 
 KeysOption = Annotated[
@@ -49,6 +67,17 @@ def serve(
     waiting_each: Annotated[int | None, typer.Option("--queue-each", min=1, help="Likewise of one client.")] = None,
     seconds: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for a request.")] = 600.0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the mathematics on a CPU.")] = None,
+    engine_kind: Annotated[
+        EngineKind,
+        typer.Option("--engine", help="Draw in this process, or in replicas on the Ray cluster of RAY_ADDRESS."),
+    ] = EngineKind.local,
+    least: Annotated[
+        int | None, typer.Option("--min-replicas", min=1, help="Of --engine ray: always there; 1 by default.")
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option("--max-replicas", min=1, help="Likewise: when many wait; as --min-replicas by default."),
+    ] = None,
     relays: Annotated[int, typer.Option("--max-relays", min=0, max=4, help="Most doublings: the largest size.")] = 2,
     strict_sizes: Annotated[
         bool, typer.Option("--strict-sizes", help="Refuse sizes that the model lacks instead of drawing the nearest.")
@@ -56,6 +85,7 @@ def serve(
     upload: Annotated[int, typer.Option("--max-upload", min=1, help="Most megabytes of a request with pictures.")] = 20,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at /.")] = True,
     tools: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Whether there is an MCP endpoint at /mcp.")] = True,
+    expand: ExpandOption = None,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
@@ -71,14 +101,15 @@ def serve(
     On Ctrl-C and SIGTERM what was begun is finished first.
     """
     _check_extra()
-    from cogview3.serving.engine import Engine, Limits
     from cogview3.serving.keys import ENVIRONMENT, Keys, read_keys
     from cogview3.serving.metrics import Metrics
+    from cogview3.serving.queue import Limits
     from cogview3.serving.server import bind, create_server, raise_file_limit
 
     if new_key is not None:
         print_key(new_key)
         return
+    replicas = _check_replicas(engine_kind, least, most)
     known = Keys(read_keys(keys, os.environ.get(ENVIRONMENT)), rate)
     mode = pick_mode(mode, fast)
     where, how, number_format = check_placement(
@@ -94,22 +125,54 @@ def serve(
     transformers.utils.logging.disable_progress_bar()
     pipelines = Pipelines(model, mode, where, number_format, how)
     listener = bind(host, port)
-    written = _open_expander(model, expander, expander_model, expander_cache, device)
+    written = None
+    if wants_expansion(expand, model, expander, expander_model, expander_cache, None):
+        written = open_expander(model, expander, expander_model, expander_cache, device)
     address = listener.getsockname()
     _tell_address(host, address[1], known, pipelines.name, pipelines.default)
     metrics = Metrics()
     from cogview3.serving.app import create_app
     from cogview3.serving.service import Service
 
-    engine = Engine(pipelines, limits, metrics)
+    engine = _make_engine(replicas, pipelines, limits, metrics)
     sizes = engine.load(pipelines.default, relays)
     service = Service(
         engine, pipelines.name, pipelines.modes, pipelines.default, sizes, limits, metrics, known, written,
-        strict_sizes=strict_sizes,
+        leave=lambda prompt: unexpandable(model, expander, [prompt]).get(prompt, ""), strict_sizes=strict_sizes,
     )  # fmt: skip
     raise_file_limit()
     typer.echo("ready", err=True)
     create_server(create_app(service, upload * 2**20, page, tools, host), engine, log).run(sockets=[listener])
+
+
+def _check_replicas(kind: EngineKind, least: int | None, most: int | None) -> tuple[int, int] | None:
+    """Replicas at least and at most; None where this process draws. Raises UserError, also without Ray Serve."""
+    if kind is EngineKind.local:
+        if least or most:
+            raise UserError(f"--{'min' if least else 'max'}-replicas {least or most} is for --engine ray: add it")
+        return None
+    least = least or 1
+    if most is not None and most < least:
+        raise UserError(f"--max-replicas {most} is below --min-replicas {least}: give as many at least")
+    from cogview3.serving.cluster import import_ray
+
+    import_ray()
+    return least, most or least
+
+
+def _make_engine(
+    replicas: tuple[int, int] | None, pipelines: "Pipelines", limits: "Limits", metrics: "Metrics"
+) -> "Drawing":
+    """What draws: the thread of this process, or replicas."""
+    if replicas is None:
+        from cogview3.serving.engine import Engine
+
+        return Engine(pipelines, limits, metrics)
+    from cogview3.serving.cluster import Cluster, Scale
+
+    gpu = pipelines.on_gpu
+    scale = Scale(*replicas, float(gpu), 1.0 if gpu else float(limits.threads or 1))
+    return Cluster(pipelines, limits, metrics, scale)
 
 
 def print_key(name: str) -> None:
@@ -132,18 +195,6 @@ def _check_extra() -> None:
     needed = ("fastapi", "gradio", "mcp", "prometheus_client", "python_multipart", "uvicorn")
     if missing := [name for name in needed if find_spec(name) is None]:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'cogview3[serve]'")
-
-
-def _open_expander(
-    model: str, expander: str | None, expander_model: str | None, cache: Path | None, device: Device
-) -> "Expander | None":
-    """The expander that the options name, else the model's own, else none."""
-    if expander is None and expander_model is None:
-        try:
-            own_expander(model)
-        except UserError:
-            return None
-    return open_expander(model, expander, expander_model, cache, device)
 
 
 def _tell_address(host: str, port: int, keys: "Keys", model: str, mode: str) -> None:

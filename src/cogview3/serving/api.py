@@ -5,7 +5,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -14,13 +14,14 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from cogview3.config import UserError
+from cogview3.errors import UserError
 from cogview3.serving import schemas
 from cogview3.serving.errors import ApiError, api_error
 from cogview3.serving.orders import Drawn, Partial
-from cogview3.serving.pictures import base64_text, read_mask, read_upload, write_picture
+from cogview3.serving.pictures import OtherKind, base64_text, read_mask, read_upload, write_picture
 from cogview3.serving.requests import Ask, Requests, client_of
 from cogview3.serving.service import FAITHFUL_STRENGTH, Plan, Service, Wish
+from cogview3.serving.sizes import parse_size
 
 MOST_FIELDS = 64
 _REQUEST_ID = re.compile(r"[\w.-]{1,64}")
@@ -136,7 +137,7 @@ class Answer:
             body.prompt,
             body.negative_prompt,
             count=body.n or 1,
-            size=_size(body.size),
+            size=None if body.size in (None, "auto") else parse_size(body.size),
             mode=mode,
             steps=body.steps,
             relay_steps=body.relay_steps,
@@ -145,7 +146,7 @@ class Answer:
             seed=body.seed,
             image=image,
             mask=mask,
-            expand=bool(body.expand),
+            expand=body.expand,
             partials=(body.partial_images or 0) if body.stream else 0,
             **given,
         )
@@ -239,13 +240,6 @@ def request_id(request: Request) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text in (None, "auto"):
-        return None
-    width, height = map(int, text.split("x"))
-    return width, height
-
-
 def _names(service: Service) -> list[str]:
     return [service.model, *(f"{service.model}@{mode}" for mode in service.modes)]
 
@@ -278,16 +272,17 @@ async def _uploads(form: FormData) -> tuple[Any, Any]:
             raise ApiError(400, f"{len(given)} pictures as {name}: this model takes one", "invalid_value", name)
     if "image" not in files:
         raise ApiError(400, "missing required parameter: image", "missing_required_parameter", "image")
-    try:
-        image = await asyncio.to_thread(read_upload, "image", await files["image"][0].read())
-    except UserError as error:
-        raise ApiError(400, str(error), "invalid_image", "image") from None
-    if "mask" not in files:
-        return image, None
-    try:
-        return image, await asyncio.to_thread(read_mask, await files["mask"][0].read(), image.size)
-    except UserError as error:
-        raise ApiError(400, str(error), "invalid_image", "mask") from None
+
+    async def read(name: str, decode: Callable[[bytes], Any]) -> Any:
+        try:
+            return await asyncio.to_thread(decode, await files[name][0].read())
+        except UserError as error:
+            code = "unsupported_file_mimetype" if isinstance(error, OtherKind) else "invalid_image"
+            raise ApiError(400, str(error), code, name) from None
+
+    image = await read("image", lambda data: read_upload("image", data))
+    mask = await read("mask", lambda data: read_mask(data, image.size)) if "mask" in files else None
+    return image, mask
 
 
 def _form_schema(model: type[BaseModel]) -> dict[str, Any]:

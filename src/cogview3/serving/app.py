@@ -1,6 +1,7 @@
 """The application: API, health, figures, page; bodies limited in size and time."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -11,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cogview3 import __version__
 from cogview3.serving import api, sdapi
-from cogview3.serving.engine import Engine
 from cogview3.serving.errors import ApiError, add_handlers
 from cogview3.serving.requests import Requests, client_of
 from cogview3.serving.service import Service
@@ -19,8 +19,8 @@ from cogview3.serving.service import Service
 MOST_BODY = 2**20
 """Bytes of a body without files."""
 
-BODY_SECONDS = 30.0
-"""That a client may be silent in the middle of its body."""
+BODY_SECONDS, BODY_RATE = 30.0, 2**17
+"""A body must be there within so many seconds, and one more for each so many bytes that it may have."""
 
 
 def create_app(
@@ -40,8 +40,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if isinstance(service.engine, Engine):
-                service.engine.start()
+            service.engine.start()
             stack.push_async_callback(service.engine.close)
             if tools:
                 await stack.enter_async_context(running_tools(app))
@@ -76,9 +75,8 @@ def create_app(
 def _add_probes(app: FastAPI, service: Service) -> None:
     """/health, /ready and /metrics."""
     engine, metrics = service.engine, service.metrics
-    if isinstance(engine, Engine):
-        metrics.gauge("waiting_pictures", "Pictures that wait to be begun.", lambda: engine.waiting)
-        metrics.gauge("running_pictures", "Pictures that were begun.", lambda: engine.running)
+    metrics.gauge("waiting_pictures", "Pictures that wait to be begun.", lambda: engine.waiting)
+    metrics.gauge("running_pictures", "Pictures that were begun.", lambda: engine.running)
 
     @app.get("/health", tags=["probes"])
     async def health() -> dict[str, str]:
@@ -114,7 +112,7 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
 
 
 class Bodies:
-    """Refuses bodies that are too large, or stop coming."""
+    """Refuses bodies that are too large or come too slowly."""
 
     def __init__(self, app: ASGIApp, most: int, most_upload: int) -> None:
         self._app, self._most, self._most_upload = app, most, most_upload
@@ -127,7 +125,7 @@ class Bodies:
         headers = dict(scope["headers"])
         files = headers.get(b"content-type", b"").startswith(b"multipart/")
         most, seen, over = self._most_upload if files else self._most, 0, False
-        told = f"the body is larger than {most} bytes"
+        told, deadline = f"the body is larger than {most} bytes", time.monotonic() + BODY_SECONDS + most / BODY_RATE
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > most:
             await ApiError(413, told, "too_large").response()(scope, receive, send)
@@ -138,7 +136,7 @@ class Bodies:
             if over:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
             except TimeoutError:
                 raise HTTPException(408, "the body did not come in time") from None
             if message["type"] == "http.request":

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from cogview3.config import UserError
+from cogview3.errors import UserError
 from cogview3.serving.orders import Busy, Canceled, Closing
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cogview3.config import UserError
+from cogview3.errors import UserError
 
 ENVIRONMENT = "COGVIEW3_API_KEYS"
 """Variable that holds entries as a file does, separated by commas or line ends; keys in plain are taken there too."""

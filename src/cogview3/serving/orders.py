@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from cogview3.config import UserError
+from cogview3.errors import UserError
 
 
 @dataclass(frozen=True)

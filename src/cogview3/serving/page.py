@@ -1,52 +1,47 @@
-"""The page: draw with a live preview, look at what was drawn and by what, enlarge, begin from a picture."""
+"""The page: draw with a live preview, look at what was drawn and by what, edit within a mask, enlarge."""
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from PIL import Image, ImageChops
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would call home
-
-import gradio as gr
-from PIL import Image
-
-from cogview3.config import UserError
-from cogview3.generation.written import number, read_settings
-from cogview3.serving.errors import ApiError
-from cogview3.serving.orders import Canceled, Drawn, Partial
+from cogview3.errors import UserError
+from cogview3.generation.written import read_settings
+from cogview3.serving.errors import ApiError, api_error
+from cogview3.serving.layout import STYLE, Layout, gr
+from cogview3.serving.orders import Canceled, Drawn
 from cogview3.serving.pictures import read_upload, write_picture
 from cogview3.serving.requests import Requests
 from cogview3.serving.schemas import MOST_PARTIALS, MOST_SEED
 from cogview3.serving.service import Plan, Service, Wish
+from cogview3.serving.sizes import parse_size
+
+Shown = dict[Any, Any]
+"""What a component of the page is to show."""
 
 MOST_SHOWN = 24
 """Pictures that the gallery keeps."""
 
-STYLE = """
-footer { display: none !important }
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important }
-@media (max-width: 640px) { .gradio-container { padding: 8px !important } }
-"""
-
 
 def mount_page(app: FastAPI, service: Service, requests: Requests) -> None:
-    """Put the page at /, behind a login by name and API key where there are keys."""
+    """Put the page at /, behind a login by a key's name and the key where there are keys."""
     folder = tempfile.TemporaryDirectory(prefix="cogview3-page-")
     app.state.page_folder = folder  # lives as long as the application
     page = Page(service, requests, Path(folder.name))
     keys = service.keys
-    auth = (lambda name, secret: keys.name(secret) is not None) if len(keys) else None
+    auth = (lambda name, secret: keys.name(secret) == name) if len(keys) else None
     gr.mount_gradio_app(
         app,
-        page.build(),
+        page.blocks,
         path="/",
         auth=auth,
-        auth_message="Any name; the password is your API key." if auth else None,
+        auth_message="The name of your API key, and the key as password." if auth else None,
         allowed_paths=[folder.name],
         show_error=True,
         footer_links=[],
@@ -55,7 +50,7 @@ def mount_page(app: FastAPI, service: Service, requests: Requests) -> None:
     )
 
 
-class Page:
+class Page(Layout):
     """The page's parts and what they do.
 
     Args:
@@ -65,155 +60,142 @@ class Page:
     """
 
     def __init__(self, service: Service, requests: Requests, folder: Path) -> None:
-        self._service, self._requests, self._folder = service, requests, folder
-        own = service.sizes.own
-        shapes = [(1, 1), (3, 2), (2, 3), (2, 1), (1, 2)]
-        area = own.width * own.height
-        sizes = [service.sizes.nearest(round((area * w / h) ** 0.5), round((area * h / w) ** 0.5)) for w, h in shapes]
-        largest = service.sizes.nearest(own.width * 64, own.height * 64)
-        self._sizes = list(dict.fromkeys([*map(str, sizes), str(largest)]))
+        super().__init__(service)
+        self._requests, self._folder = requests, folder
+        with self.blocks:
+            self._connect()
 
-    def build(self) -> gr.Blocks:
-        """The page."""
-        service = self._service
-        with gr.Blocks(title=f"CogView3: {service.model}", analytics_enabled=False, delete_cache=(3600, 21600)) as page:
-            history = gr.State([])
-            gr.Markdown(f"# CogView3\nDraws with **{service.model}**; nothing leaves this machine.")
-            with gr.Row():
-                with gr.Column(scale=2):
-                    prompt = gr.Textbox(label="Prompt", lines=2, max_length=32_000, autofocus=True, elem_id="prompt")
-                    expand = gr.Button("Describe in full", size="sm", visible=service.expander is not None)
-                    expanded = gr.Textbox(
-                        label="Description that is drawn instead (edit it, or leave it empty)",
-                        lines=3,
-                        elem_id="expanded",
-                        visible=service.expander is not None,
-                    )
-                    with gr.Row():
-                        mode = gr.Dropdown(list(service.modes), value=service.default_mode, label="Mode")
-                        size = gr.Dropdown(self._sizes, value=str(service.sizes.own), label="Size")
-                    with gr.Row():
-                        seed = gr.Number(label="Seed (empty: random)", precision=0, minimum=0, value=None)
-                        count = gr.Slider(1, 4, 1, step=1, label="Pictures")
-                    with gr.Row():
-                        draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                        stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                    with gr.Accordion("Begin from a picture, or read its settings", open=False):
-                        given = gr.Image(
-                            label="Drop a picture here",
-                            type="filepath",
-                            image_mode=None,
-                            format="png",
-                            sources=["upload", "clipboard"],
-                            elem_id="given",
-                        )
-                        use = gr.Checkbox(label="Draw it anew", value=False)
-                        strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="How much of it is drawn anew")
-                        enlarge_given = gr.Button("Enlarge it", elem_id="enlarge-given")
-                with gr.Column(scale=3):
-                    status = gr.Markdown("Ready.", elem_id="status")
-                    picture = gr.Image(
-                        label="Picture",
-                        format="png",
-                        type="filepath",
-                        image_mode=None,
-                        interactive=False,
-                        elem_id="picture",
-                        buttons=["download"],
-                    )
-                    enlarge = gr.Button("Enlarge", elem_id="enlarge")
-                    compared = gr.ImageSlider(label="Base and relay", interactive=False, format="png", max_height=512)
-                    gallery = gr.Gallery(label="Drawn here", format="png", columns=4, elem_id="gallery")
-                    settings = gr.JSON(label="Settings of the picture", elem_id="settings")
-
-            fields = [prompt, expanded, mode, size, seed, count, given, use, strength]
-            shown = [status, picture, compared, gallery, history, settings]
-            quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-            for trigger in (draw.click, prompt.submit):
-                trigger(self.draw, [*fields, history], shown, api_name="draw", **quiet)
-            stop.click(self.stop, None, status, queue=False)
-            expand.click(self.expand, prompt, expanded, concurrency_limit=None, api_name="expand")
-            enlarge.click(self.enlarge, [picture, prompt, mode, history], shown, api_name="enlarge", **quiet)
-            enlarge_given.click(self.enlarge, [given, prompt, mode, history], shown, **quiet)
-            given.upload(self.read, given, [prompt, expanded, mode, size, seed, settings], concurrency_limit=None)
-            gallery.select(self.select, history, [picture, settings], queue=False)
-            page.unload(self.leave)
-        return page
+    def _connect(self) -> None:
+        """What happens when."""
+        fields = [
+            self._history,
+            self._written,
+            self._prompt,
+            self._auto,
+            self._expanded,
+            self._mode,
+            self._size,
+            self._seed,
+            self._count,
+        ]
+        shown = [
+            *(self._status, self._expanded, self._picture, self._compared, self._gallery, self._history),
+            self._written,
+            *(self._details, self._settings, self._enlarge, self._edit),
+        ]
+        filled = [
+            self._prompt,
+            self._expanded,
+            self._written,
+            self._mode,
+            self._size,
+            self._seed,
+            self._mask,
+            self._status,
+        ]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+        begun = [self._given, self._mask, self._strength]
+        gr.on([self._draw.click, self._prompt.submit], self.draw, fields, shown, **quiet)
+        self._redraw.click(self.draw, [*fields, *begun], shown, api_name="redraw", **quiet)
+        for button, source in ((self._enlarge, self._picture), (self._enlarge_given, self._given)):
+            button.click(self.enlarge, [source, self._prompt, self._mode, self._history], shown, **quiet)
+        self._stop.click(self.stop, None, self._status, queue=False)
+        self._describe.click(self.describe, self._prompt, [self._expanded, self._written], concurrency_limit=None)
+        self._given.upload(self.read, self._given, filled, **quiet)
+        self._given.clear(lambda: gr.update(value=None, visible=False), None, self._mask, queue=False)
+        self._edit.click(self.begin_with, self._picture, [self._given, self._mask, self._begin], **quiet)
+        self._gallery.select(self.select, self._history, [self._picture, self._settings, self._compared], queue=False)
+        self.blocks.unload(self.leave)
 
     async def draw(
         self,
+        request: gr.Request,
+        history: list[Any],
+        written: tuple[str, str],
         prompt: str,
+        auto: bool,
         expanded: str,
         mode: str,
         size: str,
-        seed: float | None,
+        seed: str,
         count: float,
-        image: str | None,
-        use: bool,
-        strength: float,
-        history: list[Any],
-        request: gr.Request,
-    ) -> AsyncIterator[list[Any]]:
-        """Draw, and show how far it is."""
-        width, height = map(int, str(size).split("x"))
-        wish = Wish(
-            prompt,
-            count=int(count),
-            size=(width, height),
-            mode=mode,
-            seed=None if seed is None else min(int(seed), MOST_SEED),
-            expanded=(expanded or "").strip() or None,
-            partials=MOST_PARTIALS,
-        )
-        if use and image:
-            wish = replace(wish, image=_read(image), strength=strength)
-        async for shown in self._run(wish, history, request):
+        image: str | None = None,
+        mask: dict[str, Any] | None = None,
+        strength: float | None = None,
+    ) -> AsyncIterator[Shown]:
+        """Draw, from a picture where one is given, and show how far it is."""
+        description = expanded.strip() if auto else ""
+        if description == written[1] and prompt.strip() != written[0]:
+            description = ""  # of another prompt, and not edited since
+        with _told():
+            if strength is not None and not image:
+                raise UserError("There is no picture to begin with yet.")
+            given = _read(image) if image else None
+            painted = _painted(mask) if given else None
+            wish = Wish(
+                prompt,
+                count=int(count),
+                size=given.size if given else parse_size(size),
+                mode=mode,
+                seed=_parse_seed(seed),
+                expand=False,
+                partials=MOST_PARTIALS,
+                image=given,
+                mask=painted.resize(given.size) if painted and given else None,
+                strength=None if painted else strength,
+            )
+        if auto and not description and prompt.strip():
+            yield {self._status: "Describing."}
+            told = await self.describe(prompt)
+            description = told[self._expanded]
+            yield told
+        async for shown in self._run(replace(wish, expanded=description or None), history, request):
             yield shown
 
     async def enlarge(
         self, image: str | None, prompt: str, mode: str, history: list[Any], request: gr.Request
-    ) -> AsyncIterator[list[Any]]:
+    ) -> AsyncIterator[Shown]:
         """Enlarge a picture; with its own prompt where it tells one."""
-        if not image:
-            raise gr.Error("There is no picture to enlarge yet.")
+        with _told():
+            if not image:
+                raise UserError("There is no picture to enlarge yet.")
+            given = _read(image)
         own = _settings(image)
         words = own.get("expanded_prompt") or own.get("prompt") or prompt.strip() or None
-        async for shown in self._run(Wish(words, mode=mode, image=_read(image), enlarge=1), history, request):
+        async for shown in self._run(Wish(words, mode=mode, image=given, enlarge=1), history, request):
             yield shown
 
-    async def _run(self, wish: Wish, history: list[Any], request: gr.Request) -> AsyncIterator[list[Any]]:
-        try:
+    async def _run(self, wish: Wish, history: list[Any], request: gr.Request) -> AsyncIterator[Shown]:
+        with _told():
             plan = await self._service.plan(wish)
             ask = self._requests.begin(_id(request), _client(request), plan)
-        except (UserError, ApiError) as error:
-            raise gr.Error(str(error)) from None
         base: Image.Image | None = None
-        yield [_waiting(self._requests.position(ask)), *[gr.skip()] * 5]
+        yield {self._status: _waiting(self._requests.position(ask))}
         try:
             async for event in self._requests.events(ask):
                 if event is None:
                     position = self._requests.position(ask)
-                    yield [_waiting(position) if position else _progress(ask.progress), *[gr.skip()] * 5]
+                    yield {self._status: _waiting(position) if position else _progress(ask.progress)}
                     continue
                 number, one = event
-                if isinstance(one, Partial):
-                    if one.image.width < plan.size.width and number == 0:
-                        base = one.image
-                    yield [_progress(ask.progress), one.image, *[gr.skip()] * 4]
+                if isinstance(one, Drawn):
+                    history, shown = self._keep(plan, number, one, history, base if number == 0 else None)
+                    yield shown
                     continue
-                history, facts = self._keep(plan, number, one, history)
-                pair = gr.skip() if base is None else (base.resize(one.image.size), one.image)
-                status = f"Drawn: {plan.size}, {one.seconds:.1f} s."
-                yield [status, history[0][0], pair, [path for path, _ in history], history, facts]
+                if one.image.width < plan.size.width and number == 0:
+                    base = one.image
+                yield {self._status: _progress(ask.progress), self._picture: one.image}
         except Canceled:
-            yield ["Stopped.", *[gr.skip()] * 5]
+            yield {self._status: "Stopped."}
         except Exception as error:
-            raise gr.Error(str(error) or "The picture could not be drawn.") from error
+            raise gr.Error(str(api_error(error)), print_exception=False) from error
         finally:
             self._requests.end(ask)
 
-    def _keep(self, plan: Plan, number: int, drawn: Drawn, history: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Put a finished picture first in the gallery, its file named after its seed."""
+    def _keep(
+        self, plan: Plan, number: int, drawn: Drawn, history: list[Any], base: Image.Image | None
+    ) -> tuple[list[Any], Shown]:
+        """Put a finished picture first in the gallery, its file named after its seed; and what shows it."""
         order = plan.orders[number]
         facts = {key: value for key, value in self._service.facts(plan, order).items() if value is not None}
         handle, name = tempfile.mkstemp(prefix=f"{order.seed}-", suffix=".png", dir=self._folder)
@@ -221,7 +203,20 @@ class Page:
             file.write(write_picture(drawn.image, "png", None, facts))
         for path, _ in history[MOST_SHOWN - 1 :]:
             Path(path).unlink(missing_ok=True)
-        return [(name, facts), *history[: MOST_SHOWN - 1]], facts
+        history = [(name, facts), *history[: MOST_SHOWN - 1]]
+        pair = None if base is None else (base.resize(drawn.image.size), drawn.image)
+        ready = gr.update(interactive=True)
+        return history, {
+            self._status: f"Drawn: {plan.size}, {drawn.seconds:.1f} s, seed {order.seed}.",
+            self._picture: name,
+            self._compared: gr.update(value=pair, visible=pair is not None),
+            self._gallery: gr.update(value=[path for path, _ in history], visible=True),
+            self._history: history,
+            self._details: gr.update(visible=True),
+            self._settings: facts,
+            self._enlarge: ready,
+            self._edit: ready,
+        }
 
     def stop(self, request: gr.Request) -> str:
         """Stop what this page is drawing."""
@@ -231,36 +226,67 @@ class Page:
         """The page was closed."""
         self._requests.cancel(_id(request), _client(request))
 
-    async def expand(self, prompt: str) -> str:
-        """The description of a prompt, to be looked at and edited before it is drawn."""
-        if not prompt.strip():
-            raise gr.Error("Say what to draw first.")
-        try:
-            return await self._service.expand(prompt)
-        except UserError as error:
-            raise gr.Error(str(error)) from None
+    async def describe(self, prompt: str) -> Shown:
+        """The description of a prompt, to be looked at and edited."""
+        with _told():
+            if not prompt.strip():
+                raise UserError("Say what to draw first.")
+            description = await self._service.expand(prompt)
+        return {self._expanded: description, self._written: (prompt.strip(), description)}
 
-    def read(self, path: str | None) -> list[Any]:
-        """Fill the fields from the text of a PNG that was drawn with us; leave them alone for other pictures."""
-        own = _settings(path) if path else {}
+    def read(self, path: str) -> Shown:
+        """Offer a picture for painting, and fill the fields from its text where it was drawn by this package."""
+        with _told():
+            shown: Shown = {self._mask: gr.update(value=_read(path), visible=True)}
+        own = _settings(path)
         if "prompt" not in own:
-            return [*[gr.skip()] * 5, {"settings": "none in this picture"} if path else None]
-        mode = own.get("mode") if own.get("mode") in self._service.modes else None
-        with Image.open(str(path)) as image:
+            return shown | {self._status: "This picture tells no settings."}
+        with Image.open(path) as image:
             size = f"{image.width}x{image.height}"
-        return [
-            own["prompt"],
-            own.get("expanded_prompt", ""),
-            mode or gr.skip(),
-            size if size in self._sizes else gr.skip(),
-            number(own, "seed", int),
-            own,
-        ]
+        written = own["prompt"], own.get("expanded_prompt", "")
+        shown |= {self._prompt: written[0], self._expanded: written[1], self._written: written, self._size: size}
+        if own.get("mode") in self._service.modes:
+            shown[self._mode] = own["mode"]
+        return shown | {self._seed: own.get("seed", ""), self._status: "The settings were read from the picture."}
 
-    def select(self, history: list[Any], event: gr.SelectData) -> list[Any]:
+    def begin_with(self, path: str) -> Shown:
+        """Take what was drawn as the picture to begin with."""
+        return {
+            self._given: path,
+            self._mask: gr.update(value=_read(path), visible=True),
+            self._begin: gr.update(open=True),
+        }
+
+    def select(self, history: list[Any], event: gr.SelectData) -> Shown:
         """Show a picture of the gallery with its settings."""
         path, facts = history[event.index]
-        return [path, facts]
+        return {self._picture: path, self._settings: facts, self._compared: gr.update(visible=False)}
+
+
+def _painted(editor: dict[str, Any] | None) -> Image.Image | None:
+    """What was painted in an editor as a mask, white there; None where nothing was."""
+    mask: Image.Image | None = None
+    for layer in (editor or {}).get("layers") or []:
+        alpha = layer.getchannel("A").point(lambda value: 255 if value else 0)
+        mask = alpha if mask is None else ImageChops.lighter(mask, alpha)
+    return mask if mask is not None and mask.getbbox() else None
+
+
+def _parse_seed(text: str) -> int | None:
+    """A seed; None for an empty text. Raises UserError."""
+    text = str(text or "").strip()
+    if text and not (text.isdecimal() and int(text) <= MOST_SEED):
+        raise UserError(f"Seed is {text!r}: give a whole number from 0 to {MOST_SEED}, or nothing.")
+    return int(text) if text else None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show what is wrong with a request on the page."""
+    try:
+        yield
+    except (UserError, ApiError) as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def _id(request: gr.Request) -> str:
@@ -268,14 +294,12 @@ def _id(request: gr.Request) -> str:
 
 
 def _client(request: gr.Request) -> str:
-    return f"page {getattr(request, 'username', None) or (request.client and request.client.host)}"
+    """The name of the key that was logged in with, else an address."""
+    return getattr(request, "username", None) or (request.client.host if request.client else "unknown")
 
 
 def _read(path: str) -> Image.Image:
-    try:
-        return read_upload("the picture", Path(path).read_bytes())
-    except UserError as error:
-        raise gr.Error(str(error)) from None
+    return read_upload("the picture", Path(path).read_bytes())
 
 
 def _settings(path: str) -> dict[str, str]:

@@ -7,21 +7,26 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageOps
 
-from cogview3.config import UserError
 from cogview3.data.images import Broken, decode
+from cogview3.errors import UserError
 from cogview3.generation.written import text_chunks
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP")
 
 MOST_PIXELS = 2**24
 """Of an upload; a decompression bomb is told by its header, before anything is unpacked."""
+
+
+class OtherKind(UserError):
+    """An upload that is no picture of the kinds that are read."""
 
 
 def read_upload(name: str, data: bytes) -> Image.Image:
     """An uploaded picture, upright and RGB, laid on white where it is transparent.
 
     Raises:
-        UserError: no picture, a damaged or an animated one, one that is too large or tiny; names the field.
+        OtherKind: no PNG, JPEG or WebP.
+        UserError: a damaged or an animated one, one that is too large or tiny. Both name the field.
     """
     _check_header(name, data)
     try:
@@ -36,7 +41,8 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
     In one with transparency it is the transparent part that is drawn anew, as OpenAI has it; in others the white one.
 
     Raises:
-        UserError: no picture, or another size than that of the picture it is for.
+        OtherKind: no PNG, JPEG or WebP.
+        UserError: a damaged one, or of another size than the picture it is for.
     """
     _check_header("mask", data)
     try:
@@ -53,7 +59,7 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def _check_header(name: str, data: bytes) -> None:
-    """Refuse what is no picture or has too many pixels; reads the header alone."""
+    """Refuse what is no picture of `FORMATS` or has too many pixels; reads the header alone."""
     if not data:
         raise UserError(f"{name} is empty: give a picture")
     try:
@@ -62,7 +68,7 @@ def _check_header(name: str, data: bytes) -> None:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
     except Exception:  # decoders raise nearly anything for what is no picture
-        raise UserError(f"{name}: not a picture that can be read; give PNG, JPEG or WebP") from None
+        raise OtherKind(f"{name} is not a picture that is read here: give PNG, JPEG or WebP") from None
     if width * height > MOST_PIXELS:
         raise UserError(f"{name} is {width}x{height}: give at most {MOST_PIXELS // 10**6} million pixels")
 

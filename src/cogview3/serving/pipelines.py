@@ -48,6 +48,16 @@ class Pipelines(Mapping[str, CogView3Pipeline]):
         self._device, self._dtype, self._placement = device, dtype, placement or Placement()
         self._loaded: dict[str, CogView3Pipeline] = {}
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether networks run on a GPU."""
+        return torch.device(self._device).type == "cuda"
+
+    @property
+    def placed(self) -> str:
+        """Where networks run and in which number format, in words."""
+        return f"{self._device} {self._dtype} {self._placement}"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.modes)
 

@@ -52,7 +52,10 @@ _SHARED: dict[str, Any] = {
         Annotated[str, Field(max_length=32_000)] | None,
         Field(None, description="What to steer away from; distilled modes cannot."),
     ),
-    "expand": (bool | None, Field(None, description="Draw a description that a language model writes of the prompt.")),
+    "expand": (
+        bool | None,
+        Field(None, description="Draw a description that a language model writes; by default where there is one."),
+    ),
 }
 
 _GENERATION: dict[str, Any] = {

@@ -32,6 +32,7 @@ class TextToImage(BaseModel):
     seed: int | None = Field(None, ge=-1, le=MOST_SEED, description="-1 is a random one.")
     batch_size: int | None = Field(None, ge=1, le=MOST_PICTURES)
     n_iter: int | None = Field(None, ge=1, le=MOST_PICTURES)
+    expand: bool | None = Field(None, description="As in /v1/images/generations.")
 
 
 class Pictures(BaseModel):
@@ -106,6 +107,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
             steps=body.steps if free else None,
             guidance=body.cfg_scale if free else None,
             seed=None if body.seed in (None, -1) else body.seed,
+            expand=body.expand,
         )
         plan = await service.plan(wish)
         pictures = await requests.drawn(requests.begin(request_id(request), client, plan), request)

@@ -7,36 +7,77 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-from cogview3.config import UserError
-from cogview3.serving.engine import Engine
+from cogview3.errors import UserError
+from cogview3.serving.queue import Drawing
 
 MOST_CONNECTIONS = 1000
-"""Open connections; more are closed at once, before they cost anything."""
+"""Open connections; one more closes the oldest that asks for nothing, and is closed itself where there is none."""
 
 HEADER_SECONDS = 10.0
 """That a connection may take until its first request has come."""
 
+SEND_SECONDS = 60.0
+"""That a client may leave unread what is sent to it."""
+
+
+class State(ServerState):
+    """What connections share.
+
+    Attributes:
+        by_age: those that are open, the oldest first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_age: dict[Connection, None] = {}
+
 
 class Connection(H11Protocol):
-    """Closes connections that are too many, or bring no whole request head in time."""
+    """Closes connections that are too many, bring no whole request head in time, or do not read."""
 
+    server_state: State
     _patience: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Called by asyncio."""
-        if len(self.connections) >= MOST_CONNECTIONS:
+        if len(self.server_state.by_age) >= MOST_CONNECTIONS and not self._make_room():
             transport.abort()
             return
         super().connection_made(transport)
+        self.server_state.by_age[self] = None
         self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
-        if self._patience is not None:
-            self._patience.cancel()
-        if self in self.connections:
+        for timer in (self._patience, self._unread):
+            if timer is not None:
+                timer.cancel()
+        if self in self.server_state.by_age:
+            del self.server_state.by_age[self]
             super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Called by asyncio where what is sent piles up."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Called by asyncio."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+
+    def _make_room(self) -> bool:
+        """Close the oldest connection without a request in work; False where each has one."""
+        for other in self.server_state.by_age:
+            if other.cycle is None or other.cycle.response_complete:
+                other.transport.abort()
+                other.connection_lost(None)
+                return True
+        return False
 
     def _give_up(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
@@ -46,14 +87,14 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Tells the engine of the end as soon as it is asked for, so that what waits is refused and not waited for."""
 
-    def __init__(self, config: uvicorn.Config, engine: Any) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Drawing) -> None:
         super().__init__(config)
+        self.server_state = State()
         self._engine = engine
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn on SIGTERM and SIGINT."""
-        if isinstance(self._engine, Engine):
-            self._engine.stop_taking()
+        self._engine.stop_taking()
         await super().shutdown(sockets)
 
 
@@ -87,13 +128,14 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def create_server(app: Any, engine: Any, access_log: bool = False) -> Server:
+def create_server(app: Any, engine: Drawing, access_log: bool = False) -> Server:
     """A server for an application and its engine."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app,
         http=Connection,
         ws="none",
+        loop="asyncio",
         access_log=access_log,
         log_level="info" if access_log else "warning",
         timeout_keep_alive=30,

@@ -7,18 +7,17 @@ import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 from PIL.Image import Image
 
 from cogview3 import CogView3Pipeline
-from cogview3.config import UserError
+from cogview3.errors import UserError
 from cogview3.generation.modes import Mode
 from cogview3.prompts.expand import Expander
-from cogview3.serving.engine import Drawing, Limits
 from cogview3.serving.keys import Keys
 from cogview3.serving.metrics import Metrics
-from cogview3.serving.orders import Order, Settings
+from cogview3.serving.orders import Busy, Order, Settings
+from cogview3.serving.queue import Drawing, Limits
 from cogview3.serving.sizes import Size, Sizes
 
 STRENGTH, MASKED_STRENGTH, FAITHFUL_STRENGTH = 0.6, 1.0, 0.35
@@ -44,7 +43,8 @@ class Wish:
         strict: whether another size than the one asked for is refused rather than the nearest drawn.
         mode: a mode of the model.
         enlarge: how often the sides of `image` are doubled, instead of drawing anything.
-        expand: whether a description of the prompt is drawn.
+        expand: whether a description of the prompt is drawn; by default where there is an expander, but not in
+            enlarging.
         expanded: that description, where it is known.
         The others are those of `orders.Order` and `orders.Settings`.
     """
@@ -64,7 +64,7 @@ class Wish:
     mask: Image | None = None
     strength: float | None = None
     enlarge: int | None = None
-    expand: bool = False
+    expand: bool | None = None
     expanded: str | None = None
     partials: int = 0
 
@@ -100,6 +100,7 @@ class Service:
         metrics: figures.
         keys: who may ask.
         expander: writes descriptions; None where there is none.
+        leave: why a prompt should be left as it is, "" where it should not.
         strict_sizes: whether sizes that the model does not draw are refused.
         largest: side in pixels up to which pictures are enlarged.
     """
@@ -113,11 +114,13 @@ class Service:
     metrics: Metrics
     keys: Keys
     expander: Expander | None = None
+    leave: Callable[[str], str] = lambda prompt: ""
     strict_sizes: bool = False
     largest: int = 2048
 
     def __post_init__(self) -> None:
         self._writer = ThreadPoolExecutor(1, "expander", initializer=_one_thread)
+        self._expanding = 0
 
     def pick_model(self, name: str | None) -> str | None:
         """The mode that a model's name asks for, None for none.
@@ -159,7 +162,7 @@ class Service:
         """
         prompt = _clean("prompt", wish.prompt)
         revised = wish.expanded
-        if wish.expand and prompt and not revised:
+        if prompt and not revised and self._expands(wish):
             revised = await self.expand(prompt)
         wish = replace(wish, prompt=revised or prompt, negative_prompt=_clean("negative_prompt", wish.negative_prompt))
         size = self._size(wish)
@@ -176,11 +179,27 @@ class Service:
 
         Raises:
             UserError: there is no language model.
+            Busy: too many prompts wait for one.
         """
         if self.expander is None:
             raise UserError("expand: the service has no language model; leave it out, or start it with --expander")
-        expand: Callable[[str], Any] = self.expander.expand
-        return (await asyncio.get_running_loop().run_in_executor(self._writer, expand, prompt)).text
+        if self._expanding >= self.limits.waiting:
+            raise Busy(f"{self._expanding} prompts wait to be expanded: try again later", 10.0)
+        self._expanding += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, prompt)
+        finally:
+            self._expanding -= 1
+
+    def _write(self, prompt: str) -> str:
+        """In the expander's thread."""
+        assert self.expander is not None
+        return prompt if self.leave(prompt) else self.expander.expand(prompt).text
+
+    def _expands(self, wish: Wish) -> bool:
+        if wish.expand is None:
+            return self.expander is not None and not wish.enlarge
+        return wish.expand
 
     def facts(self, plan: Plan, order: Order) -> dict[str, object]:
         """What is written into a picture's file, under the names that `generate` uses."""

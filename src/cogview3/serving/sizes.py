@@ -1,13 +1,24 @@
 """Sizes that a model draws, and the nearest one to a size that is asked for."""
 
 import math
+import re
 from dataclasses import dataclass
+
+from cogview3.errors import UserError
 
 NARROWEST = 1 / 3
 """Least width over height, and least height over width."""
 
 AREAS = (0.5, 1.6)
 """Least and most pixels of a base picture, as a share of those of the model's own: others it draws badly."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height of WIDTHxHEIGHT, 1 to 99999 each. Raises UserError."""
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.strip())
+    if match is None:
+        raise UserError(f"size is {text!r}: give WIDTHxHEIGHT, such as 256x256")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)

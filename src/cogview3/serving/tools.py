@@ -15,6 +15,7 @@ from cogview3.serving.errors import ApiError
 from cogview3.serving.pictures import from_base64, read_upload, write_picture
 from cogview3.serving.requests import Requests, client_of
 from cogview3.serving.service import Service, Wish
+from cogview3.serving.sizes import parse_size
 
 CLIENT = "mcp"
 
@@ -51,16 +52,19 @@ def create_tools(service: Service, requests: Requests) -> MCPServer:
 
     @server.tool()
     async def generate_image(
-        prompt: str, size: str = "auto", seed: int | None = None, negative_prompt: str | None = None
+        prompt: str,
+        size: str = "auto",
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        expand: bool | None = None,
     ) -> Image:
-        """Draw a picture of a prompt. `size` is WIDTHxHEIGHT or auto; the nearest one that the model draws is taken."""
-        sides = None
-        if size != "auto":
-            width, _, height = size.partition("x")
-            if not (width.isdigit() and height.isdigit() and 0 < int(width) < 10**5 and 0 < int(height) < 10**5):
-                raise ValueError(f"size is {size!r}: give WIDTHxHEIGHT, or auto")
-            sides = int(width), int(height)
-        return await draw(Wish(prompt, negative_prompt, size=sides, seed=seed))
+        """Draw a picture of a prompt.
+
+        `size` is WIDTHxHEIGHT or auto; the nearest one that the model draws is taken. Where the service can describe
+        prompts in full, it draws a description of the prompt unless `expand` is false.
+        """
+        sides = None if size == "auto" else parse_size(size)
+        return await draw(Wish(prompt, negative_prompt, size=sides, seed=seed, expand=expand))
 
     @server.tool()
     async def enlarge_image(image: str, prompt: str | None = None, seed: int | None = None) -> Image:
