@@ -19,7 +19,7 @@ from pyarrow import feather, ipc, parquet
 from cogview3.checkpoints import clear_abandoned, whole_file, whole_folder
 from cogview3.config import UserError
 from cogview3.data.buckets import BucketBatches, Buckets, FittedImages
-from cogview3.data.filters import Filters, Seen, color_grid, difference_hash
+from cogview3.data.filters import Filters, Seen, difference_hash, thumbnail
 from cogview3.data.formats import find_shards
 from cogview3.data.images import decode
 from cogview3.data.keep import write_keep
@@ -311,10 +311,10 @@ def test_colors_tell_duplicates_apart() -> None:
     assert gray[0] == gray[1], "the hash alone takes them for the same"
     flat = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "white")]
     for image in (*colored, *flat):
-        assert not seen.add(difference_hash(image), color_grid(image))
+        assert not seen.add(difference_hash(image), thumbnail(image))
     for image in (*colored, *flat):
         again = decode(encoded(image.resize((48, 48)), quality=90), "jpg").image
-        assert seen.add(difference_hash(image), color_grid(again))
+        assert seen.add(difference_hash(image), thumbnail(again))
 
 
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
@@ -392,6 +392,13 @@ def test_what_is_taken_away_while_a_run_stands_still_does_not_end_it(tmp_path: P
 def test_nothing_left_to_do_is_no_fault() -> None:
     with over_shards(str, [], workers=3) as results:
         assert list(results) == []
+
+
+def test_interrupts_are_for_the_first_process_alone() -> None:
+    blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    with over_shards(blocked, [[], []], workers=2) as results:
+        assert all(signal.SIGINT in each for each in results)
+    assert signal.SIGINT not in blocked([])
 
 
 def write_and_die(out: Path) -> None:

@@ -12,12 +12,12 @@ import fsspec
 import numpy as np
 import pyarrow.parquet
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
 from cogview3.config import UserError
 from cogview3.data import addresses, keep
-from cogview3.data.filters import Filters, Seen, difference_hash, judge_size, judge_text
+from cogview3.data.filters import Filters, Seen, difference_hash, judge_size, judge_text, thumbnail
 from cogview3.data.formats import find_shards
 from cogview3.data.keep import write_keep
 from cogview3.data.shards import CaptionedImages
@@ -315,3 +315,19 @@ def test_sidecars_are_written_at_addresses_and_in_folders(tmp_path: Path) -> Non
         assert (tmp_path / "keep.parquet").is_file()
     finally:
         memory.rm("/kept", recursive=True)
+
+
+@pytest.mark.parametrize("quality", [95, 60])
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_thumbnails_tell_small_changes_from_compression(size: int, quality: int) -> None:
+    drawing = Image.new("RGB", (128, 128), "white")
+    pen = ImageDraw.Draw(drawing)
+    pen.ellipse((24, 24, 104, 104), "orange")
+    pen.rectangle((40, 48, 56, 64), "black")
+    other = drawing.copy()
+    ImageDraw.Draw(other).rectangle((58, 76, 70, 84), "brown")  # a mouth
+    seen, same = Seen(), difference_hash(drawing)
+    assert not seen.add(same, thumbnail(drawing))
+    again = Image.open(io.BytesIO(encoded(drawing.resize((size, size)), quality=quality)))
+    assert seen.add(same, thumbnail(again))
+    assert not seen.add(same, thumbnail(other))

@@ -20,7 +20,7 @@ from cogview3.captions.recaption import Engine, GivenUp, Message, Task, Told, ca
 from cogview3.captions.rows import CannotGoOn, Writer
 from cogview3.config import UserError
 from cogview3.data.formats import Shard
-from cogview3.data.parallel import end_with_parent
+from cogview3.data.parallel import begin_worker, interrupts_held
 from cogview3.errors import one_line
 
 TRIES = 3
@@ -139,7 +139,8 @@ def _start(task: Task, place: int, threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(task, place, threads, theirs), daemon=True)
-    process.start()
+    with interrupts_held():
+        process.start()
     theirs.close()
     return _Worker(process, ours, place)
 
@@ -168,8 +169,7 @@ def _ending(worker: _Worker) -> str:
 
 def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     """Of a worker process: load, then do shards until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process alone answers Ctrl-C
-    end_with_parent()  # so that nobody writes beside its successor where it was killed
+    begin_worker()
     if "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         sys.modules["torch"].set_num_threads(threads)
     try:

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cogview3.captions.rows import Row
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data.formats import Shard, filesystem, is_local
 
@@ -126,9 +127,3 @@ def claimed(shard: Shard) -> Iterator[None]:
     finally:
         Path(f"{path}.lock").unlink(missing_ok=True)
         lock.release()
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What differs between two settings, in words."""
-    names = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
-    return ", ".join(f"{name} ({theirs.get(name)} there, {ours.get(name)} here)" for name in names)

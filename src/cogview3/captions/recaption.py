@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 
 from cogview3 import __version__
-from cogview3.captions.parts import Part, claimed, differences
+from cogview3.captions.parts import Part, claimed
 from cogview3.captions.rows import (
     FAILED,
     OK,
@@ -29,6 +29,7 @@ from cogview3.captions.rows import (
     read_verdicts,
 )
 from cogview3.captions.triplets import whole_address
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data.formats import FolderShard, Shard, TarShard, filesystem
 from cogview3.data.report import Broken, Filtered

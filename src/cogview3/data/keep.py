@@ -10,14 +10,14 @@ import pyarrow
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data.entries import admit, develop
-from cogview3.data.filters import Filters, Seen, color_grid, difference_hash
+from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, thumbnail
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import clear_abandoned, read_captions, read_columns, read_notes, write_sidecar
 
 _DUPLICATE = "duplicate"
-_FORMAT = 2  # of sidecars: with colors
+_FORMAT = 3  # of sidecars: with thumbnails
 
 
 @dataclass
@@ -120,7 +120,7 @@ def judge(shard: Shard, filters: Filters) -> Judged:
         try:
             picture = develop(entry := admit(group, captions, None, filters, needs_caption=False), filters)
             if filters.duplicates:
-                value, colors = difference_hash(picture.image), color_grid(picture.image)
+                value, colors = difference_hash(picture.image), thumbnail(picture.image)
             reason = ""
             judged.report.samples += 1
             judged.report.mended.update(entry.mended + picture.mended)
@@ -155,6 +155,8 @@ def _mark_duplicates(judged: Judged, seen: Seen) -> None:
 def _read(address: str, notes: dict[str, Any]) -> Judged:
     """A finished sidecar's samples."""
     columns = read_columns(address, ("key", "reason", "hash", "colors"))
+    if any(len(colors) != THUMBNAIL for colors in columns["colors"] if colors is not None):
+        raise UserError(f"{address}: damaged (thumbnails of other sizes); delete it and make it again")
     columns["reason"] = [reason or "" for reason in columns["reason"]]
     return Judged(*columns.values(), Report.from_dict(notes["report"]))
 

@@ -32,13 +32,31 @@ def over_shards(
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), begin_worker)
     try:
-        yield pool.map(job, shards)
+        with interrupts_held():  # all are started here
+            results = pool.map(job, shards)
+        yield results
     except BaseException:
         for child in set(multiprocessing.active_children()) - others:
             child.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, here and in processes that are started in the block, for good.
+
+    A terminal sends it to all of them, and one that still imports would answer with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker() -> None:

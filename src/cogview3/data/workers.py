@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from cogview3.config import UserError
 from cogview3.data.buckets import Fitted, FittedImages
 from cogview3.data.order import Place
-from cogview3.data.parallel import end_with_parent
+from cogview3.data.parallel import end_with_parent, interrupts_held
 from cogview3.data.report import Report
 
 Make = Callable[[int, int], FittedImages]
@@ -65,7 +65,8 @@ class WorkerSamples:
 
     def __next__(self) -> Fitted:
         if self._items is None:
-            self._items = iter(self._start())
+            with interrupts_held():
+                self._items = iter(self._start())
         item = next(self._items)
         while item is None:  # workers have unequal numbers of readers
             item = next(self._items)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cogview3.config import UserError
-from cogview3.data.parallel import begin_worker
+from cogview3.data.parallel import begin_worker, interrupts_held
 from cogview3.errors import one_line
 from cogview3.evaluation.store import Store
 from cogview3.evaluation.systems import System, UndrawnError
@@ -53,7 +53,8 @@ def fill(
             threads = max(1, torch.get_num_threads() // processes)
             arguments = (system, store, share, batch, own, dtype, threads)
             workers.append(context.Process(target=_draw_share, args=arguments, daemon=True))
-            workers[-1].start()
+            with interrupts_held():
+                workers[-1].start()
         while any(worker.is_alive() for worker in workers):
             if any(worker.exitcode for worker in workers):
                 break

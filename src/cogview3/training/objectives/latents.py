@@ -9,18 +9,18 @@ import torch
 from diffusers.models import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
-from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
 from cogview3.diffusion import relay
 from cogview3.prompts.encode import embed_text, encode_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch
+from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.sources import BatchNames, Samples, make_source
 
 
-class LatentTraining(Objective):
+class LatentTraining(SourcedTraining):
     """Base of objectives on latents, with VAE and text encoder frozen. Subclasses set `trained`."""
 
     def __init__(self, recipe: BaseRecipe | RelayRecipe | DistillRound) -> None:
@@ -36,7 +36,7 @@ class LatentTraining(Objective):
         }
         self.tokenizer = load_tokenizer(checkpoints.weights_folder(data.text, "tokenizer"))
         self.source = make_source(recipe, self._frozen["vae"], folder)
-        self._names = BatchNames()
+        self.names = BatchNames()
 
     def prepare(self, device: str) -> None:
         """Move the frozen networks to the device, and encode what the source encodes ahead."""
@@ -46,27 +46,11 @@ class LatentTraining(Objective):
             self.trained.set_attn_processor(AttnProcessor())
         self.source.prepare()
 
-    @override
-    def state(self) -> dict[str, Any]:
-        return self.source.state()
-
-    @override
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.source.load_state(state)
-
-    @override
-    def gather(self) -> None:
-        self.source.gather()
-
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents, noise and times (B, ...), sizes (B, 3, 2), and text embeddings (B, L, C), zero for the dropped."""
         samples = self.source.take(first, indices)
-        self._names.keep(first, indices, samples.keys)
+        self.names.keep(first, indices, samples.keys)
         return self._noisy(samples)
-
-    def keys(self, indices: list[int]) -> list[str]:
-        """Names of samples of the last batch: shard and key of pictures."""
-        return self._names.of(indices)
 
     def _fixed_batch(self) -> Batch:
         """The whole validation set as one batch, on the network's device."""

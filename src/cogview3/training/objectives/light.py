@@ -7,14 +7,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
-from typing_extensions import override
 
 from cogview3 import checkpoints
 from cogview3.config import EnlargerRecipe, LightData, LightDecoderRecipe, LightRecipe
@@ -25,13 +23,14 @@ from cogview3.data.scenes.score import score, summarize
 from cogview3.diffusion.relay import enlarge
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.prompts.text_models import load_network
-from cogview3.training.objectives import Batch, Objective, start_from
+from cogview3.training.objectives import Batch, start_from
+from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.sources import BatchNames, Epochs, make_source
 
 _CHUNK = 4  # pictures of a validation worked on at once
 
 
-class LightTraining(Objective):
+class LightTraining(SourcedTraining):
     """Base of both: pictures through a frozen VAE. Subclasses set `trained`."""
 
     trained: LatentEnlarger | LightDecoder
@@ -46,7 +45,7 @@ class LightTraining(Objective):
         of_scenes = isinstance(recipe.data, LightData)
         self.source = None if of_scenes else make_source(recipe, vae, folder)
         self._epochs = Epochs(recipe.data.pictures, recipe.train.seed) if of_scenes else None
-        self._names = BatchNames()
+        self.names = BatchNames()
         if recipe.recipe.start_from:
             start_from(self.trained, recipe.recipe.start_from, component)
 
@@ -62,24 +61,6 @@ class LightTraining(Objective):
     def _precision(self) -> AbstractContextManager:
         return torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
-    @override
-    def state(self) -> dict[str, Any]:
-        return {} if self.source is None else self.source.state()
-
-    @override
-    def load_state(self, state: dict[str, Any]) -> None:
-        if self.source is not None:
-            self.source.load_state(state)
-
-    @override
-    def gather(self) -> None:
-        if self.source is not None:
-            self.source.gather()
-
-    def keys(self, indices: list[int]) -> list[str]:
-        """Names of samples of the last batch: of scenes their numbers, else shard and key."""
-        return self._names.of(indices)
-
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents "z", (B, C, h, w), and what the VAE makes of them, "target"; of scenes once for each."""
         if self.source is not None:
@@ -92,7 +73,7 @@ class LightTraining(Objective):
     def _read(self, first: int, indices: list[int]) -> Batch:
         """Samples of shards: `degraded_share` of the latents have noise of up to `MAX_LATENT_NOISE` added."""
         samples = self.source.take(first, indices)
-        self._names.keep(first, indices, samples.keys)
+        self.names.keep(first, indices, samples.keys)
         z, share = samples.latents["z0"], self.recipe.data.degraded_share
         for place, seed in enumerate(samples.seeds):
             rng = np.random.default_rng(seed)

@@ -1,46 +1,29 @@
 """The autoencoder's objective on pictures of one's own, out of shards."""
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from typing_extensions import override
 
 from cogview3.config import VaeRecipe
 from cogview3.data.latents import to_tensor
 from cogview3.training.objectives import Batch
+from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.objectives.vae import VaeTraining
 from cogview3.training.sources import BatchNames
 from cogview3.training.sources.shards import PictureSource
 
 
-class OwnVaeTraining(VaeTraining):
+class OwnVaeTraining(SourcedTraining, VaeTraining):
     """Train AutoencoderKL on parts of pictures, then on whole ones; the loss is that of scenes."""
 
     depends_on = "set of pictures"
 
     def __init__(self, recipe: VaeRecipe) -> None:
         super().__init__(recipe)
-        self.source, self._names = PictureSource(recipe), BatchNames()
-
-    @override
-    def state(self) -> dict[str, Any]:
-        return self.source.state()
-
-    @override
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.source.load_state(state)
-
-    @override
-    def gather(self) -> None:
-        self.source.gather()
-
-    def keys(self, indices: list[int]) -> list[str]:
-        """Shard and key of pictures."""
-        return self._names.of(indices)
+        self.source, self.names = PictureSource(recipe), BatchNames()
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Pictures (B, 3, H, W) in [-1, 1]: parts cut out at random, from `data.whole_from` on whole pictures.
@@ -49,7 +32,7 @@ class OwnVaeTraining(VaeTraining):
         """
         data, train = self.recipe.data, self.recipe.train
         taken = self.source.pictures(len(indices))
-        self._names.keep(first, indices, taken.keys)
+        self.names.keep(first, indices, taken.keys)
         pictures = taken.images.float() / 127.5 - 1
         rngs = [np.random.default_rng([train.seed, index, 1]) for index in taken.indices.tolist()]
         if first < data.whole_from * train.images:

@@ -6,7 +6,6 @@ together, the second what they look like. Only the encoder is kept.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from typing_extensions import override
 from cogview3.config import PairObjective, TextModel, TextRecipe
 from cogview3.data import buckets
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch
+from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.objectives.text import start_encoder, t5_config
 from cogview3.training.sources import BatchNames
 from cogview3.training.sources.shards import PictureSource, caption_reader
@@ -57,13 +57,13 @@ class PairReader(nn.Module):
         return functional.normalize(text, dim=1) @ functional.normalize(seen, dim=1).T
 
 
-class PairTraining(Objective):
+class PairTraining(SourcedTraining):
     """Train a text encoder on captions with pictures out of shards, its tokenizer made of the captions."""
 
     def __init__(self, recipe: TextRecipe) -> None:
         super().__init__()
         self.recipe, self.weights = recipe, recipe.objective or PairObjective()
-        self.source, self._names = PictureSource(recipe), BatchNames()
+        self.source, self.names = PictureSource(recipe), BatchNames()
         torch.manual_seed(recipe.train.seed)
         self.trained = PairReader(recipe.model)
         start = recipe.recipe.start_from
@@ -83,26 +83,10 @@ class PairTraining(Objective):
         """Hash of the vocabulary."""
         return vocabulary_hash(self.tokenizer)
 
-    @override
-    def state(self) -> dict[str, Any]:
-        return self.source.state()
-
-    @override
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.source.load_state(state)
-
-    @override
-    def gather(self) -> None:
-        self.source.gather()
-
-    def keys(self, indices: list[int]) -> list[str]:
-        """Shard and key of pictures."""
-        return self._names.of(indices)
-
     def batch(self, first: int, indices: list[int]) -> Batch:
         """As `_batch`, of the next pictures."""
         taken = self.source.pictures(len(indices))
-        self._names.keep(first, indices, taken.keys)
+        self.names.keep(first, indices, taken.keys)
         return self._batch(taken, self.recipe.train.seed)
 
     def _batch(self, taken: buckets.Batch, seed: int) -> Batch:

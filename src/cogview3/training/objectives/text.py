@@ -63,7 +63,6 @@ _SLOTS = _SCENE_VALUES + _OBJECT_VALUES * MAX_OBJECTS + (_PAIR_VALUES,) * len(_P
 _OFFSETS = tuple(np.cumsum([0] + [len(values) + 1 for values in _SLOTS]))  # each slot: "not stated", then its values
 OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
 _SCENE_SLOTS, _OBJECT_SLOTS = len(_SCENE_VALUES), len(_OBJECT_VALUES) * MAX_OBJECTS
-SLOTS = _SCENE_SLOTS + _OBJECT_SLOTS
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", BETWEEN: "end of"}
 
 
