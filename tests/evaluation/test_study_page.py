@@ -1,7 +1,6 @@
 """The study's page in a browser: by keyboard on a desktop, by touch on a phone, whatever is in the prompts."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import pytest
 
 from cogview3.evaluation.study import database
 from cogview3.evaluation.study.build import Plan
+from tests.browser import chromium, needs_browser
 from tests.evaluation.study_worlds import Server, make_study
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +24,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ser
 
 
 def told(page, place: str, text: str) -> None:
-    sync_api.expect(page.locator(place)).to_have_text(text, timeout=60_000)
+    from playwright.sync_api import expect
+
+    expect(page.locator(place)).to_have_text(text, timeout=60_000)
 
 
 def test_keyboard_and_phone(served: tuple[Path, Server, list[str]], tmp_path: Path) -> None:
     folder, server, links = served
     shots = Path(os.environ.get("COGVIEW3_SCREENSHOTS", tmp_path))
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(60_000)
         errors: list[str] = []
@@ -62,6 +61,15 @@ def test_keyboard_and_phone(served: tuple[Path, Server, list[str]], tmp_path: Pa
             touch.locator(side).evaluate("image => image.decode()")
         touch.tap("#alignment button:nth-of-type(2)")
         touch.screenshot(path=shots / "phone.png")
+        outside = touch.evaluate(
+            """[...document.querySelectorAll('fieldset')].filter(field => {
+                const box = field.getBoundingClientRect();
+                return [...field.children].some(each => {
+                    const own = each.getBoundingClientRect();
+                    return own.top < box.top || own.bottom > box.bottom || own.right > box.right;
+                });
+            }).map(field => field.id)"""
+        )
         wide = touch.evaluate("document.documentElement.scrollWidth")
         small = touch.evaluate("Math.min(...[...document.querySelectorAll('button')].map(b => b.offsetHeight))")
         touch.tap("#aesthetics button:nth-of-type(4)")
@@ -69,8 +77,8 @@ def test_keyboard_and_phone(served: tuple[Path, Server, list[str]], tmp_path: Pa
         told(touch, "#count", "1 of 6")
         touch.reload()  # goes on where it was
         told(touch, "#count", "1 of 6")
-        browser.close()
     assert errors == []
+    assert outside == []  # a question of two lines does not lie over its border
     assert wide <= 390
     assert small >= 44  # what a finger hits
     votes = database.votes(folder / database.DATABASE)

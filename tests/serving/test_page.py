@@ -2,22 +2,21 @@
 
 import io
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from PIL import Image, ImageChops
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from cogview3 import CogView3Pipeline
 from cogview3.prompts.expand import Expander
 from cogview3.serving.keys import Key, Keys, digest_of
+from tests.browser import chromium, needs_browser
 from tests.serving.conftest import Served, Shouting, serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    needs_browser,
     # gradio leaves an uploaded picture's file to the garbage collector
     pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -25,10 +24,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
