@@ -175,7 +175,7 @@ def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> 
     fills = {line[0]: line[1] for line in stated.rows if line[0].startswith("fill: ")}
     assert fills == {f"fill: {name}": f"{share:.3f}" for name, share in row["model"]["values"]["fill"].items()}
     counts = [f"{number} object{'s' * (number != '1')}" for number in row["model"]["objects"]]
-    for label in ("held-out triples", "fill and outline", "gradient energy", *counts, *row["model"]["kinds"]):
+    for label in ("held-out combinations", "fill and outline", "gradient energy", *counts, *row["model"]["kinds"]):
         assert any(line.startswith(f"│ {label} ") for line in lines), label
 
 

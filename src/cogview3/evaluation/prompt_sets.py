@@ -47,7 +47,7 @@ def load_prompts(name_or_file: str, count: int | None = None) -> list[Prompt]:
     """The first `count` prompts of a set; a larger count begins with the same prompts.
 
     Args:
-        name_or_file: "scenes-heldout" (comprehensive captions of random scenes, alternately of seen triples alone
+        name_or_file: "scenes-heldout" (comprehensive captions of random scenes, alternately of seen combinations alone
             and with a held-out one, or a thing on a held-out ground), "scenes-brief" (brief captions of the same
             scenes), "scenes-people" (200 prompts as people type them, written by hand), "scenes-tune" (for choosing
             between models: comprehensive and brief captions of other scenes, and 60 written prompts), or a file that

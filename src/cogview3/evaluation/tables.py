@@ -189,8 +189,8 @@ _LINES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "fill and outline": lambda row: row["fine"],
     "pictures wholly": lambda row: row["whole"],
     "one-object pictures wholly": lambda row: row["one_object_whole"],
-    "seen triples": lambda row: row["seen"],
-    "held-out triples": lambda row: row["held_out"],
+    "seen combinations": lambda row: row["seen"],
+    "held-out combinations": lambda row: row["held_out"],
 }
 
 

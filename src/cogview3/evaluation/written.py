@@ -24,7 +24,7 @@ def recaption_figures(scenes: Sequence[Scene], olds: Sequence[Caption], written:
         too many is one more wrong fact and a caption that `parser.parse` cannot read states none; "captions_right" of
         captions with every fact; "read" of captions that can be read; "wrong_kept" of the old captions' wrong
         statements that the new ones state as well; "seen" and "held_out", facts right of scenes without and with a
-        held-out triple; and each kind of fact. Kinds and groups that do not occur are left out.
+        held-out combination; and each kind of fact. Kinds and groups that do not occur are left out.
 
     Raises:
         UserError: no captions, or not as many of each.

@@ -115,7 +115,7 @@ def test_same_seed_gives_the_same_scene():
     assert first != other
 
 
-@pytest.mark.parametrize("arguments", [{"triples": "all"}, {"count": 0}, {"count": 5}])
+@pytest.mark.parametrize("arguments", [{"combinations": "all"}, {"count": 0}, {"count": 5}])
 def test_impossible_scenes_are_refused(arguments):
     with pytest.raises(UserError, match=str(next(iter(arguments.values())))):
         sample_scene(np.random.default_rng(0), **arguments)

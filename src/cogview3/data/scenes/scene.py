@@ -269,7 +269,7 @@ def relation_holds(relation: Relation, centers: Sequence[tuple[float, float]]) -
 
 
 def is_held_out(shape: str, color: str, fill: str) -> bool:
-    """True for the fixed fifth of the shape-color-fill triples that no training scene contains."""
+    """True for the fixed fifth of the shape-color-fill combinations that no training scene contains."""
     digest = hashlib.sha256(f"{shape}/{color}/{fill}".encode()).digest()
     return digest[0] % 5 == 0
 
@@ -284,16 +284,16 @@ _SIZE_NAMES = tuple(SIZES)
 _CELLS = tuple((COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS))  # in the order of POSITIONS
 
 
-def sample_scene(rng: np.random.Generator, triples: str = "seen", count: int | None = None) -> Scene:
+def sample_scene(rng: np.random.Generator, combinations: str = "seen", count: int | None = None) -> Scene:
     """Draw a scene at random.
 
-    triples: "seen" uses what training shows alone; "held-out" gives the scene at least one object that it never shows:
-    a triple of shape, color and fill, or a thing on its ground, of the fixed fifth.
+    combinations: "seen" uses what training shows alone; "held-out" gives the scene at least one object that it never
+    shows: a combination of shape, color and fill, or a thing on its ground, of the fixed fifth.
     count: number of objects, 1 to 4; drawn with COUNT_WEIGHTS if None.
-    Raises UserError for another `triples` or `count`.
+    Raises UserError for another `combinations` or `count`.
     """
-    if triples not in ("seen", "held-out"):
-        raise UserError(f"triples is {triples!r}; give 'seen' or 'held-out'")
+    if combinations not in ("seen", "held-out"):
+        raise UserError(f"combinations is {combinations!r}; give 'seen' or 'held-out'")
     if count is not None and not 1 <= count <= len(COUNT_WEIGHTS):
         raise UserError(f"a scene cannot hold {count} objects; give 1 to {len(COUNT_WEIGHTS)}")
     ground = GROUNDS[rng.integers(len(GROUNDS))]
@@ -302,7 +302,7 @@ def sample_scene(rng: np.random.Generator, triples: str = "seen", count: int | N
     kinds = [_sample_kind(rng, ground, held_out=False) for _ in range(number)]
     if number > 1 and rng.random() < GROUP_SHARE:
         kinds = _with_group(kinds, ground, rng)
-    if triples == "held-out":
+    if combinations == "held-out":
         kinds[rng.integers(number)] = _sample_kind(rng, ground, held_out=True)
     objects = [
         SceneObject(*kind[:4], size, x, y, kind[4])

@@ -190,10 +190,10 @@ class ExpanderTraining(Objective):
         """Hash of the vocabulary, whose order follows from the captions' wording."""
         return vocabulary_hash(self.tokenizer)
 
-    def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
+    def _sample(self, seed: int, index: int, combinations: str = "seen") -> tuple[Scene, captions.Caption]:
         """A scene in the order of its prompt, and the prompt."""
         rng = np.random.default_rng([seed, index])
-        scene = sample_scene(rng, triples)
+        scene = sample_scene(rng, combinations)
         prompt = captions.brief(scene, rng)
         return told_scene(scene, prompt.told), prompt
 
@@ -269,7 +269,7 @@ class ExpanderTraining(Objective):
         return written
 
     def validate(self) -> dict[str, float]:
-        """How faithful greedy expansions are, on prompts of `validate.seed`; every second with a held-out triple."""
+        """How faithful greedy expansions are, on prompts of `validate.seed`; every second a held-out combination."""
         settings = self.recipe.validate_
         kinds = [("seen", "held-out")[index % 2] for index in range(settings.images)]
         prompts = [self._sample(settings.seed, index, kind)[1] for index, kind in enumerate(kinds)]

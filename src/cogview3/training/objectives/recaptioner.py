@@ -212,9 +212,9 @@ class RecaptionerTraining(Objective):
         """Hash of the vocabulary, whose order follows from the captions' wording."""
         return vocabulary_hash(self.tokenizer)
 
-    def _sample(self, seed: int, index: int, triples: str = "seen") -> tuple[Scene, captions.Caption]:
+    def _sample(self, seed: int, index: int, combinations: str = "seen") -> tuple[Scene, captions.Caption]:
         rng = np.random.default_rng([seed, index])
-        scene = sample_scene(rng, triples)
+        scene = sample_scene(rng, combinations)
         return scene, captions.alt_text(scene, rng)
 
     def _pictures(self, scenes: list[Scene], resized: list[bool]) -> Tensor:
@@ -295,7 +295,7 @@ class RecaptionerTraining(Objective):
         return written
 
     def validate(self) -> dict[str, float]:
-        """How true greedy captions are, on scenes of `validate.seed`; every second one with a held-out triple."""
+        """How true greedy captions are, on scenes of `validate.seed`; every second one with a held-out combination."""
         settings = self.recipe.validate_
         kinds = [("seen", "held-out")[index % 2] for index in range(settings.images)]
         samples = [self._sample(settings.seed, index, kind) for index, kind in enumerate(kinds)]
