@@ -10,7 +10,7 @@ SOURCES := benchmarks docs examples integrations scripts src tests
 # Neighbors share what their files set up, so each process takes a stretch of the tests, and then some of the slower ones'.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help generate test coverage test-long docs lint format clean
+.PHONY: help generate test coverage test-long docs results lint format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for 
 
 docs: .venv/.installed-docs  ## Build the documentation into site/, API pages from the docstrings included
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+results: .venv/.installed-dev  ## Measure docs/results.md anew on the bundled model: half an hour; it goes on where it stopped
+	$(BIN)/cogview3 reproduce --out build/results
+	$(BIN)/python scripts/results.py build/results
 
 lint: .venv/.installed-dev  ## Check style and formatting
 	$(BIN)/ruff check $(SOURCES)

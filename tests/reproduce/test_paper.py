@@ -1,14 +1,20 @@
 """What the report of `reproduce` claims, and its rows on a tiny model."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cogview3 import CogView3Pipeline
+from cogview3 import CogView3Pipeline, checkpoints
+from cogview3.config import UserError, load_recipe
+from cogview3.data.scenes.things import THINGS
+from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.reproduce import paper
+from cogview3.reproduce.measured import Bench, Way
 from cogview3.reproduce.report import claims, markdown
+from cogview3.reproduce.rows import ESTIMATE, Shape, rows
 from cogview3.reproduce.training import STARTS, trainings
 
 
@@ -36,30 +42,71 @@ def test_every_table_is_measured_on_the_same_base_pictures(
     tmp_path: Path, make_components: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     CogView3Pipeline(**make_components(sample_size=8)).save_pretrained(tmp_path / "tiny")
-    monkeypatch.setattr(paper, "BATCH", 2)
-    result = paper.reproduce(str(tmp_path / "tiny"), count=2)
-    rows = {(each["table"], each["name"]): each for each in result["rows"]}
+    modes = {"format": 1, "default": "2+2", "modes": {"2+2": {"steps": 2, "relay_steps": 2, "guidance": 1.0}}}
+    (tmp_path / "tiny" / "sampling.json").write_text(json.dumps(modes))
+    monkeypatch.setattr(Bench, "batch", 2)
+    result = paper.reproduce(str(tmp_path / "tiny"), count=3, out=tmp_path / "out")
+    named = {(each["table"], each["name"]): each for each in result["rows"]}
     same = [
         each
-        for each in rows.values()
-        if each["name"] in ("relay 50+10", "linear", "recomputed", "10 steps, k = 1", "whole")
+        for each in named.values()
+        if each["name"] in ("relay 2+2", "linear", "recomputed", "2 steps, k = 1", "whole")
     ]
     assert len(same) == 5
     assert len({each["frechet"]["distance"] for each in same}) == 1
-    carried = rows["Blur estimate inside the sampler", "carried (Algorithm 1)"]
+    carried = named["Blur estimate inside the sampler", "carried (Algorithm 1)"]
     assert carried["frechet"]["distance"] != same[0]["frechet"]["distance"]
     assert carried["against"]["name"] == "recomputed"
     text = markdown(result, [])
-    assert all(f"## {table}" in text for table, _ in rows)
+    assert all(f"## {table}" in text for table, _ in named)
     paths = paper.write(tmp_path / "out", result)
     assert all(path.is_file() for path in paths)
+    monkeypatch.setattr(Bench, "_draw", None)  # everything is there
+    monkeypatch.setattr(Bench, "_relay", None)
+    assert paper.reproduce(str(tmp_path / "tiny"), count=3, out=tmp_path / "out") == result
+    with pytest.raises(UserError, match="holds another run"):
+        paper.reproduce(str(tmp_path / "tiny"), count=3, seed=1, out=tmp_path / "out")
+
+
+def test_ways_that_are_one_are_drawn_once() -> None:
+    """The relay as it stands, whatever tables call it; carrying needs first order, and what it is compared with too."""
+    own = {"relay_start": 300, "blur": "linear", "blur_estimate": "recompute", "power": 1.0, "solver_order": 1}
+    shape = Shape(50, 10, 256, own, ["4+1"])
+    chosen = rows(shape, {}, expands=True)
+    assert sum(row.way == Way() for row in chosen) == 6
+    assert all(row.against in {each.name for each in chosen if each.table == row.table} | {None} for row in chosen)
+    assert {row.name for row in chosen} >= {"relay 50+10", "distilled 4+1", "relay 8+2", "T_r 300", "expanded"}
+    second = rows(Shape(50, 10, 256, own | {"solver_order": 2}), {}, expands=False)
+    estimates = [row.way.scheduler for row in second if row.table == ESTIMATE]
+    assert estimates == [{"solver_order": 1}, {"blur_estimate": "carry", "solver_order": 1}]
+
+
+def test_scenes_with_things_that_a_model_never_saw_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    vocabulary = [["▁star", -1.0], ["▁circle", -1.0]]
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    prompts, brief, others, unlearned = paper.known_prompts(str(tmp_path), 6)
+    assert unlearned == len(THINGS)
+    assert not [item for prompt in (*prompts, *others) for item in prompt.objects if item.thing]
+    assert [prompt.scene for prompt in prompts] == [prompt.scene for prompt in brief]
+    assert not {prompt.text for prompt in prompts} & {prompt.text for prompt in others}
+    assert paper.known_prompts(str(tmp_path / "none"), 6)[0] == load_prompts("scenes-heldout", 6)
 
 
 def test_trainings_are_recipes_that_exist() -> None:
-    from cogview3.config import load_recipe
+    for run in trainings("scenes", quick=True):
+        assert load_recipe(run.recipe, list(run.changes)).train.images == run.images == 640
+    starts = trainings("scenes", quick=False)[1:]
+    assert [run.row for run in starts] == [f"T_r {start}" for start in STARTS]
+    assert len({run.images for run in starts}) == 1
 
-    runs = trainings("scenes", quick=True)
-    assert [run.row for run in runs] == ["single stage", *(f"T_r {start}" for start in STARTS)]
-    for run in runs:
-        recipe = load_recipe(run.recipe, list(run.changes))
-        assert recipe.train.images == 640
+
+def test_the_single_stage_has_the_relays_compute() -> None:
+    """As many pictures of the final size, by a network that costs the same a picture."""
+    run = trainings("scenes", quick=False)[0]
+    single, relay = load_recipe(run.recipe, list(run.changes)), load_recipe("scenes/relay")
+    assert single.model == relay.model
+    assert (single.train.images, single.data.size) == (relay.train.images, relay.data.size)
+    folders = [checkpoints.weights_folder("scenes", name) for name in ("unet", "relay_unet")]
+    base, other = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    assert base | {"sample_size": 0} == other | {"sample_size": 0}

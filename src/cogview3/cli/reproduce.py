@@ -56,13 +56,53 @@ def tables(
         if train:
             runs = training.trainings(model, quick)
             total = sum(run.minutes for run in runs)
-            typer.echo(f"{len(runs)} trainings first, about {total} minutes on two cores: {out / 'runs'}", err=True)
+            typer.echo(f"{len(runs)} trainings first, about {total} minutes of a core: {out / 'runs'}", err=True)
             trained = training.train_rows(out / "runs", runs, place)
-        how = {"quick": quick, "count": count, "seed": seed, "device": place, "expander": expander}
+        how = {"quick": quick, "count": count, "seed": seed, "device": place, "expander": expander, "out": out}
         result = paper.reproduce(model, **how, trained=trained, counter=counter)
         paths = paper.write(out, result)
     text = "\n".join([f"{result['minutes']:.1f} minutes", *map(str, paths)])
     report({**result, "files": [str(path) for path in paths]}, text, as_json)
+
+
+@app.command()
+def pixel(
+    relay: Annotated[
+        Path | None, typer.Option("--relay", help="Run of scenes/pixel_relay: runs/scenes-pixel_relay.")
+    ] = None,
+    base: Annotated[Path | None, typer.Option("--base", help="Run of scenes/pixel_base, alike.")] = None,
+    edm: Annotated[Path | None, typer.Option("--edm", help="Run of scenes/pixel_edm, alike.")] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Train the three first, or resume them; the same command goes on.")
+    ] = False,
+    count: Annotated[int, typer.Option("--count", min=2, help="Pictures of each row; intervals take 100.")] = 500,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=1000, help="Steps of each stage; plain EDM takes as many, and twice.")
+    ] = 20,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the table and the grid.")] = Path("pixel"),
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """The original relay, in pixels, beside plain diffusion of equal training and equal time."""
+    check_writable(out)
+    with clean_stdout(as_json):
+        from cogview3 import checkpoints
+        from cogview3.cli.progress import counter
+        from cogview3.reproduce import pixel as measured
+
+        given = {"relay": relay, "base": base, "edm": edm}
+        runs = {part: run or Path("runs") / f"scenes-pixel_{part}" for part, run in given.items()}
+        place = pick_device(device)
+        if train:
+            typer.echo(f"three trainings first, about {measured.minutes()} minutes of a core", err=True)
+            measured.train_parts(runs, place)
+        images = {part: checkpoints.length_of(run) for part, run in runs.items()}
+        how = {"count": count, "steps": steps, "seed": seed, "device": place}
+        figures, shown = measured.compare(measured.open_parts(runs), images, **how, counter=counter)
+        paths = measured.write(out, figures, shown)
+    text = "\n".join([*(f"{row['name']}: {row['distance']:.4f}" for row in figures["rows"]), *map(str, paths)])
+    report({**figures, "files": [str(path) for path in paths]}, text, as_json)
 
 
 @app.command()

@@ -1,6 +1,5 @@
 """Warnings of typed prompts, before they are expanded or drawn."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
     """Say on stderr what of each prompt the bundled `scenes` model does not know or cannot draw."""
     if model_name(model) != "scenes":
         return
-    from cogview3.data.scenes.typed import problems
+    from cogview3.data.scenes.typed import learned_words, problems
     from cogview3.generation.loading import resolve_model
 
     learned = learned_words(Path(resolve_model(model)) / "tokenizer" / "tokenizer.json")
@@ -26,15 +25,6 @@ def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
         typer.echo(f"warning: {shown!r}: {'; '.join(told)}", err=True)
     if len(found) > MAX_WARNINGS:
         typer.echo(f"warning: the same holds of {len(found) - MAX_WARNINGS} more prompts", err=True)
-
-
-def learned_words(tokenizer: Path) -> frozenset[str] | None:
-    """The whole words of a `tokenizer.json` of ours, those of captions that its model has seen; None without one."""
-    try:
-        pieces = json.loads(tokenizer.read_text("utf-8"))["model"]["vocab"]
-        return frozenset(piece.removeprefix("▁") for piece, _ in pieces if piece.startswith("▁") and len(piece) > 2)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # damage is reported where the model is loaded
 
 
 def unexpandable(model: str, expander: str | None, prompts: Sequence[str]) -> dict[str, str]:

@@ -5,13 +5,15 @@ where which colors are and how much fine detail there is, and that is what the f
 for some hundred pictures. Distances in this space compare models with each other, not with published figures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cogview3.evaluation.intervals import bounds
 
 CELLS = 4
 """Cells of a picture along each side."""
@@ -87,14 +89,44 @@ def compare(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, Any]:
     count = len(first)
     if count < FEWEST:
         return figures
-    rng = np.random.default_rng(seed)
-    extrapolated = _extrapolated(first, second, np.arange(count), rng)
-    draws = [_extrapolated(first, second, rng.integers(count, size=count), rng, 1) for _ in range(RESAMPLES)]
-    # what is drawn from is the pictures at hand, whose distance is known: by so much a draw misses it, this one misses
-    missed = np.quantile(np.array(draws) - distance, [0.025, 0.975])
-    figures["extrapolated"] = extrapolated
-    figures["interval"] = [float(extrapolated - missed[1]), float(extrapolated - missed[0])]
+    figures["extrapolated"], figures["interval"] = _with_interval(
+        count, distance, seed, lambda *how: _extrapolated(first, second, *how)
+    )
     return figures
+
+
+def difference(first: Tensor, second: Tensor, reference: Tensor, seed: int = 0) -> dict[str, Any]:
+    """By how much the first set's distance to a reference exceeds the second's, sets of features of equal counts.
+
+    Returns:
+        "difference", of the extrapolated distances, and its 95 % "interval", as in `compare`; of fewer than 100
+        pictures the plain distances', and None.
+    """
+    plain = frechet_distance(first, reference) - frechet_distance(second, reference)
+    if len(first) < FEWEST:
+        return {"difference": plain, "interval": None}
+
+    def both(rows: np.ndarray, rng: np.random.Generator, *subsets: int) -> float:
+        same = int(rng.integers(2**63))  # subsets for the two
+        own, other = (
+            _extrapolated(each, reference, rows, np.random.default_rng(same), *subsets) for each in (first, second)
+        )
+        return own - other
+
+    found, interval = _with_interval(len(first), plain, seed, both)
+    return {"difference": found, "interval": interval}
+
+
+def _with_interval(
+    count: int, plain: float, seed: int, extrapolated: Callable[..., float]
+) -> tuple[float, list[float]]:
+    """A figure of all pictures, called with their rows, and its 95 % interval, by drawing them anew."""
+    rng = np.random.default_rng(seed)
+    found = extrapolated(np.arange(count), rng)
+    draws = [extrapolated(rng.integers(count, size=count), rng, 1) for _ in range(RESAMPLES)]
+    # what is drawn from is the pictures at hand, whose figure is known: by so much a draw misses it, this one misses
+    missed = bounds(np.array(draws) - plain)
+    return found, [found - missed[1], found - missed[0]]
 
 
 def _extrapolated(

@@ -13,10 +13,14 @@ RESAMPLES = 1000
 _BOUNDS = [0.025, 0.975]
 
 
-def _picks(count: int, seed: int) -> np.ndarray:
-    """How often each of `count` units is in each draw, (RESAMPLES, count)."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+def picks(count: int, seed: int | np.random.Generator, draws: int = RESAMPLES) -> np.ndarray:
+    """How often each of `count` units is in each draw of as many, with replacement, (draws, count)."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+
+
+def bounds(draws: np.ndarray | Sequence[float]) -> list[float]:
+    """The 95 % interval [low, high] of a figure's values over the draws."""
+    return [float(bound) for bound in np.quantile(draws, _BOUNDS)]
 
 
 def bootstrap_interval(scores: Sequence[Score], seed: int) -> list[float]:
@@ -38,13 +42,13 @@ def share_intervals(right: np.ndarray, total: np.ndarray, seed: int) -> list[lis
     Returns:
         [low, high] of each group; None of one without facts. Draws without any of its facts are left out.
     """
-    picks = _picks(len(right), seed)
-    rights, totals = picks @ right, picks @ total
+    drawn = picks(len(right), seed)
+    rights, totals = drawn @ right, drawn @ total
     shares = np.divide(rights, totals, out=np.full(rights.shape, np.nan), where=totals > 0)
     intervals: list[list[float] | None] = []
     for column, any_facts in zip(shares.T, total.sum(0) > 0, strict=True):
         found = column[~np.isnan(column)]
-        intervals.append([float(bound) for bound in np.quantile(found, _BOUNDS)] if any_facts else None)
+        intervals.append(bounds(found) if any_facts else None)
     return intervals
 
 
@@ -57,8 +61,8 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable], seed: i
     places = [numbers[name] for name in clusters]
     np.add.at(sums, places, values)
     np.add.at(counts, places, 1)
-    picks = _picks(len(numbers), seed)
-    return [float(bound) for bound in np.quantile((picks @ sums) / (picks @ counts), _BOUNDS)]
+    drawn = picks(len(numbers), seed)
+    return bounds((drawn @ sums) / (drawn @ counts))
 
 
 def paired(scores: Sequence[Score], reference: Sequence[Score], seed: int) -> dict[str, Any]:
@@ -72,13 +76,12 @@ def paired(scores: Sequence[Score], reference: Sequence[Score], seed: int) -> di
     counts = np.array(
         [[own.right, own.total, other.right, other.total] for own, other in zip(scores, reference, strict=True)]
     )
-    picks = _picks(len(counts), seed)
-    right, total, right_reference, total_reference = np.vstack([counts.sum(0), picks @ counts]).T
+    drawn = picks(len(counts), seed)
+    right, total, right_reference, total_reference = np.vstack([counts.sum(0), drawn @ counts]).T
     own, other = right / total, right_reference / total_reference
     ratios = np.divide(own, other, out=np.full_like(own, np.nan), where=other > 0)
     figures: dict[str, Any] = {}
     for key, interval, values in (("ratio", "ratio_interval", ratios), ("difference", "interval", own - other)):
-        bounds = [float(value) for value in np.quantile(values[1:], _BOUNDS)]
         figures |= {key: None if np.isnan(values[0]) else float(values[0])}
-        figures |= {interval: None if np.isnan(values).any() else bounds}
+        figures |= {interval: None if np.isnan(values).any() else bounds(values[1:])}
     return figures

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cogview3.evaluation.intervals import bounds, picks
+
 CELL = 8
 """Side in pixels of the cells whose means are compared beside the pixels: what a viewer sees from further away."""
-
-RESAMPLES = 1000
-"""Draws of the bootstrap."""
 
 
 class Response:
@@ -93,13 +92,11 @@ def pooled_r2(parts: Tensor, seed: int = 0) -> dict[str, Any]:
         replacement, None of fewer than two pictures.
     """
     table = parts.numpy()
-    rng = np.random.default_rng(seed)
-    picks = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=RESAMPLES)
-    errors, raw, sums, counts = np.vstack([table.sum(0), picks @ table]).T
+    errors, raw, sums, counts = np.vstack([table.sum(0), picks(len(table), seed) @ table]).T
     spread = raw - sums**2 / counts
     values = 1 - np.divide(errors, spread, out=np.full_like(errors, np.nan), where=spread > 0)
     whole, draws = values[0], values[1:]
-    interval = None if len(table) < 2 or np.isnan(draws).any() else np.quantile(draws, [0.025, 0.975]).tolist()
+    interval = None if len(table) < 2 or np.isnan(draws).any() else bounds(draws)
     return {"r2": None if np.isnan(whole) else float(whole), "r2_interval": interval}
 
 

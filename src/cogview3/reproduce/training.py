@@ -6,51 +6,82 @@ from pathlib import Path
 
 from cogview3 import checkpoints
 from cogview3.config import load_recipe
+from cogview3.reproduce.rows import SINGLE_STAGE, Trained
 
-STARTS = (200, 400, 500, 600, 800)
-"""Table 3's relay starts."""
+STARTS = (200, 300, 400, 500, 600, 800)
+"""Table 3's relay starts, and the built-in world's."""
 
 FINE_TUNE_IMAGES = 6_400
 """Samples of each start's fine-tune."""
 
+QUICK_IMAGES = 640
+"""Samples of every training with `--quick`."""
+
+PER_MINUTE = 800
+"""Pictures of 256 x 256 that a core trains on in a minute, roughly."""
+
 
 @dataclass(frozen=True)
 class Training:
-    """One run: its row, its recipe with changes, the component that it gives, and rough minutes on two cores."""
+    """One run: its row, its recipe with changes, the network that it gives, its pictures, and what is said of it."""
 
     row: str
     recipe: str
     changes: tuple[str, ...]
     component: str
-    minutes: int
+    images: int
+    note: str
+
+    @property
+    def minutes(self) -> int:
+        """Of one core, roughly."""
+        return max(1, round(self.images / PER_MINUTE))
 
 
 def trainings(model: str, quick: bool) -> list[Training]:
-    """The runs, all beginning with the model's own networks."""
-    images = 640 if quick else FINE_TUNE_IMAGES
+    """The runs, all beginning with the model's own networks.
+
+    The single stage has what a relay has: the base network, and on top of it the relay's training. Both networks are
+    alike and cost the same a picture, so that equal compute is equally many pictures of the final size: those of
+    scenes/relay, from as large a set.
+    """
+    relay = load_recipe("scenes/relay")
+    tuned, single = (QUICK_IMAGES,) * 2 if quick else (FINE_TUNE_IMAGES, relay.train.images)
     shared = (f"recipe.start_from={model}", f"data.vae={model}", f"data.text={model}")
-    length = (f"train.images={images}", "optimizer.warmup_images=200", f"train.checkpoint_images={images // 2}")
-    relay = [
-        Training(
-            f"T_r {start}",
-            "scenes/relay",
-            (*shared, *length, f"objective.relay_start={start}", "optimizer.learning_rate=3e-4"),
-            "relay_unet",
-            max(1, round(images / 800)),
-        )
-        for start in STARTS
+    at_size = (f"data.size={relay.data.size}", f"data.pictures={relay.data.pictures}")
+    batch = f"train.batch={relay.train.batch}"
+    note = f"the base, trained on at that size on {single:,} pictures" + (
+        "; a relay has a hundred times as many" if quick else ": as much compute as the relay's"
+    )
+    return [
+        Training(SINGLE_STAGE, "scenes/base", (*shared, *_length(single), *at_size, batch), "unet", single, note),
+        *(
+            Training(
+                f"T_r {start}",
+                "scenes/relay",
+                (*shared, *_length(tuned), f"objective.relay_start={start}", "optimizer.learning_rate=3e-4"),
+                "relay_unet",
+                tuned,
+                f"fine-tuned on {tuned:,} pictures",
+            )
+            for start in STARTS
+        ),
     ]
-    single = (*shared, *length, "data.size=256", "train.batch=16", "optimizer.learning_rate=3e-4")
-    return [Training("single stage", "scenes/base", single, "unet", max(1, round(images / 500))), *relay]
 
 
-def train_rows(runs: Path, chosen: Sequence[Training], device: str) -> dict[str, Path]:
-    """Train, or resume, each run in a folder of its own; the folders of the trained networks by row."""
+def _length(images: int) -> tuple[str, ...]:
+    """A run of so many pictures, with a checkpoint every two minutes."""
+    warmup = min(1_000, images // 3)
+    return f"train.images={images}", f"optimizer.warmup_images={warmup}", "train.checkpoint_images=1600"
+
+
+def train_rows(runs: Path, chosen: Sequence[Training], device: str) -> dict[str, Trained]:
+    """Train, or resume, each run in a folder of its own; the trained networks by row."""
     from cogview3.training.loop import train
 
     found = {}
     for each in chosen:
         run = runs / each.row.replace(" ", "-")
         train(load_recipe(each.recipe, list(each.changes)), out=run, restart=False, device=device)
-        found[each.row] = checkpoints.weights_folder(run, each.component)
+        found[each.row] = Trained(checkpoints.weights_folder(run, each.component), each.note)
     return found

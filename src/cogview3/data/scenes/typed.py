@@ -1,7 +1,9 @@
 """What is to be said of a typed prompt before it is drawn: what the world does not know, or cannot draw."""
 
+import json
 import re
 from collections.abc import Container
+from pathlib import Path
 
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
@@ -52,13 +54,32 @@ def problems(prompt: str, learned: Container[str] | None = None) -> list[str]:
     return found
 
 
+def learned_words(tokenizer: Path) -> frozenset[str] | None:
+    """The whole words of a `tokenizer.json` of ours, those of captions that its model has seen; None without one."""
+    try:
+        pieces = json.loads(tokenizer.read_text("utf-8"))["model"]["vocab"]
+        return frozenset(piece.removeprefix("▁") for piece, _ in pieces if piece.startswith("▁") and len(piece) > 2)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # damage is reported where the model is loaded
+
+
+def unlearned_things(learned: Container[str] | None) -> list[str]:
+    """Things that a model never saw: no name of theirs is of words that its tokenizer holds; [] of None."""
+    if learned is None:
+        return []
+    return [key for key, thing in THINGS.items() if not any(_holds(learned, name) for name in thing.names)]
+
+
+def _holds(learned: Container[str], name: str) -> bool:
+    return all(word in learned for word in name.split())
+
+
 def _not_learned(prompt: str, learned: Container[str]) -> list[str]:
-    """Names of things in a prompt that a model never saw: no name of theirs is of words that its tokenizer holds."""
+    """Names in a prompt of things that a model never saw."""
     found = []
-    for thing in THINGS.values():
+    for thing in map(THINGS.__getitem__, unlearned_things(learned)):
         names = sorted((*thing.plurals, *thing.names), key=len, reverse=True)
-        said = re.search(rf"\b(?:{'|'.join(names)})\b", prompt.lower())
-        if said and not any(all(word in learned for word in name.split()) for name in thing.names):
+        if said := re.search(rf"\b(?:{'|'.join(names)})\b", prompt.lower()):
             found.append(said[0])
     return found
 

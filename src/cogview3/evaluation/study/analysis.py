@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from cogview3.config import UserError
+from cogview3.evaluation.intervals import bounds, picks
 from cogview3.evaluation.study.database import CHOICES, QUESTIONS
 
 RESAMPLES = 300
 FEW_VOTES, DOMINANT, FAST_SECONDS = 30, 2.0, 1.0
 """Fewer votes on a pair, a larger share than so many equal ones, and quicker votes are told."""
 
-_BOUNDS = [0.025, 0.975]
 Vote = Mapping[str, Any]
 
 
@@ -73,8 +73,7 @@ def _resampled(votes: Sequence[Vote], seed: int) -> np.ndarray:
     for key in ("annotator", "prompt"):
         names = sorted({vote[key] for vote in votes})
         place = {name: number for number, name in enumerate(names)}
-        picks = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-        draws *= picks[:, [place[vote[key]] for vote in votes]]
+        draws *= picks(len(names), rng, RESAMPLES)[:, [place[vote[key]] for vote in votes]]
     return draws
 
 
@@ -103,7 +102,7 @@ def _share(hits: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
         return {"share": None, "interval": None}
     totals = weights.sum(1)
     draws = (weights @ hits)[totals > 0] / totals[totals > 0]
-    return {"share": float(hits.mean()), "interval": [float(bound) for bound in np.quantile(draws, _BOUNDS)]}
+    return {"share": float(hits.mean()), "interval": bounds(draws)}
 
 
 def _pair(votes: Sequence[Vote], pair: tuple[str, str], question: str, weights: np.ndarray) -> dict[str, Any]:
@@ -143,13 +142,12 @@ def _strengths(votes: Sequence[Vote], systems: Sequence[str], question: str, wei
     member[np.arange(len(votes)), [place[row] for row in rows]] = 1
     whole, tie = _fit(keys, member.sum(0) + extra, systems)
     draws = [_fit(keys, row @ member + extra, systems) for row in weights if row.any()]
-    bounds = np.quantile(np.log([strengths for strengths, _ in draws]), _BOUNDS, axis=0)
+    logs = np.log([strengths for strengths, _ in draws])
     told = {
-        name: {"strength": float(whole[n]), "interval": [float(np.exp(bounds[0, n])), float(np.exp(bounds[1, n]))]}
+        name: {"strength": float(whole[n]), "interval": [math.exp(bound) for bound in bounds(logs[:, n])]}
         for n, name in enumerate(systems)
     }
-    ties = [float(bound) for bound in np.quantile([tie for _, tie in draws], _BOUNDS)]
-    return {"strengths": told, "tie": {"nu": tie, "interval": ties}}
+    return {"strengths": told, "tie": {"nu": tie, "interval": bounds([tie for _, tie in draws])}}
 
 
 def _fit(keys: Sequence[tuple], counts: np.ndarray, systems: Sequence[str]) -> tuple[np.ndarray, float]:
