@@ -34,6 +34,19 @@ def test_it_equals_scipys_matrix_root() -> None:
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(("own", "other"), [(9, 12), (30, 12), (45, 60)])
+def test_fewer_pictures_than_features(own: int, other: int) -> None:
+    """The root's trace by eigenvalues of C_1^(1/2) C_2 C_1^(1/2), which are real whatever the ranks."""
+    first, second = samples(own, 40, 1), samples(other, 40, 2)
+    covariances = [np.cov(x.numpy(), rowvar=False) for x in (first, second)]
+    values, vectors = np.linalg.eigh(covariances[0])
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    trace = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(min=0)).sum()
+    means = [x.numpy().mean(0) for x in (first, second)]
+    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * trace
+    assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-6)
+
+
 def test_scaled_and_shifted_sets_have_a_closed_form() -> None:
     first = samples(400, 5, 1)
     second = 3 * first + torch.arange(5, dtype=torch.float64)

@@ -11,12 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from cogview3.config import UserError
+from cogview3.evaluation.evaluate import evaluate
+from cogview3.evaluation.metrics import Setting
 from cogview3.evaluation.scorers.inception import (
     InceptionV3,
     inception_features,
     load_inception,
     resize_as_tensorflow,
 )
+from cogview3.evaluation.scorers.weights import Weights
 
 
 class Flat:
@@ -147,3 +150,43 @@ def test_a_file_without_counts_of_batches_loads(network: InceptionV3, monkeypatc
     del tensors["fc.bias"]
     with pytest.raises(UserError, match=r"fc\.bias is missing"):
         load_inception(Path("a.pth"), "cpu")
+
+
+def test_fid_of_two_folders(network: InceptionV3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End to end, with the floor beside it: features by the layers written down, the distance by a matrix root."""
+    monkeypatch.setattr("cogview3.evaluation.scorers.inception.SIDE", 75)
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    rng = np.random.default_rng(0)
+    sets = {
+        "drawn": rng.integers(0, 256, (4, 40, 50, 3), np.uint8),
+        "real": rng.integers(0, 256, (6, 30, 30, 3), np.uint8),
+    }
+    for name, pictures in sets.items():
+        (tmp_path / name).mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\n")
+    setting = Setting(Weights({"inception": str(tmp_path / "inception.pth")}), tmp_path / "real")
+    given = {"images": [tmp_path / "drawn"], "prompts": str(tmp_path / "prompts.txt"), "metrics": ["fid"]}
+    entry = evaluate(**given, setting=setting)["models"]["drawn"]["fid"]
+    flat, features = Flat(network.state_dict()), {}
+    for name, pictures in sets.items():
+        pixels = np.stack([resized(picture.astype(np.float64), 75) for picture in pictures[:4]])
+        values = flat(torch.from_numpy((pixels - 128) / 128).permute(0, 3, 1, 2).float()).double()
+        features[name] = values.numpy()
+    own, real = features["drawn"], features["real"]
+    assert entry["distance"] == pytest.approx(independent_distance(own, real), rel=1e-4)
+    assert entry["floor"]["distance"] == pytest.approx(independent_distance(real[:2], real[2:]), rel=1e-4)
+    assert (entry["pictures"], entry["floor"]["pictures"]) == (4, 2)
+    np.savez(tmp_path / "real.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
+    counted = evaluate(**given, setting=Setting(setting.weights, tmp_path / "real.npz"))["models"]["drawn"]["fid"]
+    assert counted["distance"] == pytest.approx(entry["distance"], rel=1e-3)
+
+
+def independent_distance(own: np.ndarray, real: np.ndarray) -> float:
+    """By the eigenvalues of the small matrix X Y^T Y X^T, whose roots' sum is the root's trace."""
+    x, y = (each - each.mean(0) for each in (own, real))
+    product = x @ y.T / np.sqrt((len(x) - 1) * (len(y) - 1))
+    root = np.sqrt(np.linalg.eigvalsh(product @ product.T).clip(min=0)).sum()
+    traces = (x**2).sum() / (len(x) - 1) + (y**2).sum() / (len(y) - 1)
+    return float(((own.mean(0) - real.mean(0)) ** 2).sum() + traces - 2 * root)

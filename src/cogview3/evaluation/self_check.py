@@ -56,7 +56,8 @@ def self_check(pictures: Path, weights: Weights, anchors: Sequence[Anchor] = ANC
     """
     rows = [_check(anchor, pictures, weights) for anchor in anchors]
     if all(row["found"] is None for row in rows):
-        raise UserError(f"nothing to check: {rows[0]['reason']}")
+        reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows))
+        raise UserError(f"nothing to check: {reasons}")
     return rows
 
 

@@ -15,7 +15,16 @@ from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers.base import Scorer
 from cogview3.evaluation.scorers.clip import Clip
 from cogview3.evaluation.scorers.preprocess import normalized, pad_square
-from cogview3.evaluation.scorers.weights import CLIP_H14, Asset, Weights, fill, load_tensors, load_tokenizer, sha256
+from cogview3.evaluation.scorers.weights import (
+    CLIP_H14,
+    Asset,
+    Weights,
+    fill,
+    load_tensors,
+    load_tokenizer,
+    sha256,
+    unfilled,
+)
 
 GROUP = 80
 """Pictures of a style that the benchmark averages together; its spread is that of these means."""
@@ -102,7 +111,7 @@ class _Hps(Scorer):
                 raise UserError(
                     f"{path} holds {version}, and scores of the versions do not compare: use --metrics {version}"
                 )
-        model = CLIPModel(config or h14_config()).eval().requires_grad_(False)
+        model = unfilled(lambda: CLIPModel(config or h14_config()))
         fill(model, from_open_clip(load_tensors(path, "state_dict")), path)
         return cls(Clip(model.to(weights.device), load_tokenizer(CLIPTokenizer, weights.find(CLIP_H14))))
 

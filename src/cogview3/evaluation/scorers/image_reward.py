@@ -14,7 +14,7 @@ from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers.aesthetic import LinearHead
 from cogview3.evaluation.scorers.base import Scorer
 from cogview3.evaluation.scorers.preprocess import crop_center, normalized
-from cogview3.evaluation.scorers.weights import Asset, Weights, fill, load_tensors, load_tokenizer
+from cogview3.evaluation.scorers.weights import Asset, Weights, fill, load_tensors, load_tokenizer, unfilled
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 """Of the head's output on the authors' data: rewards have mean 0 and deviation 1 there."""
@@ -89,8 +89,12 @@ class ImageReward(Scorer):
         path = weights.find(cls.assets[0])
         tokenizer = load_tokenizer(BertTokenizer, weights.find(cls.assets[1]))
         tensors = load_tensors(path)
-        blip = BlipForImageTextRetrieval(config or blip_config()).eval().requires_grad_(False)
-        unused = {name: tensor for name, tensor in blip.state_dict().items() if name.startswith("itm_head.")}
+        blip = unfilled(lambda: BlipForImageTextRetrieval(config or blip_config()))
+        unused = {
+            name: torch.zeros(tensor.shape)
+            for name, tensor in blip.state_dict().items()
+            if name.startswith("itm_head.")
+        }
         fill(blip, from_image_reward(tensors) | unused, path)
         head = LinearHead(blip.config.text_config.hidden_size)
         fill(head, {name.removeprefix("mlp."): each for name, each in tensors.items() if name.startswith("mlp.")}, path)

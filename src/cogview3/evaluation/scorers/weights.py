@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from cogview3.config import UserError
 from cogview3.errors import one_line
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 HASH_LENGTH = 8
 """Hexadecimal digits of SHA-256 by which a published file is known."""
@@ -87,7 +90,8 @@ class Weights:
                 return Path(hf_hub_download(source, asset.file, local_files_only=self.local))
             return Path(snapshot_download(source, allow_patterns=list(asset.patterns), local_files_only=self.local))
         except (OSError, ValueError) as error:
-            reason = one_line(error, 120)
+            found = "neither in the hub's cache nor to be had from the hub"
+            reason = found if isinstance(error, LocalEntryNotFoundError) else one_line(error, 120)
             what = f"{asset.file} from {source}" if asset.file else source
             raise UserError(
                 f"weights {asset.name} are missing: {what} ({reason}); give --weights {asset.name}=PATH. "
@@ -161,7 +165,13 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         raise UserError(
             f"{path} does not fit {type(network).__name__}: {shown} ({len(wrong)} in all); give other weights"
         )
-    network.load_state_dict(dict(tensors))
+    network.load_state_dict(dict(tensors), assign=True)
+
+
+def unfilled(make: Callable[[], M]) -> M:
+    """A network without values, for inference once `fill` gives them: a large one is made at once, and held once."""
+    with init_empty_weights(include_buffers=False):
+        return make().eval().requires_grad_(False)
 
 
 def load_pretrained(kind: type, path: Path, device: str) -> Any:
