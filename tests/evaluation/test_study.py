@@ -3,6 +3,8 @@
 import csv
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -58,6 +60,12 @@ def test_shares_are_equal_and_sides_balanced(study: tuple[Path, list[str]]) -> N
     seen = Counter((frozenset(task[1:3]), task[3]) for task in tasks)
     assert max(seen.values()) == 1  # 4 annotators, 2 prompts of each pair, of 8: none twice
     assert len(rows(folder, "SELECT 1 FROM task WHERE expected != ''")) == PLAN.annotators * PLAN.checks
+
+
+def test_the_server_loads_no_networks() -> None:
+    """It starts at once, and is small, whatever else is installed."""
+    line = "import sys, cogview3.evaluation.study.server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", line], check=False).returncode == 0
 
 
 def test_pictures_tell_nothing_of_their_system(study: tuple[Path, list[str]]) -> None:

@@ -1,7 +1,7 @@
 """`evaluate`: how right a model's pictures are."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -179,10 +179,15 @@ def _self_check(images: list[Path] | None, weights: list[str] | None, device: De
         given = dict(_weight(text) for text in weights or [])
         rows = self_check(images[0], Weights(given, pick_device(device), local=True))
     told = {True: "agrees", False: "DIFFERS", None: "skipped"}
-    lines = [f"{row['scorer']}: {told[row['agrees']]}, {row.get('reason') or row['found']}" for row in rows]
+    lines = [f"{row['scorer']}: {told[row['agrees']]}, {row.get('reason') or _found(row)}" for row in rows]
     report({"anchors": rows}, "\n".join(lines), as_json)
     if any(row["agrees"] is False for row in rows):
         raise typer.Exit(1)
+
+
+def _found(row: dict[str, Any]) -> str:
+    found, expected = (", ".join(f"{value:.4f}" for value in row[key]) for key in ("found", "expected"))
+    return f"{found}; published {expected}"
 
 
 def _weight(text: str) -> tuple[str, str]:

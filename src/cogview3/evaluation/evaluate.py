@@ -18,12 +18,13 @@ from cogview3.config import UserError
 from cogview3.data.latents import to_tensor
 from cogview3.evaluation import guidance, report
 from cogview3.evaluation.drawing import Overrides
+from cogview3.evaluation.folder import Folder, System
 from cogview3.evaluation.grids import GRID_PICTURES, grid, side_by_side
 from cogview3.evaluation.metrics import METRICS, Drawn, Metric, Setting, make_metrics
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.evaluation.store import Store
-from cogview3.evaluation.systems import Folder, Own, System, find_system
+from cogview3.evaluation.systems import Own, find_system
 from cogview3.evaluation.workers import fill
 from cogview3.prompts.expand import Expander
 
@@ -83,7 +84,7 @@ def evaluate(
         prompts: a built-in set or a file, see `load_prompts`.
         count: number of prompts; None is all of a file and 500 of a built-in set.
         metrics: names in `cogview3.evaluation.metrics.METRICS`.
-        images: folders of pictures that other systems drew, see `systems.Folder`.
+        images: folders of pictures that other systems drew, see `folder.Folder`.
         per_prompt: pictures of each prompt.
         seed: 0 or more.
         out: folder for the pictures, results.json and .csv, report.md, index.html and, of each model, grid-MODEL.png

@@ -10,8 +10,8 @@ import torch
 from cogview3.config import UserError
 from cogview3.data.parallel import begin_worker, interrupts_held
 from cogview3.errors import one_line
+from cogview3.evaluation.folder import System, UndrawnError
 from cogview3.evaluation.store import Store
-from cogview3.evaluation.systems import System, UndrawnError
 
 _POLL_SECONDS = 0.5
 

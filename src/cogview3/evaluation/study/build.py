@@ -15,9 +15,9 @@ from PIL import Image
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
+from cogview3.evaluation.folder import Folder, UndrawnError
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.study.database import DATABASE, Task, create
-from cogview3.evaluation.systems import Folder, UndrawnError
 
 STUDY = "study.json"
 LINKS = "links.csv"
@@ -45,7 +45,7 @@ def build(out: Path, systems: Mapping[str, Path], prompts: Sequence[Prompt], pla
 
     Args:
         out: a folder that does not hold a study yet.
-        systems: folders of pictures by the systems' names, as `systems.Folder` reads them.
+        systems: folders of pictures by the systems' names, as `folder.Folder` reads them.
         prompts: what the pictures are of; those that a system lacks a picture of are left out, and counted.
         plan: who judges how much.
 
