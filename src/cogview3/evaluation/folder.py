@@ -16,7 +16,7 @@ from cogview3.evaluation.prompt import Prompt
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers.models import AutoencoderKL
 
 Pictures = list[tuple[np.ndarray, np.ndarray | None]]
 """Of each prompt the picture and perhaps the base picture that it was made of, (H, W, 3) uint8."""
