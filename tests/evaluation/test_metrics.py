@@ -170,6 +170,14 @@ def test_groups_of_a_row(prompts: list[Prompt]) -> None:
     assert row["kinds"] == {"ground": 1 / 2, "shape": 1, "fill": 2 / 3, "outline": 1 / 2, "size": 0}
 
 
+def test_values_are_of_what_has_one_value() -> None:
+    facts = Facts(objects=(ObjectFacts(shape="star", color="red"),), denied=(ObjectFacts(shape="ring"),))
+    scored = (ScoredFact("shape", 0, True), ScoredFact("color", 0, False), ScoredFact("denied", None, True))
+    row = summarize_row([(Prompt("a red star, no ring", facts), Score(scored))], seed=0)
+    assert row["values"] == {"shape": {"star": 1.0}, "color": {"red": 0.0}}
+    assert row["kinds"] == {"shape": 1.0, "color": 0.0, "denied": 1.0}
+
+
 def test_empty_groups_are_none() -> None:
     row = summarize_row([(Prompt("a"), made_up({"ground": True}))], seed=0)
     assert row["one_object_whole"] is row["fine"] is row["held_out"] is None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 
 from cogview3.evaluation.response import columns
@@ -32,7 +33,11 @@ class Table:
 
     def rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(*self.heads, title=self.title or None, title_justify="left")
+        table = RichTable(title=self.title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place, head in enumerate(self.heads):  # of 80 columns intervals have theirs, and names what is left
+            cells = [row[place] for row in self.rows if row is not None]
+            least = max((len(cell) for cell in cells if " to " in cell), default=None) if place else 12
+            table.add_column(head, min_width=least, overflow="fold")
         for row in self.rows:
             if row is None:
                 table.add_section()
@@ -61,7 +66,7 @@ def show(results: Mapping[str, Any]) -> list[Table]:
     if "frechet" in entries[first]:
         tables.append(_frechet_table(first, {name: entry["frechet"] for name, entry in entries.items()}))
     if any(entry.get("scene", {}).get("compared") for entry in entries.values()):
-        tables.append(Table(["model", f"facts, of {first}'s", "95 % interval", "difference", "95 % interval"]))
+        tables.append(Table(["model", f"facts right, over {first}", "95 % interval", "difference", "95 % interval"]))
         for name, entry in entries.items():
             if figures := entry["scene"].get("compared"):
                 keys = ("ratio", "ratio_interval", "difference", "interval")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from cogview3.config import UserError
 from cogview3.data.parallel import begin_worker, interrupts_held
@@ -74,6 +76,8 @@ def _draw_share(
 ) -> None:
     begin_worker()
     torch.set_num_threads(threads)
+    diffusers_logging.disable_progress_bar()  # those of loading, one for each component
+    transformers_logging.disable_progress_bar()
     _draw(system, store, indices, batch, device, dtype, lambda done: None)
 
 

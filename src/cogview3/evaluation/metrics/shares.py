@@ -68,12 +68,14 @@ def _tally(prompt: Prompt, item: Score) -> list[tuple[Group, int, int]]:
 
 
 def _stated(facts: Facts | None, fact: ScoredFact) -> str | None:
-    """What a prompt states where a fact is right or wrong, such as "striped" of a fill; None of relations."""
+    """What a prompt states where a fact is right or wrong, such as "striped" of a fill; None where there is no one value."""
     if facts is None:
         return None
     holder = facts if fact.index is None else facts.objects[fact.index] if fact.index < len(facts.objects) else None
     value = getattr(holder, fact.kind, None)
-    return None if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, tuple):  # relations; what is different, or denied
+        return None
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _nested(flat: dict[Group, Any]) -> dict[str, Any]:
