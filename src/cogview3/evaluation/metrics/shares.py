@@ -68,7 +68,7 @@ def _tally(prompt: Prompt, item: Score) -> list[tuple[Group, int, int]]:
 
 
 def _stated(facts: Facts | None, fact: ScoredFact) -> str | None:
-    """What a prompt states where a fact is right or wrong, such as "striped" of a fill; None where there is no one value."""
+    """What a prompt states where a fact is right or wrong, such as "striped" of a fill; None if no one value."""
     if facts is None:
         return None
     holder = facts if fact.index is None else facts.objects[fact.index] if fact.index < len(facts.objects) else None
