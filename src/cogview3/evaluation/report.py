@@ -116,14 +116,21 @@ def plot(path: Path, results: Mapping[str, Any]) -> bool:
                     low, high = interval or (value, value)
                     error = [[max(0, value - low)], [max(0, high - value)]]
                     axes.errorbar(entry["seconds_per_picture"], value, yerr=error, fmt="o", capsize=3, label=name)
-        axes.set_xscale("log")
-        axes.set_xlabel("seconds a picture")
+        log_seconds(axes)
         axes.set_ylabel(panel)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     with checkpoints.whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return True
+
+
+def log_seconds(axes: Any) -> None:
+    """Seconds a picture across, in a logarithmic scale with plain numbers."""
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds a picture")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
 
 
 def page(out: Path, results: Mapping[str, Any], stores: Mapping[str, Store]) -> str:

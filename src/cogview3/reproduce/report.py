@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cogview3 import checkpoints
+from cogview3.evaluation.report import log_seconds
 from cogview3.evaluation.tables import Table, cell
 from cogview3.reproduce import rows as tables
 from cogview3.reproduce.snr_plots import new_figure
@@ -152,8 +153,8 @@ def plots(out: Path, result: Mapping[str, Any]) -> list[Path]:
     figure.set_size_inches(8, 4.2)
     for row in (row for row in result["rows"] if row["table"] == names[0]):
         axes.errorbar(row["seconds"], row["share"], yerr=_errors(row), fmt="o", capsize=3, label=row["name"])
-    axes.set_xscale("log")
-    axes.set(xlabel="seconds a picture", ylabel="share of facts right", title=names[0])
+    log_seconds(axes)
+    axes.set(ylabel="share of facts right", title=names[0])
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     paths = [_save(figure, out / "quality_time.png")]
