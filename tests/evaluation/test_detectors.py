@@ -163,9 +163,8 @@ def llava(tmp_path: Path) -> Path:
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "llava")
     inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, unk_token="<unk>", additional_special_tokens=["<image>"], pad_token="<unk>"
-    )
+    inner.add_special_tokens(["<image>"])  # several in a row stand without spaces
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<unk>")
     LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28),
         tokenizer=tokenizer,
