@@ -19,6 +19,7 @@ PAGE_PROMPTS = 200
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
 body { margin: 1.5rem; }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; }
 table { border-collapse: collapse; }
 th, td { padding: .4rem; vertical-align: top; text-align: left; }
 thead th { position: sticky; top: 0; background: Canvas; }
@@ -143,7 +144,7 @@ def page(out: Path, results: Mapping[str, Any], stores: Mapping[str, Store]) -> 
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in stores)
     more = len(first.prompts) - PAGE_PROMPTS
     note = f"<p>The first {PAGE_PROMPTS} of {len(first.prompts)}.</p>" if more > 0 else ""
-    title = html.escape(f"{', '.join(stores)}: {results['prompts']}, seed {results['seed']}")
+    title = html.escape(f"{', '.join(stores)}: {Path(results['prompts']).name}, seed {results['seed']}")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
