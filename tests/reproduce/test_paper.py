@@ -42,7 +42,7 @@ def test_every_table_is_measured_on_the_same_base_pictures(
     tmp_path: Path, make_components: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     CogView3Pipeline(**make_components(sample_size=8)).save_pretrained(tmp_path / "tiny")
-    modes = {"format": 1, "default": "2+2", "modes": {"2+2": {"steps": 2, "relay_steps": 2, "guidance": 1.0}}}
+    modes = {"format": 1, "default": "2+3", "modes": {"2+3": {"steps": 2, "relay_steps": 3, "guidance": 1.0}}}
     (tmp_path / "tiny" / "sampling.json").write_text(json.dumps(modes))
     monkeypatch.setattr(Bench, "batch", 2)
     result = paper.reproduce(str(tmp_path / "tiny"), count=3, out=tmp_path / "out")
@@ -50,7 +50,7 @@ def test_every_table_is_measured_on_the_same_base_pictures(
     same = [
         each
         for each in named.values()
-        if each["name"] in ("relay 2+2", "linear", "recomputed", "2 steps, k = 1", "whole")
+        if each["name"] in ("relay 2+3", "linear", "recomputed", "3 steps, k = 1", "whole")
     ]
     assert len(same) == 5
     assert len({each["frechet"]["distance"] for each in same}) == 1
