@@ -445,7 +445,7 @@ def test_counts_beyond_belief_ruin_nothing(run: Run, tmp_path: Path) -> None:
     [
         (["--price", "1"], ["--price 1"]),
         (["--max-money", "3"], ["needs a price"]),
-        (["--set", "x"], ["--set x"]),
+        (["--set", "x"], ["--set 'x'"]),
         (["--set", "stream=true"], ["stream"]),
         (["--timeout", "0"], ["timeout 0"]),
         (["--key-env", "NO_SUCH"], ["NO_SUCH is not set"]),

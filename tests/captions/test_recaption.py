@@ -301,7 +301,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_job(tars: list[str], tmp_path: P
         recaption(find_shards(tars), LightJob(tmp_path, loads=False), local)
     job = LightJob(tmp_path, loads="CUDA out of memory")
     (tmp_path / "loads").unlink()
-    with pytest.raises(CannotGoOn, match=r"cannot be loaded \(RuntimeError: CUDA out of memory\); mend that"):
+    with pytest.raises(CannotGoOn, match=r"cannot be loaded \(RuntimeError: CUDA out of memory\); fix that"):
         recaption(find_shards(tars), job, local)
     assert (tmp_path / "loads").read_text() == "0\n"  # not for every shard anew
 

@@ -226,8 +226,9 @@ class Journal:
                 if number == 1:
                     self._check(path, event)
                     continue
+                _check_event(event)
                 self._apply(event)
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise UserError(f"{path}: line {number} is damaged; restore it, or give a new folder") from None
@@ -290,6 +291,15 @@ def read_triplets(folder: str | Path) -> pyarrow.Table:
         return table
     except DAMAGE as error:
         raise UserError(f"{folder}: a part is damaged ({error}); delete it and collect again") from None
+
+
+def _check_event(event: Mapping[str, Any]) -> None:
+    """Refuse an event of an earlier run whose entries are of other types than were written. Raises ValueError."""
+    for name in ("image", "shard", "key", "reason"):
+        if not isinstance(event.get(name, ""), str):
+            raise ValueError(f"{name} is no text")
+    if event["event"] == "done":
+        pyarrow.Table.from_pylist([{**event, "usage": Usage.from_dict(event["usage"]).to_dict()}], SCHEMA)
 
 
 def _write_rows(part: Path, rows: list[dict[str, Any]]) -> None:

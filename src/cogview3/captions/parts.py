@@ -75,8 +75,14 @@ class Part:
                 record = json.loads(line)
                 if number == 0:
                     settings = record["settings"]
-                else:
-                    self.rows[record["key"]] = Row(**record)
+                    if not isinstance(settings, dict):
+                        raise ValueError("no settings")
+                    continue
+                row = Row(**record)
+                texts = [row.key, row.old, row.status, row.error] + [row.new] * (row.new is not None)
+                if not all(isinstance(text, str) for text in texts):
+                    raise ValueError("a row of other types")
+                self.rows[row.key] = row
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{self._address} is damaged; delete it to write its captions again") from None
         return settings
