@@ -205,6 +205,7 @@ def test_stats_count_and_draw(run: Run, tmp_path: Path) -> None:
         (["filter", "a.tar", "--distance", "3"], ["--duplicates"]),
         (["filter", "a.tar", "--min-caption", "9", "--max-caption", "3"], ["max_caption", "min_caption"]),
         (["filter", "a.tar", "--blocklist", "gone.txt"], ["gone.txt"]),
+        (["filter", "a.tar", "--blocklist", "/dev/zero"], ["/dev/zero", "more than"]),
         (["filter", "a.tar", "--min-aesthetic", "nan"], ["min_aesthetic"]),
         (["filter"], ["SHARDS"]),
         (["stats", "a.tar", "--workers", "0"], ["--workers", "0"]),

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from cogview3 import CogView3Pipeline
 from cogview3.cli.app import app
-from cogview3.config import UserError
+from cogview3.config import UserError, load_recipe
 from cogview3.distillation import rounds
 from cogview3.distillation.objective import Distillation
 from cogview3.distillation.rounds import distill
@@ -458,3 +458,17 @@ def test_the_command_ends_with_143_on_sigterm_resumes_and_reports(
     again = CliRunner().invoke(app, command)
     assert again.stdout.splitlines()[0] == "run: runs/distill-base"
     assert again.stdout.splitlines()[1].startswith("round-2: 4 to 2 steps, 8 images, loss 0.0")
+
+
+@pytest.mark.parametrize("text", ["", "{\n", "[]\n", "5\n", '{"loss": 1}\n', "[" * 100_000, '{"validation/loss": 1}\n'])
+def test_a_round_whose_metrics_are_damaged_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        rounds.table_entry(tmp_path, load_recipe("scenes/distill_base").round(1, "scenes"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rounds": 5}', '{"rounds": [5]}', "[" * 100_000])
+def test_a_damaged_table_of_rounds_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "rounds.json").write_text(text)
+    with pytest.raises(UserError, match=r"rounds\.json is damaged"):
+        rounds._read_table(tmp_path)

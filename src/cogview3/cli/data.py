@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cogview3.data.report import Report
     from cogview3.data.statistics import Statistics
 
+_MOST_LINES = 2**24  # bytes of a blocklist
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -275,8 +277,12 @@ def _lines(path: Path | None) -> list[str]:
     """Lines of a text file that are not blank."""
     if path is None:
         return []
+    with path.open("rb") as file:
+        content = file.read(_MOST_LINES + 1)  # some files have no end
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        if len(content) > _MOST_LINES:
+            raise UserError(f"--blocklist {path}: more than {_MOST_LINES} bytes")
+        return [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise UserError(f"--blocklist {path}: not UTF-8 text") from None
 

@@ -194,11 +194,18 @@ def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, A
     Keys: "round" (the folder's name), "teacher_steps" and "student_steps" (of a round), "images", "first_loss" and
     "loss" (first and last logged means), "seconds" (of training, by the logged rates) and the last validation's
     figures.
+
+    Raises UserError where that is damaged.
     """
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    logged = [line for line in lines if "loss" in line]
-    figures = [line for line in lines if "validation/loss" in line][-1]
-    before = [0, *(line["images"] for line in logged)]
+    path = folder / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        logged = [line for line in lines if "loss" in line]
+        figures = [line for line in lines if "validation/loss" in line][-1]
+        before = [0, *(line["images"] for line in logged)]
+        losses = logged[0]["loss"], logged[-1]["loss"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged; delete {folder} to train this round again") from None
     rates = [max(line["images_per_second"], 0.005) for line in logged]  # rates are rounded to hundredths
     seconds = sum((line["images"] - seen) / rate for line, seen, rate in zip(logged, before, rates, strict=False))
     steps = {} if isinstance(recipe, RelayRecipe) else dict(zip(_STEPS, recipe.distill.steps, strict=True))
@@ -206,8 +213,8 @@ def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, A
         "round": folder.name,
         **steps,
         "images": recipe.train.images,
-        "first_loss": logged[0]["loss"],
-        "loss": logged[-1]["loss"],
+        "first_loss": losses[0],
+        "loss": losses[1],
         "seconds": round(seconds, 1),
         **{name: value for name, value in figures.items() if name.startswith("validation/")},
     }
