@@ -264,17 +264,6 @@ def test_a_run_is_of_one_process_at_a_time_and_of_none_once_that_is_killed(
         opened(run, recipe)
 
 
-def test_weights_are_found_in_runs_and_model_folders(tmp_path: Path) -> None:
-    for root in (tmp_path / "run" / "weights", tmp_path / "model"):
-        (root / "vae").mkdir(parents=True)
-        (root / "vae" / "config.json").write_text("{}")
-    assert checkpoints.weights_folder(tmp_path / "run", "vae") == tmp_path / "run" / "weights" / "vae"
-    assert checkpoints.weights_folder(str(tmp_path / "model"), "vae") == tmp_path / "model" / "vae"
-    for reference, component in ((tmp_path / "run", "unet"), (tmp_path / "none", "vae")):
-        with pytest.raises(UserError, match=rf"no {component} in '{reference}'; give a run folder"):
-            checkpoints.weights_folder(reference, component)
-
-
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"[" * 10**5, b" " * 2**23, pickle.dumps({"images": 3})])
 def test_a_damaged_state_is_reported(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:

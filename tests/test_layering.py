@@ -14,8 +14,8 @@ PACKAGE = Path(cogview3.__file__).parent
 
 ORDER = [
     {"errors"},
-    {"config", "diffusion", "precision"},
-    {"checkpoints", "models"},
+    {"_diffusers", "config", "diffusion", "precision"},
+    {"checkpoints", "models", "references"},
     {"prompts"},
     {"data"},
     {"captions"},

@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from cogview3.bench.networks import CLIP_LENGTH, TEXT_LENGTH, build, clip_tokenizer, t5_tokenizer
 from cogview3.bench.stopwatch import Watched
 from cogview3.generation.attention import constant_text
-from cogview3.generation.light import LIGHT_COMPONENTS
-from cogview3.generation.modes import Mode
+from cogview3.generation.latents import LIGHT_COMPONENTS
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
+from cogview3.models.modes import Mode
 
 PROMPT = "a lighthouse on a cliff above a stormy sea at dusk"
 

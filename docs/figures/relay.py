@@ -11,11 +11,11 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from cogview3 import checkpoints
 from cogview3.data.latents import decode, encode, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.diffusion import pixel_relay, relay, schedule
+from cogview3.references import weights_folder
 from cogview3.reproduce.snr_plots import new_figure
 
 TIMES = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -43,7 +43,7 @@ def _pixels(x0: torch.Tensor, generator: torch.Generator) -> list[list[np.ndarra
 
 
 def _latents(x0: torch.Tensor, generator: torch.Generator) -> list[list[np.ndarray]]:
-    vae = AutoencoderKL.from_pretrained(checkpoints.weights_folder("scenes", "vae")).eval().float()
+    vae = AutoencoderKL.from_pretrained(weights_folder("scenes", "vae")).eval().float()
     z0, zL = encode(vae, x0), encode(vae, relay.low_resolution(x0))
     noise, sigmas = torch.randn(z0.shape, generator=generator), schedule.make_sigmas()
     clean, noisy = [], []

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from cogview3._diffusers import register
+
 if TYPE_CHECKING:  # what type checkers see of the names below
     from cogview3.generation.pipeline import CogView3Pipeline as CogView3Pipeline
     from cogview3.generation.pixel_relay import PixelRelayPipeline as PixelRelayPipeline
@@ -32,6 +34,9 @@ def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'cogview3' has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
+
+
+register(list(_EXPORTS), __getattr__)
 
 
 def __dir__() -> list[str]:

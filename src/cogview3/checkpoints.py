@@ -33,7 +33,6 @@ except ImportError:  # Windows
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls an adapter's file."""
 
-_CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
 _CHECKPOINT = re.compile(r"images-(\d+)")
 _MAY_CHANGE = frozenset(
     f"{table}.{key}"
@@ -308,24 +307,6 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Itera
 def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
     known = {table: entries for table, entries in tables.items() if isinstance(entries, dict)}
     return {f"{table}.{key}": value for table, entries in known.items() for key, value in entries.items()}
-
-
-def weights_folder(reference: str | Path, component: str) -> Path:
-    """Folder of a component's weights, given a run, a model folder or a bundled model's name.
-
-    Raises UserError where the reference holds no such component.
-    """
-    bundled = Path(__file__).parent / "models" / "bundled" / str(reference)
-    for root in (Path(reference) / "weights", Path(reference), bundled):
-        if any((root / component / name).is_file() for name in _CONFIGURATIONS):
-            return root / component
-    if (Path(reference) / "weights" / LORA_FILE).is_file():
-        raise UserError(
-            f"{str(reference)!r} holds an adapter and no {component}; draw with generate --lora {reference}"
-        )
-    raise UserError(
-        f"no {component} in {str(reference)!r}; give a run folder with a checkpoint, a model folder or a bundled model"
-    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from cogview3.bench.networks import CONFIGS, TEXT_LENGTH, build
 from cogview3.config import UserError
 from cogview3.generation import compiling
-from cogview3.generation.modes import Mode
+from cogview3.models.modes import Mode
 
 SIDE = 128
 BRIEF = {

@@ -8,6 +8,7 @@ import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import UNet2DConditionModel
@@ -17,10 +18,11 @@ from transformers import T5EncoderModel
 from typer.testing import Result
 
 import cogview3
-from cogview3 import CogView3Pipeline
-from cogview3.cli import generate as generate_module
+from cogview3 import CogView3Pipeline, references
+from cogview3.cli import drawing, upscale
+from cogview3.cli.errors import Terminated
 from cogview3.cli.expand import wants_expansion
-from cogview3.cli.generate import gather_prompts
+from cogview3.cli.typed import gather_prompts
 from cogview3.config import UserError
 from cogview3.models.light import LightDecoder
 from tests.cli.conftest import error_line
@@ -83,27 +85,65 @@ def test_a_prompt_may_be_called_as_the_sheet(run: Run, tiny_model: Path) -> None
     assert json.loads(result.stdout)["files"] == ["out/grid-5.png", "out/grid-5_all.png"]
 
 
+def test_no_picture_is_lost_without_a_word(run: Run, tiny_model: Path) -> None:
+    command = ["generate", "red", "--model", tiny_model, "--seed", 5]
+    assert run(*command).stdout.splitlines()[0] == "red-5.png"
+    first = Path("red-5.png").read_bytes()
+    assert run(*command).stdout.splitlines()[0] == "red-5.png"
+    other = run(*command, "--guidance", 1)
+    assert other.stdout.splitlines()[0] == "red-5-2.png"
+    assert Path("red-5.png").read_bytes() == first
+    assert "red-5.png" not in other.stderr
+    named = run(*command, "--guidance", 1, "-o", "red-5.png")
+    assert "red-5.png held another picture, which is replaced" in named.stderr
+    assert Path("red-5.png").read_bytes() == Path("red-5-2.png").read_bytes()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated])
+def test_what_was_finished_is_named(
+    run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    draw, calls = CogView3Pipeline.__call__, []
+
+    def stop_at_the_third(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        if len(calls) == 3:
+            raise error
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr(CogView3Pipeline, "__call__", stop_at_the_third)
+    result = run("generate", "red", "--model", tiny_model, "--seed", 1, "--count", 5, "--batch", 1)
+    assert result.exit_code == {KeyboardInterrupt: 130, Terminated: 143}[error]
+    assert "2 of 5 pictures are finished: red-1.png to red-2.png" in error_line(result)
+
+
+def test_prompts_of_single_words_are_told_apart_from_one_that_was_not_quoted(run: Run, tiny_model: Path) -> None:
+    words = ["a", "red", "star"]
+    told = run("generate", *words, "--model", tiny_model, "--seed", 1, "--relays", 0).stderr
+    assert "3 prompts of a word each" in told
+    assert "'a red star'" in told
+    assert "quote" not in run("generate", "a red star", "--model", tiny_model, "--seed", 1, "--relays", 0).stderr
+
+
 def test_pictures_do_not_pile_up(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many pictures only those are held that are being drawn, and are opened that are being enlarged."""
     held: list[weakref.ref] = []
     alive: list[int] = []
-    save = generate_module.save_png
+    save = drawing.save_png
 
     def note(image: Image.Image, *given: object) -> None:
         held.append(weakref.ref(image))
         alive.append(sum(ref() is not None for ref in held))
         save(image, *given)
 
-    monkeypatch.setattr(generate_module, "save_png", note)
+    monkeypatch.setattr(drawing, "save_png", note)
     command = ["--model", tiny_model, "-o", "out"]
     assert run("generate", "a", "--count", 4, "--batch", 1, "--relays", 0, *command).exit_code == 0
     assert max(alive) <= 2  # the picture and, until its name is given anew, the one before
     opened: list[weakref.ref] = []
-    open_ = generate_module.open_picture
-    monkeypatch.setattr(generate_module, "open_picture", lambda path: opened.append(weakref.ref(p := open_(path))) or p)
-    monkeypatch.setattr(
-        generate_module, "save_png", lambda *given: alive.append(sum(ref() is not None for ref in opened))
-    )
+    open_ = upscale.open_picture
+    monkeypatch.setattr(upscale, "open_picture", lambda path: opened.append(weakref.ref(p := open_(path))) or p)
+    monkeypatch.setattr(drawing, "save_png", lambda *given: alive.append(sum(ref() is not None for ref in opened)))
     alive.clear()
     files = sorted(Path("out").iterdir())
     assert run("upscale", *files, *command).exit_code == 0
@@ -332,10 +372,13 @@ def test_a_long_prompt_is_cut_with_a_warning(run: Run, tiny_model: Path, caplog:
     assert max(len(path.name) for path in Path().iterdir()) < 80
 
 
-def test_words_unknown_to_the_bundled_model_are_named(run: Run, tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "scenes")
+def test_words_unknown_to_the_bundled_model_are_named(
+    run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "bundled" / "scenes")
+    monkeypatch.setattr(references, "BUNDLED", tmp_path / "bundled")
     prompt = "a red cirlce left of a zebrafish"
-    for model, warned in ((tiny_model, False), (tmp_path / "scenes", True)):
+    for model, warned in ((tiny_model, False), ("scenes", True)):
         result = run("generate", prompt, "--model", model, "--relays", 0, "--steps", 1, "-o", "a.png")
         assert result.exit_code == 0, result.output
         assert ("'cirlce'; near words: circle" in result.stderr) is warned

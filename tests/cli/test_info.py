@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ Run = Callable[..., Result]
 
 
 def test_sizes_are_those_of_the_loaded_model(run: Run, tiny_model: Path) -> None:
-    result = run("info", tiny_model, "--json")
+    result = run("info", tiny_model, "--memory", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     pipe = CogView3Pipeline.from_pretrained(tiny_model)
@@ -97,14 +99,14 @@ def test_missing_networks_of_a_mode_are_named(run: Run, tiny_model: Path, tmp_pa
 
 def test_an_upscalers_folder_is_described(run: Run, tiny_model: Path, tmp_path: Path) -> None:
     CogView3UpscalePipeline.from_pretrained(tiny_model).save_pretrained(tmp_path / "upscaler")
-    result = run("info", "upscaler", "--json")
+    result = run("info", "upscaler", "--memory", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert (facts["class"], facts["side"], facts["base_side"]) == ("CogView3UpscalePipeline", 32, None)
     assert "unet" not in facts["components"]
     assert facts["peaks"]["float32"]["none"] > facts["memory"]["float32"] > 0
     assert "sequential" not in facts["peaks"]["int8"]
-    assert "only enlarges; memory is given for 32x32" in run("info", "upscaler").stdout
+    assert "only enlarges; memory is given for 32x32" in run("info", "upscaler", "--memory").stdout
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,9 @@ def test_other_sides_than_squares_and_none(
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert [facts["side"], facts["base_side"]] == sides
-    assert bool(facts["peaks"]) == (latents is not None)
+    assert "peaks" not in facts
+    again = run("info", "copy", "--memory", "--json")
+    assert bool(json.loads(again.stdout)["peaks"]) == (latents is not None)
     assert line in run("info", "copy").stdout
     drawn = run("generate", "a", "--model", "copy", "-o", "a.png")
     if latents is None:
@@ -141,6 +145,13 @@ def test_a_model_without_a_tokenizer(run: Run, tiny_model: Path) -> None:
     facts = json.loads(run("info", "bare", "--json").stdout)
     assert facts["prompt_tokens"] is None
     assert "prompts  no tokenizer" in run("info", "bare").stdout
+
+
+def test_nothing_heavy_is_loaded(tiny_model: Path) -> None:
+    code = f"import sys\nfrom cogview3.cli.app import app\napp(['info', {str(tiny_model)!r}], standalone_mode=False)\n"
+    code += "print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "diffusers", "transformers"} & set(done.stdout.splitlines()[-1].split())
 
 
 def test_models_that_are_not_here(run: Run) -> None:

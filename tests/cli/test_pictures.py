@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cogview3 import __version__
-from cogview3.cli.pictures import contact_sheet, grid_file, open_picture, plan_files, save_png, slug
+from cogview3.cli.pictures import contact_sheet, free_place, grid_file, open_picture, plan_files, save_png, slug
 from cogview3.config import UserError
 from cogview3.generation.inputs import to_pixels
 
@@ -31,6 +31,26 @@ def test_names_in_a_folder(tmp_path: Path) -> None:
     assert plan_files(tmp_path, ["a", "b", "a"]) == [tmp_path / name for name in ("a-1.png", "b.png", "a-2.png")]
     assert plan_files(tmp_path / "new", ["a"]) == [tmp_path / "new" / "a.png"]
     assert grid_file(tmp_path, 7) == tmp_path / "grid-7.png"
+
+
+def test_names_of_a_great_many_pictures_are_not_compared_each_with_each() -> None:
+    names = plan_files(Path("x.png"), ["a"] * 100_000)
+    assert (names[0], names[-1]) == (Path("x-000001.png"), Path("x-100000.png"))
+
+
+def test_a_picture_drawn_otherwise_keeps_its_place(tmp_path: Path) -> None:
+    image, place = Image.new("RGB", (4, 2)), tmp_path / "a-7.png"
+    first, second = {"prompt": "a", "steps": 50, "mode": None}, {"prompt": "a", "steps": 4}
+    assert free_place(place, first) == place
+    save_png(image, place, first)
+    assert free_place(place, first) == place  # the very same one may be drawn again
+    assert free_place(place, second) == tmp_path / "a-7-2.png"
+    save_png(image, tmp_path / "a-7-2.png", second)
+    assert free_place(place, second) == tmp_path / "a-7-2.png"
+    assert free_place(place, second | {"steps": 5}) == tmp_path / "a-7-3.png"
+    for content in (b"", b"no picture"):
+        place.write_bytes(content)
+        assert free_place(place, first) == tmp_path / "a-7-3.png"
 
 
 def test_names_beside_a_file(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_train_and_distill_name_each_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "changes", "words"),
     [
-        ("base", {"distill__teacher": "runs/none"}, "no unet in 'runs/none'"),
+        ("base", {"distill__teacher": "./runs/none"}, "no unet in './runs/none'"),
         ("relay", {"distill__teacher": "{runs}/base"}, "no relay_unet in '.*base'"),
         ("base", {"distill__steps": [2000, 4]}, "distill.steps: num_steps 2000 is more than the 1000 noise levels"),
         ("relay", {"distill__steps": [400, 4]}, "distill.steps: num_steps 400 repeats noise levels"),
@@ -121,8 +121,8 @@ def test_train_and_distill_name_each_other(tmp_path: Path) -> None:
             {"distill__relay_start": 200, "distill__fine_tune_images": 4, "data__text_dropout": 0.0},
             "data.text_dropout is 0, .*fine_tune_images .*give a share above 0, such as 0.1",
         ),
-        ("base", {"data__vae": "runs/none"}, "no vae in 'runs/none'"),
-        ("base", {"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
+        ("base", {"data__vae": "./runs/none"}, "no vae in './runs/none'"),
+        ("base", {"data__text": "./runs/none"}, "no text_encoder in './runs/none'"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_before_any_work(

@@ -10,13 +10,14 @@ import torch
 from cogview3.config import UserError
 from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
-from cogview3.evaluation.drawing import Overrides, draw
+from cogview3.evaluation.drawing import draw
 from cogview3.evaluation.evaluate import evaluate
 from cogview3.evaluation.frechet import compare, features, frechet_distance
 from cogview3.evaluation.metrics import FrechetMetric
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.tables import show
 from cogview3.generation.pipeline import CogView3Pipeline
+from cogview3.models.modes import Overrides
 
 
 def samples(count: int, dimensions: int, seed: int) -> torch.Tensor:

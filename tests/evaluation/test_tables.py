@@ -18,13 +18,14 @@ from rich.console import Console
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
-from cogview3.evaluation.drawing import Overrides, draw, generators
+from cogview3.evaluation.drawing import draw, generators
 from cogview3.evaluation.evaluate import evaluate
 from cogview3.evaluation.grids import grid
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.response import Response
 from cogview3.evaluation.systems import split_model
 from cogview3.evaluation.tables import show
+from cogview3.models.modes import Overrides
 from cogview3.prompts.expand import Expander
 
 

@@ -10,8 +10,8 @@ import torch
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
 from cogview3.diffusion.relay import enlarge
-from cogview3.generation.modes import Mode, Sampling, write_sampling
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.models.modes import Mode, Sampling, write_sampling
 
 CALL = {"prompt": "a red star", "num_inference_steps": 2, "relay_steps": 2, "output_type": "pt"}
 
@@ -140,7 +140,7 @@ def test_tiles_of_light_parts_equal_the_whole_away_from_borders(components: dict
     whole, tiles = pipe._to_pixels(latents, light=True), pipe._to_pixels(latents, 64, light=True)
     assert whole.shape == tiles.shape == (1, 3, 128, 128)
     assert (whole - tiles).abs().mean() < 0.05 * whole.std()
-    assert pipe._light_enlarge(latents, 64).shape == (1, 4, 32, 32)
+    assert pipe._enlarge(latents, 64, True).shape == (1, 4, 32, 32)
 
 
 def test_undefined_numbers_name_the_light_decoder(components: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
-from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler
+from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler, references
 from cogview3.config import UserError
 from cogview3.generation import loading, pretrained
 from cogview3.prompts.cache import HeldPrompts
@@ -186,43 +186,6 @@ def test_unknown_modes_are_refused(model: Path) -> None:
         CogView3Pipeline.from_pretrained(model, mode="8+2")
 
 
-# Names
-
-
-def test_bundled_names_come_first_and_dot_slash_means_a_folder(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundled, here = tmp_path / "bundled", tmp_path / "here"
-    shutil.copytree(model, bundled / "toy")
-    (here / "toy").mkdir(parents=True)
-    monkeypatch.setattr(loading, "BUNDLED", bundled)
-    monkeypatch.chdir(here)
-    assert loading.bundled_models() == ["toy"]
-    assert loading.resolve_model("toy") == str(bundled / "toy")
-    assert loading.resolve_model("./toy") == "./toy"
-    assert CogView3Pipeline.from_pretrained("toy").mode_name == "50+10"
-    with pytest.raises(UserError, match=r"\./toy is no model folder \(model_index.json is missing\)"):
-        CogView3Pipeline.from_pretrained("./toy")
-
-
-@pytest.mark.parametrize("name", ["nothing", "./nothing", "/nothing/at/all", "a/b/c", "", "~x/y"])
-def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"there is no such folder, and the bundled models are .*owner/name"):
-        CogView3Pipeline.from_pretrained(name)
-
-
-def test_no_bundled_models_are_named_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "BUNDLED", tmp_path)
-    with pytest.raises(UserError, match="the bundled models are none"):
-        loading.resolve_model("nothing")
-
-
-def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="is a file: give the model's folder"):
-        CogView3Pipeline.from_pretrained(tmp_path / "weights.bin")
-
-
 # What a caller brings along
 
 
@@ -288,8 +251,9 @@ def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             shutil.copy(model / name, tmp_path / "cache" / name)
         return str(tmp_path / "cache")
 
-    monkeypatch.setattr(loading, "hf_hub_download", hub_file)
-    monkeypatch.setattr(loading, "snapshot_download", snapshot)
+    for module in (loading, references):
+        monkeypatch.setattr(module, "hf_hub_download", hub_file)
+    monkeypatch.setattr(references, "snapshot_download", snapshot)
     return model
 
 
@@ -319,7 +283,7 @@ def test_hub_repositories_without_a_model_are_refused(hub: Path) -> None:
 
 def test_hub_models_without_sampling_file(hub: Path) -> None:
     (hub / "sampling.json").unlink()
-    assert loading.load_sampling("owner/toy", revision="v1") is None
+    assert references.find("owner/toy").sampling(revision="v1") is None
 
 
 def test_hub_models_without_text_tensors_are_refused(hub: Path) -> None:
@@ -338,7 +302,7 @@ def test_unreachable_hub_models_are_one_line(monkeypatch: pytest.MonkeyPatch, er
     def fail(*_: Any, **__: Any) -> str:
         raise error
 
-    monkeypatch.setattr(loading, "hf_hub_download", fail)
+    monkeypatch.setattr(references, "hf_hub_download", fail)
     with pytest.raises(UserError, match="model owner/toy cannot be loaded: it is no folder here") as caught:
         CogView3Pipeline.from_pretrained("owner/toy")
     assert "\n" not in str(caught.value)
@@ -406,7 +370,7 @@ def damage(model: Path, kind: str) -> None:
         ("tensor gone", r"model: unet lacks 1 tensors \(conv_in.weight\)"),
         ("text tensors gone", r"model: text_encoder lacks 4 tensors \(.*, \.\.\.\)"),
         ("tensor misshapen", "model cannot be loaded: copy or export the model again .*conv_in.bias"),
-        ("configuration damaged", "model cannot be loaded: copy or export the model again .*config.json"),
+        ("configuration damaged", r"model/unet/config\.json is damaged: copy or export it again"),
     ],
 )
 def test_damaged_folders_are_refused_by_name(model: Path, kind: str, message: str) -> None:
@@ -415,6 +379,75 @@ def test_damaged_folders_are_refused_by_name(model: Path, kind: str, message: st
         CogView3Pipeline.from_pretrained(model)
     assert "\n" not in str(caught.value)
     assert str(model) in str(caught.value)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("unet/config.json", {"norm_num_groups": 0}),
+        ("unet/config.json", {"in_channels": "4"}),
+        ("unet/config.json", {"attention_head_dim": 0}),
+        ("unet/config.json", {"block_out_channels": []}),
+        ("unet/config.json", {"block_out_channels": [8] * 10**5}),
+        ("unet/config.json", {"cross_attention_dim": 10**40}),
+        ("unet/config.json", {"layers_per_block": 10**9}),
+        ("unet/config.json", {"transformer_layers_per_block": [10**9, 1, 1]}),
+        ("unet/config.json", {"down_block_types": ["os.system"] * 3}),
+        ("modes/4+1/unet/config.json", {"norm_num_groups": 0}),
+        ("vae/config.json", {"block_out_channels": [0]}),
+        ("vae/config.json", {"block_out_channels": None}),
+        ("vae/config.json", {"scaling_factor": "large"}),
+        ("text_encoder/config.json", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}),
+        ("text_encoder/config.json", {"num_layers": 10**9}),
+        ("text_encoder/config.json", {"d_model": {}}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": [[]]}),
+        ("relay_scheduler/scheduler_config.json", {"num_train_timesteps": "1000"}),
+        ("relay_scheduler/scheduler_config.json", {"power": None}),
+        ("model_index.json", {"unet": []}),
+        ("model_index.json", {"unet": [1.5, 1]}),
+        ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel", "more"]}),
+        ("model_index.json", {"unet": ["subprocess", "Popen"]}),
+        ("model_index.json", {"vae": ["diffusers", "NoSuchModel"]}),
+        ("model_index.json", {"_class_name": ["pipeline", "CogView3Pipeline"]}),
+        ("unet/config.json", DEEP),
+        ("vae/config.json", ""),
+        ("vae/config.json", "\0" * 1000),
+        ("scheduler/scheduler_config.json", "[]"),
+        ("model_index.json", DEEP),
+        ("model_index.json", " " * 2**23),
+        ("sampling.json", DEEP),
+        ("sampling.json", ""),
+        ("sampling.json", '{"format": 1e999, "default": [], "modes": 4}'),
+    ],
+)
+def test_damaged_configurations_are_one_line(model: Path, file: str, change: Any) -> None:
+    path = model / file
+    path.write_text(change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError) as caught:
+        CogView3Pipeline.from_pretrained(model, mode="4+1" if "4+1" in file else None)
+    assert "\n" not in str(caught.value)
+    assert str(model) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("mode", [None, "4+1"])
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_weights_of_whole_numbers_are_refused(model: Path, mode: str | None, kind: torch.dtype) -> None:
+    path = model / ("modes/4+1/unet" if mode else "unet") / WEIGHTS
+    tensors = load_file(path)
+    save_file(tensors | {"conv_in.weight": tensors["conv_in.weight"].to(kind)}, path)
+    with pytest.raises(UserError, match=rf"{WEIGHTS}: conv_in.weight is stored as \w+, not as floats"):
+        CogView3Pipeline.from_pretrained(model, mode=mode)
+
+
+def test_a_run_is_told_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(UserError, match=r"is no model folder .*it is a run; make a model of runs with cogview3 export"):
+        CogView3Pipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["gone", "cut", "misshapen", "incomplete"])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
-from cogview3.generation.modes import Mode, Sampling, write_sampling
+from cogview3.models.modes import Mode, Sampling, write_sampling
 
 Seeded = Callable[[int], torch.Generator]
 Components = Callable[..., dict[str, Any]]
@@ -383,7 +383,7 @@ def test_prediction_types(case: Case, make_components: Components, prediction: s
 # Steps
 
 
-@pytest.mark.parametrize("steps", [0, -3, 1001, 2.0, "4"])
+@pytest.mark.parametrize("steps", [0, -3, 1001, 2.5, "4"])
 def test_wrong_steps_are_refused(case: Case, components: dict[str, Any], steps: Any) -> None:
     with pytest.raises(UserError, match=r"steps.* is .*: give a whole number from 1 to 1000"):
         case.build(components)(**case.inputs(num_inference_steps=steps))
@@ -410,7 +410,7 @@ def _relay_steps(case: Case, steps: int) -> dict[str, int]:
     return {"relay_steps" if case.unet == "unet" else "num_inference_steps": steps}
 
 
-@pytest.mark.parametrize("relays", [-1, 9, 1.0])
+@pytest.mark.parametrize("relays", [-1, 9, 1.5])
 def test_wrong_number_of_relays_is_refused(case: Case, components: dict[str, Any], relays: Any) -> None:
     with pytest.raises(UserError, match="num_relays is"):
         case.build(components)(**case.inputs(num_relays=relays))

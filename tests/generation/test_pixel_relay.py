@@ -158,3 +158,19 @@ def test_more_calls_than_timesteps_are_refused() -> None:
     scheduler.step(x, scheduler.timesteps[0], x)
     with pytest.raises(ValueError, match="all 1"):
         scheduler.step(x, scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_noise_is_added_as_the_sampler_has_it_at_its_times(factor: int) -> None:
+    scheduler = PixelRelayScheduler(factor=factor, eta=0.0)
+    scheduler.set_timesteps(5)
+    x, noise = torch.rand(2, 3, 8, 8, generator=seeded(1)), torch.randn(2, 3, 8, 8, generator=seeded(2))
+    calls = scheduler.timesteps[[0, 3]]
+    noisy = scheduler.add_noise(x, noise, calls)
+    for row, time in enumerate(calls):
+        index = int((250 * scheduler.sigmas[:-1].log() - time).abs().argmin())
+        expected = pixel_relay.forward(
+            x[row : row + 1], scheduler.sigmas[index].float(), scheduler.alphas[index].float(), noise[row : row + 1]
+        )
+        torch.testing.assert_close(noisy[row : row + 1], expected, rtol=0, atol=1e-5)  # times are kept in float32
+    assert scheduler.init_noise_sigma == scheduler.sigmas[0]

@@ -11,8 +11,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.diffusion import relay, schedule
-from cogview3.generation.modes import Mode
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler, sampler_scheduler
+from cogview3.models.modes import Mode
 
 SIGMAS = schedule.make_sigmas()
 VARIANCE = 0.25

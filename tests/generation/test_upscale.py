@@ -10,7 +10,7 @@ from PIL import Image
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
-from cogview3.generation.modes import Mode
+from cogview3.models.modes import Mode
 
 Seeded = Callable[[int], torch.Generator]
 

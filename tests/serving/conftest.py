@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cogview3 import CogView3Pipeline
-from cogview3.generation.modes import Mode, Sampling, write_sampling
+from cogview3.models.modes import Mode, Sampling, write_sampling
 from cogview3.prompts.expand import Expander
 from cogview3.serving.app import create_app
 from cogview3.serving.engine import Engine

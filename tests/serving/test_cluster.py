@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cogview3 import CogView3Pipeline
-from cogview3.generation.modes import Mode, Sampling, write_sampling
+from cogview3.models.modes import Mode, Sampling, write_sampling
 from cogview3.serving.cluster import Cluster, Replica, Scale, deployment, identity_of
 from cogview3.serving.metrics import Metrics
 from cogview3.serving.orders import Canceled, Partial

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from cogview3 import CogView3Pipeline, checkpoints
+from cogview3 import CogView3Pipeline
 from cogview3.config import UserError, parse_recipe
 from cogview3.data.latents import decode, encode
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.references import weights_folder
 from cogview3.training import loop
 from cogview3.training.export import export
 from cogview3.training.loop import train
@@ -254,7 +255,7 @@ def test_training_lowers_the_loss_and_resumes_exactly(runs: Path, kind: str, tmp
 
 def test_runs_hold_the_component_and_a_sample(light_runs: Path, runs: Path) -> None:
     for kind, (component, network) in KINDS.items():
-        loaded = network.from_pretrained(checkpoints.weights_folder(light_runs / kind, component))
+        loaded = network.from_pretrained(weights_folder(light_runs / kind, component))
         assert loaded.config.width == 8
         assert (light_runs / kind / "samples" / "images-10.png").is_file()
         further = build(recipe(kind, runs, recipe__start_from=str(light_runs / kind)))

@@ -638,9 +638,9 @@ def test_validation_tells_the_fills_by_kind_in_the_relays_pictures(runs: Path, m
     ("changes", "words"),
     [
         ({"model__block_out_channels": [16, 16, 16]}, "other shapes"),
-        ({"recipe__start_from": "runs/none"}, "no relay_unet in 'runs/none'"),
-        ({"data__vae": "runs/none"}, "no vae in 'runs/none'"),
-        ({"data__text": "runs/none"}, "no text_encoder in 'runs/none'"),
+        ({"recipe__start_from": "./runs/none"}, "no relay_unet in './runs/none'"),
+        ({"data__vae": "./runs/none"}, "no vae in './runs/none'"),
+        ({"data__text": "./runs/none"}, "no text_encoder in './runs/none'"),
     ],
 )
 def test_what_does_not_fit_is_refused(runs: Path, changes: dict[str, Any], words: str) -> None:

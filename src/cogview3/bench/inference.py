@@ -28,10 +28,10 @@ from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import load_prompts
-from cogview3.generation.loading import bundled_models
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.references import bundled_models
 from cogview3.training.objectives.diffusion import build_unet
 from cogview3.training.objectives.text import t5_config
 from cogview3.training.objectives.vae import build_vae

@@ -12,16 +12,13 @@ import torch
 from PIL import Image
 
 from cogview3.captions.request import request
-from cogview3.checkpoints import weights_folder
 from cogview3.config import UserError
-from cogview3.errors import as_user_error, one_line
+from cogview3.errors import as_user_error
 from cogview3.prompts.text_models import check_folder, load_auto
+from cogview3.references import FETCHED, fetch, find, weights_folder
 
 IGNORED = -100
 """Label of a token that is not learned."""
-
-_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-"""What is fetched from the hub: no code."""
 
 
 def find_model(reference: str) -> Path:
@@ -33,20 +30,13 @@ def find_model(reference: str) -> Path:
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return folder
     try:
-        return weights_folder(reference, "recaptioner")
-    except UserError:
-        if folder.exists() or reference.count("/") != 1:
-            raise UserError(
-                f"--model {reference}: no image-text-to-text model; give a folder with a config.json, a run of "
-                "`captions finetune`, or a name on the hub"
-            ) from None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(reference, allow_patterns=_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(f"--model {reference}: not a folder, and not on the hub ({one_line(error)})") from None
+        found = find(reference)
+        return Path(fetch(found.source, FETCHED)) if found.on_hub else weights_folder(reference, "recaptioner")
+    except UserError as error:
+        raise UserError(
+            f"--model {reference}: no image-text-to-text model; give a folder with a config.json, a run of "
+            f"`captions finetune`, or a name on the hub ({error})"
+        ) from None
 
 
 def load_model(folder: Path, dtype: str) -> Any:

@@ -19,6 +19,7 @@ from cogview3.cli import (
     serve,
     study,
     train,
+    upscale,
 )
 from cogview3.cli.errors import ReportingGroup
 
@@ -51,7 +52,7 @@ def root(
 
 
 app.command()(generate.generate)
-app.command()(generate.upscale)
+app.command()(upscale.upscale)
 app.command()(expand.expand)
 app.command()(serve.serve)
 app.command()(info.info)

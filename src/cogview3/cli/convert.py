@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.options import JsonOption, check_writable, clean_stdout, report
-from cogview3.cli.train import parse_mode_runs
+from cogview3.cli.train import parse_mode_runs, warn_of_replacing
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def convert(
     check_choice(to, model, files, mode or [])
     modes = parse_modes(mode or [])
     check_writable(out)
+    warn_of_replacing(out)
     with clean_stdout(as_json):
+        quiet_libraries()
         from cogview3.generation.conversion import convert as to_diffusers
         from cogview3.generation.conversion import convert_to_release
 
@@ -88,7 +91,7 @@ def check_choice(to: Format, model: str | None, files: dict[str, Path | None], m
 
 def parse_modes(entries: list[str]) -> dict[str, tuple[Path, Path]]:
     """Base and relay UNet by mode; the same mode twice is a `UserError`."""
-    modes = dict(parse_mode_runs(entry) for entry in entries)
+    modes = {name: (Path(base), Path(relay)) for name, (base, relay) in map(parse_mode_runs, entries)}
     if len(modes) < len(entries):
         names = [entry.partition("=")[0] for entry in entries]
         twice = next(name for name in names if names.count(name) > 1)

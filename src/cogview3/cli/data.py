@@ -184,10 +184,10 @@ def stats(
     """Read every sample and count sizes, ratios, caption lengths, formats, and what is wrong with the others."""
     if out is not None:
         check_writable(out)
-    from cogview3.checkpoints import weights_folder
     from cogview3.cli.progress import counter
     from cogview3.data.formats import find_shards
     from cogview3.data.statistics import collect
+    from cogview3.references import weights_folder
 
     if text is not None:
         weights_folder(text, "tokenizer")
@@ -247,13 +247,13 @@ def encode(
         raise UserError(f"--bucket-step {bucket_step}: give a multiple of 32 that divides --size {size}, as in recipes")
     if dtype is Dtype.float16:
         raise UserError("--dtype float16: autoencoders and T5 overflow in it; give bfloat16 or float32")
-    from cogview3.checkpoints import weights_folder
     from cogview3.cli.progress import counter
     from cogview3.data.buckets import Buckets
     from cogview3.data.encode import Encoding, encode_shards
     from cogview3.data.encoded import Preprocessing, vae_fingerprint
     from cogview3.data.formats import find_shards
     from cogview3.prompts.cache import encoder_fingerprint
+    from cogview3.references import weights_folder
 
     step, ratio = (bucket_step, bucket_ratio) if buckets else (size, 1.0)
     Buckets(size, step, ratio)

@@ -1,5 +1,6 @@
 """`distill`: from a recipe to a student of few steps, round by round."""
 
+from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.options import (
     Device,
     DeviceOption,
@@ -33,6 +34,7 @@ def distill(
     loaded = load_recipe(recipe, overrides or [])
     run = pick_run(out, loaded.name)
     with clean_stdout(as_json):
+        quiet_libraries()
         from cogview3.distillation.rounds import distill as distill_rounds
 
         result = distill_rounds(loaded, out=run, restart=restart, device=pick_device(device))

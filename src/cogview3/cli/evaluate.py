@@ -13,6 +13,7 @@ from cogview3.cli.expand import (
     check_expand,
     open_expander,
 )
+from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.options import (
     BatchOption,
     Device,
@@ -118,8 +119,6 @@ def evaluate(
         _self_check(images, weights, device, as_json)
         return
     with clean_stdout(as_json):
-        import diffusers
-        import transformers
         from rich.console import Console
 
         from cogview3.cli.progress import counter
@@ -129,8 +128,7 @@ def evaluate(
         from cogview3.evaluation.systems import split_model
         from cogview3.evaluation.tables import show
 
-        diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
-        transformers.utils.logging.disable_progress_bar()
+        quiet_libraries()
         given = dict(_weight(text) for text in weights or [])
         place = pick_device(device)
         made = None

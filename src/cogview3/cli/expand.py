@@ -17,15 +17,12 @@ from cogview3.cli.options import (
     pick_device,
     report,
 )
-from cogview3.cli.typed import unexpandable
+from cogview3.cli.typed import gather_prompts, hint_quotes, unexpandable
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
 if TYPE_CHECKING:
     from cogview3.prompts.expand import Expander, Expansion
-
-EXPANDER_FOLDER = "expander"
-"""Subfolder of a model folder where its own expander lies."""
 
 ExpandOption = Annotated[
     bool | None,
@@ -69,9 +66,8 @@ def expand(
 
     A prompt whose expansion fails, or loses what was asked for, is printed as it is, and a warning says why.
     """
-    from cogview3.cli.generate import gather_prompts
-
     texts = gather_prompts(prompts or [], file)
+    hint_quotes(prompts or [])
     with clean_stdout(as_json):
         options = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
         made = open_expander(model, expander, expander_model, expander_cache, device, **options)
@@ -179,9 +175,10 @@ def wants_expansion(
 
 def own_expander(model: str) -> Path:
     """The folder of a model's own expander. Raises UserError where it has none."""
-    from cogview3.generation.loading import resolve_model
+    from cogview3.generation.loading import EXPANDER_FOLDER
+    from cogview3.references import find
 
-    folder = Path(resolve_model(model)) / EXPANDER_FOLDER
+    folder = Path(find(model).source) / EXPANDER_FOLDER
     if not folder.is_dir():
         raise UserError(f"{model} brings no expander along; name one with --expander FOLDER or --expander URL")
     return folder

@@ -1,14 +1,13 @@
-"""`generate` and `upscale`: prompts to pictures, pictures to larger ones."""
+"""`generate`: prompts to pictures."""
 
-import math
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cogview3.cli.drawing import Gallery, NegativeOption, OutOption, compiling, generators, tell
 from cogview3.cli.endpoints import KeyOption
 from cogview3.cli.expand import (
     ExpanderCacheOption,
@@ -19,7 +18,7 @@ from cogview3.cli.expand import (
     open_expander,
     wants_expansion,
 )
-from cogview3.cli.loading import check_placement, free_memory, load, model_name, parse_lora
+from cogview3.cli.loading import check_placement, free_memory, load, parse_lora
 from cogview3.cli.options import (
     BatchOption,
     CompileOption,
@@ -52,18 +51,14 @@ from cogview3.cli.options import (
     parse_size,
     pick_mode,
     pick_seed,
-    report,
 )
-from cogview3.cli.pictures import contact_sheet, grid_file, open_picture, plan_files, save_png, slug
-from cogview3.cli.typed import unexpandable, warn_of_prompts
+from cogview3.cli.pictures import MAX_SHEET, contact_sheet, grid_file, open_picture, plan_files, slug
+from cogview3.cli.typed import check_utf8, gather_prompts, hint_quotes, unexpandable, warn_of_prompts
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
-    import torch
+    from cogview3.prompts.expand import Expansion
 
-    from cogview3.generation.modes import Mode
-
-NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
 SizeOption = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
 ]
@@ -72,11 +67,6 @@ LoraOption = Annotated[
     typer.Option("--lora", metavar="PATH[:SCALE]", help="Run or file of an adapter; repeatable; scale 1 by default."),
 ]
 GridOption = Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")]
-OutOption = Annotated[
-    Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
-]
-
-"""Unknown words that are named; a prompt in another language has no others."""
 
 
 def generate(
@@ -130,23 +120,26 @@ def generate(
     Picture i has the seed SEED + i, and comes out alike alone or in a batch.
     """
     texts = [text for text in gather_prompts(prompts or [], file) for _ in range(count)]
+    hint_quotes(prompts or [])
     check_utf8("--negative", negative)
     width, height = parse_size(size)
-    check_finite("--guidance", guidance)
-    check_finite("--relay-guidance", relay_guidance)
-    check_finite("--strength", strength)
+    for name, scale in (("--guidance", guidance), ("--relay-guidance", relay_guidance), ("--strength", strength)):
+        check_finite(name, scale)
     for name, given in (("--relay-steps", relay_steps), ("--relay-guidance", relay_guidance)):
         if relays == 0 and given is not None:
             raise UserError(f"{name} {given:g} is for a relay, and with --relays 0 there is none: leave it out")
     adapters = [parse_lora(entry) for entry in lora or []]
     if mask is not None and image is None:
         raise UserError(f"--mask {mask} is for a picture: give --image as well, or leave it out")
+    if grid and len(texts) > MAX_SHEET:
+        raise UserError(f"--grid shows at most {MAX_SHEET} pictures, not {len(texts)}: leave it out")
     begin_with = None if image is None else open_picture(image)
     masked = None if mask is None else open_picture(mask)
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
-    seeds = list(range(seed, seed + len(texts)))
+    seeds = range(seed, seed + len(texts))
     files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(out, seed, files) if grid else None
+    gallery = Gallery(files, named=out is not None and files[0].parent != out)
     expand = wants_expansion(expand, model, expander, expander_model, expander_cache, key_env)
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     picture = {
@@ -159,8 +152,9 @@ def generate(
         "light": light or None,
     }
     with clean_stdout(as_json), ExitStack() as stack:
-        warn_of_prompts(model, texts)
-        drawn, written = texts, None
+        if not adapters:  # an adapter may have taught what the model has not learned
+            warn_of_prompts(model, texts)
+        written = None
         if expand:
             import cogview3
 
@@ -170,23 +164,18 @@ def generate(
             written = expand_all(made, texts, unexpandable(model, expander, texts))
             del made  # a local one need not stay beside the model
             free_memory()
-            drawn = [each.text for each in written]
-        told = [*drawn, negative]
+        drawn = texts if written is None else [each.text for each in written]
+        told = [*dict.fromkeys(drawn), negative]
         pipe = stack.enter_context(
             load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, told, placement, picture, adapters)
         )
-        relayed = int(pipe.relay_unet is not None) if relays is None else relays
-        facts = {
-            "model": model_name(model),
-            "mode": pipe.mode_name,
-            "steps": steps or pipe.mode.steps,
-            "guidance": pipe.mode.guidance if guidance is None else guidance,
-            "relays": relayed,
-            "relay_steps": (relay_steps or pipe.mode.relay_steps) if relayed else None,
-            "relay_guidance": _relay_guidance(pipe.mode, relay_guidance) if relayed else None,
+        from cogview3.models.modes import Overrides
+        from cogview3.references import find
+
+        asked = Overrides(steps, relay_steps, guidance, relay_guidance, relays, sampler and str(sampler), light or None)
+        facts = {"model": find(model).label, "mode": pipe.mode_name} | _settled(pipe, asked)
+        facts |= {
             "tile_size": tile_size,
-            "sampler": (sampler and str(sampler)) or pipe.mode.sampler,
-            "light": light or pipe.mode.light or None,
             "negative_prompt": negative,
             "image": image and image.name,
             "strength": _strength(strength, masked is not None) if image else None,
@@ -194,143 +183,63 @@ def generate(
             "lora": ", ".join(lora or []) or None,
         }
         start, shown = time.perf_counter(), []
-        for first in range(0, len(texts), batch):
-            part = slice(first, first + batch)
-            images = pipe(
-                drawn[part],
-                negative_prompt=negative,
-                width=width,
-                height=height,
-                num_inference_steps=steps,
-                relay_steps=relay_steps,
-                num_relays=relays,
-                guidance_scale=guidance,
-                relay_guidance_scale=relay_guidance,
-                image=begin_with,
-                strength=strength,
-                mask_image=masked,
-                tile_size=tile_size,
-                sampler=sampler and str(sampler),
-                light=light or None,
-                generator=generators(seeds[part]),
-            ).images
-            for index, image_drawn in enumerate(images, first):
-                own = {"prompt": texts[index], "expanded_prompt": None, "seed": seeds[index]}
-                if written is not None and not written[index].reason:
-                    own |= {"expanded_prompt": drawn[index], "expander": written[index].model}
-                save_png(image_drawn, files[index], facts | own)
-            if sheet is not None:
-                shown += images
+        with gallery.kept():
+            for first in range(0, len(texts), batch):
+                part = slice(first, first + batch)
+                images = pipe(
+                    drawn[part],
+                    negative_prompt=negative,
+                    width=width,
+                    height=height,
+                    **asked.arguments(),
+                    image=begin_with,
+                    strength=strength,
+                    mask_image=masked,
+                    tile_size=tile_size,
+                    generator=generators(seeds[part]),
+                ).images
+                for index, one in enumerate(images, first):
+                    gallery.add(one, facts | _own(texts[index], seeds[index], written and written[index]))
+                if sheet is not None:
+                    shown += images
         seconds = time.perf_counter() - start
-        facts |= compiling(compile_networks)
         if sheet is not None:
             columns = count if 1 < count < len(texts) else None
-            save_png(contact_sheet(shown, columns), sheet, facts | {"seed": seed})
-    result = facts | {"prompts": texts, "seeds": seeds, "grid": sheet and str(sheet)}
+            about = {"seed": seed, "prompts": " | ".join(dict.fromkeys(texts))[:1000]}
+            gallery.add(contact_sheet(shown, columns), facts | about, sheet)
+        facts |= compiling(compile_networks)
+    grid_at = str(gallery.written[-1]) if sheet else None
+    result = facts | {"prompts": texts, "seeds": list(seeds), "grid": grid_at}
     if written is not None:
         result |= {
             "expander": written[0].model,
             "expanded_prompts": drawn,
             "not_expanded": {each.prompt: each.reason for each in written if each.reason},
         }
-    tell(result, files if sheet is None else [*files, sheet], seconds, as_json)
+    tell(result, gallery.written, seconds, as_json)
 
 
-def upscale(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What they show, if known.")] = None,
-    model: ModelOption = "scenes",
-    negative: NegativeOption = None,
-    relay_steps: RelayStepsOption = None,
-    relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
-    guidance: GuidanceOption = None,
-    tile_size: TileSizeOption = None,
-    keep_colors: Annotated[
-        bool | None,
-        typer.Option("--keep-colors/--free-colors", help="Hold the picture's colors; on by default without a prompt."),
-    ] = None,
-    prompt_cache: PromptCacheOption = None,
-    offload: OffloadOption = Offload.none,
-    quantize: QuantizeOption = None,
-    drop_text_encoder: DropTextEncoderOption = False,
-    vae_slicing: VaeSlicingOption = False,
-    vae_tiling: VaeTilingOption = False,
-    compile_networks: CompileOption = False,
-    mode: ModeOption = None,
-    fast: FastOption = False,
-    light: LightOption = False,
-    seed: SeedOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Enlarge pictures with the relay stage.
-
-    Sides grow 2^RELAYS times; any size will do.
-    """
-    check_finite("--guidance", guidance)
-    for name, text in (("--prompt", prompt), ("--negative", negative)):
-        check_utf8(name, text)
-        if text is not None and not text.strip():
-            raise UserError(f"{name} is empty; give words, or leave it out")
-    if guidance is not None and not (prompt or negative):
-        raise UserError(f"--guidance {guidance:g} needs a --prompt, which there is none of to follow: leave it out")
-    mode, seed = pick_mode(mode, fast), pick_seed(seed)
-    sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
-    seeds = list(range(seed, seed + len(images)))
-    files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
-    places = {path.resolve(): number for number, path in enumerate(images)}
-    for number, path in enumerate(files):
-        if places.get(path.resolve(), number) != number:
-            raise UserError(
-                f"{images[number]} would be enlarged into {path}, which is to be enlarged, too; change --out"
-            )
-    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
-    width, height = max(sizes, key=math.prod)
-    drawn = {"height": height << relays, "width": width << relays, "relays": relays}
-    drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light or None}
-    with (
-        clean_stdout(as_json),
-        load(
-            "CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative], placement, drawn
-        ) as pipe,
-    ):
-        facts = {
-            "model": model_name(model),
-            "mode": pipe.mode_name,
-            "relays": relays,
-            "relay_steps": relay_steps or pipe.mode.relay_steps,
-            "relay_guidance": _relay_guidance(pipe.mode, guidance) if prompt or negative else None,
-            "tile_size": tile_size,
-            "keep_colors": prompt is None if keep_colors is None else keep_colors,
-            "light": light or pipe.mode.light or None,
-            "prompt": prompt,
-            "negative_prompt": negative,
-        }
-        start = time.perf_counter()
-        for source, path, number in zip(images, files, seeds, strict=True):
-            enlarged = pipe(
-                open_picture(source),
-                prompt=prompt,
-                negative_prompt=negative,
-                num_inference_steps=relay_steps,
-                num_relays=relays,
-                guidance_scale=guidance,
-                tile_size=tile_size,
-                light=light or None,
-                keep_colors=keep_colors,
-                generator=generators([number]),
-            ).images[0]
-            save_png(enlarged, path, facts | {"seed": number})
-        seconds = time.perf_counter() - start
-        facts |= compiling(compile_networks)
-    tell(facts | {"seeds": seeds}, files, seconds, as_json)
+def _settled(pipe: Any, asked: Any) -> dict[str, Any]:
+    """How pictures are sampled, under the names that stand in their files."""
+    settled = pipe.settle(asked)
+    relays = int(pipe.relay_unet is not None) if asked.relays is None else asked.relays
+    return {
+        "steps": settled.steps,
+        "guidance": settled.guidance,
+        "relays": relays,
+        "relay_steps": settled.relay_steps if relays else None,
+        "relay_guidance": settled.relay_guidance if relays else None,
+        "sampler": settled.sampler,
+        "light": settled.light or None,
+    }
 
 
-def _relay_guidance(mode: "Mode", given: float | None) -> float:
-    """What a relay is guided by: the mode's scale unless one is given."""
-    return mode.relay_guidance_scale if given is None else given
+def _own(prompt: str, seed: int, written: "Expansion | None") -> dict[str, Any]:
+    """What one picture does not share with the others."""
+    own: dict[str, Any] = {"prompt": prompt, "expanded_prompt": None, "seed": seed}
+    if written is not None and not written.reason:
+        own |= {"expanded_prompt": written.text, "expander": written.model}
+    return own
 
 
 def _strength(given: float | None, masked: bool) -> float:
@@ -338,57 +247,3 @@ def _strength(given: float | None, masked: bool) -> float:
 
     default = 1.0 if masked else DEFAULT_STRENGTH
     return default if given is None else given
-
-
-def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts given and those of the file, one a line, blank lines left out.
-
-    Raises:
-        UserError: none at all, an empty one, or text that is not UTF-8.
-    """
-    gathered = list(prompts)
-    for number, prompt in enumerate(gathered, 1):
-        if not prompt.strip():
-            raise UserError(f"prompt {number} is empty; say what to draw")
-        check_utf8(f"prompt {number}", prompt)
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--file {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-        gathered += [line.strip() for line in lines if line.strip()]
-    if not gathered:
-        raise UserError(f"--file {file}: no prompts in it" if file else "no prompt; give one in quotes, or --file")
-    return gathered
-
-
-def check_utf8(name: str, text: str | None) -> None:
-    """Refuse, with a UserError, an argument whose bytes are no UTF-8 text."""
-    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{name} is not valid UTF-8; check the terminal's encoding")
-
-
-def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
-    """One generator a seed, on the CPU, so that a seed gives the same noise on every device."""
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def compiling(compiled: bool) -> dict[str, float]:
-    """How long compiling took, as a part of the report; nothing where nothing was."""
-    if not compiled:
-        return {}
-    from cogview3.generation.compiling import compile_seconds
-
-    return {"compile_seconds": round(compile_seconds(), 1)}
-
-
-def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, as_json: bool) -> None:
-    """Report the pictures written, how long drawing took, and the seeds."""
-    seeds = result["seeds"]
-    shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-    lines = [*map(str, files), f"{len(seeds)} picture{'s' * (len(seeds) > 1)} in {seconds:.1f} s, {shown}"]
-    if "compile_seconds" in result:
-        lines[-1] += f"; compiling took {result['compile_seconds']:.1f} s of it"
-    report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), as_json)

@@ -1,29 +1,36 @@
 """`info`: what a model folder holds, from its JSON files and the headers of its weights."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cogview3.checkpoints import read_json
 from cogview3.cli.options import JsonOption, report
-from cogview3.config import UserError
+
+_MEND = "copy or export the model again"
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="Bundled model or model folder.")], as_json: JsonOption = False
+    model: Annotated[str, typer.Argument(help="Bundled model or model folder.")],
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also compute the memory that drawing takes; this takes a while.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a model's modes, sizes and memory.
+    """Show a model's modes and sizes.
 
     Reads configurations and the headers of weights only.
     """
-    from cogview3.generation.loading import resolve_model
+    from cogview3.errors import as_user_error
+    from cogview3.references import find
 
-    folder = Path(resolve_model(model))
-    if not folder.is_dir():
-        raise UserError(f"{model} is a name on the hub; download it and give its folder")
-    facts = describe(folder)
+    folder = find(model).folder
+    with as_user_error(f"{folder}: its configurations are damaged", _MEND):
+        facts = describe(folder)
+        if memory:
+            facts["peaks"] = peaks(folder, facts)
     report(facts, as_text(facts), as_json)
 
 
@@ -33,14 +40,13 @@ def describe(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no model folder, or a damaged one.
     """
-    from cogview3.generation.loading import check_component, check_model_folder
-    from cogview3.generation.modes import SAMPLING_FILE, read_sampling
-    from cogview3.generation.pretrained import PIPELINE_CLASSES
+    from cogview3.generation.loading import PIPELINE_CLASSES, check_component, check_model_folder, read_index
+    from cogview3.references import MODEL_INDEX, find
 
     check_model_folder(str(folder), PIPELINE_CLASSES, ("vae",), ())
-    index = read_json(folder / "model_index.json")
+    index = read_index(folder / MODEL_INDEX)
     names = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
-    sampling = read_sampling(folder / SAMPLING_FILE) if (folder / SAMPLING_FILE).exists() else None
+    sampling = find(folder).sampling()
     modes = sampling.modes if sampling else {}
     upscaler = "unet" not in names  # it has no use for the modes' bases, either
     unets = {unet for mode in modes.values() for unet in (None if upscaler else mode.unet, mode.relay_unet)}
@@ -52,7 +58,7 @@ def describe(folder: Path) -> dict[str, Any]:
     card = folder / "README.md"
     side = drawn_side(folder, "relay_unet" if upscaler else "unet")
     doubled = 2 if "relay_unet" in names and not upscaler else 1
-    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json") if "tokenizer" in names else {}
+    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json", _MEND) if "tokenizer" in names else {}
     return {
         "folder": str(folder),
         "class": index["_class_name"],
@@ -67,34 +73,28 @@ def describe(folder: Path) -> dict[str, Any]:
             for name, mode in modes.items()
         },
         "memory": memory(None, None, parts),
-        "peaks": {} if side is None else peaks(folder, side if upscaler else None),
     }
 
 
-def peaks(folder: Path, enlarged: list[int] | None = None) -> dict[str, dict[str, int]]:
+def peaks(folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Bytes at the peak of drawing one picture of the model's own size, by number format and memory mode, computed.
 
-    For an upscaler, `enlarged` is the enlarged picture's height and width in pixels.
+    Args:
+        folder: the model's.
+        facts: of `describe`; an upscaler's picture is the enlarged one.
     """
+    side = facts["side"]
+    if side is None:
+        return {}
     import torch
 
     from cogview3.generation.memory import Picture
     from cogview3.generation.placement import model_estimates
 
     formats = {"bfloat16": (torch.bfloat16, None), "int8": (torch.bfloat16, "int8"), "float32": (torch.float32, None)}
-    picture = Picture() if enlarged is None else Picture(*enlarged, relays=1, upscale=True)
+    enlarged = side if isinstance(side, list) else [side] * 2
+    picture = Picture() if facts["base_side"] is not None else Picture(*enlarged, relays=1, upscale=True)
     return {name: model_estimates(str(folder), None, picture, *how) for name, how in formats.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        raise UserError(f"{path} is missing or damaged; copy or export the model again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged; copy or export the model again")
-    return content
 
 
 def measure(component: Path) -> dict[str, int]:
@@ -112,10 +112,10 @@ def measure(component: Path) -> dict[str, int]:
 
 def drawn_side(folder: Path, unet: str) -> list[int] | None:
     """Height and width in pixels of the pictures that a UNet draws by default; None where its model tells none."""
-    from cogview3.generation.inputs import vae_factor
+    from cogview3.generation.loading import vae_factor
 
-    latents = read_json(folder / unet / "config.json").get("sample_size")
-    levels = read_json(folder / "vae" / "config.json")["block_out_channels"]
+    latents = read_json(folder / unet / "config.json", _MEND).get("sample_size")
+    levels = read_json(folder / "vae" / "config.json", _MEND)["block_out_channels"]
     if latents is None:
         return None
     return [one * vae_factor(levels) for one in (latents if isinstance(latents, list) else [latents] * 2)]
@@ -159,12 +159,12 @@ def as_text(facts: dict[str, Any]) -> str:
     ]
     for name, part in facts["components"].items():
         lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
-    if facts["peaks"]:
+    if facts.get("peaks"):
         lines.append(
             "  memory   GB at the peak of drawing one picture, computed: all there, text encoder dropped after use,"
         )
         lines.append("           --offload model, --offload sequential; an allowance of 5 % and 0.5 GiB is in it")
-    for name, needs in facts["peaks"].items():
+    for name, needs in facts.get("peaks", {}).items():
         lines.append(f"    {name:24} " + " ".join(f"{need / 1e9:9.2f}" for need in needs.values()))
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")
     width = max([8, *map(len, facts["modes"])])

@@ -1,5 +1,6 @@
 """Pipelines for commands: checked against the memory there is, loaded, and brought to their device."""
 
+import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from cogview3.checkpoints import LORA_FILE
 from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype
 from cogview3.config import UserError
-from cogview3.errors import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -18,9 +18,17 @@ if TYPE_CHECKING:
     from cogview3.prompts.cache import PromptCache
 
 
-def model_name(model: str) -> str:
-    """What a model is called in reports: a folder's own name without the way to it, or the name as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+def quiet_libraries() -> None:
+    """No bars and no asides of the libraries while models are loaded, one for each component; errors still show."""
+    import logging
+
+    for name in ("torchao", "torch.distributed.elastic.multiprocessing.redirects"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager
@@ -53,15 +61,11 @@ def load(
         UserError: wrong options.
         OutOfMemory: the GPU has less free memory than needed.
     """
-    import diffusers
-    import transformers
-
     import cogview3
     from cogview3.generation.memory import Picture
     from cogview3.generation.placement import check_free, explained, model_estimates, place
 
-    diffusers.utils.logging.disable_progress_bar()  # those of loading, one for each component
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     kind = getattr(cogview3, pipeline)
     where, how, number_format = check_placement(device, dtype, placement)
     parts: dict[str, Any] = {"dtype": number_format}
@@ -129,17 +133,17 @@ def load_loras(pipe: Any, adapters: Sequence[tuple[Path, float]]) -> None:
     """Put adapters, (file, scale) each, on a pipeline, together. Raises UserError where one does not fit."""
     if not adapters:
         return
-    from cogview3.generation.pretrained import LOADING_ERRORS
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("--lora needs peft: pip install 'cogview3[train]'")
+    from cogview3.errors import as_user_error
 
     names = [f"lora-{number}" for number in range(1, len(adapters) + 1)]
     for name, (path, _) in zip(names, adapters, strict=True):
         try:
-            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
-        except ImportError:
-            raise UserError("--lora needs peft: pip install 'cogview3[train]'") from None
-        except LOADING_ERRORS as error:
-            reason = one_line(error)
-            raise UserError(f"--lora {path}: is damaged or does not fit this model ({reason})") from error
+            with as_user_error("its tensors", "other ones are needed"):
+                pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+        except UserError as error:
+            raise UserError(f"--lora {path}: is damaged or does not fit this model ({error})") from None
     pipe.set_adapters(names, [scale for _, scale in adapters])
 
 
@@ -148,12 +152,12 @@ def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype", quantize: 
 
     Raises UserError for a name on the hub, or no place to write.
     """
-    from cogview3.generation.loading import resolve_model
     from cogview3.prompts.cache import PromptCache, encoder_fingerprint
+    from cogview3.references import find
 
-    source = resolve_model(model)
-    if not Path(source).is_dir():
+    found = find(model)
+    if found.on_hub:
         raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
     check_writable(folder, "--prompt-cache")
-    encoder = encoder_fingerprint(source) + (f" {quantize}" if quantize else "")
+    encoder = encoder_fingerprint(found.folder) + (f" {quantize}" if quantize else "")
     return PromptCache(folder, encoder, dtype)

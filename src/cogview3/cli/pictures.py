@@ -1,8 +1,10 @@
 """Where pictures go, what they are called, and what is written into them."""
 
+import itertools
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 8192 * 8192
 """Most pixels of a picture that is read: as many as the largest that is drawn has."""
+
+
+MAX_SHEET = 1000
+"""Most pictures on a contact sheet."""
 
 
 def slug(text: str, length: int = 48) -> str:
@@ -55,13 +61,34 @@ def grid_file(out: Path | None, seed: int, pictures: Collection[Path] = ()) -> P
 
 def _numbered(names: Sequence[str]) -> list[str]:
     """Equal names get -1, -2, ... in order; names that stand alone are kept."""
-    width = len(str(len(names)))
-    seen: dict[str, int] = {}
+    width, total = len(str(len(names))), Counter(names)
+    seen: Counter[str] = Counter()
     result = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if names.count(name) == 1 else f"{name}-{seen[name]:0{width}}")
+        seen[name] += 1
+        result.append(name if total[name] == 1 else f"{name}-{seen[name]:0{width}}")
     return result
+
+
+def free_place(path: Path, facts: Mapping[str, object]) -> Path:
+    """`path`, or a name with a number where a picture that was drawn otherwise is there already."""
+    places = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in itertools.count(1))
+    return next(place for place in places if not place.exists() or _holds(place, facts))
+
+
+def _holds(path: Path, facts: Mapping[str, object]) -> bool:
+    """Whether a file is a picture that was drawn with these `facts`."""
+    from PIL import Image
+
+    from cogview3.generation.written import read_settings
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = read_settings(image)
+    except (OSError, SyntaxError, ValueError):
+        return False
+    found.pop("version", None)
+    return found == {key: str(value) for key, value in facts.items() if value is not None}
 
 
 def open_picture(path: Path) -> "Image":

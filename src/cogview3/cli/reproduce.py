@@ -44,13 +44,13 @@ def tables(
     with clean_stdout(as_json):
         from cogview3.cli.expand import open_expander
         from cogview3.cli.progress import counter
-        from cogview3.generation.loading import resolve_model
+        from cogview3.references import find
         from cogview3.reproduce import paper, snr_plots, training
 
         snr_plots.new_figure()  # first, so that a missing package costs no work
         place = pick_device(device)
         expander = None
-        if (Path(resolve_model(model)) / "expander").is_dir():
+        if (Path(find(model).source) / "expander").is_dir():
             expander = open_expander(model, None, None, None, device)
         trained = {}
         if train:
@@ -130,11 +130,12 @@ def snr(
 
         from cogview3 import checkpoints
         from cogview3.cli.progress import counter
+        from cogview3.references import weights_folder
         from cogview3.reproduce import snr as measured
         from cogview3.reproduce import snr_plots
 
         snr_plots.new_figure()  # first, so that a missing package costs no work
-        folder = checkpoints.weights_folder(model, "vae")
+        folder = weights_folder(model, "vae")
         vae = AutoencoderKL.from_pretrained(folder).eval().to(pick_device(device))
         if images is None:
             pictures = measured.scenes(count, sides[-1], seed)

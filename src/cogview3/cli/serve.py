@@ -16,7 +16,7 @@ from cogview3.cli.expand import (
     open_expander,
     wants_expansion,
 )
-from cogview3.cli.loading import check_placement
+from cogview3.cli.loading import check_placement, quiet_libraries
 from cogview3.cli.options import (
     CompileOption,
     Device,
@@ -116,13 +116,10 @@ def serve(
         device, dtype, (Offload.none, quantize, False, False, vae_tiling, compile_networks)
     )
     limits = Limits(batch, 0.005, waiting, waiting_each or waiting, seconds, threads)
-    import diffusers
-    import transformers
 
     from cogview3.serving.pipelines import Pipelines
 
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     pipelines = Pipelines(model, mode, where, number_format, how)
     listener = bind(host, port)
     written = None

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.options import (
     Device,
     DeviceOption,
@@ -23,7 +24,7 @@ from cogview3.cli.options import (
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
-RunOption = Annotated[Path, typer.Option(metavar="RUN", help="Run whose averaged weights are taken.")]
+RunOption = Annotated[str, typer.Option(metavar="RUN", help="Run or model whose averaged weights are taken.")]
 
 
 def train(
@@ -43,6 +44,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     out = pick_run(out, loaded.name)
     with clean_stdout(as_json):
+        quiet_libraries()
         from cogview3.training.loop import train as run
 
         result = run(loaded, out=out, restart=restart, device=pick_device(device))
@@ -66,15 +68,15 @@ def export(
     text: RunOption,
     base: RunOption,
     out: Annotated[Path, typer.Option("-o", "--out", help="Model folder to write.")],
-    relay: Annotated[Path | None, typer.Option(metavar="RUN", help="Run of the relay stage, if there is one.")] = None,
+    relay: Annotated[str | None, typer.Option(metavar="RUN", help="Run of the relay stage, if there is one.")] = None,
     enlarger: Annotated[
-        Path | None, typer.Option("--enlarger", metavar="RUN", help="Run of a latent enlarger, for light modes.")
+        str | None, typer.Option("--enlarger", metavar="RUN", help="Run of a latent enlarger, for light modes.")
     ] = None,
     light_decoder: Annotated[
-        Path | None, typer.Option("--light-decoder", metavar="RUN", help="Run of a light decoder, for light modes.")
+        str | None, typer.Option("--light-decoder", metavar="RUN", help="Run of a light decoder, for light modes.")
     ] = None,
     expander: Annotated[
-        Path | None, typer.Option("--expander", metavar="RUN", help="Run of a small prompt expander.")
+        str | None, typer.Option("--expander", metavar="RUN", help="Run of a small prompt expander.")
     ] = None,
     mode: Annotated[
         list[str] | None,
@@ -100,9 +102,11 @@ def export(
     modes = dict(parse_mode_runs(entry) for entry in mode or [])
     sampling = parse_settings(settings or [], "guidance=4.5")
     check_writable(out)
+    warn_of_replacing(out)
     if int8 and not modes:
         raise UserError("--int8 is for the UNets of --mode; give one, such as --mode 4+1=scenes@4+1,scenes@4+1")
     with clean_stdout(as_json):
+        quiet_libraries()
         from cogview3.training.export import export as write
 
         light = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
@@ -111,10 +115,16 @@ def export(
     report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 
-def parse_mode_runs(entry: str) -> tuple[str, tuple[Path, Path]]:
-    """A mode's name with the paths of its base and its relay, from `NAME=BASE,RELAY`."""
+def warn_of_replacing(out: Path) -> None:
+    """Say on stderr that a model which is there already will be replaced."""
+    if (out / "model_index.json").is_file():
+        typer.echo(f"{out} holds a model already, which is replaced", err=True)
+
+
+def parse_mode_runs(entry: str) -> tuple[str, tuple[str, str]]:
+    """A mode's name with its base and its relay, from `NAME=BASE,RELAY`."""
     name, _, runs = entry.partition("=")
-    paths = [Path(run) for run in runs.split(",") if run]
-    if not name or len(paths) != 2:
+    stages = [run for run in runs.split(",") if run]
+    if not name or len(stages) != 2:
         raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=some/base,some/relay")
-    return name, (paths[0], paths[1])
+    return name, (stages[0], stages[1])

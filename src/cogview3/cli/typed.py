@@ -1,24 +1,63 @@
-"""Warnings of typed prompts, before they are expanded or drawn."""
+"""Typed prompts: gathered, checked, and warned of before they are expanded or drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 
-from cogview3.cli.loading import model_name
+from cogview3.config import UserError
 
 MAX_WARNINGS = 10
 MAX_SHOWN = 60  # characters of a prompt in a warning
 
 
+def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts given and those of the file, one a line, blank lines left out.
+
+    Raises:
+        UserError: none at all, an empty one, or text that is not UTF-8.
+    """
+    gathered = list(prompts)
+    for number, prompt in enumerate(gathered, 1):
+        if not prompt.strip():
+            raise UserError(f"prompt {number} is empty; say what to draw")
+        check_utf8(f"prompt {number}", prompt)
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--file {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+        gathered += [line.strip() for line in lines if line.strip()]
+    if not gathered:
+        raise UserError(f"--file {file}: no prompts in it" if file else "no prompt; give one in quotes, or --file")
+    return gathered
+
+
+def check_utf8(name: str, text: str | None) -> None:
+    """Refuse, with a UserError, an argument whose bytes are no UTF-8 text."""
+    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{name} is not valid UTF-8; check the terminal's encoding")
+
+
+def hint_quotes(prompts: Sequence[str]) -> None:
+    """Say on stderr how to write one prompt of several words, where each word came as a prompt of its own."""
+    if len(prompts) > 1 and not any(len(prompt.split()) > 1 for prompt in prompts):
+        one = " ".join(prompts)
+        typer.echo(
+            f"note: {len(prompts)} prompts of a word each; to draw one picture of all, quote them: {one!r}", err=True
+        )
+
+
 def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
     """Say on stderr what of each prompt the bundled `scenes` model does not know or cannot draw."""
-    if model_name(model) != "scenes":
+    from cogview3.references import find
+
+    found = find(model)
+    if not found.is_bundled:
         return
     from cogview3.data.scenes.typed import learned_words, problems
-    from cogview3.generation.loading import resolve_model
 
-    learned = learned_words(Path(resolve_model(model)) / "tokenizer" / "tokenizer.json")
+    learned = learned_words(found.folder / "tokenizer" / "tokenizer.json")
     found = {prompt: told for prompt in dict.fromkeys(prompts) if (told := problems(prompt, learned))}
     for prompt, told in list(found.items())[:MAX_WARNINGS]:
         shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}..."
@@ -29,7 +68,9 @@ def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
 
 def unexpandable(model: str, expander: str | None, prompts: Sequence[str]) -> dict[str, str]:
     """Prompts that the bundled model's own expander should leave as they are, each with the reason."""
-    if model_name(model) != "scenes" or expander is not None:
+    from cogview3.references import find
+
+    if expander is not None or not find(model).is_bundled:
         return {}
     from cogview3.data.scenes.typed import why_not_expand
 

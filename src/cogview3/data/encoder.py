@@ -12,7 +12,6 @@ import torch
 from diffusers.models import AutoencoderKL
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from cogview3 import checkpoints
 from cogview3.data import draws
 from cogview3.data.buckets import Buckets, fit
 from cogview3.data.encode import Encoding, own_notes
@@ -27,6 +26,7 @@ from cogview3.data.sidecars import read_captions, read_keep
 from cogview3.data.tars import latents_of
 from cogview3.prompts.encode import embed_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
+from cogview3.references import weights_folder
 
 _AT_ONCE = 8  # batches whose pictures are held, so that there are full ones of most buckets
 
@@ -139,15 +139,15 @@ def _half(values: torch.Tensor, who: str) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _vae(encoding: Encoding) -> AutoencoderKL:
-    folder = checkpoints.weights_folder(encoding.vae, "vae")
+    folder = weights_folder(encoding.vae, "vae")
     vae = load_network(AutoencoderKL, folder, torch_dtype=getattr(torch, encoding.precision)).to(_device(encoding))
     return vae.requires_grad_(False)
 
 
 @lru_cache(maxsize=1)
 def _text_encoder(encoding: Encoding) -> tuple[PreTrainedTokenizerBase, T5EncoderModel]:
-    encoder = load_text_encoder(checkpoints.weights_folder(encoding.text, "text_encoder"))
-    tokenizer = load_tokenizer(checkpoints.weights_folder(encoding.text, "tokenizer"))
+    encoder = load_text_encoder(weights_folder(encoding.text, "text_encoder"))
+    tokenizer = load_tokenizer(weights_folder(encoding.text, "tokenizer"))
     return tokenizer, encoder.to(_device(encoding), getattr(torch, encoding.precision))
 
 

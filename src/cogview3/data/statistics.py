@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from cogview3.checkpoints import weights_folder
 from cogview3.data.entries import admit, develop
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.references import weights_folder
 
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
 

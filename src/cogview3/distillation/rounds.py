@@ -31,6 +31,7 @@ from cogview3.config import (
 from cogview3.distillation.objective import Distillation
 from cogview3.distillation.teacher import check_distilled, check_start, sampler_levels, teacher_scheduler
 from cogview3.generation.scheduler import RelayScheduler
+from cogview3.references import weights_folder
 from cogview3.training.loop import PATIENCE, train
 
 ROUNDS_FILE = "rounds.json"
@@ -132,7 +133,7 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
                 "data.text_dropout is 0, but a teacher that is fine-tuned with distill.fine_tune_images is run without "
                 "texts too; give a share above 0, such as 0.1"
             )
-        network = UNet2DConditionModel.load_config(checkpoints.weights_folder(settings.teacher, "relay_unet"))
+        network = UNet2DConditionModel.load_config(weights_folder(settings.teacher, "relay_unet"))
         plain = settings.model_copy(update={"relay_start": None})
         scheduler = teacher_scheduler(plain, is_relay)
         plain_config = RelayScheduler().config
@@ -145,7 +146,7 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
         fine_tuning = fine_tune_recipe(recipe, network, scheduler)
         scheduler = RelayScheduler.from_config(scheduler.config, relay_start=settings.relay_start)
     else:
-        checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
+        weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
         scheduler = teacher_scheduler(settings, is_relay)
     if settings.paths and is_relay and scheduler.config.blur_estimate == "carry":
         raise UserError(

@@ -1,5 +1,6 @@
 """The teacher: its network and its sampler, and the student that begins as a copy of it or as another student."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,38 +8,42 @@ import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
-from cogview3 import checkpoints
 from cogview3.config import Distill, UserError, distillation_of
 from cogview3.diffusion import schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
-from cogview3.generation.loading import mode_of, unet_folder
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet
 from cogview3.models.unet import takes_guidance
+from cogview3.references import find, weights_folder
 
 
 def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     """The teacher's UNet, for inference, in `dtype`, whatever it is stored in. Raises UserError where there is none."""
-    folder = checkpoints.weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
+    folder = weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
     return load_unet(folder, dtype).eval().requires_grad_(False)
 
 
 def check_distilled(settings: Distill, is_relay: bool) -> None:
     """Refuse, with a UserError, a teacher that is distilled itself for other steps or a narrower range of guidance."""
     recipe = distillation_of(settings.teacher)
-    if recipe is None:
+    if recipe is None:  # a model, or a run of training
+        weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
+    if recipe is not None:
+        if (recipe.kind == "distill_relay") != is_relay:
+            kind, wanted = recipe.kind, "relay" if is_relay else "base"
+            raise UserError(f"distill.teacher {settings.teacher!r} is a run of kind {kind}; give one of a {wanted}")
+        trained, known = recipe.distill.steps[-1], recipe.distill.guidance_range
+    elif (mode := find(settings.teacher).settings()[1]).distilled:
+        trained, known = mode.relay_steps if is_relay else mode.steps, mode.guidance_range or (0.0, math.inf)
+    else:
         return
-    if (recipe.kind == "distill_relay") != is_relay:
-        wanted = "relay" if is_relay else "base"
-        raise UserError(f"distill.teacher {settings.teacher!r} is a run of kind {recipe.kind}; give one of a {wanted}")
-    known, steps = recipe.distill, settings.steps[0]
-    if known.steps[-1] != steps:
+    if trained != settings.steps[0]:
         raise UserError(
-            f"distill.steps begins with {steps}, but the teacher {settings.teacher!r} is distilled for "
-            f"{known.steps[-1]} steps; begin with {known.steps[-1]}"
+            f"distill.steps begins with {settings.steps[0]}, but the teacher {settings.teacher!r} is distilled for "
+            f"{trained} steps; begin with {trained}"
         )
-    (low, high), (lowest, highest) = settings.guidance_range, known.guidance_range
+    (low, high), (lowest, highest) = settings.guidance_range, known
     if not lowest <= low <= high <= highest:
         raise UserError(
             f"distill.guidance_range is {low:g} to {high:g}, but the teacher {settings.teacher!r} is distilled for "
@@ -71,7 +76,7 @@ def check_start(settings: Distill, start: str, is_relay: bool) -> None:
     component, scheduler = ("relay_unet", "relay_scheduler") if is_relay else ("unet", "scheduler")
     teacher, student = (
         _plain(UNet2DConditionModel.load_config(folder))
-        for folder in (checkpoints.weights_folder(settings.teacher, component), unet_folder(start, component))
+        for folder in (weights_folder(settings.teacher, component), weights_folder(start, component))
     )
     for config in (teacher, student):
         config.pop("sample_size", None)  # a default of pipelines, no part of the network
@@ -94,12 +99,9 @@ def check_start(settings: Distill, start: str, is_relay: bool) -> None:
             f"recipe.start_from {start!r} is another network than the teacher {settings.teacher!r}: {key} is "
             f"{student[key]}, not {teacher[key]}; give a student of a network like this"
         )
-    own = mode_of(start)
     kinds = [
-        EulerDiscreteScheduler.load_config(checkpoints.weights_folder(reference, scheduler)).get(
-            "prediction_type", "epsilon"
-        )
-        for reference in (settings.teacher, start if own is None else own[0])
+        EulerDiscreteScheduler.load_config(weights_folder(reference, scheduler)).get("prediction_type", "epsilon")
+        for reference in (settings.teacher, start)
     ]
     if kinds[0] != kinds[1]:
         raise UserError(
@@ -110,7 +112,7 @@ def check_start(settings: Distill, start: str, is_relay: bool) -> None:
 
 def begin_as(student: UNet2DConditionModel, start: str, is_relay: bool) -> None:
     """Give the student the weights of another one, `recipe.start_from`, which `check_start` has let pass."""
-    folder = unet_folder(start, "relay_unet" if is_relay else "unet")
+    folder = weights_folder(start, "relay_unet" if is_relay else "unet")
     student.load_state_dict(load_unet(folder).state_dict())
 
 
@@ -136,7 +138,7 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
     Raises:
         UserError: there is none, or the teacher was trained for another start.
     """
-    folder = checkpoints.weights_folder(settings.teacher, "relay_scheduler" if is_relay else "scheduler")
+    folder = weights_folder(settings.teacher, "relay_scheduler" if is_relay else "scheduler")
     if not is_relay:
         return EulerDiscreteScheduler.from_pretrained(folder)
     scheduler = RelayScheduler.from_pretrained(folder)

@@ -9,7 +9,7 @@ from diffusers.models import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
-from cogview3.generation.loading import unloadable
+from cogview3.references import unloadable
 
 
 def _swap_lcm(pipe: DiffusionPipeline, dtype: torch.dtype) -> None:

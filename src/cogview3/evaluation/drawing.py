@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,31 +11,7 @@ from cogview3.data.latents import decode
 from cogview3.evaluation.metrics.base import Drawn
 from cogview3.evaluation.prompt import Prompt
 from cogview3.generation.pipeline import CogView3Pipeline
-
-
-@dataclass(frozen=True)
-class Overrides:
-    """How pictures are sampled, where the model's mode is not to decide: None leaves it to the mode."""
-
-    steps: int | None = None
-    relay_steps: int | None = None
-    guidance: float | None = None
-    relay_guidance: float | None = None
-    relays: int | None = None
-    sampler: str | None = None
-    light: bool | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """The pipeline's arguments."""
-        return {
-            "num_inference_steps": self.steps,
-            "relay_steps": self.relay_steps,
-            "guidance_scale": self.guidance,
-            "relay_guidance_scale": self.relay_guidance,
-            "num_relays": self.relays,
-            "sampler": self.sampler,
-            "light": self.light,
-        }
+from cogview3.models.modes import Overrides
 
 
 def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
@@ -69,7 +43,7 @@ def draw_batch(
     with_base: bool = True,
 ) -> Drawn:
     """The pictures of those prompts that `indices` name, and `with_base` the base pictures of the very same runs."""
-    base_steps = pipe.mode.steps if sampling.steps is None else sampling.steps
+    base_steps = pipe.settle(sampling).steps
     captured: dict[str, Tensor] = {}
 
     def capture(pipeline: CogView3Pipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:

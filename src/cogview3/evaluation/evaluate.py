@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +17,6 @@ from cogview3 import __version__, checkpoints
 from cogview3.config import UserError
 from cogview3.data.latents import to_tensor
 from cogview3.evaluation import guidance, report
-from cogview3.evaluation.drawing import Overrides
 from cogview3.evaluation.folder import Folder, System
 from cogview3.evaluation.grids import GRID_PICTURES, grid, side_by_side
 from cogview3.evaluation.metrics import METRICS, Drawn, Metric, Setting, make_metrics
@@ -26,6 +25,7 @@ from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.evaluation.store import Store
 from cogview3.evaluation.systems import Own, find_system
 from cogview3.evaluation.workers import fill
+from cogview3.models.modes import Overrides
 from cogview3.prompts.expand import Expander
 
 _RUN = "run.json"
@@ -301,7 +301,7 @@ def _check_responses(systems: Iterable[System], responses: Sequence[tuple[float,
         for system in systems:
             if not isinstance(system, Own):
                 raise UserError(f"{system.name} is no model of ours: leave it out, or leave out --guidance-response")
-            system.mode.check_distilled(str(system.mode_name), asdict(replace(system.sampling, guidance=scale)))
+            system.mode.settle(replace(system.sampling, guidance=scale), system.mode_name)
 
 
 def _check_sizes(systems: Sequence[System]) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cogview3.evaluation.drawing import Overrides, draw
+from cogview3.evaluation.drawing import draw
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.response import Response
 from cogview3.generation.pipeline import CogView3Pipeline
+from cogview3.models.modes import Overrides
 
 
 def changes(

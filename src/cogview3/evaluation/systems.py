@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from typing_extensions import override
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
 from cogview3.evaluation.baselines import BASELINES, Baseline
-from cogview3.evaluation.drawing import Overrides, draw_batch, generators
+from cogview3.evaluation.drawing import draw_batch, generators
 from cogview3.evaluation.folder import Pictures, System
 from cogview3.evaluation.prompt import Prompt
-from cogview3.generation.inputs import vae_factor
-from cogview3.generation.loading import MODEL_INDEX, load_sampling, resolve_model, unloadable
-from cogview3.generation.modes import pick_mode
+from cogview3.generation.loading import vae_factor
 from cogview3.generation.pipeline import CogView3Pipeline
+from cogview3.models.modes import Overrides
+from cogview3.references import MODEL_INDEX, find, split, unloadable
 
 
 class Own(System):
@@ -40,9 +40,9 @@ class Own(System):
 
     def __init__(self, name: str, model: str, mode: str | None, sampling: Overrides) -> None:
         self.name, self.model, self.sampling = name, model, sampling
-        self.source = resolve_model(model)
-        self.mode_name, self.mode = pick_mode(load_sampling(self.source), mode, model)
-        self.mode.check_distilled(str(self.mode_name), asdict(sampling))
+        found = find(model, mode)
+        self.source, (self.mode_name, self.mode) = found.source, found.settings()
+        self.settled = self.mode.settle(sampling, self.mode_name)
         self._given_mode = mode
         self._pipe: CogView3Pipeline | None = None
 
@@ -65,18 +65,11 @@ class Own(System):
     def how(self) -> dict[str, Any]:
         index = Path(self.source) / MODEL_INDEX
         has_relay = not index.is_file() or _index(self.source).get("relay_unet", [None])[0] is not None
-        own = {
-            "steps": self.mode.steps,
-            "relay_steps": self.mode.relay_steps,
-            "guidance": self.mode.guidance,
-            "relay_guidance": self.mode.relay_guidance_scale,
-            "relays": int(has_relay),
-        }
-        given = {key: value for key, value in asdict(self.sampling).items() if value is not None}
-        if "guidance" in given and self.mode.relay_guidance is None:
-            own["relay_guidance"] = given["guidance"]
-        own |= {key: value for key in ("sampler", "light") if (value := getattr(self.mode, key)) is not None}
-        return {"kind": "model", "mode": self.mode_name} | own | given
+        relays = int(has_relay) if self.sampling.relays is None else self.sampling.relays
+        keys = ("steps", "relay_steps", "guidance", "relay_guidance")
+        settled = {key: getattr(self.settled, key) for key in keys} | {"relays": relays}
+        settled |= {key: value for key in ("sampler", "light") if (value := getattr(self.settled, key)) is not None}
+        return {"kind": "model", "mode": self.mode_name} | settled
 
     @override
     def draw(
@@ -178,7 +171,7 @@ def find_system(name: str, sampling: Overrides) -> System:
     if name in BASELINES:
         return Foreign(name, BASELINES[name], sampling)
     model, mode, chosen = split_model(name, sampling)
-    source = resolve_model(model)
+    source = find(model).source
     kind = str(_index(source).get("_class_name", ""))
     if (kind and not kind.startswith("CogView3")) or kind in ("CogView3PlusPipeline",):
         if mode:
@@ -202,14 +195,11 @@ def split_model(model: str, sampling: Overrides | None = None) -> tuple[str, str
     sampling = sampling or Overrides()
     if Path(model).is_dir():
         return model, None, sampling
-    name, at, mode = model.rpartition("@")
-    steps = re.search(r":(\d{1,4})(?:\+(\d{1,4}))?$", mode, re.ASCII)
+    steps = re.search(r":(\d{1,4})(?:\+(\d{1,4}))?$", model, re.ASCII)
     if steps:
         base, relay = (int(count) if count else None for count in steps.groups())
         sampling = replace(sampling, steps=base, relay_steps=sampling.relay_steps if relay is None else relay)
-        mode = mode[: steps.start()]
-    if not at:
-        name, mode = mode, ""
-    if not name or (at and not mode):
-        raise UserError(f"model {model!r}: write MODEL, MODEL@MODE or MODEL:STEPS, such as scenes@4+1 or scenes:4+1")
-    return name, mode or None, sampling
+        model = model[: steps.start()]
+    if not model:
+        raise UserError("a model has no name: write MODEL, MODEL@MODE or MODEL:STEPS, such as scenes@4+1 or scenes:4+1")
+    return *split(model), sampling

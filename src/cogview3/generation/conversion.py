@@ -2,7 +2,8 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,17 @@ from transformers import AutoConfig, PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
-from cogview3.errors import one_line
-from cogview3.generation.loading import (
-    check_model_folder,
-    check_target,
-    folder_sizes,
-    load_sampling,
-    resolve_model,
-)
-from cogview3.generation.modes import Mode, Sampling, distilled_mode, write_sampling
+from cogview3.errors import as_user_error
+from cogview3.generation.loading import PIPELINE_CLASSES, check_model_folder, check_target, folder_sizes
 from cogview3.generation.pipeline import CogView3Pipeline
-from cogview3.generation.pretrained import LOADING_ERRORS, PIPELINE_CLASSES, check_weights_complete
+from cogview3.generation.pretrained import check_weights_complete
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.models.component_folders import in_format, read_component, write_component
+from cogview3.models.modes import Mode, Sampling, distilled_mode, write_sampling
 from cogview3.models.release import load_unet, load_vae, save_unet, save_vae
 from cogview3.models.release_files import LATEST, VAE_FILE
 from cogview3.prompts.text_models import SAFE, check_folder, load_text_encoder, load_tokenizer
+from cogview3.references import find
 
 TEXT_LENGTH = 225
 """Tokens of a prompt in the release."""
@@ -124,12 +120,11 @@ def convert_to_release(
     """
     if out.exists() and not (out / "unet" / LATEST).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no converted release; give another folder with -o")
-    source = Path(resolve_model(model))
-    if not source.is_dir():
-        raise UserError(f"{model} is a name on the hub; download it and give its folder")
+    found = find(model)
+    source = found.folder
     check_model_folder(str(source), PIPELINE_CLASSES, ("vae", "unet"), ())
     _check_predictions(source)
-    sampling = load_sampling(str(source))
+    sampling = found.sampling()
     places = {place for mode in (sampling.modes if sampling else {}).values() for place in (mode.unet, mode.relay_unet)}
     places |= {name for name in SIDES if (source / name).is_dir()}
     unets = {place: read_component(UNet2DConditionModel, source / place) for place in sorted(places - {None})}
@@ -205,11 +200,9 @@ def _encoder_folder(path: Path, component: str) -> Path:
 
 def _text_width(path: Path) -> int:
     folder = _encoder_folder(path, "text_encoder")
-    try:
+    with _text_encoder(folder):
         check_folder(folder)
         config = AutoConfig.from_pretrained(folder, **SAFE)
-    except LOADING_ERRORS as error:
-        raise _no_text_encoder(folder, error) from None
     if config.model_type != "t5":
         raise UserError(f"{folder} holds a {config.model_type} model: give T5's encoder")
     return config.d_model
@@ -223,10 +216,8 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         needed = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
         if needed:
             raise UserError(f"{folder}/spiece.model cannot be read: install sentencepiece and protobuf")
-    try:
+    with _text_encoder(folder):
         return load_tokenizer(folder, model_max_length=TEXT_LENGTH)
-    except LOADING_ERRORS as error:
-        raise _no_text_encoder(folder, error) from None
 
 
 def _installed(module: str) -> bool:
@@ -238,19 +229,23 @@ def _installed(module: str) -> bool:
 
 def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     folder = _encoder_folder(path, "text_encoder").resolve()
-    try:
+    with _text_encoder(folder):
         encoder = load_text_encoder(folder, dtype="auto")
-    except LOADING_ERRORS as error:
-        raise _no_text_encoder(folder, error) from None
     check_weights_complete(str(folder.parent), folder.name, encoder)
     for name, tensor in encoder.named_parameters():
         in_format(f"text_encoder: {name}", tensor, dtype)  # for its checks
     return encoder if dtype is None else encoder.to(dtype)
 
 
-def _no_text_encoder(folder: Path, error: Exception) -> UserError:
-    reason = one_line(error, 300)
-    return UserError(f"{folder} holds no T5 encoder that can be loaded ({reason}): download it again, as safetensors")
+@contextmanager
+def _text_encoder(folder: Path) -> Iterator[None]:
+    try:
+        with as_user_error("not loaded", "damaged"):
+            yield
+    except UserError as error:
+        raise UserError(
+            f"{folder} holds no T5 encoder that can be loaded ({error}): download it again, as safetensors"
+        ) from None
 
 
 def _write_pipeline(

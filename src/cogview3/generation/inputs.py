@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,37 @@ MAX_PICTURES = 10_000
 Picture = Image.Image | np.ndarray | torch.Tensor
 
 
-def vae_factor(block_out_channels: Sequence[int]) -> int:
-    """Pixels of a side that a VAE with these channels, one entry a level, makes one of its latents: 8 with four."""
-    return 2 ** (len(block_out_channels) - 1)
-
-
-def check_whole(name: str, value: Any, low: int, high: int) -> None:
-    """Refuse anything but a whole number in low..high."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def check_whole(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number in low..high as an int, whatever kind of number it comes as; anything else is a UserError."""
+    if not _is_number(value) or value != int(value) or not low <= value <= high:
         raise UserError(f"{name} is {value!r}: give a whole number from {low} to {high}")
+    return int(value)
 
 
-def check_real(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    """Refuse anything but a finite number in low..high."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
+def check_real(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """A finite number in low..high as a float, whatever kind it comes as; anything else is a UserError."""
+    if not _is_number(value) or not low <= value <= high:
         bounds = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
         raise UserError(f"{name} is {value!r}: give a finite number, {bounds}")
+    return float(value)
 
 
-def check_side(name: str, value: Any, multiple: int) -> None:
-    """Refuse a picture's side that is no whole multiple of `multiple` pixels, or absurd."""
-    check_whole(name, value, 1, MAX_SIDE)
-    if value % multiple:
-        nearest = max(multiple, round(value / multiple) * multiple)
-        raise UserError(f"{name} {value} is not a multiple of {multiple}: the nearest is {nearest}")
+def check_guidance(name: str, value: Any) -> float | None:
+    """A guidance scale, 0 or more; None, which leaves it to the mode, stays."""
+    return None if value is None else check_real(name, value, 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_side(name: str, value: Any, multiple: int) -> int:
+    """A picture's side as an int; one that is no whole multiple of `multiple` pixels, or absurd, is a UserError."""
+    side = check_whole(name, value, 1, MAX_SIDE)
+    if side % multiple:
+        nearest = max(multiple, round(side / multiple) * multiple)
+        raise UserError(f"{name} {side} is not a multiple of {multiple}: the nearest is {nearest}")
+    return side
 
 
 def check_enlarged(width: int, height: int, relays: int, least: int = 0) -> None:

@@ -1,125 +1,58 @@
-"""Model folders: finding them, reading their modes, and refusing foreign or damaged ones by name.
+"""Model folders: fetched from the hub, and refused by name where they are foreign or damaged.
 
 Light, so that commands can check a model before they import torch.
 """
 
-import json
 import os
-import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from cogview3 import checkpoints
+from cogview3.checkpoints import read_json
 from cogview3.config import UserError
-from cogview3.errors import one_line
-from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, read_sampling
+from cogview3.models.modes import SAMPLING_FILE
+from cogview3.prompts.text_models import check_folder
+from cogview3.references import FETCHED, INT8_FILE, MODEL_INDEX, Reference, fetch, unloadable
 
-BUNDLED = Path(__file__).parents[1] / "models" / "bundled"
-MODEL_INDEX = "model_index.json"
+PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
+EXPANDER_FOLDER = "expander"
+"""Subfolder of a model folder where its own expander lies."""
 
-
-def bundled_models() -> list[str]:
-    """Names of the models that the package ships."""
-    return sorted(index.parent.name for index in BUNDLED.glob(f"*/{MODEL_INDEX}"))
-
-
-def resolve_model(name: str | os.PathLike[str]) -> str:
-    """A bundled model's folder, the folder itself, or a hub name, in this order; "./scenes" is a folder.
-
-    Raises:
-        UserError: none of these.
-    """
-    text = os.fspath(name)
-    if text in bundled_models():
-        return str(BUNDLED / text)
-    if os.path.isdir(text):
-        return text
-    if os.path.exists(text):
-        raise UserError(f"{text} is a file: give the model's folder")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
-        return text
-    raise UserError(
-        f"no model {text!r}: there is no such folder, and the bundled models are "
-        f"{', '.join(bundled_models()) or 'none'}; a hub name is owner/name"
-    )
+_FLOATS = {"F16", "BF16", "F32", "F64"}
+_LIBRARIES = ("diffusers", "transformers", "cogview3.generation.scheduler", "cogview3.models.light")
 
 
-def load_sampling(source: str, **hub_options: Any) -> Sampling | None:
-    """`sampling.json` of a model folder or hub model; None where there is none.
-
-    Raises:
-        UserError: the file is wrong, or the hub could not be asked.
-    """
-    if os.path.isdir(source):
-        path = os.path.join(source, SAMPLING_FILE)
-        return read_sampling(path) if os.path.exists(path) else None
-    try:
-        return read_sampling(hf_hub_download(source, SAMPLING_FILE, **hub_options))
-    except LocalEntryNotFoundError as error:  # no network and not in the cache: whether it exists is unknown
-        raise unloadable(source, error) from error
-    except EntryNotFoundError:
-        return None
-    except OSError as error:
-        raise unloadable(source, error) from error
-
-
-def fetch_model(name: str, mode: str | None, left_out: Collection[str] = (), **hub_options: Any) -> str:
+def fetch_model(model: Reference, left_out: Collection[str] = (), **hub_options: Any) -> str:
     """Folder, in the hub's cache, of a hub model's mode: its components' safetensors, the mode's UNets and the tables.
 
     diffusers' own download wants the code of components that are not its own, such as `RelayScheduler`, in the
     repository; here it comes with the package.
 
     Args:
-        name: owner/name.
-        mode: a mode of its `sampling.json`, the default one if left out.
+        model: a name on the hub, in a mode.
         left_out: components that are not needed.
         hub_options: those of `huggingface_hub.snapshot_download`.
 
     Raises:
         UserError: no such mode, no model there, or the hub could not be asked.
     """
-    _, entry = pick_mode(load_sampling(name, **hub_options), mode, name)
+    name, (_, entry) = model.source, model.settings(**hub_options)
     try:
-        index = json.loads(Path(hf_hub_download(name, MODEL_INDEX, **hub_options)).read_bytes())
+        index = read_index(Path(hf_hub_download(name, MODEL_INDEX, **hub_options)))
         present = [part for part, held in index.items() if isinstance(held, list) and None not in held]
         folders = [getattr(entry, part, None) or part for part in present if part not in left_out]
-        files = [f"{folder}/{kind}" for folder in folders for kind in ("*.json", "*.safetensors", "*.model", "*.txt")]
-        return snapshot_download(name, allow_patterns=[MODEL_INDEX, SAMPLING_FILE, *files], **hub_options)
+        files = [f"{folder}/{kind}" for folder in folders for kind in FETCHED]
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):
             raise unloadable(name, error) from error
         raise UserError(f"{name} on the hub is no model in diffusers' format ({MODEL_INDEX} is missing)") from error
     except (OSError, ValueError) as error:
         raise unloadable(name, error) from error
-
-
-def mode_of(reference: str | Path) -> tuple[Path, Mode] | None:
-    """Folder and mode of MODEL@MODE; None of other references. Raises UserError where there is none."""
-    model, at, name = str(reference).rpartition("@")
-    if not at or Path(reference).exists():
-        return None
-    folder = Path(resolve_model(model))
-    if not folder.is_dir():
-        raise UserError(f"{reference}: there is no model folder {model}; give one, or a bundled model")
-    return folder, pick_mode(load_sampling(str(folder)), name, model)[1]
-
-
-def unet_folder(reference: str | Path, component: Literal["unet", "relay_unet"]) -> Path:
-    """Folder of a UNet of a run, of a model or, as MODEL@MODE, of one of its modes.
-
-    Raises:
-        UserError: there is no such mode or UNet.
-    """
-    own = mode_of(reference)
-    if own is None:
-        return checkpoints.weights_folder(reference, component)
-    folder, mode = own
-    return checkpoints.weights_folder(folder, getattr(mode, component) or component)
+    return fetch(name, [MODEL_INDEX, SAMPLING_FILE, *files], **hub_options)
 
 
 def check_model_folder(
@@ -138,14 +71,13 @@ def check_model_folder(
     """
     index_path = Path(folder) / MODEL_INDEX
     if not index_path.is_file():
-        raise UserError(f"{folder} is no model folder ({MODEL_INDEX} is missing): give the folder that holds it")
-    try:
-        index = json.loads(index_path.read_bytes())
-        kind = index["_class_name"]
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{index_path} is damaged: copy or export the model again") from None
-    if kind not in classes:
-        raise UserError(f"{folder} holds a {kind} model: give one of {', '.join(classes)}")
+        mend = "give the folder that holds it"
+        if (Path(folder) / "recipe.toml").is_file():
+            mend = "it is a run; make a model of runs with cogview3 export"
+        raise UserError(f"{folder} is no model folder ({MODEL_INDEX} is missing): {mend}")
+    index = read_index(index_path)
+    if index["_class_name"] not in classes:
+        raise UserError(f"{folder} holds a {index['_class_name']} model: give one of {', '.join(classes)}")
     present = {name for name, entry in index.items() if isinstance(entry, list) and None not in entry}
     if missing := sorted(set(required) - present - set(given)):
         raise UserError(f"model folder {folder} has no {', '.join(missing)}: give a complete model")
@@ -153,23 +85,50 @@ def check_model_folder(
         check_component(Path(folder) / name)
 
 
+def vae_factor(block_out_channels: Sequence[int]) -> int:
+    """Pixels of a side that a VAE with these channels, one entry a level, makes one of its latents: 8 with four."""
+    return 2 ** (len(block_out_channels) - 1)
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """A `model_index.json`, whose components are of libraries that have such.
+
+    Raises:
+        UserError: damaged, or with code of elsewhere.
+    """
+    index = read_json(path, "copy or export the model again")
+    if not isinstance(index.get("_class_name"), str):
+        raise UserError(f"{path} is damaged: copy or export the model again")
+    if index["_class_name"] not in PIPELINE_CLASSES:
+        return index
+    named = [entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")]
+    if any(len(entry) != 2 or not all(isinstance(each, str | None) for each in entry) for entry in named):
+        raise UserError(f"{path} is damaged: copy or export the model again")
+    if foreign := [entry[0] for entry in named if entry[0] not in (None, *_LIBRARIES)]:
+        raise UserError(f"{path}: no component is of {foreign[0]!r}, whose code is not run: export the model again")
+    return index
+
+
 def check_component(folder: Path) -> None:
-    """Refuse a component's folder that is missing, empty, without its weights, or with truncated ones.
+    """Refuse a component's folder that is missing, empty, without its weights, or with wrong ones; reads headers only.
 
     Raises:
         UserError: names the folder or file at fault.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(f"{folder} is missing or empty: copy or export the model again")
+    check_folder(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if (folder / "config.json").exists() and not weights:
         raise UserError(f"{folder} has no weights (*.safetensors): copy or export the model again")
     for file in weights:
         try:
-            with safe_open(file, "np"):
-                pass
+            with safe_open(file, "np") as tensors:
+                kinds = {tensors.get_slice(name).get_dtype(): name for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
             raise UserError(f"{file} is damaged: copy or export the model again") from None
+        if file.name != INT8_FILE and (wrong := sorted(set(kinds) - _FLOATS)):
+            raise UserError(f"{file}: {kinds[wrong[0]]} is stored as {wrong[0]}, not as floats: export it again")
 
 
 def check_target(out: Path) -> None:
@@ -192,14 +151,3 @@ def folder_sizes(folder: Path) -> dict[str, int]:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def unloadable(source: str, error: Exception) -> UserError:
-    """The one-line error for a model that diffusers, transformers or the hub could not load."""
-    where = (
-        "copy or export the model again"
-        if os.path.isdir(source)
-        else "it is no folder here, and as a hub name it needs a network and an existing model"
-    )
-    reason = one_line(error, 300)
-    return UserError(f"model {source} cannot be loaded: {where} ({reason})")

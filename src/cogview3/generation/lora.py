@@ -1,7 +1,7 @@
 """LoRA adapters for the base and the relay UNet, in diffusers' file format."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,8 @@ class RelayLoraMixin(LoraBaseMixin):
     """
 
     _lora_loadable_modules: ClassVar[list[str]] = ["unet", "relay_unet"]
+    unet_name = "unet"
+    lora_state_dict = StableDiffusionLoraLoaderMixin.lora_state_dict
 
     def load_lora_weights(
         self,
@@ -39,8 +41,10 @@ class RelayLoraMixin(LoraBaseMixin):
         """
         if isinstance(pretrained_model_name_or_path_or_dict, dict):
             pretrained_model_name_or_path_or_dict = dict(pretrained_model_name_or_path_or_dict)
-        state, alphas, metadata = StableDiffusionLoraLoaderMixin.lora_state_dict(
-            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, use_safetensors=True, **kwargs
+        named = kwargs.get("weight_name") or pretrained_model_name_or_path_or_dict
+        kwargs.setdefault("use_safetensors", not str(named).endswith(".bin"))  # torch's own format: tensors alone
+        state, alphas, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
         prefixes = {key.split(".", 1)[0] for key in state}
         if not prefixes or prefixes - set(self._lora_loadable_modules):
@@ -83,17 +87,23 @@ class RelayLoraMixin(LoraBaseMixin):
         save_directory: str | os.PathLike[str],
         unet_lora_layers: dict[str, torch.Tensor] | None = None,
         relay_unet_lora_layers: dict[str, torch.Tensor] | None = None,
+        is_main_process: bool = True,
         weight_name: str | None = None,
+        save_function: Callable[..., None] | None = None,
+        safe_serialization: bool = True,
         unet_lora_adapter_metadata: dict[str, Any] | None = None,
         relay_unet_lora_adapter_metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Write adapters as safetensors.
+        """Write adapters.
 
         Args:
             save_directory: folder to write into, made if need be.
             unet_lora_layers: the base's adapter, as `peft.get_peft_model_state_dict` gives it.
             relay_unet_lora_layers: the relay's adapter, alike.
+            is_main_process: whether this is the one of several processes that `save_function` writes in.
             weight_name: file name, `pytorch_lora_weights.safetensors` by default.
+            save_function: called with tensors and path in place of the library's own.
+            safe_serialization: write safetensors; else torch's format, of tensors alone.
             unet_lora_adapter_metadata: the base's `peft_config` as a dictionary; without it, alpha is read as the rank.
             relay_unet_lora_adapter_metadata: the relay's, alike.
 
@@ -106,5 +116,11 @@ class RelayLoraMixin(LoraBaseMixin):
             raise UserError("no LoRA layers: give unet_lora_layers or relay_unet_lora_layers")
         metadata = {"unet": unet_lora_adapter_metadata, "relay_unet": relay_unet_lora_adapter_metadata}
         cls._save_lora_weights(
-            save_directory=save_directory, lora_layers=layers, lora_metadata=metadata, weight_name=weight_name
+            save_directory=save_directory,
+            lora_layers=layers,
+            lora_metadata=metadata,
+            is_main_process=is_main_process,
+            weight_name=weight_name,
+            save_function=save_function,
+            safe_serialization=safe_serialization,
         )

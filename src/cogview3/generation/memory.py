@@ -22,11 +22,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import T5Config, T5EncoderModel
 
 from cogview3.config import UserError
-from cogview3.errors import one_line
+from cogview3.errors import as_user_error
 from cogview3.generation.attention import constant_text
-from cogview3.generation.inputs import vae_factor
-from cogview3.generation.light import LIGHT_COMPONENTS
+from cogview3.generation.latents import LIGHT_COMPONENTS
+from cogview3.generation.loading import vae_factor
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.prompts.text_models import check_folder
 
 GIB = 2**30
 MARGIN = (1.05, GIB // 2)
@@ -113,12 +114,9 @@ def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
         kinds[name] = lambda folder, light=light: light.from_config(light.load_config(folder))  # type: ignore[misc]
     networks = {}
     for name, folder in folders.items():
-        try:
-            with torch.device("meta"):
-                networks[name] = kinds[name](folder).eval()
-        except (OSError, ValueError, TypeError) as error:
-            reason = one_line(error, 200)
-            raise UserError(f"{folder / 'config.json'} is missing or damaged ({reason}): export it again") from None
+        check_folder(folder)
+        with as_user_error(f"{folder / 'config.json'} is missing or damaged", "export it again"), torch.device("meta"):
+            networks[name] = kinds[name](folder).eval()
     return networks
 
 
@@ -205,7 +203,7 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
         dtype: of all networks.
     """
     for network in networks.values():
-        network.to(dtype)
+        nn.Module.to(network, dtype)  # diffusers' own warns of layers that need float32, a line each
     vae = networks["vae"]
     factor, picture = vae_factor(vae.config.block_out_channels), picture.settled(networks)
     enlarger, decoder = (networks.get(name) if picture.light else None for name in LIGHT_COMPONENTS)

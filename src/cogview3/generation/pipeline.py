@@ -1,6 +1,5 @@
 """Prompt to picture: the base stage, then relay stages that double the side."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,11 +12,14 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from cogview3.config import UserError
 from cogview3.diffusion.schedule import base_timesteps, log_timesteps
 from cogview3.generation import inputs
-from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
-from cogview3.generation.light import LIGHT_COMPONENTS
+from cogview3.generation.base import RelayPipelineBase
+from cogview3.generation.components import check_base_scheduler
+from cogview3.generation.denoising import Generators, StepCallback
+from cogview3.generation.latents import LIGHT_COMPONENTS
 from cogview3.generation.masks import Masked, keep_in_base, to_mask
 from cogview3.generation.scheduler import SAMPLERS, RelayScheduler, sampler_scheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.models.modes import Mode, Overrides
 
 DEFAULT_STRENGTH = 0.6
 """How much of a given image is drawn anew: its layout stays, its objects may change."""
@@ -37,6 +39,10 @@ class CogView3Pipeline(RelayPipelineBase):
         relay_scheduler: the relay stage's.
         latent_enlarger: for `light`: stands in for the VAE between stages.
         light_decoder: for `light`: stands in for the VAE's decoder at the end.
+        mode: how calls are sampled by default. Distilled UNets that a pipeline has loaded bring theirs along.
+
+    Raises:
+        UserError: components that do not fit each other, or of a kind that is not drawn with.
     """
 
     _optional_components: ClassVar[list[str]] = [
@@ -59,9 +65,11 @@ class CogView3Pipeline(RelayPipelineBase):
         relay_scheduler: RelayScheduler | None = None,
         latent_enlarger: LatentEnlarger | None = None,
         light_decoder: LightDecoder | None = None,
+        mode: Mode | str | None = None,
     ) -> None:
         super().__init__()
         self._register(
+            mode,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             vae=vae,
@@ -163,48 +171,50 @@ class CogView3Pipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
-        given = {
-            "steps": num_inference_steps,
-            "relay_steps": relay_steps,
-            "relay_start": relay_start,
-            "sampler": sampler,
-        }
-        self._settle_guidances(guidance_scale, relay_guidance_scale, given)
-        steps = self.mode.steps if num_inference_steps is None else num_inference_steps
-        relays = RelaySettings(
-            count=int(self.relay_unet is not None) if num_relays is None else num_relays,
-            steps=self.mode.relay_steps if relay_steps is None else relay_steps,
-            start=relay_start,
-            eta=eta,
-            tile_size=tile_size,
-            light=self._settle_light(light),
+        settled = self.settle(
+            Overrides(
+                steps=num_inference_steps,
+                relay_steps=relay_steps,
+                guidance=inputs.check_guidance("guidance_scale", guidance_scale),
+                relay_guidance=inputs.check_guidance("relay_guidance_scale", relay_guidance_scale),
+                sampler=sampler,
+                light=light,
+                relay_start=relay_start,
+            )
         )
-        self._check_relays(relays)
-        sampler = self.mode.sampler if sampler is None else sampler
+        self._guidance_scale, self._relay_guidance_scale = settled.guidance, settled.relay_guidance_scale
+        count = int(self.relay_unet is not None) if num_relays is None else num_relays
+        relays = self._relay_settings(settled, count, relay_start, eta, tile_size)
+        tile_size, sampler = relays.tile_size, settled.sampler
         scheduler, device = self._base_scheduler(sampler), self._execution_device
         if mask_image is not None and image is None:
             raise UserError("mask_image is given, but there is no image: give one, or leave mask_image out")
         if mask_image is not None and strength is None:
             strength = 1.0
         share = self._check_strength(image, strength, latents)
-        taken = self._set_timesteps(scheduler, sampler, steps, share, device)
+        taken = self._set_timesteps(scheduler, sampler, settled.steps, share, device)
         self._num_timesteps = taken + relays.count * relays.steps
         size = self._base_size(height, width, relays.count)
         texts = (prompt_embeds, negative_prompt_embeds)
-        pictures = self._count_pictures(prompt, negative_prompt, *texts, num_images_per_prompt)
+        each = inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
+        negative_prompt, texts = self._without_negative(negative_prompt, texts, self.unet)
+        prompts = self._check_text(prompt, negative_prompt, *texts, self.unet)
+        if not prompts:
+            raise UserError("neither prompt nor prompt_embeds is given: give one")
+        pictures = prompts * each
         shape = self._check_latents(latents, pictures, size)
-        pixels = None if image is None else self._fit_image(image, pictures, num_images_per_prompt, size)
+        pixels = None if image is None else self._fit_image(image, pictures, each, size)
         masked = None
         if image is not None and mask_image is not None:
             full = size[0] << relays.count, size[1] << relays.count
-            original = self._fit_image(image, pictures, num_images_per_prompt, full)
-            masked = Masked(original, self._fit_mask(mask_image, image, pictures, num_images_per_prompt, full))
+            original = self._fit_image(image, pictures, each, full)
+            masked = Masked(original, self._fit_mask(mask_image, image, pictures, each, full))
         run = self._start_run(
             device, pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
         run.prompt_embeds, run.negative_prompt_embeds = self.encode_prompt(
-            prompt, negative_prompt, num_images_per_prompt, *texts, device=device
+            prompt, negative_prompt, each, *texts, device=device
         )
         noise = self._noise(shape, run) if latents is None else latents
         noise = noise.to(device, torch.float32)
@@ -218,34 +228,11 @@ class CogView3Pipeline(RelayPipelineBase):
         )
         latents = self._denoise(stage, self._base_start(scheduler, noise, known), run)
         if relays.count and not self._interrupt:
-            latents = self._relays(self._enlarge(latents, relays), relays, run)
+            latents = self._relays(self._enlarge(latents, tile_size, relays.light), relays, run)
         images = latents if output_type == "latent" else self._to_pixels(latents, tile_size, relays.light)
         if run.masked is not None and output_type != "latent":
             images = run.masked.paste(images)
         return self._output(images, output_type, return_dict)
-
-    def _settle_guidances(self, guidance: float | None, relay_guidance: float | None, given: dict[str, Any]) -> None:
-        """Both stages' guidance scales for this call, checked, from the mode where they are unset."""
-        if relay_guidance is not None:
-            inputs.check_real("relay_guidance_scale", relay_guidance, 0)
-        given = given | {"guidance": guidance, "relay_guidance": relay_guidance}
-        self._settle_guidance(guidance, self.mode.guidance, given)
-        default = self.mode.relay_guidance_scale
-        self._relay_guidance_scale = default if relay_guidance is None else relay_guidance
-
-    def _count_pictures(
-        self,
-        prompt: Any,
-        negative_prompt: Any,
-        prompt_embeds: torch.Tensor | None,
-        negative_prompt_embeds: torch.Tensor | None,
-        num_images_per_prompt: int,
-    ) -> int:
-        inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
-        prompts = self._check_text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, self.unet)
-        if not prompts:
-            raise UserError("neither prompt nor prompt_embeds is given: give one")
-        return prompts * num_images_per_prompt
 
     def _check_latents(
         self, latents: torch.Tensor | None, pictures: int, size: tuple[int, int]
@@ -266,9 +253,8 @@ class CogView3Pipeline(RelayPipelineBase):
         for name, value, default in zip(("height", "width"), (height, width), defaults, strict=True):
             if value is None and default is None:
                 raise UserError(f"{name} is unset and the UNet has no sample_size: give {name}")
-            value = default * multiple if value is None else value
-            inputs.check_side(name, value, multiple)
-            size.append(value // 2**num_relays)
+            side = inputs.check_side(name, default * multiple if value is None else value, multiple)
+            size.append(side // 2**num_relays)
         return size[0], size[1]
 
     def _check_strength(self, image: Any, strength: float | None, latents: torch.Tensor | None) -> float:
@@ -279,8 +265,7 @@ class CogView3Pipeline(RelayPipelineBase):
             return 1.0
         if latents is not None:
             raise UserError("both image and latents are given: leave one out")
-        strength = DEFAULT_STRENGTH if strength is None else strength
-        inputs.check_real("strength", strength, 0, 1)
+        strength = inputs.check_real("strength", DEFAULT_STRENGTH if strength is None else strength, 0, 1)
         if strength == 0:
             raise UserError("strength is 0, which would draw nothing: give a number above 0 and up to 1")
         return strength
@@ -316,6 +301,7 @@ class CogView3Pipeline(RelayPipelineBase):
 
     def _base_scheduler(self, sampler: str | None) -> Any:
         """The base's scheduler for this call: the pipeline's own, or a sampler asked for on its noise levels."""
+        check_base_scheduler(self.scheduler, tried=False)
         if sampler is None:
             return self.scheduler
         if sampler not in SAMPLERS:
@@ -330,10 +316,7 @@ class CogView3Pipeline(RelayPipelineBase):
         The list is the published one, and for "dpm++" even in log sigma from the same time on.
         """
         levels = scheduler.config.num_train_timesteps
-        inputs.check_whole("num_inference_steps", steps, 1, levels)
-        if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
-            kind = type(scheduler).__name__
-            raise UserError(f"scheduler {kind} takes no list of timesteps: use EulerDiscreteScheduler")
+        steps = inputs.check_whole("num_inference_steps", steps, 1, levels)
         taken = max(1, round(share * steps))
         times = base_timesteps(steps, levels)[-taken:]
         if sampler == "dpm++":

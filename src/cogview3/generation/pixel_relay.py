@@ -112,6 +112,25 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
             draws.append(randn_tensor(shape, generator=generator, device=device, dtype=dtype))
         return pixel_relay.relay_noise(draws[0], draws[-1], self.config.factor, self.config.block_share)
 
+    @property
+    def init_noise_sigma(self) -> torch.Tensor:
+        """Standard deviation of the noise that sampling starts with, on top of the enlarged small pictures."""
+        return self.sigmas[0]
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The forward process: pictures (B, 3, H, W) blurred as at their times, plus sigma n.
+
+        Args:
+            original_samples: sharp pictures.
+            noise: of `noise`, alike.
+            timesteps: 250 ln sigma of each, (B,), such as entries of `timesteps`.
+        """
+        sigmas = torch.exp(timesteps.double().cpu() / (TIME_SCALE / 4))
+        times = pixel_relay.time_of(sigmas, self.config.length)
+        strengths = pixel_relay.blur_strength(times, self.config.max_blur)
+        alphas = pixel_relay.damping(strengths, self.config.factor, self.config.floor).to(original_samples)
+        return pixel_relay.forward(original_samples, sigmas.to(original_samples), alphas, noise)
+
     def start(self, small: torch.Tensor | None, noise: torch.Tensor) -> torch.Tensor:
         """Where sampling starts: sigma n, on the small pictures (B, 3, H/s, W/s) in [-1, 1], enlarged."""
         noisy = self.sigmas[0].to(noise) * noise

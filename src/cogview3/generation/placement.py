@@ -13,10 +13,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from cogview3.config import OutOfMemory, UserError
 from cogview3.generation import inputs
 from cogview3.generation.compiling import FEW_STEPS, check_compiler
-from cogview3.generation.loading import load_sampling, resolve_model
+from cogview3.generation.loading import vae_factor
 from cogview3.generation.memory import DRAWING, GIB, Picture, estimates, quantizes, skeletons
-from cogview3.generation.modes import pick_mode
 from cogview3.prompts.cache import HeldPrompts
+from cogview3.references import Reference, find
 
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZED = ("int8", "fp8")
@@ -176,19 +176,19 @@ def model_estimates(
     Raises:
         UserError: a picture that the model cannot draw, or a damaged configuration.
     """
-    source = resolve_model(model)
-    if not Path(source).is_dir():
+    found = find(model, mode)
+    if found.on_hub:
         return {}
-    networks = skeletons(network_folders(source, mode))
+    networks = skeletons(network_folders(found))
     if picture.light is None:
-        picture = replace(picture, light=pick_mode(load_sampling(source), mode, source)[1].light or False)
+        picture = replace(picture, light=found.settings()[1].light or False)
     check_picture(networks, picture)
     return estimates(networks, picture, dtype, quantize)
 
 
 def check_picture(networks: Mapping[str, torch.nn.Module], picture: Picture) -> None:
     """Refuse sizes, relays and tiles that pipelines refuse, too, once they are loaded."""
-    cell = inputs.vae_factor(networks["vae"].config.block_out_channels)
+    cell = vae_factor(networks["vae"].config.block_out_channels)
     relays = picture.relays or 0
     if picture.tile_size is not None:
         inputs.check_side("tile_size", picture.tile_size, 8 * cell)
@@ -203,11 +203,11 @@ def check_picture(networks: Mapping[str, torch.nn.Module], picture: Picture) -> 
             inputs.check_side(name, side, cell * 2**relays)
 
 
-def network_folders(source: str, mode: str | None) -> dict[str, Path]:
-    """Folders of a model's networks by component, with the UNets of a mode."""
-    _, entry = pick_mode(load_sampling(source), mode, source)
+def network_folders(model: Reference) -> dict[str, Path]:
+    """Folders of a model's networks by component, with the UNets of its mode."""
+    _, entry = model.settings()
     own = {"unet": entry.unet, "relay_unet": entry.relay_unet}
-    folders = {name: Path(source) / (own.get(name) or name) for name in DRAWING}
+    folders = {name: model.folder / (own.get(name) or name) for name in DRAWING}
     return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 

@@ -2,32 +2,34 @@
 
 import inspect
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
+from diffusers.utils import logging
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from cogview3.config import UserError
+from cogview3.errors import as_user_error
 from cogview3.generation.loading import (
+    EXPANDER_FOLDER,
+    PIPELINE_CLASSES,
     check_component,
     check_model_folder,
     fetch_model,
-    load_sampling,
-    resolve_model,
-    unloadable,
 )
-from cogview3.generation.modes import SAMPLING_FILE, Mode, Sampling, pick_mode, write_sampling
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet
+from cogview3.models.modes import NO_MODE, SAMPLING_FILE, Mode, Overrides, Sampling, read_sampling, write_sampling
 from cogview3.models.unet import takes_guidance
-from cogview3.prompts.text_models import check_folder, check_vocabulary, load_tokenizer
+from cogview3.prompts.text_models import check_vocabulary, load_tokenizer
+from cogview3.references import find
 
-PIPELINE_CLASSES = ("CogView3Pipeline", "CogView3UpscalePipeline")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 """Arguments of `from_pretrained` that say how the hub is asked."""
 
@@ -39,19 +41,10 @@ _RELAY_SETTINGS = {
 }
 """Entries of a mode, and what the relay scheduler's configuration calls them."""
 
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    RuntimeError,
-    SafetensorError,
-    ImportError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-)
-"""What diffusers and transformers raise on files that they cannot use."""
+_CARRIED = "cogview3_mode"
+"""Attribute of distilled UNets: name and entry of the mode that they are for, so that no pipeline loses it."""
+
+_log = logging.get_logger(__name__)
 
 
 class ModePipeline(DiffusionPipeline):
@@ -63,7 +56,8 @@ class ModePipeline(DiffusionPipeline):
     """
 
     mode_name: str | None = None
-    mode: Mode = Mode()
+    mode: Mode = NO_MODE
+    _asked_mode: str | None = None
     _required_components: ClassVar[tuple[str, ...]] = ()
     _skipped_components: ClassVar[tuple[str, ...]] = ()
 
@@ -75,7 +69,7 @@ class ModePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a bundled model's name ("scenes"), else a folder ("./scenes" is
-                one), else a hub name.
+                one), else a hub name; each perhaps with a mode, "scenes@4+1" (see `cogview3.references`).
             mode: a mode of the model's `sampling.json`, its default one if left out. Only that mode's UNets
                 are read.
             kwargs: as for any diffusers pipeline. `dtype` is float32 by default, whatever the weights are
@@ -87,7 +81,8 @@ class ModePipeline(DiffusionPipeline):
             UserError: an unknown model or mode, a foreign or damaged folder, no number format, or what a mode with
                 UNets of its own does not go together with.
         """
-        source = resolve_model(pretrained_model_name_or_path)
+        found = find(pretrained_model_name_or_path, mode)
+        source = found.source
         hub_options = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         given_dtype = kwargs.pop("torch_dtype", None)
         dtype = _number_formats(given_dtype if kwargs.get("dtype") is None else kwargs["dtype"])
@@ -95,9 +90,10 @@ class ModePipeline(DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         for name in cls._skipped_components:
             kwargs.setdefault(name, None)
-        if not os.path.isdir(source):
-            source = fetch_model(source, mode, kwargs, **hub_options)
-        mode_name, entry = pick_mode(load_sampling(source), mode, str(pretrained_model_name_or_path))
+        mode_name, entry = found.settings(**hub_options if found.on_hub else {})
+        if found.on_hub:
+            source = fetch_model(found, kwargs, **hub_options)
+        kwargs["mode"] = entry
         own = _own_unets(entry, kwargs)
         cls._check_folder(source, entry, kwargs)
         if entry.distilled and kwargs.get("relay_scheduler") is not None:
@@ -110,10 +106,8 @@ class ModePipeline(DiffusionPipeline):
         kwargs.update(load_mode_unets(source, entry, own, dtype, kwargs.get("variant")))
         if "tokenizer" not in kwargs and (Path(source) / "tokenizer").is_dir():  # encoders and tokenizers are optional
             kwargs["tokenizer"] = load_tokenizer(Path(source) / "tokenizer")
-        try:
+        with _loading(source):
             pipeline = super().from_pretrained(source, **kwargs)
-        except LOADING_ERRORS as error:
-            raise unloadable(source, error) from error
         if not {"device_map", "quantization_config"} & kwargs.keys():
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
@@ -121,15 +115,40 @@ class ModePipeline(DiffusionPipeline):
         parts = (getattr(pipeline, "tokenizer", None), getattr(pipeline, "text_encoder", None))
         if None not in parts:
             check_vocabulary(*parts, source)
-        for name, guidance in (("unet", entry.guidance), ("relay_unet", entry.relay_guidance_scale)):
-            unet = getattr(pipeline, name, None)
-            if entry.distilled and guidance > 1 and unet is not None and not takes_guidance(unet):
-                raise UserError(
-                    f"{source}: mode {mode_name} is marked distilled in sampling.json, but its {name} does not take "
-                    "guidance as a condition: correct the entry, or give the mode a distilled network"
-                )
         pipeline._use_mode(mode_name, entry, kwargs.get("relay_scheduler") is None)
         return pipeline
+
+    def register_to_config(self, **entries: Any) -> None:
+        """As diffusers' own. `DiffusionPipeline.from_pretrained` ends with it, and so a mode comes from the folder."""
+        super().register_to_config(**entries)
+        if entries.get("_name_or_path") and (self._asked_mode is not None or self.mode is NO_MODE):
+            self._mode_from(str(entries["_name_or_path"]))
+
+    def _begin_mode(self, mode: Mode | str | None) -> None:
+        """Take the mode that a new pipeline is given, or else the one that a distilled UNet was loaded in."""
+        self._asked_mode = mode if isinstance(mode, str) else None
+        if isinstance(mode, Mode):
+            self.mode = mode
+        elif mode is not None and not isinstance(mode, str):
+            raise UserError(f"mode is a {type(mode).__name__}: give its name, or a Mode of cogview3.models.modes")
+        distilled = [unet for unet in self._unets().values() if takes_guidance(unet)]
+        carried = next((found for unet in distilled if (found := getattr(unet, _CARRIED, None))), None)
+        if mode is None and carried is not None:
+            self._use_mode(*carried)
+
+    def _mode_from(self, folder: str) -> None:
+        """Take the mode that was asked for, or the default one, of a folder that plain diffusers has loaded."""
+        asked, self._asked_mode = self._asked_mode, None
+        if asked is None and not os.path.exists(os.path.join(folder, SAMPLING_FILE)):
+            return
+        name, entry = find(Path(folder), asked).settings()
+        dtypes = {part: unet.dtype for part, unet in self._unets().items() if getattr(entry, part)}
+        self.register_modules(**load_mode_unets(folder, entry, dtypes, dtypes))
+        self._use_mode(name, entry)
+
+    def _unets(self) -> dict[str, UNet2DConditionModel]:
+        found = {name: getattr(self, name, None) for name in ("unet", "relay_unet")}
+        return {name: unet for name, unet in found.items() if unet is not None}
 
     @classmethod
     def check_model(cls, model: str, mode: str | None = None) -> None:
@@ -140,9 +159,9 @@ class ModePipeline(DiffusionPipeline):
         Raises:
             UserError: an unknown model or mode, a foreign or damaged folder.
         """
-        source = resolve_model(model)
-        if os.path.isdir(source):
-            cls._check_folder(source, pick_mode(load_sampling(source), mode, model)[1], cls._skipped_components)
+        found = find(model, mode)
+        if not found.on_hub:
+            cls._check_folder(found.source, found.settings()[1], cls._skipped_components)
 
     @classmethod
     def _check_folder(cls, source: str, mode: Mode, given: Collection[str]) -> None:
@@ -150,14 +169,24 @@ class ModePipeline(DiffusionPipeline):
         check_model_folder(source, PIPELINE_CLASSES, cls._required_components, {*given, *own})
         for name in own:
             check_component(Path(source) / getattr(mode, name))
-        for name in {"tokenizer", "text_encoder"} - set(given):
-            check_folder(Path(source) / name)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one.
 
-        An expander that the model's folder holds is no component, and is not saved along.
+        Other modes, and an expander, that the model's folder holds are no components: a warning names what is left out.
+
+        Raises:
+            UserError: adapters are loaded, or weights are quantized, which such a folder cannot hold.
         """
+        for name, unet in self._unets().items():
+            if getattr(unet, "peft_config", None):
+                raise UserError(
+                    f"{name} has an adapter ({', '.join(unet.peft_config)}), which no model folder holds: call "
+                    "fuse_lora() and unload_lora_weights() to merge it, or unload_lora_weights() to leave it out"
+                )
+            if any(type(each.data) is not torch.Tensor for each in unet.parameters()):
+                raise UserError(f"{name} is quantized: save the model before its weights are brought to a byte each")
+        self._warn_of_loss(Path(save_directory))
         if self.mode_name is None:  # a table of what was there before would not fit
             (Path(save_directory) / SAMPLING_FILE).unlink(missing_ok=True)
         else:
@@ -165,6 +194,25 @@ class ModePipeline(DiffusionPipeline):
             os.makedirs(save_directory, exist_ok=True)
             write_sampling(Sampling(default=self.mode_name, modes={self.mode_name: entry}), save_directory)
         super().save_pretrained(save_directory, **kwargs)
+
+    def _warn_of_loss(self, target: Path) -> None:
+        """Name the modes and the expander, of the model's folder and of the one written to, that are not saved."""
+        for folder in dict.fromkeys(path for path in (self.name_or_path, target) if path and os.path.isdir(path)):
+            table = Path(folder) / SAMPLING_FILE
+            modes = read_sampling(table).modes if self.mode_name is not None and table.is_file() else {}
+            lost = [f"mode {name}" for name in modes if name != self.mode_name]
+            lost += ["the expander"] * (Path(folder) / EXPANDER_FOLDER).is_dir()
+            if lost:
+                _log.warning(f"{target} holds the loaded mode alone, without {', '.join(lost)} of {folder}")
+
+    def settle(self, overrides: Overrides) -> Mode:
+        """How a call is sampled, by what it asks for and else by the mode; see `Mode.settle`."""
+        if self._asked_mode is not None:
+            raise UserError(f"mode is {self._asked_mode!r}, and these components are of no folder: give a Mode")
+        unknown = self.mode is NO_MODE and overrides.steps is None and overrides.relay_steps is None
+        if unknown and any(map(takes_guidance, self._unets().values())):
+            raise UserError("the UNets are distilled, and nothing says for how many steps: give mode=Mode(...)")
+        return self.mode.settle(overrides, self.mode_name)
 
     @classmethod
     def from_pipe(cls, pipeline: "ModePipeline", **kwargs: Any) -> Self:
@@ -187,17 +235,31 @@ class ModePipeline(DiffusionPipeline):
                 f"a {cls.__name__} needs {', '.join(missing)}, which the {type(pipeline).__name__} has not; give it "
                 "as an argument, or load the model by from_pretrained"
             )
-        new = cls(**components)
+        new = cls(**{"mode": pipeline.mode} | components)
         new.register_to_config(_name_or_path=pipeline.name_or_path)
         if any(dtypes):
             new.to(dtype=dtypes[0] or dtypes[1])
-        for name in ("mode_name", "mode", "compiled", "vae_tile_size", "prompt_cache", "prompt_expander"):
+        shared = ["compiled", "vae_tile_size", "prompt_cache", "prompt_expander"]
+        for name in shared + ["mode_name"] * ("mode" not in kwargs):
             if hasattr(pipeline, name):
                 setattr(new, name, getattr(pipeline, name))
         return new
 
     def _use_mode(self, name: str | None, mode: Mode, into_scheduler: bool = True) -> None:
-        """Take over a mode's settings, those of the relay scheduler `into_scheduler`'s configuration."""
+        """Take over a mode's settings, those of the relay scheduler `into_scheduler`'s configuration.
+
+        Raises UserError for a distilled mode whose UNets do not take guidance.
+        """
+        for part, guidance in (("unet", mode.guidance), ("relay_unet", mode.relay_guidance_scale)):
+            unet = self._unets().get(part)
+            if unet is None or not mode.distilled:
+                continue
+            if guidance > 1 and not takes_guidance(unet):
+                raise UserError(
+                    f"{self.name_or_path}: mode {name} is marked distilled in sampling.json, but its {part} does not "
+                    "take guidance as a condition: correct the entry, or give the mode a distilled network"
+                )
+            setattr(unet, _CARRIED, (name, mode))
         self.mode_name, self.mode = name, mode
         changes = {own: value for key, own in _RELAY_SETTINGS.items() if (value := getattr(mode, key)) is not None}
         if self.relay_scheduler is not None and changes and into_scheduler:
@@ -209,6 +271,18 @@ class ModePipeline(DiffusionPipeline):
             return {}
         config = self.relay_scheduler.config
         return {key: config[own] for key, own in _RELAY_SETTINGS.items() if getattr(self.mode, key) is not None}
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """One line, which names the model, for whatever is made of a folder that is damaged."""
+    try:
+        with as_user_error(f"model {source} cannot be loaded", "copy or export the model again"):
+            yield
+    except UserError as error:
+        if source in str(error):
+            raise
+        raise UserError(f"model {source} cannot be loaded: {error}") from None
 
 
 def _number_formats(given: Any) -> Any:
@@ -287,11 +361,7 @@ def load_mode_unets(
         subfolder = getattr(mode, name)
         check_component(Path(source) / subfolder)
         chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
-        try:
+        with _loading(source):
             unets[name] = load_unet(Path(source) / subfolder, chosen, variant)
-        except UserError:
-            raise
-        except LOADING_ERRORS as error:
-            raise unloadable(source, error) from error
         check_weights_complete(source, subfolder, unets[name])
     return unets

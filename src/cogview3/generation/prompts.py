@@ -55,6 +55,11 @@ class PromptsMixin(DiffusionPipeline):
             UserError: not strings, counts or shapes that do not fit, or no text encoder.
         """
         device = torch.device(device or self._execution_device)
+        network = getattr(self, "unet", None) or getattr(self, "relay_unet", None)
+        if network is not None:
+            embeds = (prompt_embeds, negative_prompt_embeds)
+            negative_prompt, embeds = self._without_negative(negative_prompt, embeds, network)
+            prompt_embeds, negative_prompt_embeds = embeds
         if prompt_embeds is None:
             prompt_embeds = self._encode("prompt", prompt, device)
         if negative_prompt_embeds is None and negative_prompt is not None:
@@ -69,6 +74,23 @@ class PromptsMixin(DiffusionPipeline):
         prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
         negative_prompt_embeds = negative_prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
         return prompt_embeds, negative_prompt_embeds
+
+    def _without_negative(
+        self, negative_prompt: Any, embeds: tuple[Any, Any], unet: UNet2DConditionModel
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Negative prompt and (positive, negative) embeddings; of a distilled UNet no negative ones that are empty.
+
+        It has no negative branch: an empty prompt, and the zeros that `encode_prompt` gives, ask for none.
+        """
+        if not takes_guidance(unet):
+            return negative_prompt, embeds
+        texts = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
+        if isinstance(texts, list | tuple) and all(isinstance(text, str) and not text.strip() for text in texts):
+            negative_prompt = None
+        negative = embeds[1]
+        if isinstance(negative, torch.Tensor) and not negative.any():
+            negative = None
+        return negative_prompt, (embeds[0], negative)
 
     def _encode(self, name: str, text: Any, device: torch.device) -> torch.Tensor:
         prompts = check_prompt(name, text)

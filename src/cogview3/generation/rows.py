@@ -11,7 +11,7 @@ from cogview3.config import UserError
 from cogview3.generation.masks import Masked
 
 if TYPE_CHECKING:
-    from cogview3.generation.base import Run, Stage
+    from cogview3.generation.denoising import Run, Stage
 
 
 def drop(stage: "Stage", latents: torch.Tensor, run: "Run") -> "tuple[Stage, torch.Tensor]":

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.generation import inputs
-from cogview3.generation.base import Generators, RelayPipelineBase, RelaySettings, StepCallback
-from cogview3.generation.light import LIGHT_COMPONENTS
+from cogview3.generation.base import RelayPipelineBase
+from cogview3.generation.denoising import Generators, StepCallback
+from cogview3.generation.latents import LIGHT_COMPONENTS
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.models.modes import Mode, Overrides
 
 
 class CogView3UpscalePipeline(RelayPipelineBase):
@@ -33,6 +35,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         relay_scheduler: the relay stage's.
         latent_enlarger: for `light`: stands in for the VAE between relays.
         light_decoder: for `light`: stands in for the VAE's decoder at the end.
+        mode: as of `CogView3Pipeline`.
     """
 
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler", *LIGHT_COMPONENTS]
@@ -51,9 +54,11 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         scheduler: EulerDiscreteScheduler | None = None,
         latent_enlarger: LatentEnlarger | None = None,
         light_decoder: LightDecoder | None = None,
+        mode: Mode | str | None = None,
     ) -> None:
         super().__init__()
         self._register(
+            mode,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             vae=vae,
@@ -135,40 +140,38 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
-        given = {
-            "relay_steps": num_inference_steps,
-            "relay_start": relay_start,
-            "relay_guidance": guidance_scale,
-        }
-        self._settle_guidance(guidance_scale, self.mode.relay_guidance_scale, given)
-        inputs.check_whole("num_relays", num_relays, 1, 8)
-        steps = self.mode.relay_steps if num_inference_steps is None else num_inference_steps
+        guidance = inputs.check_guidance("guidance_scale", guidance_scale)
+        settled = self.settle(
+            Overrides(relay_steps=num_inference_steps, relay_guidance=guidance, light=light, relay_start=relay_start)
+        )
+        self._guidance_scale = settled.relay_guidance_scale
         if keep_colors is None:
             keep_colors = prompt is None and prompt_embeds is None
-        light = self._settle_light(light)
-        relays = RelaySettings(num_relays, steps, relay_start, eta, tile_size, light, keep_colors)
-        self._check_relays(relays)
-        self._num_timesteps = num_relays * steps
-        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        count = inputs.check_whole("num_relays", num_relays, 1, 8)
+        relays = self._relay_settings(settled, count, relay_start, eta, tile_size, keep_colors)
+        tile_size, self._num_timesteps = relays.tile_size, count * relays.steps
+        embeds = (prompt_embeds, negative_prompt_embeds)
+        negative_prompt, embeds = self._without_negative(negative_prompt, embeds, self.relay_unet)
+        texts = (prompt, negative_prompt, *embeds)
         prompts = self._check_text(*texts, self.relay_unet)
         prompts = prompts or self._count_texts("negative_prompt", *texts[1::2], self.relay_unet)
-        given = self._check_pictures(image, latents, num_relays)
+        given = self._check_pictures(image, latents, count)
         if prompts not in (0, 1, len(given)):
             raise UserError(f"{prompts} prompts for {len(given)} pictures: give one for each, or one for all")
-        inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
-        pictures, device = len(given) * num_images_per_prompt, self._execution_device
+        each = inputs.check_whole("num_images_per_prompt", num_images_per_prompt, 1, inputs.MAX_PICTURES)
+        pictures, device = len(given) * each, self._execution_device
         run = self._start_run(
             device, pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
-        embeds = self._embed(*texts, len(given), device)
         run.prompt_embeds, run.negative_prompt_embeds = (
-            None if each is None else each.repeat_interleave(num_images_per_prompt, dim=0) for each in embeds
+            None if text is None else text.repeat_interleave(each, dim=0)
+            for text in self._embed(*texts, len(given), device)
         )
         given = given.to(device, torch.float32)
         pixels = given if latents is None else self._to_pixels(given, tile_size)
-        padded = inputs.pad_reflected(pixels, self._least_side).repeat_interleave(num_images_per_prompt, dim=0)
-        images = self._relays(self._low_res_latents(padded, relays), relays, run)
+        padded = inputs.pad_reflected(pixels, self._least_side).repeat_interleave(each, dim=0)
+        images = self._relays(self._low_res_latents(padded, tile_size), relays, run)
         if output_type != "latent":
             images = self._to_pixels(images, tile_size, relays.light)
             doubled = images.shape[2] // padded.shape[2]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from cogview3.config import UserError
 from cogview3.errors import one_line
+from cogview3.references import INT8_FILE
 
-INT8_FILE = "weights_int8.safetensors"
 SCALE = ".int8_scale"
 _LAYOUT = {"layout": "int8, one scale an output channel", "version": "1"}
 _LIMIT = 127
@@ -62,8 +62,10 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, variant: str | N
         )
     if others := sorted(set(folder.glob("*.safetensors")) - {path}):
         raise UserError(f"{folder} holds {INT8_FILE} and {others[0].name}; keep one of them")
-    network = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder)))
-    network.load_state_dict(_read(path, {name: value.shape for name, value in network.state_dict().items()}))
+    with torch.device("meta"):  # a configuration of another size then costs no memory
+        network = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder)))
+    weights = _read(path, {name: value.shape for name, value in network.state_dict().items()})
+    network.load_state_dict(weights, assign=True)
     return nn.Module.to(network, dtype).eval()  # diffusers' own warns of networks that need float32, whatever they are
 
 

@@ -22,7 +22,7 @@ SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """What `from_pretrained` of transformers' Auto classes is told."""
 
 _READ = re.compile(
-    r"((generation_|tokenizer_|(video_|audio_)?preprocessor_|processor_|adapter_)?config|special_tokens_map"
+    r"((generation_|scheduler_|tokenizer_|(video_|audio_)?preprocessor_|processor_|adapter_)?config|special_tokens_map"
     r"|added_tokens|tokenizer|vocab|chat_template|.*\.index)\.json"
 )
 _LARGE = re.compile(r"(tokenizer|vocab|.*\.index)\.json")
@@ -30,10 +30,14 @@ _MOST_BYTES = {True: 2**27, False: 2**22}
 """Of a JSON file: of those that hold a vocabulary or name tensors, and of the others."""
 
 _MOST_LAYERS = 1000
+_MOST_LEVELS = 10**6
+"""Of noise, in a scheduler."""
 _MOST_NUMBER = 2**40
 _MOST_TOKENS = 2**20
 _MOST_GROWTH = 10_000
-_LAYERS = re.compile(r"(n|num)_(\w+_)?(layers?|blocks)|depth")
+_LAYERS = re.compile(
+    r"(n|num)_(\w+_)?(layers?|blocks)|(\w+_)?layers_per_\w*block|block_out_channels|\w+_block_types|depth"
+)
 _CODE_CHOICES = re.compile(r"_?(attn|attention|experts)_implementation(_internal)?")
 _NATIVE = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
 _PROBE = "A red ring, 3 of them — ☃ \N{DROMEDARY CAMEL} Жук\n"
@@ -59,8 +63,17 @@ def check_folder(folder: Path) -> None:
                 raise UserError(f"{path}: {key} {value!r} would take code from elsewhere; remove the entry")
             if isinstance(value, int | float) and abs(value) > _MOST_NUMBER and path.name == "config.json":
                 raise UserError(f"{path}: {key} {value!r} is beyond any network; copy or export it again")
-            if _LAYERS.fullmatch(key) and isinstance(value, int) and value > _MOST_LAYERS:
-                raise UserError(f"{path}: {key} {value}: no network has so many; copy or export it again")
+            if key == "num_train_timesteps" and not (isinstance(value, int) and 0 < value <= _MOST_LEVELS):
+                raise UserError(f"{path}: {key} {str(value)[:80]}: no scheduler has such; copy or export it again")
+            if _LAYERS.fullmatch(key) and _most(key, value) > _MOST_LAYERS:
+                raise UserError(f"{path}: {key}: no network has so many; copy or export it again")
+
+
+def _most(key: str, value: Any) -> float:
+    """How many layers or blocks an entry is about: a number, the largest of a list, or the list's length."""
+    held = value if isinstance(value, list) else [value]
+    counts = [each for each in held if isinstance(each, int | float) and "channels" not in key]
+    return max([len(held), *counts])
 
 
 def _check_tokenizer(path: Path, held: Mapping[str, Any]) -> None:

@@ -21,9 +21,8 @@ from cogview3.evaluation import frechet
 from cogview3.evaluation.intervals import bootstrap_interval, paired
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
-from cogview3.generation.loading import load_sampling, resolve_model
-from cogview3.generation.modes import pick_mode
 from cogview3.prompts.expand import Expander
+from cogview3.references import find
 from cogview3.reproduce.measured import Bench, Measured
 from cogview3.reproduce.report import markdown, plots
 from cogview3.reproduce.rows import Row, Shape, Trained, rows
@@ -64,9 +63,9 @@ def reproduce(
     Raises:
         UserError: the model has no relay, or `out` holds another run.
     """
-    source = resolve_model(model)
-    sampling = load_sampling(source)
-    _, mode = pick_mode(sampling, None, model)
+    found = find(model)
+    source, sampling = found.source, found.sampling()
+    _, mode = found.settings()
     prompts, brief, others, unlearned = known_prompts(source, count or (QUICK_COUNT if quick else COUNT))
     bench = Bench(model, prompts, brief, seed=seed, device=device, expander=expander, folder=out)
     distilled = [name for name, each in (sampling.modes if sampling else {}).items() if each.distilled]

@@ -21,7 +21,6 @@ from PIL import Image
 from scipy.fft import dctn
 from torch import Tensor
 
-from cogview3 import checkpoints
 from cogview3.config import UserError
 from cogview3.data.images import MAX_PIXELS, SUFFIXES, decode
 from cogview3.data.latents import encode, to_tensor
@@ -29,6 +28,7 @@ from cogview3.data.report import Broken
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.diffusion import pixel_relay, relay, schedule
+from cogview3.references import weights_folder
 
 PAPER_STARTS = {200: (0.288, 0.829), 400: (0.289, 0.835), 500: (0.290, 0.847), 600: (0.289, 0.836), 800: (0.286, 0.812)}
 """HPSv2 and ImageReward of table 3 of arXiv 2403.05121 by T_r: latents of side 128, DrawBench, about 10 steps."""
@@ -221,7 +221,7 @@ def _square(picture: Image.Image, side: int) -> np.ndarray:
 def own_start(model: str) -> tuple[int, int] | None:
     """Side of the latents and T_r of a model's relay; None where it has none."""
     try:
-        folders = [checkpoints.weights_folder(model, name) for name in ("relay_unet", "relay_scheduler")]
+        folders = [weights_folder(model, name) for name in ("relay_unet", "relay_scheduler")]
     except UserError:
         return None
     unet, scheduler = (

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogview3 import checkpoints
 from cogview3.config import load_recipe
+from cogview3.references import weights_folder
 from cogview3.reproduce.rows import SINGLE_STAGE, Trained
 
 STARTS = (200, 300, 400, 500, 600, 800)
@@ -83,5 +83,5 @@ def train_rows(runs: Path, chosen: Sequence[Training], device: str) -> dict[str,
     for each in chosen:
         run = runs / each.row.replace(" ", "-")
         train(load_recipe(each.recipe, list(each.changes)), out=run, restart=False, device=device)
-        found[each.row] = Trained(checkpoints.weights_folder(run, each.component), each.note)
+        found[each.row] = Trained(weights_folder(run, each.component), each.note)
     return found

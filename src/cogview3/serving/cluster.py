@@ -247,9 +247,9 @@ class Cluster(Queue):
 
 def identity_of(pipelines: "Pipelines", mode: str, relays: int, limits: Limits, scale: Scale) -> str:
     """Of a model's files and of all that replicas are made with: another one means other replicas."""
-    from cogview3.generation.loading import resolve_model
+    from cogview3.references import find
 
-    folder = Path(resolve_model(pipelines.model))
+    folder = Path(find(pipelines.model).source)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     told = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     settings = (pipelines.model, pipelines.placed, mode, relays, asdict(limits), asdict(scale))

@@ -1,15 +1,14 @@
 """The model that is served: its modes, the sizes that it draws, and a pipeline for each mode when it is needed."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cogview3 import CogView3Pipeline
-from cogview3.generation.loading import load_sampling, resolve_model
-from cogview3.generation.modes import Mode, pick_mode
 from cogview3.generation.placement import Placement, place
+from cogview3.models.modes import Mode
+from cogview3.references import find
 
 ONLY_MODE = "default"
 """What the mode of a model without `sampling.json` is called."""
@@ -38,10 +37,9 @@ class Pipelines(Mapping[str, CogView3Pipeline]):
         placement: Placement | None = None,
     ) -> None:
         CogView3Pipeline.check_model(model, mode)
-        sampling = load_sampling(resolve_model(model))
-        default, entry = pick_mode(sampling, mode, model)
-        self.model = model
-        self.name = Path(model).resolve().name if Path(model).is_dir() else model
+        found = find(model, mode)
+        sampling, (default, entry) = found.sampling(), found.settings()
+        self.model, self.name = found.source, found.label
         self.default = default or ONLY_MODE
         self.modes: dict[str, Mode] = dict(sampling.modes) if sampling else {ONLY_MODE: entry}
         self._listed = sampling is not None

@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from cogview3 import CogView3Pipeline
 from cogview3.errors import UserError
-from cogview3.generation.modes import Mode
+from cogview3.models.modes import Mode, Overrides
 from cogview3.prompts.expand import Expander
 from cogview3.serving.keys import Keys
 from cogview3.serving.metrics import Metrics
@@ -242,7 +242,7 @@ class Service:
         name = wish.mode or self.default_mode
         mode = self.modes[name]
         names = ("steps", "relay_steps", "guidance", "relay_guidance")
-        mode.check_distilled(name, {each: getattr(wish, each) for each in names})
+        settled = mode.settle(Overrides(**{each: getattr(wish, each) for each in names}), name)
         if mode.distilled and wish.negative_prompt:
             raise UserError(f"negative_prompt: mode {name!r} is distilled and cannot steer away; leave it out")
         if wish.image is None and (wish.strength is not None or wish.mask is not None):
@@ -263,10 +263,10 @@ class Service:
             width=width,
             height=height,
             relays=size.relays,
-            steps=0 if wish.enlarge else wish.steps or mode.steps,
-            relay_steps=wish.relay_steps or mode.relay_steps,
-            guidance=mode.guidance if wish.guidance is None else wish.guidance,
-            relay_guidance=mode.relay_guidance_scale if wish.relay_guidance is None else wish.relay_guidance,
+            steps=0 if wish.enlarge else settled.steps,
+            relay_steps=settled.relay_steps,
+            guidance=settled.guidance,
+            relay_guidance=settled.relay_guidance_scale,
             enlarge=bool(wish.enlarge),
             strength=strength,
             masked=wish.mask is not None,

@@ -17,14 +17,15 @@ from transformers import (
 from cogview3 import checkpoints
 from cogview3.config import UserError, distillation_of
 from cogview3.errors import one_line
-from cogview3.generation.loading import check_target, folder_sizes, load_sampling, mode_of, unet_folder
-from cogview3.generation.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
+from cogview3.generation.loading import check_target, folder_sizes
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet, save_int8
 from cogview3.models.light import LatentEnlarger, LightDecoder
+from cogview3.models.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.models.unet import takes_guidance
 from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
+from cogview3.references import find, weights_folder
 
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 _INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
@@ -33,22 +34,22 @@ _RELAY_INHERITED = (*_RELAY_ENTRIES, "relay_order")
 
 
 def export(
-    vae: Path,
-    text: Path,
-    base: Path,
-    relay: Path | None,
-    modes: dict[str, tuple[Path, Path]],
+    vae: str,
+    text: str,
+    base: str,
+    relay: str | None,
+    modes: dict[str, tuple[str, str]],
     out: Path,
     sampling: dict[str, Any] | None = None,
-    light: dict[str, Path] | None = None,
-    expander: Path | None = None,
+    light: dict[str, str] | None = None,
+    expander: str | None = None,
     int8: bool = False,
 ) -> dict[str, Any]:
     """Write a model folder in diffusers' format, whole or not at all, replacing an earlier one.
 
     Args:
-        vae, text, base, relay: runs, model folders or bundled models that hold these components; the newest
-            checkpoint of a run counts, whether the run is finished or not.
+        vae, text, base, relay: runs or models, as `references.weights_folder` takes them, that hold these components;
+            the newest checkpoint of a run counts, whether the run is finished or not.
         modes: base and relay of distilled modes, by names such as "4+1" (base steps + relay steps): runs of `distill`
             or single rounds, or a model's mode as MODEL@MODE, such as scenes@4+1. Of both the range of guidance and
             the relay's start and steps are taken over.
@@ -98,20 +99,20 @@ def export(
     return {"out": str(out), "modes": list(table.modes), "bytes": sum(sizes.values()), "components": sizes}
 
 
-def _sampling_of(base: Path, relay: Path | None) -> dict[str, Any]:
+def _sampling_of(base: str, relay: str | None) -> dict[str, Any]:
     """Steps, guidance and sampler of the model that the base comes from; nothing of a run, or of a distilled one.
 
     Where the relay comes from there, too, also how that is sampled.
     """
     try:
-        folder = checkpoints.weights_folder(base, "unet").parent
+        folder = weights_folder(base, "unet").parent
     except UserError:  # told when its turn comes, after what is cheaper to check
         return {}
-    sampling = load_sampling(str(folder))
+    sampling = find(folder).sampling()
     if sampling is None or (mode := sampling.modes[sampling.default]).distilled:
         return {}
     same = relay is not None and (folder / "relay_unet").is_dir()
-    same = same and checkpoints.weights_folder(relay, "relay_unet").parent == folder
+    same = same and weights_folder(relay, "relay_unet").parent == folder
     return mode.model_dump(include={*_INHERITED, *(_RELAY_INHERITED if same else ())}, exclude_none=True)
 
 
@@ -129,8 +130,8 @@ def _with_light_ones(modes: dict[str, Mode], light: bool) -> dict[str, Mode]:
     return modes | further
 
 
-def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict[str, Path]) -> CogView3Pipeline:
-    folder = checkpoints.weights_folder
+def _assemble(vae: str, text: str, base: str, relay: str | None, light: dict[str, str]) -> CogView3Pipeline:
+    folder = weights_folder
     relay_parts = {}
     if relay is not None:
         scheduler = RelayScheduler.from_pretrained(folder(relay, "relay_scheduler"))
@@ -149,13 +150,12 @@ def _assemble(vae: Path, text: Path, base: Path, relay: Path | None, light: dict
     )
 
 
-def _load_unet(reference: Path, component: str, mode: str | None = None, whole: bool = False) -> UNet2DConditionModel:
+def _load_unet(reference: str, component: str, mode: str | None = None, whole: bool = False) -> UNet2DConditionModel:
     """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance.
 
     `whole`: with all its digits, to be rounded to a byte.
     """
-    folder = (checkpoints.weights_folder if mode is None else unet_folder)(reference, component)
-    unet = load_unet(Path(folder), torch.float32 if whole else torch.float16)
+    unet = load_unet(weights_folder(reference, component), torch.float32 if whole else torch.float16)
     if mode is None and takes_guidance(unet):
         option = "--base" if component == "unet" else "--relay"
         raise UserError(f"{option} {reference} is distilled; give it with --mode, and what it was distilled from here")
@@ -164,8 +164,8 @@ def _load_unet(reference: Path, component: str, mode: str | None = None, whole: 
     return unet
 
 
-def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder = checkpoints.weights_folder(reference, "expander")
+def _load_expander(reference: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = weights_folder(reference, "expander")
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True, dtype=torch.float16)
         return model, load_tokenizer(folder)
@@ -174,7 +174,7 @@ def _load_expander(reference: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
         raise UserError(f"--expander {reference}: no encoder-decoder that can be loaded ({reason})") from None
 
 
-def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:
+def _distilled(name: str, default: Mode, base: str, relay: str) -> Mode:
     steps = mode_steps(name)
     stages = zip((base, relay), ("unet", "relay_unet"), steps, strict=True)
     known = [_known(name, *stage) for stage in stages]
@@ -183,18 +183,20 @@ def _distilled(name: str, default: Mode, base: Path, relay: Path) -> Mode:
     return distilled_mode(name, **settings | _guidance_range(name, default, ranges))
 
 
-def _known(mode: str, reference: Path, component: str, steps: int) -> dict[str, Any]:
+def _known(mode: str, reference: str, component: str, steps: int) -> dict[str, Any]:
     """Entries of a mode that its stage brings along: "guidance_range", and how a relay is sampled.
 
     Nothing of what tells no more than its weights: a model as such, or another run.
     """
-    if own := mode_of(reference):
-        if not own[1].distilled:
+    found = find(reference)
+    if found.mode is not None:
+        own = found.settings()[1]
+        if not own.distilled:
             raise UserError(f"--mode {mode}: {reference} is not distilled; give a mode that is, or a run of distill")
-        trained = own[1].steps if component == "unet" else own[1].relay_steps
+        trained = own.steps if component == "unet" else own.relay_steps
         entries = {"guidance_range", *(_RELAY_ENTRIES if component == "relay_unet" else ())}
-        known = own[1].model_dump(include=entries)  # unset, too: the default mode's are not its
-    elif recipe := distillation_of(reference):
+        known = own.model_dump(include=entries)  # unset, too: the default mode's are not its
+    elif recipe := distillation_of(found.source):
         trained = recipe.distill.steps[-1]
         known = {"guidance_range": recipe.distill.guidance_range}
         known |= _relay_steps(reference) if component == "relay_unet" else {}
@@ -205,9 +207,9 @@ def _known(mode: str, reference: Path, component: str, steps: int) -> dict[str, 
     return known
 
 
-def _relay_steps(run: Path) -> dict[str, Any]:
+def _relay_steps(run: str) -> dict[str, Any]:
     """How a run's distilled relay is sampled: `_RELAY_ENTRIES` of its mode."""
-    config = RelayScheduler.load_config(checkpoints.weights_folder(run, "relay_scheduler"))
+    config = RelayScheduler.load_config(weights_folder(run, "relay_scheduler"))
     return {
         "relay_start": config["relay_start"],
         "blur_estimate": config["blur_estimate"],

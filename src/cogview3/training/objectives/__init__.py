@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cogview3 import checkpoints
 from cogview3.config import Recipe, TextRecipe, TextShardData, UserError, VaeRecipe, VaeShardData
+from cogview3.models.int8 import load_unet
 from cogview3.prompts.text_models import load_network
+from cogview3.references import weights_folder
 from cogview3.training.deepen import deepen, further_layers
 
 Batch = dict[str, Tensor]
@@ -149,9 +150,9 @@ def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components:
     folder = None
     for component in components:
         with suppress(UserError):
-            folder = folder or checkpoints.weights_folder(reference, component)
-    folder = folder or checkpoints.weights_folder(reference, components[0])
-    start = load_network(type(model), folder)
+            folder = folder or weights_folder(reference, component)
+    folder = folder or weights_folder(reference, components[0])
+    start = load_unet(folder) if isinstance(model, UNet2DConditionModel) else load_network(type(model), folder)
     state = start.state_dict()
     if "time_embedding.cond_proj.weight" in state.keys() - model.state_dict().keys():
         raise UserError(f"recipe.start_from {reference!r} is distilled; give what it was distilled from")

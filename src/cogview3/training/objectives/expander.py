@@ -25,13 +25,13 @@ from transformers import (
 )
 from typing_extensions import override
 
-from cogview3 import checkpoints
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import BETWEEN, Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.text_models import load_tokenizer
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
+from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch, Objective, start_from
 from cogview3.training.objectives.text import (
     MAX_OBJECTS,
@@ -164,7 +164,7 @@ class ExpanderTraining(Objective):
 
     def _known_tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
         component = "expander" if _has_expander(reference) else "tokenizer"
-        tokenizer = load_tokenizer(checkpoints.weights_folder(reference, component))
+        tokenizer = load_tokenizer(weights_folder(reference, component))
         if tokenizer.model_max_length != self.recipe.model.max_length:
             raise UserError(
                 f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
@@ -293,7 +293,7 @@ class ExpanderTraining(Objective):
 
 def _has_expander(reference: str) -> bool:
     try:
-        checkpoints.weights_folder(reference, "expander")
+        weights_folder(reference, "expander")
     except UserError:
         return False
     return True

@@ -10,11 +10,11 @@ from diffusers.models import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from cogview3 import checkpoints
 from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
 from cogview3.diffusion import relay
 from cogview3.prompts.encode import embed_text, encode_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
+from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch
 from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.sources import BatchNames, Samples, make_source
@@ -27,14 +27,14 @@ class LatentTraining(SourcedTraining):
         super().__init__()
         self.recipe, self.is_relay = recipe, recipe.kind.endswith("relay")
         data = recipe.data
-        folder = checkpoints.weights_folder(data.vae, "vae")
-        text = load_text_encoder(checkpoints.weights_folder(data.text, "text_encoder"))
+        folder = weights_folder(data.vae, "vae")
+        text = load_text_encoder(weights_folder(data.text, "text_encoder"))
         narrow = recipe.train.precision == "bf16" and torch.cuda.is_available()  # T5-XXL: 10 GB instead of 19
         self._frozen = {  # in a dictionary, so that they are not trained, averaged or saved with the UNet
             "vae": load_network(AutoencoderKL, folder).requires_grad_(False).float(),
             "text": text.bfloat16() if narrow else text.float(),  # CPUs compute float16, as shipped, slowly
         }
-        self.tokenizer = load_tokenizer(checkpoints.weights_folder(data.text, "tokenizer"))
+        self.tokenizer = load_tokenizer(weights_folder(data.text, "tokenizer"))
         self.source = make_source(recipe, self._frozen["vae"], folder)
         self.names = BatchNames()
 

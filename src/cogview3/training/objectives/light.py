@@ -14,7 +14,6 @@ from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from cogview3 import checkpoints
 from cogview3.config import EnlargerRecipe, LightData, LightDecoderRecipe, LightRecipe
 from cogview3.data.latents import MAX_LATENT_NOISE, decode, encode, handed_over_latents, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
@@ -23,6 +22,7 @@ from cogview3.data.scenes.score import score, summarize
 from cogview3.diffusion.relay import enlarge
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.prompts.text_models import load_network
+from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch, start_from
 from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.sources import BatchNames, Epochs, make_source
@@ -38,7 +38,7 @@ class LightTraining(SourcedTraining):
     def __init__(self, recipe: LightRecipe, trained: LatentEnlarger | LightDecoder, component: str) -> None:
         super().__init__()
         self.recipe, self.trained, self.component = recipe, trained, component
-        folder = checkpoints.weights_folder(recipe.data.vae, "vae")
+        folder = weights_folder(recipe.data.vae, "vae")
         vae = load_network(AutoencoderKL, folder).float().requires_grad_(False)
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
         self._made: dict[int, tuple[Tensor, Tensor]] = {}

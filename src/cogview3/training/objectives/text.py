@@ -20,7 +20,6 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Model
 from typing_extensions import override
 
-from cogview3 import checkpoints
 from cogview3.config import TextModel, TextRecipe, UserError
 from cogview3.data.scenes import captions, wording
 from cogview3.data.scenes.scene import (
@@ -42,6 +41,7 @@ from cogview3.data.scenes.scene import (
 from cogview3.data.scenes.things import THINGS
 from cogview3.prompts.text_models import load_tokenizer
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
+from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch, Objective, start_from
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
@@ -231,7 +231,7 @@ def start_encoder(encoder: T5EncoderModel, reference: str, model: TextModel) -> 
     Raises UserError where `reference` has none, of other shapes, or for another text length.
     """
     start_from(encoder, reference, "text_encoder")
-    tokenizer = load_tokenizer(checkpoints.weights_folder(reference, "tokenizer"))
+    tokenizer = load_tokenizer(weights_folder(reference, "tokenizer"))
     if tokenizer.model_max_length != model.max_length:
         raise UserError(
             f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from cogview3 import checkpoints
 from cogview3.config import (
     BaseRecipe,
     DistillRound,
@@ -40,6 +39,7 @@ from cogview3.data.workers import WorkerSamples
 from cogview3.prompts.cache import encoder_fingerprint
 from cogview3.prompts.encode import left_out, text_length
 from cogview3.prompts.text_models import load_tokenizer
+from cogview3.references import weights_folder
 from cogview3.training import parallel
 from cogview3.training.sources import Samples, Source
 
@@ -64,7 +64,7 @@ class PictureSource:
         self._batches = BucketBatches(self._samples, recipe.train.batch)
         self._tokenizer = None  # light parts read no captions
         if isinstance(data, ShardData):
-            self._tokenizer = load_tokenizer(checkpoints.weights_folder(data.text, "tokenizer"))
+            self._tokenizer = load_tokenizer(weights_folder(data.text, "tokenizer"))
         self._told, self._cut = 0, 0  # captions, and those beyond the text length
         self._gathered = Report(), 0, 0
         make(0, data.readers)  # wrong addresses and settings are told now, not by a worker
@@ -205,7 +205,7 @@ class ShardSource(PictureSource, Source):
                     file=sys.stderr,
                 )
             return None
-        text = encoder_fingerprint(checkpoints.weights_folder(data.text, "text_encoder").parent)
+        text = encoder_fingerprint(weights_folder(data.text, "text_encoder").parent)
         wanted = Preprocessing(vae_fingerprint(folder), text, data.size, *bucket_settings(data), data.crop, self._low)
         check_latents(latents_of(shards[0]), wanted)  # the others are checked when their turn comes
         return wanted

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cogview3.config import UserError
 
 SAMPLING_FILE = "sampling.json"
+_MOST_BYTES = 2**22
 
 
 def _inside_folder(path: str) -> str:
@@ -74,29 +76,69 @@ class Mode(BaseModel):
         """Guidance scale of the relay: its own, or the base's."""
         return self.guidance if self.relay_guidance is None else self.relay_guidance
 
-    def check_distilled(self, name: str, given: dict[str, Any]) -> None:
-        """Refuse settings that a distilled mode was not trained for.
+    def settle(self, overrides: "Overrides", name: str | None = None) -> Self:
+        """How a call is sampled: this mode, with what the call asks for in place of its own entries.
+
+        Of the result `relay_guidance` is always a number.
 
         Args:
+            overrides: what the call asks for.
             name: the mode's name, for the error.
-            given: what the caller asked for by the names of this class's attributes; None means unset.
 
         Raises:
-            UserError: another step count or relay start, or a guidance outside `guidance_range`.
+            UserError: of a distilled mode another step count, sampler or relay start than it was trained for, or a
+                guidance outside its `guidance_range`.
         """
-        if not self.distilled:
-            return
-        for key in ("steps", "relay_steps", "relay_start", "sampler"):
-            value, trained = given.get(key), getattr(self, key)
-            if key == "sampler":
-                trained = trained or "euler"
-            if value is not None and trained is not None and value != trained:
-                raise UserError(f"{key} is {value}, but mode {name!r} is distilled for {trained}: leave it out")
+        given = {key: value for key, value in asdict(overrides).items() if key != "relays" and value is not None}
+        if self.distilled:
+            self._check_trained(given, name)
+        return self.model_copy(update={"relay_guidance": self.relay_guidance_scale} | given)
+
+    def _check_trained(self, given: dict[str, Any], name: str | None) -> None:
+        trained = {key: getattr(self, key) for key in ("steps", "relay_steps", "relay_start")}
+        trained["sampler"] = self.sampler or "euler"
+        for key, own in trained.items():
+            if own is not None and given.get(key, own) != own:
+                raise UserError(f"{key} is {given[key]}, but mode {name!r} is distilled for {own}: leave it out")
         low, high = self.guidance_range or (0.0, math.inf)
         for key in ("guidance", "relay_guidance"):
-            value = given.get(key)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{key} is {value}, but mode {name!r} is distilled for {low:g} to {high:g}")
+            if key in given and not low <= given[key] <= high:
+                raise UserError(f"{key} is {given[key]}, but mode {name!r} is distilled for {low:g} to {high:g}")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a call asks for, where its mode is not to decide; None leaves it to the mode.
+
+    Attributes:
+        steps, relay_steps, guidance, relay_guidance, relay_start, sampler, light: as in `Mode`.
+        relays: how often the side is doubled; None means once where there is a relay.
+    """
+
+    steps: int | None = None
+    relay_steps: int | None = None
+    guidance: float | None = None
+    relay_guidance: float | None = None
+    relays: int | None = None
+    sampler: str | None = None
+    light: bool | None = None
+    relay_start: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of `CogView3Pipeline`."""
+        return {_ARGUMENTS.get(key, key): value for key, value in asdict(self).items()}
+
+
+_ARGUMENTS = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "relay_guidance": "relay_guidance_scale",
+    "relays": "num_relays",
+}
+
+
+NO_MODE = Mode()
+"""How models without `sampling.json` are sampled."""
 
 
 class Sampling(BaseModel):
@@ -163,6 +205,8 @@ def read_sampling(path: str | os.PathLike[str]) -> Sampling:
         UserError: unreadable, not JSON, or wrong in a way that the message names.
     """
     try:
+        if os.stat(path).st_size > _MOST_BYTES:
+            raise UserError(f"{path}: more than {_MOST_BYTES} bytes are not read; mend the file")
         return Sampling.model_validate_json(Path(path).read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
@@ -198,7 +242,7 @@ def pick_mode(sampling: Sampling | None, name: str | None, source: str) -> tuple
     if sampling is None:
         if name is not None:
             raise UserError(f"model {source} has no modes ({SAMPLING_FILE} is missing): leave out mode {name!r}")
-        return None, Mode()
+        return None, NO_MODE
     name = sampling.default if name is None else name
     if name not in sampling.modes:
         raise UserError(f"model {source} has no mode {name!r}: choose from {', '.join(sampling.modes)}")

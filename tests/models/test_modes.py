@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cogview3.config import UserError
-from cogview3.generation.modes import Mode, Sampling, pick_mode, read_sampling, write_sampling
+from cogview3.models.modes import Mode, Overrides, Sampling, pick_mode, read_sampling, write_sampling
 
 TABLE = {
     "format": 1,
@@ -121,9 +121,20 @@ def test_unknown_modes_are_refused_with_those_there_are() -> None:
     assert pick_mode(None, None, "m") == (None, Mode())
 
 
+def test_a_call_settles_what_it_asks_for_and_leaves_the_rest_to_the_mode() -> None:
+    mode = Mode(steps=50, relay_steps=10, guidance=3.0, sampler="dpm++", relay_start=400)
+    assert mode.settle(Overrides()) == mode.model_copy(update={"relay_guidance": 3.0})
+    settled = mode.settle(Overrides(steps=7, guidance=1.0, sampler="euler", light=False, relays=2))
+    assert (settled.steps, settled.guidance, settled.sampler, settled.light) == (7, 1.0, "euler", False)
+    assert (settled.relay_steps, settled.relay_guidance, settled.relay_start) == (10, 3.0, 400)
+    assert Mode(guidance=2.0, relay_guidance=4.0).settle(Overrides(guidance=5.0)).relay_guidance == 4.0
+
+
 def test_distilled_guidance_without_a_range_is_free() -> None:
     mode = Mode(steps=4, distilled=True)
-    mode.check_distilled("4+1", {"guidance": 100.0, "steps": 4, "relay_start": 300})
-    with pytest.raises(UserError, match="steps is 5"):
-        mode.check_distilled("4+1", {"steps": 5})
-    Mode(steps=4).check_distilled("plain", {"steps": 5})
+    assert mode.settle(Overrides(guidance=100.0, steps=4, relay_start=300), "4+1").guidance == 100.0
+    with pytest.raises(UserError, match=r"steps is 5, but mode '4\+1'"):
+        mode.settle(Overrides(steps=5), "4+1")
+    with pytest.raises(UserError, match=r"sampler is dpm.*'4"):
+        mode.settle(Overrides(sampler="dpm++"), "4+1")
+    assert Mode(steps=4).settle(Overrides(steps=5)).steps == 5

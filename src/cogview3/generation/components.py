@@ -1,0 +1,78 @@
+"""What pipelines can be made of: components of other kinds, or that do not fit each other, are refused at once."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+from diffusers.models import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
+
+from cogview3.config import UserError
+from cogview3.diffusion.schedule import base_timesteps
+
+AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)
+_UNETS = ("unet", "relay_unet")
+_OF_SCHEDULERS = ("scale_model_input", "add_noise", "init_noise_sigma")
+
+
+def check_components(components: Mapping[str, Any]) -> None:
+    """Refuse components that a pipeline cannot draw with; any of them may be None.
+
+    Raises:
+        UserError: names the component, its class or size, and what will do.
+    """
+    vae, text_encoder = components.get("vae"), components.get("text_encoder")
+    if vae is not None and not isinstance(getattr(vae, "_orig_mod", vae), AUTOENCODERS):
+        raise UserError(f"vae is a {type(vae).__name__}: give {_one_of(kind.__name__ for kind in AUTOENCODERS)}")
+    if vae is not None:
+        _check_scaling(vae.config)
+    unets = {name: components[name] for name in _UNETS if components.get(name) is not None}
+    channels = vae.config.latent_channels if vae is not None else None
+    width = getattr(getattr(text_encoder, "config", None), "d_model", None)
+    for name, unet in unets.items():
+        config = unet.config
+        if channels is not None and {config.in_channels, config.out_channels} != {channels}:
+            raise UserError(
+                f"{name} takes {config.in_channels} and gives {config.out_channels} channels, but the VAE's latents "
+                f"have {channels}: give networks that belong together"
+            )
+        if width is not None and config.cross_attention_dim != width:
+            raise UserError(
+                f"{name} takes text {config.cross_attention_dim} wide, but the text encoder gives {width}: "
+                "give networks that belong together"
+            )
+    if components.get("scheduler") is not None:
+        check_base_scheduler(components["scheduler"])
+    relay = components.get("relay_scheduler")
+    if relay is not None and not hasattr(relay, "add_start_noise"):
+        raise UserError(f"relay_scheduler is a {type(relay).__name__}: give a RelayScheduler")
+
+
+def _check_scaling(config: Mapping[str, Any]) -> None:
+    """Refuse latents that cannot be scaled."""
+    for name, value in (("scaling_factor", config.get("scaling_factor")), ("shift_factor", config.get("shift_factor"))):
+        given = value is not None or name == "scaling_factor"
+        if given and (not isinstance(value, Real) or not math.isfinite(value)):
+            raise UserError(f"the vae's {name} is {value!r}: give it a finite number, as its config.json should have")
+
+
+def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
+    """Refuse a scheduler that cannot take the published step list, `tried` on a copy of it. Raises UserError."""
+    kind, mend = type(scheduler).__name__, "give another, such as EulerDiscreteScheduler"
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise UserError(f"scheduler {kind} takes no list of timesteps: {mend}")
+    if missing := [name for name in _OF_SCHEDULERS if not hasattr(scheduler, name)]:
+        raise UserError(f"scheduler {kind} has no {missing[0]}: {mend}")
+    if not tried:
+        return
+    try:
+        copy = type(scheduler).from_config(scheduler.config)
+        copy.set_timesteps(timesteps=base_timesteps(2, copy.config.num_train_timesteps))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+        raise UserError(f"scheduler {kind} cannot take the base's step list ({error}): {mend}") from None
+
+
+def _one_of(names: Any) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}"

@@ -1,0 +1,235 @@
+"""The denoising loop that all stages share: guided predictions, steps, callbacks."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.models import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+from cogview3.config import UserError
+from cogview3.generation.attention import constant_text, project_text
+from cogview3.generation.compiling import compile_networks
+from cogview3.generation.masks import Keep, Masked
+from cogview3.generation.rows import check_rows, drop
+from cogview3.generation.tiles import blend_tiles
+from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
+
+StepCallback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+@dataclass
+class Run:
+    """What one call carries through all of its stages.
+
+    Attributes:
+        device: where the networks run; diffusers takes milliseconds to tell, so it is asked once.
+        generator: one for all pictures, or one for each.
+        callback: called after every step.
+        callback_tensors: names of the tensors that it is given.
+        prompt_embeds: (B, L, C).
+        negative_prompt_embeds: alike; None where there is no prompt to be guided towards.
+        step: steps done so far, over all stages.
+        masked: the given pictures of which a part is kept.
+        text: whether the running stage is guided, and what its UNet is then given as text; None where that is to be
+            made anew.
+        rows: the pictures to go on with after a step, where the callback dropped some.
+    """
+
+    device: torch.device
+    generator: torch.Generator | list[torch.Generator] | None
+    callback: StepCallback | None
+    callback_tensors: Sequence[str]
+    prompt_embeds: torch.Tensor = field(init=False)
+    negative_prompt_embeds: torch.Tensor | None = field(init=False)
+    step: int = 0
+    masked: Masked | None = None
+    text: tuple[bool, torch.Tensor] | None = None
+    rows: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, ready to denoise: `scheduler` has its time steps.
+
+    Attributes:
+        name: for progress bars and errors.
+        unet: the network.
+        dtype: in which it computes.
+        scheduler: diffusers' or ours.
+        guidance: the pipeline's attribute that holds the guidance scale; read at every step, since callbacks
+            may change it.
+        labels: the UNet's class labels, (1, 6 * width), or None.
+        step_arguments: further arguments of the scheduler's step.
+        tile: side of the tiles that the UNet sees, in latents; None where it sees everything.
+        keep: puts back, after each step, what a mask keeps.
+    """
+
+    name: str
+    unet: UNet2DConditionModel
+    dtype: torch.dtype
+    scheduler: Any
+    guidance: str
+    labels: torch.Tensor | None
+    step_arguments: dict[str, Any]
+    tile: int | None = None
+    keep: Keep | None = None
+
+
+class DenoisingMixin(DiffusionPipeline):
+    """For pipelines with a `vae_scale_factor`, whose guidance scales are attributes.
+
+    Attributes:
+        compiled: whether the networks' blocks are compiled, see `compile_networks`.
+    """
+
+    compiled: bool = False
+    vae_scale_factor: int
+    _interrupt: bool
+    _stage_name: str | None
+
+    def compile_networks(self, graphs: bool = False, dynamic: bool | None = True, backend: str = "inductor") -> None:
+        """Compile UNets and VAE block by block, at their first use; see `generation.compiling.compile_networks`."""
+        compile_networks(self, graphs, dynamic, backend)
+        self.compiled = True
+
+    def _noise(self, shape: Sequence[int], run: Run) -> torch.Tensor:
+        """Standard normal numbers from the run's generators, in float32: the same in every precision."""
+        return randn_tensor(tuple(shape), generator=run.generator, device=run.device, dtype=torch.float32)
+
+    def _stage(
+        self,
+        run: Run,
+        name: str,
+        unet: UNet2DConditionModel,
+        scheduler: Any,
+        guidance: str,
+        size: tuple[int, int],
+        tile_size: int | None = None,
+        keep: Keep | None = None,
+        **arguments: Any,
+    ) -> Stage:
+        """A stage that draws `size` (height, width) pixels; drops arguments that the scheduler lacks.
+
+        In tiles, each is drawn as a picture of its own size.
+        """
+        tile = None if tile_size is None or max(size) <= tile_size else tile_size // self.vae_scale_factor
+        if tile is not None:
+            size = min(size[0], tile_size), min(size[1], tile_size)
+        known = inspect.signature(scheduler.step).parameters
+        arguments = {key: value for key, value in arguments.items() if key in known}
+        labels, dtype = None, unet.dtype
+        if unet.config.class_embed_type is not None:
+            width = unet.config.projection_class_embeddings_input_dim // 6
+            labels = size_conditions(size, (0, 0), size, width).to(run.device, dtype)
+        return Stage(name, unet, dtype, scheduler, guidance, labels, arguments, tile, keep)
+
+    def _denoise(self, stage: Stage, latents: torch.Tensor, run: Run) -> torch.Tensor:
+        """Run all steps of a stage on latents (B, C, h, w), float32, and return them."""
+        scheduler, run.text, self._stage_name = stage.scheduler, None, stage.name
+        with self.progress_bar(total=len(scheduler.timesteps)) as bar, constant_text(stage.unet) as fewer_texts:
+            bar.set_description(stage.name)
+            for index, timestep in enumerate(scheduler.timesteps):
+                if self._interrupt:
+                    break
+                output = self._predict(stage, latents, timestep, run, fewer_texts)
+                stepped = scheduler.step(output, timestep, latents, **stage.step_arguments, return_dict=False)
+                latents = stepped[0] if stage.keep is None else stage.keep(stepped[0], index)
+                latents = self._call_back(timestep, latents, stepped[-1], run)
+                if run.rows is not None:
+                    stage, latents = drop(stage, latents, run)
+                bar.update()
+        if not latents.isfinite().all():
+            raise FloatingPointError(
+                f"the {stage.name} stage gave infinite or undefined numbers in {stage.dtype}: "
+                "use bfloat16 or float32, or a lower guidance"
+            )
+        return latents
+
+    def _predict(
+        self, stage: Stage, latents: torch.Tensor, timestep: torch.Tensor, run: Run, fewer_texts: bool
+    ) -> torch.Tensor:
+        """The UNet's output in float32, guided: uncond + w (cond - uncond).
+
+        That is guidance of D as well: at fixed z_t, D is affine in the output for every prediction type.
+        """
+        unet, guidance = stage.unet, getattr(self, stage.guidance)
+        sample = stage.scheduler.scale_model_input(latents, timestep).to(stage.dtype)
+        guided = guidance > 1 and not takes_guidance(unet) and run.negative_prompt_embeds is not None
+        if run.text is None or run.text[0] != guided:
+            run.text = guided, _text(run, guided, fewer_texts).to(stage.dtype)
+            if self.compiled:
+                project_text(unet, run.text[1])
+        rows = len(sample) * (2 if guided else 1)
+        condition = None
+        if takes_guidance(unet):
+            condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample).expand(rows, -1)
+        labels = None if stage.labels is None else stage.labels.expand(rows, -1)
+
+        def predict(part: torch.Tensor) -> torch.Tensor:
+            output = unet(
+                torch.cat([part, part]) if guided else part,
+                timestep,
+                encoder_hidden_states=run.text[1],
+                timestep_cond=condition,
+                class_labels=labels,
+                return_dict=False,
+            )[0].float()
+            if not guided:
+                return output
+            unconditional, conditional = output.chunk(2)
+            return unconditional + guidance * (conditional - unconditional)
+
+        return blend_tiles(predict, sample, stage.tile)
+
+    def _call_back(
+        self, timestep: torch.Tensor, latents: torch.Tensor, predicted: torch.Tensor, run: Run
+    ) -> torch.Tensor:
+        """Tell the callback of a step, and take over the tensors that it returns.
+
+        `predicted` is the scheduler's estimate of the finished latents; that of a scheduler without one, the latents.
+        """
+        step, run.step = run.step, run.step + 1
+        if run.callback is None:
+            return latents
+        tensors = {
+            "latents": latents,
+            "pred_original_sample": predicted,
+            "prompt_embeds": run.prompt_embeds,
+            "negative_prompt_embeds": run.negative_prompt_embeds,
+        }
+        given = {name: tensors[name] for name in run.callback_tensors}
+        changed = run.callback(self, step, timestep, given) or {}
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            setattr(run, name, _kept(name, tensors[name], changed.get(name, tensors[name]), len(latents)))
+        if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
+            run.text = None  # it may have been changed in place, too
+        run.rows = None if "rows" not in changed else check_rows(changed["rows"], len(latents))
+        return changed.get("latents", latents)
+
+
+def _kept(name: str, own: torch.Tensor | None, given: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+    """Embeddings that a callback gave, one for each picture.
+
+    Diffusers' callbacks that end guidance cut the unconditional half off as `prompt_embeds[-1:]`. There is none in
+    ours, so what they give, the last text alone, leaves them as they are.
+    """
+    if given is None or len(given) == rows:
+        return given
+    if own is not None and torch.equal(given, own[-1:]):
+        return own
+    raise UserError(f"the callback gave {len(given)} {name} for {rows} pictures: give one for each")
+
+
+def _text(run: Run, guided: bool, fewer_texts: bool) -> torch.Tensor:
+    """Texts for a UNet, those of the unconditional branch first, and left out where they are zeros and may be.
+
+    Always a new tensor, for that is how `TextAttention` knows another text.
+    """
+    if not guided or (fewer_texts and not run.negative_prompt_embeds.any()):
+        return run.prompt_embeds.clone()
+    return torch.cat([run.negative_prompt_embeds, run.prompt_embeds])
