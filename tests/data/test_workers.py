@@ -1,12 +1,13 @@
 """Samples from worker processes: the same as from one, and taken up where they were by any number of workers."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import time
 from functools import partial
 from itertools import islice
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from cogview3.data.buckets import BucketBatches, Buckets, FittedImages
 from cogview3.data.shards import CaptionedImages
 from cogview3.data.workers import WorkerSamples
 from tests.data.conftest import tar_bytes, write_tars
+from tests.processes import Context
 
 
 def read(tars: list[str], part: int, parts: int) -> FittedImages:
@@ -68,20 +70,19 @@ def test_what_stops_a_reader_is_told(tmp_path: Path) -> None:
         next(samples)
 
 
-SIGNALLED = """
-import json, multiprocessing, os, signal, sys, time
-from functools import partial
-from cogview3.data.workers import WorkerSamples
-from tests.data.test_workers import keys, read_large
-heard = []
-signal.signal(signal.SIGUSR1, lambda *arguments: heard.append(1))
-samples = WorkerSamples(partial(read_large, sys.argv[1:]), 1)
-names = keys(samples, 1)
-os.killpg(0, signal.SIGUSR1)
-names += keys(samples, 49)
-print(json.dumps([len(heard), names, multiprocessing.active_children()[0].pid]), flush=True)
-time.sleep(600)
-"""
+def signal_the_group(tars: list[str], out: Connection) -> None:
+    """Read as a trainer does, in a group of processes of its own that gets a signal, until killed."""
+    os.setsid()
+    os.dup2(out.fileno(), 1)  # which workers inherit
+    out.close()
+    heard: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda *arguments: heard.append(1))
+    samples = WorkerSamples(partial(read_large, tars), 1)
+    names = keys(samples, 1)
+    os.killpg(0, signal.SIGUSR1)
+    names += keys(samples, 49)
+    os.write(1, json.dumps([len(heard), names, multiprocessing.active_children()[0].pid]).encode() + b"\n")
+    time.sleep(600)
 
 
 def read_large(tars: list[str], part: int, parts: int) -> FittedImages:
@@ -91,16 +92,19 @@ def read_large(tars: list[str], part: int, parts: int) -> FittedImages:
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="for process groups")
 def test_signals_to_the_group_are_for_the_trainer_and_workers_end_with_it(tars: list[str]) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", SIGNALLED, *tars]
-    trainer = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    trainer = Context().Process(target=signal_the_group, args=(tars, theirs))
+    trainer.start()
+    theirs.close()
     worker = None
     try:
-        heard, names, worker = json.loads(trainer.stdout.readline())
-        assert heard == 1
-        assert names == keys(read_large(tars, 0, 1), 50)
-        trainer.kill()
-        trainer.communicate(timeout=60)  # until the worker, too, has closed what it writes to
+        with os.fdopen(os.dup(ours.fileno())) as output:
+            heard, names, worker = json.loads(output.readline())
+            assert heard == 1
+            assert names == keys(read_large(tars, 0, 1), 50)
+            trainer.kill()
+            assert wait([ours], 60)  # the end of the output: the worker, too, has closed it
+            assert output.read() == ""
         worker = None
     finally:
         trainer.kill()
