@@ -97,6 +97,7 @@ def _starts(starts: Sequence[Start], model: tuple[int, int] | None) -> "Figure":
         plot.plot(*([number] for number in model), "P", color=_COLORS[4], markersize=11, label="the model's own")
     plot.set(title="what spectra say", xlabel="side of the relay's latents", ylabel="relay start T_r", ylim=(0, 1000))
     plot.set_xscale("log", base=2)
+    plot.xaxis.set_major_formatter("{x:g}")
     plot.legend(fontsize=7)
     plot.grid(alpha=0.25)
     scores.plot(list(PAPER_STARTS), [reward for _, reward in PAPER_STARTS.values()], "o-", color=_COLORS[3])
