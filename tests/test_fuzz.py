@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from cogview3 import checkpoints
+from cogview3 import CogView3Pipeline, checkpoints
 from cogview3.config import UserError, load_recipe
 from cogview3.prompts.encode import embed_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
@@ -38,6 +38,10 @@ def use_unet(folder: Path) -> None:
     load_network(UNet2DConditionModel, folder)
 
 
+def use_pipeline(folder: Path) -> None:
+    CogView3Pipeline.from_pretrained(folder)
+
+
 def use_recipe(folder: Path) -> None:
     load_recipe(str(folder / "r.toml"))
 
@@ -55,6 +59,7 @@ def sound(
     make_vae: Callable[..., AutoencoderKL],
     make_unet: Callable[..., UNet2DConditionModel],
     make_text_encoder: Callable[[], torch.nn.Module],
+    components: dict[str, Any],
 ) -> dict[str, Callable[[Path], None]]:
     """Folders that are sound, and how each is used."""
     tokenizer = build_tokenizer(["a red ring", "a blue star"], 400, 16)
@@ -62,6 +67,7 @@ def sound(
     make_text_encoder().save_pretrained(tmp_path / "text_encoder")
     make_vae().save_pretrained(tmp_path / "vae")
     make_unet().save_pretrained(tmp_path / "unet")
+    CogView3Pipeline(**components).save_pretrained(tmp_path / "pipeline")
     recipe = load_recipe("scenes/vae")
     for name, file in (("recipe", "r.toml"), ("run", "recipe.toml")):
         (tmp_path / name).mkdir()
@@ -74,6 +80,7 @@ def sound(
         "text_encoder": use_text_encoder,
         "vae": use_vae,
         "unet": use_unet,
+        "pipeline": use_pipeline,
         "recipe": use_recipe,
         "run": use_run,
     }
@@ -97,7 +104,7 @@ def test_mutants_of_what_models_and_runs_are_read_from(
     with within(120 + count):
         for number in range(count):
             kind = kinds[number % len(kinds)]
-            path = rng.choice(sorted(path for path in (tmp_path / kind).iterdir() if path.is_file()))
+            path = rng.choice(sorted(path for path in (tmp_path / kind).rglob("*") if path.is_file()))
             content = path.read_bytes()
             path.write_bytes(damage(path, content, rng))
             try:
