@@ -473,7 +473,7 @@ def test_an_objective_unlike_the_starts_is_told(runs: Path, capsys: pytest.Captu
 def test_starts_that_are_none_are_named(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no unet in 'nothere'"):
         DiffusionTraining(tiny_recipe("base", runs, recipe__start_from="nothere"))
-    with pytest.raises(UserError, match=r"no unet in 'scenes@4\+1'"):
+    with pytest.raises(UserError, match=r"start_from 'scenes@4\+1' is distilled"):
         DiffusionTraining(tiny_recipe("base", runs, recipe__start_from="scenes@4+1"))
     (tmp_path / "lora" / "weights").mkdir(parents=True)
     (tmp_path / "lora" / "weights" / "pytorch_lora_weights.safetensors").touch()

@@ -1,6 +1,7 @@
 """Runs to a model folder: averaged weights, float16, with `sampling.json`."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.modes import Mode, Sampling, distilled_mode, mode_steps, write_sampling
 from cogview3.models.unet import takes_guidance
 from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
-from cogview3.references import find, weights_folder
+from cogview3.references import find, split, weights_folder
 
 LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 _INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
@@ -188,15 +189,14 @@ def _known(mode: str, reference: str, component: str, steps: int) -> dict[str, A
 
     Nothing of what tells no more than its weights: a model as such, or another run.
     """
-    found = find(reference)
-    if found.mode is not None:
-        own = found.settings()[1]
+    if split(os.fspath(reference))[1] is not None:
+        own = find(reference).settings()[1]
         if not own.distilled:
             raise UserError(f"--mode {mode}: {reference} is not distilled; give a mode that is, or a run of distill")
         trained = own.steps if component == "unet" else own.relay_steps
         entries = {"guidance_range", *(_RELAY_ENTRIES if component == "relay_unet" else ())}
         known = own.model_dump(include=entries)  # unset, too: the default mode's are not its
-    elif recipe := distillation_of(found.source):
+    elif recipe := distillation_of(reference):
         trained = recipe.distill.steps[-1]
         known = {"guidance_range": recipe.distill.guidance_range}
         known |= _relay_steps(reference) if component == "relay_unet" else {}
