@@ -10,7 +10,7 @@ SOURCES := benchmarks docs examples integrations scripts src tests
 # Neighbors share what their files set up, so each process takes a stretch of the tests, and then some of the slower ones'.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: help generate test coverage test-long docs results lint format clean
+.PHONY: help generate test coverage test-long docs results lint types format clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,13 +30,16 @@ test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for 
 docs: .venv/.installed-docs  ## Build the documentation into site/, API pages from the docstrings included
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-results: .venv/.installed-dev  ## Measure docs/results.md anew on the bundled model: half an hour; it goes on where it stopped
+results: .venv/.installed-dev  ## Measure docs/results.md again on the bundled model: half an hour; resumes where it stopped
 	$(BIN)/cogview3 reproduce --out build/results
 	$(BIN)/python scripts/results.py build/results
 
-lint: .venv/.installed-dev  ## Check style and formatting
+lint: .venv/.installed-dev types  ## Check style, formatting and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+
+types: .venv/.installed-dev  ## Check types: no errors where strict, elsewhere no more than before
+	$(BIN)/python scripts/check_types.py
 
 format: .venv/.installed-dev  ## Apply formatting and the fixes that are safe
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -23,12 +23,12 @@ MODULES = {
     "diffusion/schedule.py": ["diffusion/test_schedule.py", "generation/test_scheduler.py"],
     "diffusion/relay.py": ["diffusion/test_relay.py", "generation/test_scheduler.py"],
     "diffusion/pixel_relay.py": ["diffusion/test_pixel_relay.py", "generation/test_pixel_relay.py"],
-    "training/steps.py": [
-        "training/test_steps.py",
+    "training/trainer.py": [
+        "training/test_trainer.py",
         "training/test_loop.py",
         "training/test_processes.py::test_gradients_are_those_of_one_process_with_the_whole_batch",
     ],
-    "training/spikes.py": ["training/test_steps.py", "training/test_loop.py"],
+    "training/spikes.py": ["training/test_trainer.py", "training/test_loop.py"],
     "data/order.py": ["data/test_shards.py", "training/test_sources.py"],
     "data/buckets.py": ["data/test_buckets.py"],
     "distillation/step.py": ["distillation/test_step.py", "distillation/test_objective.py"],

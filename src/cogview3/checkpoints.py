@@ -39,10 +39,11 @@ _MAY_CHANGE = frozenset(
     for table, keys in {
         "train": "accumulation precision checkpoint_activations compile shard on_spike spike_factor max_skips",
         "data": "workers latents broken_share broken_window",
+        "recipe": "description",
     }.items()
     for key in keys.split()
 )
-"""Entries that may change in the middle of a run: how it is computed, and when it stops by itself."""
+"""Entries that may change in the middle of a run: how it is computed, when it stops by itself, what it is called."""
 _LENGTH = "train.images"
 """May be raised in the middle of a run, or after its end."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
@@ -311,13 +312,13 @@ def _flatten(tables: dict[str, Any]) -> dict[str, Any]:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json of a checkpoint. Raises UserError where it is missing or damaged."""
-    return read_json(checkpoint / "state.json", "delete this checkpoint to go on from the one before")
+    return read_json(checkpoint / "state.json", "delete this checkpoint to resume from the one before")
 
 
-def read_json(path: Path, mend: str, most: int = 2**22) -> dict[str, Any]:
+def read_json(path: Path, fix: str, most: int = 2**22) -> dict[str, Any]:
     """The object that a JSON file holds.
 
-    Raises UserError, which ends with `mend`: it cannot be read, has more than `most` bytes, or is no JSON object.
+    Raises UserError, which ends with `fix`: it cannot be read, has more than `most` bytes, or is no JSON object.
     """
     try:
         if path.stat().st_size > most:
@@ -326,5 +327,5 @@ def read_json(path: Path, mend: str, most: int = 2**22) -> dict[str, Any]:
         if not isinstance(held, dict):
             raise ValueError(f"it holds a {type(held).__name__} and no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {mend} ({' '.join(str(error).split())[:100]})") from None
+        raise UserError(f"{path} is damaged: {fix} ({' '.join(str(error).split())[:100]})") from None
     return held

@@ -1,7 +1,8 @@
 """The errors that users meet, and the one way in which an error becomes one line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,10 +28,15 @@ def one_line(error: object, most: int = 300, *, typed: bool = False) -> str:
     elif isinstance(error, ValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        text = f"{place} {first['input']!r}: {first['msg']}"
+        text = f"{place} {first['input']!r}: {said(first)}"
     text, name = " ".join(text.split()), type(error).__name__
     text = f"{name}: {text}" if typed and text else text or name
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def said(error: Mapping[str, Any]) -> str:
+    """The message of one of pydantic's errors; of a validator of ours, that validator's own."""
+    return str(error["ctx"]["error"] if error["type"] == "value_error" else error["msg"])
 
 
 @contextmanager

@@ -63,10 +63,10 @@ def test_both_steps_learn_the_same(scale: str, monkeypatch: pytest.MonkeyPatch) 
 
     plain.enter()
     monkeypatch.setattr(plain.optimizer, "step", keep("plain"))
-    monkeypatch.setattr(ours.steps.optimizer, "step", keep("ours"))
+    monkeypatch.setattr(ours.trainer.optimizer, "step", keep("ours"))
     plain.step()
     ours.enter()
-    ours.steps.optimizer.zero_grad()
+    ours.trainer.optimizer.zero_grad()
     ours.step()
     for one, other in zip(gradients["ours"], gradients["plain"], strict=True):
         # bfloat16 products, and another computation of attention
@@ -82,7 +82,7 @@ def test_the_moments_are_shared_once_they_are_there() -> None:
     ours.step()
     plain.enter()
     for parameter in plain.parameters:
-        states = [optimizer.state[parameter] for optimizer in (ours.steps.optimizer, plain.optimizer)]
+        states = [optimizer.state[parameter] for optimizer in (ours.trainer.optimizer, plain.optimizer)]
         assert states[0]["exp_avg"] is states[1]["exp_avg"]
         assert states[0]["step"] is not states[1]["step"]
     before = [parameter.clone() for parameter in plain.parameters]

@@ -20,7 +20,7 @@ from cogview3.captions.rows import CannotGoOn
 from cogview3.cli.app import app
 from cogview3.cli.recaption import duration
 from cogview3.config import UserError
-from cogview3.data.entries import develop
+from cogview3.data.entries import decode_entry
 from cogview3.data.formats import find_shards
 from tests.captions.light import LightJob
 from tests.captions.test_recaption import here, rows, state_of
@@ -145,17 +145,17 @@ def test_a_failure_of_our_own_keeps_what_came(tmp_path: Path, monkeypatch: pytes
     tars = write_tars(tmp_path / "tars", (5,))
     under_way = threading.Event()
 
-    def develop_or_fail(entry: Any, filters: Any) -> Any:
+    def decode_or_fail(entry: Any, filters: Any) -> Any:
         if entry.key == "0000001":
             assert under_way.wait(30)
             raise RuntimeError("no memory")
-        return develop(entry, filters)
+        return decode_entry(entry, filters)
 
     def answering(body: dict[str, Any], number: int) -> Reply:
         under_way.set()
         return replace(good(body, number), delay=0.3)
 
-    monkeypatch.setattr(module, "develop", develop_or_fail)
+    monkeypatch.setattr(module, "decode_entry", decode_or_fail)
     with serving(answering) as server:
         task = Task(job(server.url), job(server.url).settings)
         with pytest.raises(RuntimeError, match="no memory"):

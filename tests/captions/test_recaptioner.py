@@ -15,9 +15,9 @@ from cogview3.captions import recaptioner
 from cogview3.captions.journal import SCHEMA
 from cogview3.captions.model import ModelJob
 from cogview3.captions.pairs import Pairs, read_pairs
-from cogview3.captions.recaptioner import Settings, finetune
+from cogview3.captions.recaptioner import finetune
 from cogview3.cli.app import app
-from cogview3.config import UserError
+from cogview3.config import FinetuneSettings, UserError
 from tests.captions.tiny import save_llava
 from tests.data.conftest import encoded, ordinary, parquet_bytes, tar_bytes
 
@@ -97,7 +97,7 @@ def test_pairs_of_triplets_leave_out_what_cannot_be_read(tmp_path: Path) -> None
 
 def test_lora_learns_and_its_merged_model_writes(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
     """Captions of both colors, right for pictures that were held out; twice the same command trains once."""
-    settings = Settings(images=960, rank=16, **FAST | {"learning_rate": 1e-2, "check_images": 240})
+    settings = FinetuneSettings(images=960, rank=16, **FAST | {"learning_rate": 1e-2, "check_images": 240})
     told: list[tuple[int, str]] = []
     run = tmp_path / "run"
     result = finetune(pairs, str(folder), run, settings, micro_batch=8, progress=lambda *each: told.append(each))
@@ -125,7 +125,7 @@ def test_lora_learns_and_its_merged_model_writes(pairs: Pairs, folder: Path, tmp
 
 
 def test_all_weights_go_on_where_they_were_stopped(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
-    settings = Settings(images=240, full=True, **FAST)
+    settings = FinetuneSettings(images=240, full=True, **FAST)
     whole = finetune(pairs, str(folder), tmp_path / "whole", settings, micro_batch=4)
     assert whole["held_out_loss"] < 0.5 * whole["held_out_loss_before"]
 
@@ -154,7 +154,7 @@ def test_all_weights_go_on_where_they_were_stopped(pairs: Pairs, folder: Path, t
 
 def test_training_ends_where_the_held_out_loss_does_not_fall(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
     """At a rate that ruins the model, after `patience` looks; the best checkpoint is written, not the last."""
-    settings = Settings(images=4000, full=True, batch=8, learning_rate=0.5, check_images=8, patience=2)
+    settings = FinetuneSettings(images=4000, full=True, batch=8, learning_rate=0.5, check_images=8, patience=2)
     result = finetune(pairs, str(folder), tmp_path / "run", settings)
     assert result["ended_early"]
     losses = [
@@ -175,12 +175,16 @@ def test_a_training_without_a_number_is_told(pairs: Pairs, folder: Path, tmp_pat
     path = tmp_path / "model" / "model.safetensors"
     save_file({name: value * math.nan for name, value in load_file(path).items()}, path, {"format": "pt"})
     with pytest.raises(UserError, match=r"no held-out loss is a number; give a lower --learning-rate than 0\.003"):
-        finetune(pairs, str(tmp_path / "model"), tmp_path / "run", Settings(**FAST, images=16), micro_batch=8)
+        finetune(pairs, str(tmp_path / "model"), tmp_path / "run", FinetuneSettings(**FAST, images=16), micro_batch=8)
 
 
 def test_the_defaults_are_the_paper_s() -> None:
-    assert (Settings().batch, Settings().steps) == (256, 1500)
-    assert (Settings().rate, Settings(full=True).rate, Settings(learning_rate=0.01).rate) == (1e-4, 1e-5, 0.01)
+    assert (FinetuneSettings().batch, FinetuneSettings().steps) == (256, 1500)
+    assert (FinetuneSettings().rate, FinetuneSettings(full=True).rate, FinetuneSettings(learning_rate=0.01).rate) == (
+        1e-4,
+        1e-5,
+        0.01,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.pin_memory. argument is set:UserWarning")  # a CPU plays the GPU
@@ -188,7 +192,7 @@ def test_gpus_that_only_imitate_bfloat16_learn_in_float32(
     pairs: Pairs, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recaptioner, "computes_bfloat16", lambda device: False)
-    settings = Settings(batch=4, images=8, check_images=4)
+    settings = FinetuneSettings(batch=4, images=8, check_images=4)
     result = finetune(pairs, str(folder), tmp_path / "run", settings, device="cuda", micro_batch=4)
     written = load_file(Path(result["model"]) / "model.safetensors")
     assert {value.dtype for value in written.values()} == {torch.float32}
@@ -196,7 +200,7 @@ def test_gpus_that_only_imitate_bfloat16_learn_in_float32(
 
 def test_batches_that_cannot_be_split(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="batch 8: not a multiple of 3 at once on 1 devices"):
-        finetune(pairs, str(folder), tmp_path / "run", Settings(batch=8), micro_batch=3)
+        finetune(pairs, str(folder), tmp_path / "run", FinetuneSettings(batch=8), micro_batch=3)
     assert not (tmp_path / "run").exists()
 
 
@@ -205,7 +209,7 @@ def test_runs_of_several_processes_are_not_moved_aside(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--restart is for one process"):
-        finetune(pairs, str(folder), tmp_path / "run", Settings(), restart=True)
+        finetune(pairs, str(folder), tmp_path / "run", FinetuneSettings(), restart=True)
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:

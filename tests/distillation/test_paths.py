@@ -217,7 +217,7 @@ def test_a_stop_is_heeded_while_paths_are_drawn_again(runs: Path) -> None:
     [
         (["distill.paths=-1"], ["distill.paths", "greater than or equal to 0"]),
         (["distill.visits=0"], ["distill.visits", "greater than 0"]),
-        (["distill.paths=1000"], ["paths is 1000, no multiple of train.batch 32"]),
+        (["distill.paths=1000"], ["paths is 1000", "train.batch 32"]),
         (["train.images=1000"], ["train.images must be a multiple of train.batch 32, not 1000"]),
     ],
 )

@@ -115,10 +115,10 @@ def test_without_light_parts_light_is_refused_before_any_work(
 ) -> None:
     pipe = CogView3Pipeline(**components)
     calls = watch(pipe, monkeypatch)
-    with pytest.raises(UserError, match=r"no light parts.*--light-decoder"):
+    with pytest.raises(UserError, match=r"no tiny autoencoder.*--light-decoder"):
         draw(pipe, light=True)
     upscale = CogView3UpscalePipeline(**pipe.components)
-    with pytest.raises(UserError, match="no light parts"):
+    with pytest.raises(UserError, match="no tiny autoencoder"):
         upscale(torch.rand(3, 16, 16), light=True)
     assert not calls
 
@@ -146,7 +146,7 @@ def test_tiles_of_light_parts_equal_the_whole_away_from_borders(components: dict
 def test_undefined_numbers_name_the_light_decoder(components: dict[str, Any]) -> None:
     pipe = pipeline(components)
     torch.nn.init.constant_(pipe.light_decoder.conv_in.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="light decoder"):
+    with pytest.raises(FloatingPointError, match="tiny decoder"):
         draw(pipe, light=True)
 
 

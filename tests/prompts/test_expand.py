@@ -79,7 +79,7 @@ def test_the_prompt_itself_is_used_where_the_intent_stays_lost(
 ) -> None:
     expander = Expander(Writer(*["Blue circles."] * 3), tmp_path / "cache")
     assert expander(["two red stars"]) == ["two red stars"]
-    assert "unexpanded: 'two red stars': the expansion lost: two red stars, red stars, stars" in caplog.text
+    assert "'two red stars': the expansion lost: two red stars, red stars, stars" in caplog.text
     assert not (tmp_path / "cache").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_or_read_only_cache_does_no_harm(tmp_path: Path, caplog: pytes
     assert "damaged" in caplog.text
     (tmp_path / "file").touch()
     assert Expander(Writer(GOOD), tmp_path / "file").expand("two red stars").text == GOOD
-    assert "could not be kept" in caplog.text
+    assert "expansion could not be" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,8 @@ def test_pictures_of_expanded_prompts_carry_both(
     assert facts["expander"] == "m"
     assert list(facts["not_expanded"]) == ["a"]
     assert "HTTP 400" in facts["not_expanded"]["a"]
-    assert "warning: used as it is, unexpanded: 'a': " in result.stderr
+    assert "warning: " in result.stderr
+    assert "'a': " in result.stderr
     with Image.open("out/two-red-stars-1.png") as image:
         assert image.text["prompt"] == "two red stars"
         assert image.text["expanded_prompt"] == GOOD

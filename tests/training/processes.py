@@ -21,7 +21,7 @@ from cogview3.config import BaseRecipe, parse_recipe
 from cogview3.models.unet import unet_config
 from cogview3.training import loop, parallel
 from cogview3.training.objectives import Batch, Objective
-from cogview3.training.steps import Steps
+from cogview3.training.trainer import Trainer
 from tests.processes import Context
 
 
@@ -169,7 +169,7 @@ def write_gradients(recipes: list[BaseRecipe], file: Path) -> None:
     found = []
     for recipe in recipes:
         AcceleratorState._reset_state()
-        steps = Steps(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
+        steps = Trainer(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
         figures = steps.gradients(0, recipe.train.batch)
         gradients = {name: parallel.whole(p.grad) for name, p in steps.parameters.items()}
         found.append({"figures": figures, "gradients": gradients})

@@ -24,7 +24,7 @@ from cogview3.training import loop
 from cogview3.training.log import Log
 from cogview3.training.loop import train
 from cogview3.training.objectives.text import TextTraining
-from cogview3.training.steps import learning_rate
+from cogview3.training.trainer import learning_rate
 from tests.processes import run_command
 from tests.training.conftest import KINDS, tiny_recipe
 

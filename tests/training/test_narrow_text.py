@@ -13,7 +13,7 @@ from cogview3.config import Recipe
 from cogview3.distillation.objective import Distillation
 from cogview3.training import measure
 from cogview3.training.objectives import build
-from cogview3.training.steps import Steps
+from cogview3.training.trainer import Trainer
 from tests.distillation.conftest import tiny_distillation
 from tests.training.conftest import tiny_recipe
 from tests.training.test_lora import lora_recipe
@@ -42,7 +42,7 @@ def test_steps_validation_and_counted_operations_bear_it(
         objective.trained.set_attn_processor(AttnProcessor2_0())  # the GPUs'
         formats.append(objective._frozen["text"].dtype)
         AcceleratorState._reset_state(reset_partial_state=True)
-        ready = Steps(recipe, objective, Accelerator(mixed_precision=precision, cpu=True))
+        ready = Trainer(recipe, objective, Accelerator(mixed_precision=precision, cpu=True))
         assert math.isfinite(ready.gradients(0, 2)["loss"])
         with ready.averaged():
             assert math.isfinite(objective.validate()["loss"])

@@ -19,7 +19,7 @@ from cogview3.bench.machine import hardware
 from cogview3.captions.model import ModelJob, ModelWriter
 from cogview3.captions.recaption import GivenUp, Task, caption_shard
 from cogview3.config import UserError
-from cogview3.data.entries import admit, develop
+from cogview3.data.entries import admit, decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.formats import Shard, TarShard
 from cogview3.data.report import Skipped
@@ -104,7 +104,7 @@ def _prepared(shards: Sequence[Shard], writer: ModelWriter) -> Any:
         for group in shard.groups():
             try:
                 entry = admit(group, {group.key: "to be written"}, None, Filters())
-                images.append(develop(entry, Filters()).image)
+                images.append(decode_entry(entry, Filters()).image)
             except Skipped:
                 continue
             olds.append(entry.old)

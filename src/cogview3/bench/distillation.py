@@ -24,7 +24,7 @@ from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.precision import computes_bfloat16
 from cogview3.training import measure
 from cogview3.training.objectives import Batch, Objective
-from cogview3.training.steps import Steps
+from cogview3.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run(
     frozen_bytes = torch.cuda.memory_allocated() if on_gpu else None
     student = build("distilled_unet" if stage == "base" else "distilled_relay_unet", scale, device, torch.float32)
     objective = Synthetic(recipe, student.requires_grad_(True).train(), frozen)
-    ready = Steps(recipe, objective, Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu"))
+    ready = Trainer(recipe, objective, Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu"))
     seconds: list[float] = []
     with counter("benchmark", steps + 1) as progress:
         for number in range(steps + 1):

@@ -25,7 +25,7 @@ from cogview3.precision import computes_bfloat16
 from cogview3.training import measure
 from cogview3.training.objectives import Batch, Objective
 from cogview3.training.objectives.diffusion import STEPS, DiffusionTraining, build_unet
-from cogview3.training.steps import Steps
+from cogview3.training.trainer import Trainer
 
 FULL = {
     "block_out_channels": [320, 640, 1280],
@@ -81,24 +81,24 @@ class _Ours:
 
     def __init__(self, recipe: BaseRecipe, objective: Synthetic, device: str) -> None:
         accelerator = Accelerator(mixed_precision=recipe.train.precision, cpu=device == "cpu")
-        self.steps = Steps(recipe, objective, accelerator)
+        self.trainer = Trainer(recipe, objective, accelerator)
         self.count = recipe.train.batch
 
     def enter(self) -> None:
         """Lay the network out as the loop does."""
         torch.backends.cudnn.benchmark = True
-        _use(self.steps, torch.channels_last, AttnProcessor)
+        _use(self.trainer, torch.channels_last, AttnProcessor)
 
     def step(self) -> None:
         """One step."""
-        self.steps.step(0, self.count)
+        self.trainer.step(0, self.count)
 
 
 class _Plain:
     """A plain step on the same network; its optimizer's moments are those of `ours`, once these are there."""
 
     def __init__(self, ours: _Ours, objective: Synthetic) -> None:
-        self.steps, self.unet, self.recipe = ours.steps, objective.trained, objective.recipe
+        self.trainer, self.unet, self.recipe = ours.trainer, objective.trained, objective.recipe
         self.scheduler = DDPMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -109,7 +109,7 @@ class _Plain:
         self.latents, self.text = batch["z0"], batch["text"]
         self.labels = size_conditions((size, size), (0, 0), (size, size), self.recipe.model.size_embedding)
         self.labels = self.labels.to(self.latents).expand(len(self.latents), -1)
-        self.parameters = list(ours.steps.parameters.values())
+        self.parameters = list(ours.trainer.parameters.values())
         optimizer = self.recipe.optimizer
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
@@ -118,8 +118,8 @@ class _Plain:
     def enter(self) -> None:
         """Lay the network out as it was built, and share the moments."""
         torch.backends.cudnn.benchmark = False
-        _use(self.steps, torch.contiguous_format, AttnProcessor2_0)
-        for parameter, moments in self.steps.optimizer.state.items():
+        _use(self.trainer, torch.contiguous_format, AttnProcessor2_0)
+        for parameter, moments in self.trainer.optimizer.state.items():
             step = self.optimizer.state[parameter].get("step", torch.tensor(1.0))
             self.optimizer.state[parameter] = {**moments, "step": step}
 
@@ -136,7 +136,7 @@ class _Plain:
         torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.steps.ema.step(self.parameters)
+        self.trainer.ema.step(self.parameters)
 
     def _target(self, noise: Tensor, times: Tensor) -> Tensor:
         if self.recipe.objective.prediction == "v_prediction":
@@ -144,16 +144,16 @@ class _Plain:
         return noise
 
 
-def _use(steps: Steps, layout: torch.memory_format, processor: type) -> None:
+def _use(trainer: Trainer, layout: torch.memory_format, processor: type) -> None:
     """Lay out weights, moments and averages on a GPU; choose the attention on a CPU."""
-    if steps.accelerator.device.type == "cpu":
-        steps.objective.trained.set_attn_processor(processor())
+    if trainer.accelerator.device.type == "cpu":
+        trainer.objective.trained.set_attn_processor(processor())
         return
-    for number, parameter in enumerate(steps.parameters.values()):
+    for number, parameter in enumerate(trainer.parameters.values()):
         if parameter.ndim == 4:
             parameter.data = parameter.data.to(memory_format=layout)
-            steps.ema.shadow_params[number] = steps.ema.shadow_params[number].to(memory_format=layout)
-            moments = steps.optimizer.state.get(parameter, {})
+            trainer.ema.shadow_params[number] = trainer.ema.shadow_params[number].to(memory_format=layout)
+            moments = trainer.optimizer.state.get(parameter, {})
             moments |= {key: value.to(memory_format=layout) for key, value in moments.items() if value.ndim == 4}
 
 
@@ -200,7 +200,7 @@ def run(
     recipe = synthetic_recipe(scale, count, checkpointed, compile_it, device)
     objective = Synthetic(recipe, sizes, device)
     ours = _Ours(recipe, objective, device)
-    flops = measure.step_flops(objective, ours.steps.skeleton, objective.batch(0, [])) // count
+    flops = measure.step_flops(objective, ours.trainer.skeleton, objective.batch(0, [])) // count
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     ceiling = measure.matmul_ceiling(device, dtype)
     kinds = {"ours": ours, "plain": _Plain(ours, objective)}

@@ -1,6 +1,6 @@
 """Where tasks run: in processes of this machine, or in actors of a Ray cluster. Both run the same function.
 
-A worker that crashes is started anew and its shard taken up again; a shard whose workers crashed too often is given up.
+A worker that crashes is restarted and its shard taken up again; a shard whose workers crashed too often is given up.
 """
 
 import multiprocessing
@@ -205,7 +205,7 @@ class _Actor:
         self._task, self._place, self._writer = task, place, None
 
     def caption(self, shard: Shard) -> Iterator[Message]:
-        """As `caption_shard`."""
+        """Caption one shard in this worker; see `caption_shard`."""
         if self._writer is None:
             self._writer = _load(self._task, self._place)
         yield from caption_shard(shard, self._task, self._writer)

@@ -73,7 +73,7 @@ class Query(BaseModel):
 
 
 class Told(BaseModel):
-    """A whole answer."""
+    """A complete answer of a model."""
 
     model_config = ConfigDict(extra="forbid")
 

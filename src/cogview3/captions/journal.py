@@ -240,7 +240,7 @@ class Journal:
             if header["settings"].get(name) != value:
                 before = header["settings"].get(name)
                 raise UserError(
-                    f"{self._folder} was begun with {name} {before}, here it is {value}; use that, or a new folder"
+                    f"{self._folder} was started with {name} {before}, here it is {value}; use that, or a new folder"
                 )
 
     def _events(self) -> Iterator[dict[str, Any]]:
@@ -257,7 +257,7 @@ class Journal:
             yield {"event": "done", **row, "last": Usage().to_dict()}
 
     def _compact(self) -> None:
-        """Write the journal anew, without what parts hold, and go on at its end."""
+        """Rewrite the journal, without what parts hold, and go on at its end."""
         if hasattr(self, "_file"):
             self._file.close()
         path = self._folder / JOURNAL

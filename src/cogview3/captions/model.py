@@ -23,7 +23,7 @@ from cogview3.captions.request import request
 from cogview3.captions.rows import FAILED, Row, Sample, written
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import develop
+from cogview3.data.entries import decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
 from cogview3.errors import one_line
@@ -87,7 +87,7 @@ class ModelJob:
 
     @property
     def has_budget(self) -> bool:
-        """A model costs nothing."""
+        """Whether there are limits of spending: a local model has none."""
         return False
 
     def load(self, place: int) -> "ModelWriter":
@@ -171,7 +171,7 @@ class ModelWriter:
             return batch
         for entry in (sample.entry for sample in samples):
             try:
-                image = develop(entry, Filters()).image
+                image = decode_entry(entry, Filters()).image
             except Skipped as reason:
                 batch.rows.append(Row(entry.key, entry.old, None, FAILED, str(reason)))
                 continue

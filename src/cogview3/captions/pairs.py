@@ -11,7 +11,7 @@ from cogview3.captions.journal import read_triplets
 from cogview3.captions.rows import OK, admitted, read_verdicts
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import develop, take_apart
+from cogview3.data.entries import decode_entry, take_apart
 from cogview3.data.filters import Filters
 from cogview3.data.formats import Shard, find_shards
 from cogview3.data.images import decode
@@ -74,7 +74,7 @@ class Pairs:
 class _Wanted:
     """Captions of a shard by key: the old one, the new one, and the SHA-256 of the image file, where it is known.
 
-    A key has several where the shard was written anew with other pictures under its keys.
+    A key has several where the shard was rewritten with other pictures under its keys.
     """
 
     shard: Shard
@@ -146,7 +146,7 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
             told = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
             if not told:
                 raise Broken("another picture under its key")
-            develop(entry, Filters())
+            decode_entry(entry, Filters())
         except Skipped as reason:
             report.skip(reason)
             continue

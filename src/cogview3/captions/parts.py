@@ -50,7 +50,7 @@ class Part:
             if theirs is not None and theirs != self._settings:
                 if not overwrite:
                     raise UserError(
-                        f"{self._address} was begun with other settings: {differences(theirs, self._settings)}; "
+                        f"{self._address} was started with other settings: {differences(theirs, self._settings)}; "
                         "give the same ones, or --overwrite"
                     )
                 self.remove()

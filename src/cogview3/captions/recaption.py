@@ -1,7 +1,7 @@
 """Re-captioning of whole sets: one task a shard, whose result is its captions sidecar, written whole.
 
 Tasks are the same on any engine (`engines`). A shard that was begun is taken up after its last batch, a finished one
-is left alone, so the same call goes on after any interruption and changes nothing once all is done.
+is left alone, so the same call resumes after any interruption and changes nothing once all is done.
 """
 
 import hashlib

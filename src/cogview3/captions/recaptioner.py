@@ -5,7 +5,7 @@ training ends where it does not fall any more: the paper keeps it short, 1,500 s
 
     run/recipe.toml                settings
     run/metrics.jsonl              losses, one JSON object a line
-    run/checkpoints/checkpoint-N/  after N steps, to go on from
+    run/checkpoints/checkpoint-N/  after N steps, to resume from
     run/weights/recaptioner/       the best one, merged, with its processor: what `captions recaption --model run` loads
     run/result.json                written last
 """
@@ -18,63 +18,23 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from cogview3.captions.inputs import Asker, find_model, load_model, load_processor
 from cogview3.captions.pairs import Pair, Pairs
 from cogview3.checkpoints import open_run, read_json, whole_folder, write_text
-from cogview3.config import Table, UserError
+from cogview3.config import FinetuneSettings, UserError
 from cogview3.precision import computes_bfloat16
 
-_Count = Annotated[int, Field(ge=1)]
 _VISION = r"(.*\.)?(vision\w*|visual\w*|image_encoder)\..*"
 """Names of layers that LoRA leaves as they are: those that see."""
-
-
-class Settings(Table):
-    """How to fine-tune; lengths in images. The defaults are the paper's, and customary ones where it is silent.
-
-    Attributes:
-        images: seen in all, repeated ones counted again; 1,500 steps of 256.
-        batch: of a step.
-        learning_rate: of AdamW, falling as a cosine after a warm-up over 3 % of the steps; None is 1e-4 for LoRA and
-            1e-5 for all weights.
-        full: train all weights, instead of LoRA of every linear layer of the language model and of the projector.
-        rank: of LoRA; its scale is 2.
-        held_out: pairs kept apart, a tenth of all at most.
-        check_images: between two looks at the held-out loss, each with a checkpoint.
-        patience: looks in a row that may find no better loss before training ends.
-        seed: of the order and of LoRA's first weights.
-    """
-
-    images: _Count = 384_000
-    batch: _Count = 256
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    full: bool = False
-    rank: _Count = 16
-    held_out: _Count = 500
-    check_images: _Count = 12_800
-    patience: _Count = 3
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-
-    @property
-    def steps(self) -> int:
-        """Of the optimizer."""
-        return max(1, self.images // self.batch)
-
-    @property
-    def rate(self) -> float:
-        """The learning rate that holds."""
-        return self.learning_rate or (1e-5 if self.full else 1e-4)
 
 
 def finetune(
     pairs: Pairs,
     model: str,
     run: Path,
-    settings: Settings,
+    settings: FinetuneSettings,
     *,
     device: str = "cpu",
     micro_batch: int = 8,
@@ -82,7 +42,7 @@ def finetune(
     restart: bool = False,
     progress: Callable[[int, str], None] = lambda images, note: None,
 ) -> dict[str, Any]:
-    """Fine-tune a model into the folder `run`, or go on there.
+    """Fine-tune a model into the folder `run`, or resume there.
 
     Under torchrun or accelerate launch each process takes its part of every batch.
 
@@ -120,7 +80,7 @@ def finetune(
     chosen = {key: value for key, value in settings.model_dump().items() if value is not None}
     with open_run(run, {"recipe": recipe, "finetune": chosen}, restart) if first else nullcontext():
         if (run / "result.json").is_file():
-            return read_json(run / "result.json", "begin anew with --restart")
+            return read_json(run / "result.json", "start over with --restart")
         newest = _newest_checkpoint(run / "checkpoints")
         dtype = "bfloat16" if device == "cuda" and computes_bfloat16(device) and not settings.full else "float32"
         trainer = _trainer_class(trl, settings)(
@@ -163,7 +123,14 @@ def finetune(
 
 
 def _arguments(
-    trl: ModuleType, run: Path, settings: Settings, device: str, micro: int, world: int, workers: int, anew: bool
+    trl: ModuleType,
+    run: Path,
+    settings: FinetuneSettings,
+    device: str,
+    micro: int,
+    world: int,
+    workers: int,
+    anew: bool,
 ) -> Any:
     every = max(1, min(settings.check_images // settings.batch, settings.steps))
     return trl.SFTConfig(
@@ -205,7 +172,7 @@ def _checkpointing(trl: ModuleType) -> str:
     return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
 
 
-def _lora(settings: Settings) -> Any:
+def _lora(settings: FinetuneSettings) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -224,7 +191,7 @@ class _Collator:
         self._asker = asker
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """As `Asker.lesson`."""
+        """A batch of lessons: tokens, pictures, and labels that leave out all but the new captions."""
         return self._asker.lesson(*([row[name] for row in rows] for name in ("image", "old", "new")))
 
 
@@ -249,7 +216,7 @@ def _dataset(pairs: Pairs, chosen: Sequence[Pair]) -> Any:
     return Dataset.from_dict(columns).with_transform(_Reader(pairs))
 
 
-def _trainer_class(trl: ModuleType, settings: Settings) -> type:
+def _trainer_class(trl: ModuleType, settings: FinetuneSettings) -> type:
     """The trainer of trl; of all weights, it leaves loading a checkpoint's to us.
 
     It would read them by the names of the model's parameters, which differ from those in files for many models.
@@ -275,7 +242,7 @@ def _held_out(state: Any) -> list[float]:
     return [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
 
 
-def _watch(run: Path, settings: Settings, progress: Callable[[int, str], None]) -> Any:
+def _watch(run: Path, settings: FinetuneSettings, progress: Callable[[int, str], None]) -> Any:
     """What writes metrics.jsonl, tells how it goes, and ends training where the held-out loss does not fall."""
     from transformers import TrainerCallback
 
@@ -309,7 +276,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _save(checkpoint: Path, base: Path, dtype: str, asker: Asker, target: Path, settings: Settings) -> None:
+def _save(checkpoint: Path, base: Path, dtype: str, asker: Asker, target: Path, settings: FinetuneSettings) -> None:
     """Write a checkpoint as a model folder, LoRA merged into the weights it was trained on, with its processor."""
     if settings.full:
         model = load_model(checkpoint, dtype)

@@ -1,7 +1,7 @@
 """Triplets of image, old caption and new caption, collected from a strong vision-language model.
 
 One request an image asks for questions, answers and the merged caption. What comes back is on the disk before anything
-else happens (`journal`), so that the same command goes on where it was stopped, however it was stopped.
+else happens (`journal`), so that the same command resumes where it stopped, however it was stopped.
 """
 
 import json
@@ -23,7 +23,7 @@ from cogview3.captions.rows import admitted, read_verdicts
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
-from cogview3.data.entries import Entry, develop
+from cogview3.data.entries import Entry, decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.formats import Shard, filesystem, is_local
 from cogview3.data.report import Report, Skipped
@@ -104,10 +104,10 @@ def collect(
         endpoint: whom to ask; its `stop` is set where the run ends early.
         out: folder of the triplets, with nothing else in it.
         count: most images to consider, from the first on; None for all.
-        every: consider every so manieth image alone, to spread a few over many shards.
+        every: consider only every Nth image, to spread a few over many shards.
         side: pixels that the larger side of a picture is brought down to.
         concurrency: requests at the same time.
-        again: ask again about what was put aside or is in doubt.
+        again: ask again about what was set aside or is in doubt.
         part_rows: triplets of a part.
         progress: told of each image.
 
@@ -248,7 +248,7 @@ def _work(run: _Run) -> None:
 def _one(run: _Run, name: Name, entry: Entry) -> None:
     """Ask about one image, and note what comes of it."""
     try:
-        picture = develop(entry, Filters())
+        picture = decode_entry(entry, Filters())
     except Skipped as reason:
         with run.lock:
             run.report.skip(reason)
@@ -348,7 +348,7 @@ def _settle_refused(run: _Run) -> None:
 
 
 def _write_aside(out: Path, journal: Journal) -> None:
-    """`aside.jsonl`: what was put aside or is in doubt, with reasons."""
+    """`aside.jsonl`: what was set aside or is in doubt, with reasons."""
     reasons = journal.aside | dict.fromkeys(journal.doubtful, "in doubt: under way when the run was killed")
     rows = [{"shard": each.shard, "key": each.key, "reason": reasons[each]} for each in in_order(reasons)]
     write_text(out / "aside.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -23,7 +23,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.callback()
 def group() -> None:
-    """Measure speed, side by side in one run."""
+    """Benchmarks, side by side in one run."""
 
 
 @app.command()
@@ -76,12 +76,17 @@ class TrainingScale(StrEnum):
 @app.command()
 def training(
     scale: Annotated[TrainingScale, typer.Option("--scale", help="Size of the network.")] = TrainingScale.small,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples of a step; 32, or 16 at full.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Batch size; 32, or 16 with --scale full.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of each run.")] = 3,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
     checkpoint_activations: Annotated[
         bool | None,
-        typer.Option("--checkpoint-activations/--keep-activations", help="Compute activations twice; default at full."),
+        typer.Option(
+            "--checkpoint-activations/--keep-activations",
+            help="Recompute activations in the backward pass; default with --scale full.",
+        ),
     ] = None,
     compiled: Annotated[
         bool | None, typer.Option("--compile/--eager", help="Compile the loop's network; default on a GPU.")
@@ -127,10 +132,11 @@ def distillation(
     scale: Annotated[
         DistillationScale, typer.Option("--scale", help="Size of the networks; narrow: a quarter of the widths.")
     ] = DistillationScale.full,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Samples of a step; 16, of a relay 4.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are timed, after one.")] = 3,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size; 16, or 4 for a relay.")] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after one of warm-up.")] = 3,
     checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations/--keep-activations", help="Compute activations twice.")
+        bool,
+        typer.Option("--checkpoint-activations/--keep-activations", help="Recompute activations in the backward pass."),
     ] = True,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
@@ -157,8 +163,10 @@ def distillation(
 def captions(
     shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Tars on a disk; they are copied.")],
     model: Annotated[str, typer.Option("--model", help="Folder, run or hub name of an image-text-to-text model.")],
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at once.")] = 8,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Of a caption.")] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures per batch.")] = 8,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Longest caption in tokens.")
+    ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,

@@ -6,22 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from cogview3.cli.data import ShardsArgument
-from cogview3.cli.endpoints import (
-    FieldsOption,
-    KeyOption,
-    MaxMoneyOption,
-    MaxRequestsOption,
-    MaxTokensOption,
-    PriceOption,
-    SideOption,
-    TimeoutOption,
-    TriesOption,
-    parse_price,
-)
+from cogview3.cli.endpoints import EndpointOptions, parse_price
 from cogview3.cli.finetune import finetune
 from cogview3.cli.options import JsonOption, check_writable, report
 from cogview3.cli.recaption import recaption
-from cogview3.config.settings import parse_settings
+from cogview3.cli.settings import with_options
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -32,32 +21,27 @@ def group() -> None:
 
 
 @app.command()
+@with_options(asking=EndpointOptions)
 def collect(
     shards: ShardsArgument,
-    endpoint: Annotated[str, typer.Option("--endpoint", metavar="URL", help="Such as http://localhost:8000/v1.")],
-    model: Annotated[str, typer.Option("--model", help="The model's name there.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the triplets; the same one goes on.")],
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Most images to consider.")] = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="Consider every so manieth image alone.")] = 1,
-    again: Annotated[bool, typer.Option("--again", help="Ask again about images put aside or in doubt.")] = False,
-    side: SideOption = 768,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests at once.")] = 8,
-    max_requests: MaxRequestsOption = None,
-    max_tokens: MaxTokensOption = None,
-    max_money: MaxMoneyOption = None,
-    price: PriceOption = None,
-    key_env: KeyOption = None,
-    timeout: TimeoutOption = 120.0,
-    tries: TriesOption = 6,
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", metavar="URL", help="Chat endpoint, such as http://localhost:8000/v1.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="Model name at the endpoint.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the triplets; an existing one is resumed.")],
+    asking: EndpointOptions,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Most images to process.")] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Process only every Nth image.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Retry images that were set aside or left in doubt.")] = False,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Concurrent requests.")] = 8,
     first_wait: Annotated[
-        float, typer.Option("--first-wait", min=0, help="Seconds before the second try; doubled each time.")
+        float, typer.Option("--first-wait", min=0, help="Seconds before the first retry; doubled after each.")
     ] = 1.0,
-    fields: FieldsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a strong model about pictures: questions, answers and a merged caption.
+    """Collect captions from a strong model: questions, answers and a merged caption.
 
-    Goes on where it was stopped; budgets count for all runs into the folder together.
+    Resumes where it stopped; budgets count for all runs into the folder together.
     """
     check_writable(out)
     from cogview3.captions.triplets import collect as run
@@ -69,11 +53,11 @@ def collect(
     asked = Endpoint(
         endpoint,
         model,
-        key_env=key_env,
-        timeout=timeout,
-        retry=Retry(tries=tries, first=first_wait),
-        budget=Budget(max_requests, max_tokens, max_money, parse_price(price)),
-        extra=parse_settings(fields or [], "temperature=0"),
+        key_env=asking.key_env,
+        timeout=asking.timeout,
+        retry=Retry(tries=asking.tries, first=first_wait),
+        budget=Budget(*asking.limits, parse_price(asking.price)),
+        extra=asking.extra,
     )
     found = find_shards(shards)
     with counter("images", count, resumes=True) as progress:
@@ -83,7 +67,7 @@ def collect(
             out,
             count=count,
             every=every,
-            side=side,
+            side=asking.side,
             concurrency=concurrency,
             again=again,
             progress=progress,

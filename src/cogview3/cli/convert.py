@@ -81,7 +81,7 @@ def check_choice(to: Format, model: str | None, files: dict[str, Path | None], m
         if model is None:
             raise UserError("--to release needs a model folder: cogview3 convert --to release MODEL -o DIR")
         if given:
-            raise UserError(f"--to release takes a model folder and no {', '.join(given)}; leave out the latter")
+            raise UserError(f"--to release takes a model folder and no {', '.join(given)}; leave the latter out")
         return
     if model is not None:
         raise UserError(f"{model}: a model is only converted with --to release; give it, or the published files")

@@ -21,7 +21,8 @@ from cogview3.cli.options import (
     pick_seed,
     report,
 )
-from cogview3.config import UserError
+from cogview3.cli.settings import with_options
+from cogview3.config import Filters, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,43 +45,45 @@ class Captions(StrEnum):
 
 
 class Layout(StrEnum):
-    """How the samples lie on disk."""
+    """Layout of the samples on disk."""
 
     tar = "tar"
     folder = "folder"
 
 
 class Crop(StrEnum):
-    """Where what is over is cut off."""
+    """Where pictures are cropped."""
 
     random = "random"
     center = "center"
 
 
 ShardsArgument = Annotated[
-    list[str], typer.Argument(metavar="SHARDS...", help="Tars, folders or addresses; *, ? and {00000..00010} work.")
+    list[str], typer.Argument(metavar="SHARDS...", help="Tars, folders or URLs; *, ? and {00000..00010} are expanded.")
 ]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, max=1024, help="Processes, each at a shard.")]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=1, max=1024, help="Worker processes, one shard each at a time.")
+]
 
 
 @app.callback()
 def group() -> None:
-    """Make data to train on, and look into it."""
+    """Prepare and inspect training data."""
 
 
 @app.command()
 def scenes(
     count: Annotated[int, typer.Option("--count", min=1, help="Number of pictures.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to make; it must not hold anything.")],
-    size: Annotated[int, typer.Option("--size", min=32, max=4096, help="Side of the pictures.")] = 256,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder; must be empty or absent.")],
+    size: Annotated[int, typer.Option("--size", min=32, max=4096, help="Side of the pictures in pixels.")] = 256,
     captions: Annotated[
-        Captions, typer.Option("--captions", help="Which caption goes into the .txt.")
+        Captions, typer.Option("--captions", help="Kind of caption in the .txt files.")
     ] = Captions.comprehensive,
     new: Annotated[
-        Captions | None, typer.Option("--new", help="Which captions go into a sidecar beside each tar, as new ones.")
+        Captions | None, typer.Option("--new", help="Kind of new caption, in a sidecar beside each tar.")
     ] = None,
-    layout: Annotated[Layout, typer.Option("--layout", help="WebDataset tars, or plain files.")] = Layout.tar,
-    shard: Annotated[int, typer.Option("--shard", min=1, max=10_000, help="Pictures a tar.")] = 1000,
+    layout: Annotated[Layout, typer.Option("--layout", help="WebDataset tars or plain files.")] = Layout.tar,
+    shard: Annotated[int, typer.Option("--shard", min=1, max=10_000, help="Pictures per tar.")] = 1000,
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -112,55 +115,27 @@ def scenes(
 
 
 @app.command("filter")
+@with_options(filters=Filters)
 def filter_(
     shards: ShardsArgument,
-    block: Annotated[
-        list[str] | None, typer.Option("--block", help="Part of source links to leave out; may be repeated.")
+    filters: Filters,
+    blocklist: Annotated[
+        Path | None, typer.Option("--blocklist", help="File of strings for --block, one per line.")
     ] = None,
-    blocklist: Annotated[Path | None, typer.Option("--blocklist", help="File with such parts, one a line.")] = None,
-    min_side: Annotated[int, typer.Option("--min-side", min=0, help="Least smaller side, in pixels.")] = 0,
-    max_ratio: Annotated[
-        float | None, typer.Option("--max-ratio", min=1, help="Most of the larger side to the smaller.")
-    ] = None,
-    min_aesthetic: Annotated[float | None, typer.Option("--min-aesthetic", help="Least aesthetic score.")] = None,
-    max_nsfw: Annotated[float | None, typer.Option("--max-nsfw", min=0, max=1, help="Most NSFW score.")] = None,
-    max_watermark: Annotated[
-        float | None, typer.Option("--max-watermark", min=0, max=1, help="Most watermark score.")
-    ] = None,
-    min_caption: Annotated[int, typer.Option("--min-caption", min=0, help="Least characters of a caption.")] = 0,
-    max_caption: Annotated[int | None, typer.Option("--max-caption", min=0, help="Most characters of one.")] = None,
-    duplicates: Annotated[bool, typer.Option("--duplicates", help="Leave out pictures like an earlier one.")] = False,
-    distance: Annotated[
-        int, typer.Option("--distance", min=0, max=16, help="Bits of 64 in which the hashes of like pictures differ.")
-    ] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sidecars of other options.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sidecars made with other options.")] = False,
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge every sample, and write which to keep beside each shard.
+    """Filter samples: write which ones to keep beside each shard.
 
     Scores are those of the metadata; a sample without one is kept. Finished shards are skipped, so the same command
     resumes after an interruption.
     """
-    if distance and not duplicates:
-        raise UserError(f"--distance {distance} is for --duplicates; give both")
     from cogview3.cli.progress import counter
-    from cogview3.data.filters import Filters
     from cogview3.data.formats import find_shards
     from cogview3.data.keep import write_keep
 
-    filters = Filters(
-        block=tuple((block or []) + _lines(blocklist)),
-        min_side=min_side,
-        max_ratio=max_ratio,
-        min_aesthetic=min_aesthetic,
-        max_nsfw=max_nsfw,
-        max_watermark=max_watermark,
-        min_caption=min_caption,
-        max_caption=max_caption,
-        duplicates=duplicates,
-        distance=distance,
-    )
+    filters = filters.model_copy(update={"block": (*filters.block, *_lines(blocklist))})
     found = find_shards(shards)
     with counter("shards", len(found), resumes=True) as progress:
         counts, before = write_keep(found, filters, workers=workers, overwrite=overwrite, progress=progress)
@@ -176,12 +151,12 @@ def stats(
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option("--text", metavar="REF", help="Count tokens, and captions that this encoder would cut."),
+        typer.Option("--text", metavar="REF", help="Also count tokens, and captions that this text encoder truncates."),
     ] = None,
     workers: WorkersOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every sample and count sizes, ratios, caption lengths, formats, and what is wrong with the others."""
+    """Count sizes, aspect ratios, caption lengths, formats and broken samples."""
     if out is not None:
         check_writable(out)
     from cogview3.cli.progress import counter
@@ -208,25 +183,36 @@ def stats(
 @app.command()
 def encode(
     shards: ShardsArgument,
-    vae: Annotated[str, typer.Option("--vae", metavar="REF", help="Run, model folder or bundled model.")],
-    size: Annotated[int, typer.Option("--size", min=64, help="Side of the square whose area the pictures get.")],
+    vae: Annotated[
+        str, typer.Option("--vae", metavar="REF", help="Autoencoder: a run, model folder or bundled model.")
+    ],
+    size: Annotated[
+        int, typer.Option("--size", min=64, help="Resolution: side of the square whose area the pictures get.")
+    ],
     text: Annotated[
-        str | None, typer.Option("--text", metavar="REF", help="Keep embeddings of the captions too, by this encoder.")
+        str | None, typer.Option("--text", metavar="REF", help="Also store caption embeddings of this text encoder.")
     ] = None,
-    relay: Annotated[bool, typer.Option("--relay", help="Also what a relay stage starts from.")] = False,
+    relay: Annotated[
+        bool, typer.Option("--relay", help="Also store the low-resolution latents that a relay stage starts from.")
+    ] = False,
     reconstructed_share: Annotated[
-        float, typer.Option("--reconstructed-share", min=0, max=1, help="As in a relay's recipe.")
+        float,
+        typer.Option("--reconstructed-share", min=0, max=1, help="As data.reconstructed_share of a relay recipe."),
     ] = 0.0,
     degraded_share: Annotated[
-        float, typer.Option("--degraded-share", min=0, max=1, help="As in a relay's recipe.")
+        float, typer.Option("--degraded-share", min=0, max=1, help="As data.degraded_share of a relay recipe.")
     ] = 0.0,
-    crop: Annotated[Crop, typer.Option("--crop", help="Where what is over is cut off.")] = Crop.random,
-    buckets: Annotated[bool, typer.Option("--buckets/--squares", help="Sizes of many ratios, or squares.")] = True,
-    bucket_step: Annotated[int, typer.Option("--bucket-step", min=32, help="Sides are multiples of this.")] = 64,
-    bucket_ratio: Annotated[float, typer.Option("--bucket-ratio", min=1, help="Most of a bucket's sides.")] = 2.0,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures encoded at once.")] = 16,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of crops and of a relay's disturbed pictures.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Encode all again, whatever is there.")] = False,
+    crop: Annotated[Crop, typer.Option("--crop", help="Crop at random or at the center.")] = Crop.random,
+    buckets: Annotated[bool, typer.Option("--buckets/--squares", help="Aspect-ratio buckets, or square crops.")] = True,
+    bucket_step: Annotated[int, typer.Option("--bucket-step", min=32, help="Bucket sides are multiples of this.")] = 64,
+    bucket_ratio: Annotated[
+        float, typer.Option("--bucket-ratio", min=1, help="Largest aspect ratio of a bucket.")
+    ] = 2.0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures per batch.")] = 16,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Random seed of crops and of degraded low-resolution pictures.")
+    ] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing latents.")] = False,
     workers: WorkersOption = 1,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,

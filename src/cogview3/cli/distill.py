@@ -25,9 +25,9 @@ def distill(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Distill a base or relay stage into few steps, or resume that.
+    """Distill a base or relay stage into few steps, or resume a distillation.
 
-    The same command goes on with a run that was stopped; finished rounds are left as they are.
+    The same command resumes a stopped run; finished rounds are left as they are.
     """
     from cogview3.config import load_recipe
 

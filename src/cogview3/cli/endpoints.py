@@ -1,10 +1,11 @@
 """Options of commands that ask a chat endpoint."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cogview3.config import UserError
+from cogview3.config import Table, UserError
+from cogview3.config.settings import parse_settings
 
 if TYPE_CHECKING:
     from cogview3.prompts.budget import Price
@@ -14,23 +15,51 @@ KeyOption = Annotated[
     typer.Option(
         "--key-env",
         metavar="NAME",
-        help="Variable with the endpoint's key; by default OPENAI_API_KEY, over https or to this machine.",
+        help="Environment variable with the API key; by default OPENAI_API_KEY, over https or to this machine.",
     ),
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds for one request.")]
-TriesOption = Annotated[int, typer.Option("--tries", min=1, max=100, help="Requests until one is given up.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Timeout of a request, in seconds.")]
+TriesOption = Annotated[int, typer.Option("--tries", min=1, max=100, help="Attempts for each request.")]
 FieldsOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Field of each request, such as temperature=0."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a field of every request, such as temperature=0; repeatable."),
 ]
-MaxRequestsOption = Annotated[int | None, typer.Option("--max-requests", min=0, help="Budget in requests.")]
-MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=0, help="Budget in tokens.")]
-MaxMoneyOption = Annotated[float | None, typer.Option("--max-money", min=0, help="Budget in the price's money.")]
-SideOption = Annotated[int, typer.Option("--side", min=64, max=8192, help="Larger side of the pictures sent.")]
+MaxRequestsOption = Annotated[int | None, typer.Option("--max-requests", min=0, help="Most requests to send.")]
+MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=0, help="Most tokens to spend.")]
+MaxMoneyOption = Annotated[float | None, typer.Option("--max-money", min=0, help="Most money to spend, by --price.")]
+SideOption = Annotated[
+    int, typer.Option("--side", min=64, max=8192, help="Longer side of the pictures sent, in pixels.")
+]
 PriceOption = Annotated[
     str | None,
-    typer.Option("--price", metavar="PROMPT,COMPLETION", help="Of a million tokens of each, such as 2.5,10."),
+    typer.Option(
+        "--price", metavar="PROMPT,COMPLETION", help="Price of a million prompt and completion tokens, such as 2.5,10."
+    ),
 ]
+
+
+class EndpointOptions(Table):
+    """What collecting and re-captioning ask of an endpoint."""
+
+    side: SideOption = 768
+    max_requests: MaxRequestsOption = None
+    max_tokens: MaxTokensOption = None
+    max_money: MaxMoneyOption = None
+    price: PriceOption = None
+    key_env: KeyOption = None
+    timeout: TimeoutOption = 120.0
+    tries: TriesOption = 6
+    fields: FieldsOption = None
+
+    @property
+    def limits(self) -> tuple[int | None, int | None, float | None]:
+        """Most requests, tokens and money."""
+        return self.max_requests, self.max_tokens, self.max_money
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Further fields of each request. Raises UserError for what is not KEY=VALUE."""
+        return parse_settings(self.fields or [], "temperature=0")
 
 
 def parse_price(text: str | None) -> "Price | None":

@@ -37,8 +37,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        mend = "; make room, or choose another place with --out" if full else ""
-        return FAILURE, one_line(error, MOST) + mend
+        fix = "; make room, or choose another place with --out" if full else ""
+        return FAILURE, one_line(error, MOST) + fix
     if isinstance(error, FloatingPointError):
         return FAILURE, one_line(error, MOST)
     if isinstance(error, ValueError):

@@ -55,14 +55,14 @@ def evaluate(
     count: Annotated[
         int | None, typer.Option("--count", min=1, help="Number of prompts: 500, or all of a file.")
     ] = None,
-    metrics: Annotated[str, typer.Option("--metrics", help="Names of metrics, joined by commas.")] = "scene",
+    metrics: Annotated[str, typer.Option("--metrics", help="Metrics, separated by commas.")] = "scene",
     images: Annotated[
         list[Path] | None, typer.Option("--images", help="Folder of another system's pictures, 00000.png and so on.")
     ] = None,
-    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Pictures of each prompt; GenEval: 4.")] = 1,
+    per_prompt: Annotated[int, typer.Option("--per-prompt", min=1, help="Pictures per prompt; GenEval takes 4.")] = 1,
     weights: Annotated[
         list[str] | None,
-        typer.Option("--weights", metavar="NAME=PATH", help="Where a scorer's weights are, or their hub name."),
+        typer.Option("--weights", metavar="NAME=PATH", help="Weights of a scorer: a path or hub name; repeatable."),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option("--reference", help="Real pictures for fid: a folder, or an .npz with mu and sigma.")
@@ -83,18 +83,16 @@ def evaluate(
             help="Compare the change between two guidance scales of the base.",
         ),
     ] = None,
-    expand: Annotated[
-        bool, typer.Option("--expand", help="Draw descriptions that a language model writes of the prompts.")
-    ] = False,
+    expand: Annotated[bool, typer.Option("--expand", help="Expand the prompts with a language model first.")] = False,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
     key_env: KeyOption = None,
     sampler: SamplerOption = None,
     light: LightOption = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the noise.")] = 0,
     batch: BatchOption = 8,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="How many draw at the same time.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Processes that draw in parallel.")] = 1,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder for pictures, figures and a page; the same command resumes there."),

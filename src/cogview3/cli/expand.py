@@ -28,7 +28,7 @@ ExpandOption = Annotated[
     bool | None,
     typer.Option(
         "--expand/--no-expand",
-        help="Draw descriptions that a language model writes; by default where the model has its own expander.",
+        help="Expand prompts with a language model first; default where the model has its own expander.",
     ),
 ]
 ExpanderOption = Annotated[
@@ -36,21 +36,21 @@ ExpanderOption = Annotated[
     typer.Option(
         "--expander",
         metavar="FOLDER|URL",
-        help="Language model: a transformers folder, or a chat endpoint; the model's own by default.",
+        help="Language model: a transformers folder or a chat endpoint; the model's own by default.",
     ),
 ]
 ExpanderModelOption = Annotated[
-    str | None, typer.Option("--expander-model", metavar="NAME", help="Model at the endpoint.")
+    str | None, typer.Option("--expander-model", metavar="NAME", help="Model name at the endpoint.")
 ]
 ExpanderCacheOption = Annotated[
     Path | None,
-    typer.Option("--expander-cache", help="Folder that keeps expansions; in the user's cache by default."),
+    typer.Option("--expander-cache", help="Folder that caches expansions; in the user cache by default."),
 ]
 
 
 def expand(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Short prompts, in quotes.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Text file with a prompt a line.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Text file with one prompt per line.")] = None,
     model: ModelOption = "scenes",
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
@@ -62,9 +62,9 @@ def expand(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Write short prompts out as descriptions, in English.
+    """Expand short prompts to detailed descriptions in English.
 
-    A prompt whose expansion fails, or loses what was asked for, is printed as it is, and a warning says why.
+    A prompt whose expansion fails, or drops something asked for, is printed unchanged, with a warning.
     """
     texts = gather_prompts(prompts or [], file)
     hint_quotes(prompts or [])
@@ -97,7 +97,7 @@ def expand_all(
     ]
     for each in dict.fromkeys(expansions):
         if each.reason:
-            typer.echo(f"warning: used as it is, unexpanded: {each.prompt!r}: {each.reason}", err=True)
+            typer.echo(f"warning: not expanded: {each.prompt!r}: {each.reason}", err=True)
     return expansions
 
 
@@ -180,11 +180,11 @@ def own_expander(model: str) -> Path:
 
     folder = Path(find(model).source) / EXPANDER_FOLDER
     if not folder.is_dir():
-        raise UserError(f"{model} brings no expander along; name one with --expander FOLDER or --expander URL")
+        raise UserError(f"{model} has no expander of its own; name one with --expander FOLDER or --expander URL")
     return folder
 
 
 def default_cache() -> Path:
-    """Where expansions are kept unless told: the user's cache."""
+    """Where expansions are kept by default: the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "cogview3" / "expansions"

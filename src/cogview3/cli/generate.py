@@ -83,11 +83,11 @@ def generate(
     size: SizeOption = None,
     image: Annotated[Path | None, typer.Option("--image", help="Picture to begin with instead of noise.")] = None,
     strength: Annotated[
-        float | None, typer.Option("--strength", min=0, max=1, help="How much of it is drawn anew; 0.6 by default.")
+        float | None, typer.Option("--strength", min=0, max=1, help="How much of it is redrawn; 0.6 by default.")
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option("--mask", help="Picture, white where --image is drawn anew, black elsewhere."),
+        typer.Option("--mask", help="Picture, white where --image is redrawn, black elsewhere."),
     ] = None,
     lora: LoraOption = None,
     tile_size: TileSizeOption = None,
@@ -127,7 +127,7 @@ def generate(
         check_finite(name, scale)
     for name, given in (("--relay-steps", relay_steps), ("--relay-guidance", relay_guidance)):
         if relays == 0 and given is not None:
-            raise UserError(f"{name} {given:g} is for a relay, and with --relays 0 there is none: leave it out")
+            raise UserError(f"{name} {given:g} is for a relay, but --relays 0 has none: leave it out")
     adapters = [parse_lora(entry) for entry in lora or []]
     if mask is not None and image is None:
         raise UserError(f"--mask {mask} is for a picture: give --image as well, or leave it out")

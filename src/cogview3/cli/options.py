@@ -40,14 +40,14 @@ class Dtype(StrEnum):
 
 
 class Sampler(StrEnum):
-    """The base's samplers."""
+    """Samplers of the base stage."""
 
     euler = "euler"
     dpm = "dpm++"
 
 
 class Offload(StrEnum):
-    """What is kept in main memory instead of the GPU's."""
+    """What is offloaded to main memory."""
 
     none = "none"
     model = "model"
@@ -55,65 +55,83 @@ class Offload(StrEnum):
 
 
 class Quantize(StrEnum):
-    """Weights of a byte in text encoder and UNets."""
+    """8-bit formats of the weights."""
 
     int8 = "int8"
     fp8 = "fp8"
 
 
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
-ModeOption = Annotated[str | None, typer.Option("--mode", help="One of the model's modes, such as 4+1.")]
+ModeOption = Annotated[str | None, typer.Option("--mode", help="Sampling mode of the model, such as 4+1.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Base steps.")]
-RelayStepsOption = Annotated[int | None, typer.Option("--relay-steps", min=1, max=1000, help="Steps of each relay.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Sampling steps of the base stage.")]
+RelayStepsOption = Annotated[
+    int | None, typer.Option("--relay-steps", min=1, max=1000, help="Sampling steps of each relay stage.")
+]
 TileSizeOption = Annotated[
     int | None,
-    typer.Option("--tile-size", help="Work through larger pictures in tiles of this side, to save memory."),
+    typer.Option("--tile-size", help="Tile larger pictures by this side in pixels, to save memory."),
 ]
 PromptCacheOption = Annotated[
     Path | None,
-    typer.Option(
-        "--prompt-cache", help="Folder that keeps prompts' embeddings: known prompts need no text encoder again."
-    ),
+    typer.Option("--prompt-cache", help="Folder that caches prompt embeddings; cached prompts need no text encoder."),
 ]
 OffloadOption = Annotated[
-    Offload, typer.Option("--offload", help="Keep networks (model) or layers (sequential) in main memory till used.")
+    Offload, typer.Option("--offload", help="Offload networks (model) or single layers (sequential) to main memory.")
 ]
 QuantizeOption = Annotated[
-    Quantize | None, typer.Option("--quantize", help="8-bit weights for text encoder and UNets; fp8 needs a new GPU.")
+    Quantize | None,
+    typer.Option("--quantize", help="Quantize text encoder and UNets to 8 bits; fp8 needs a GPU that has it."),
 ]
 DropTextEncoderOption = Annotated[
-    bool, typer.Option("--drop-text-encoder", help="Encode the prompts first, then free the text encoder's memory.")
+    bool, typer.Option("--drop-text-encoder", help="Free the text encoder's memory once the prompts are encoded.")
 ]
-VaeSlicingOption = Annotated[bool, typer.Option("--vae-slicing", help="Encode and decode one picture at a time.")]
-VaeTilingOption = Annotated[bool, typer.Option("--vae-tiling", help="Encode and decode in tiles of 512 pixels.")]
+VaeSlicingOption = Annotated[
+    bool, typer.Option("--vae-slicing", help="Let the VAE encode and decode one picture at a time.")
+]
+VaeTilingOption = Annotated[
+    bool, typer.Option("--vae-tiling", help="Let the VAE encode and decode in tiles of 512 pixels.")
+]
 CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Compile the networks; worth it for many pictures. Kept for the next run.")
+    bool, typer.Option("--compile", help="Compile the networks with torch.compile; pays off for many pictures.")
 ]
-RelaysOption = Annotated[int | None, typer.Option("--relays", min=0, max=8, help="Doublings; 0: base only.")]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="How strongly the prompt steers; 1 is not.")]
-RelayGuidanceOption = Annotated[float | None, typer.Option("--relay-guidance", help="Likewise in the relays.")]
+RelaysOption = Annotated[
+    int | None,
+    typer.Option("--relays", min=0, max=8, help="Relay stages, each doubling the size; 0 stops after the base."),
+]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", help="Guidance scale; 1 disables it.")]
+RelayGuidanceOption = Annotated[
+    float | None, typer.Option("--relay-guidance", help="Guidance scale of the relay stages; 1 disables it.")
+]
 SamplerOption = Annotated[
-    Sampler | None, typer.Option("--sampler", help="Of the base; dpm++ needs fewer steps than euler.")
+    Sampler | None, typer.Option("--sampler", help="Sampler of the base stage; dpm++ needs fewer steps than euler.")
 ]
 LightOption = Annotated[
-    bool, typer.Option("--light", help="Use the model's small networks in place of its VAE: faster, a little coarser.")
+    bool,
+    typer.Option(
+        "--light", help="Decode with the model's tiny autoencoder instead of its VAE: faster, slightly coarser."
+    ),
 ]
-BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures drawn at once.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1, help="Random if left out; printed.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to stderr.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where the networks run.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Pictures per batch.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Random seed; drawn at random and printed by default."),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
+]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Device that runs the networks.")]
 DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="bfloat16 on GPUs that have it, float32 elsewhere by default.")
+    Dtype,
+    typer.Option("--dtype", help="Precision of the networks; auto: bfloat16 on GPUs that support it, else float32."),
 ]
-RecipeArgument = Annotated[str, typer.Argument(help="Name such as scenes/relay, or a TOML file.")]
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe name such as scenes/relay, or a TOML file.")]
 OverridesOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one entry.")
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override an entry of the recipe; repeatable."),
 ]
-RunFolderOption = Annotated[
-    Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe's name> by default.")
-]
-RestartOption = Annotated[bool, typer.Option("--restart", help="Move an existing run aside first.")]
+RunFolderOption = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe name> by default.")]
+RestartOption = Annotated[bool, typer.Option("--restart", help="Move an existing run aside and start over.")]
 
 
 def pick_device(device: Device) -> str:

@@ -100,19 +100,19 @@ def open_picture(path: Path) -> "Image":
 
     from cogview3.data.images import open_image, to_rgb
 
-    mend = f"give at most {MAX_PIXELS // 10**6} million pixels"
+    fix = f"give at most {MAX_PIXELS // 10**6} million pixels"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is checked here
             image = open_image(path)
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} is {image.width}x{image.height}: {mend}")
+                raise UserError(f"{path} is {image.width}x{image.height}: {fix}")
             return to_rgb(ImageOps.exif_transpose(image))[0]
     except (FileNotFoundError, PermissionError, IsADirectoryError, UserError):
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {mend} ({error})") from None
+        raise UserError(f"{path}: {fix} ({error})") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a picture that can be read ({error})") from None
 

@@ -31,7 +31,7 @@ class Tell(Protocol):
 
 @contextmanager
 def counter(what: str, total: int | None, resumes: bool = False) -> Iterator[Tell]:
-    """A bar that is told how many of `total` (None: nobody knows) are done; silent where stderr is not a terminal.
+    """A bar that receives how many of `total` (None: nobody knows) are done; silent where stderr is not a terminal.
 
     Ctrl-C and SIGTERM leave with a word on what was finished, and whether the same command goes on (`resumes`).
     """

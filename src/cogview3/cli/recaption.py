@@ -13,18 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cogview3.cli.data import ShardsArgument
-from cogview3.cli.endpoints import (
-    FieldsOption,
-    KeyOption,
-    MaxMoneyOption,
-    MaxRequestsOption,
-    MaxTokensOption,
-    PriceOption,
-    SideOption,
-    TimeoutOption,
-    TriesOption,
-    parse_price,
-)
+from cogview3.cli.endpoints import EndpointOptions, parse_price
 from cogview3.cli.options import (
     Device,
     DeviceOption,
@@ -37,8 +26,8 @@ from cogview3.cli.options import (
     pick_dtype,
     report,
 )
+from cogview3.cli.settings import with_options
 from cogview3.config import UserError
-from cogview3.config.settings import parse_settings
 
 if TYPE_CHECKING:
     from cogview3.captions.recaption import Standing
@@ -55,57 +44,55 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+@with_options(asking=EndpointOptions)
 def recaption(
     shards: ShardsArgument,
+    asking: EndpointOptions,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Folder, run, or hub name of an image-text-to-text model; or, of an endpoint's."),
+        typer.Option(
+            "--model", help="Image-text-to-text model: a folder, run or hub name; with --endpoint, its name there."
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option("--endpoint", metavar="URL", help="Ask --model there, such as http://localhost:8000/v1."),
+        typer.Option("--endpoint", metavar="URL", help="Chat endpoint to use, such as http://localhost:8000/v1."),
     ] = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="Processes here, or a Ray cluster.")] = Engine.local,
+    engine: Annotated[Engine, typer.Option("--engine", help="Local processes or a Ray cluster.")] = Engine.local,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, max=4096, help="Shards at once; by default one a GPU.")
+        int | None, typer.Option("--workers", min=1, max=4096, help="Shards at once; by default one per GPU.")
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures, or requests, at once in each worker.")] = 8,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for report.json and the page report.html.")
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, max=10, help="0: the likeliest words.")] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of what is drawn with a temperature.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures or requests per batch in each worker.")] = 8,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for report.json and report.html.")] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=10, help="Sampling temperature; 0 is greedy.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Random seed of sampling.")] = 0,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Of a caption; the model's own, or 256, by default.")
+        int | None,
+        typer.Option(
+            "--max-new-tokens", min=1, help="Longest caption in tokens; the model's own limit or 256 by default."
+        ),
     ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Try images again that failed.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace captions of other settings.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Retry images that failed.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace captions made with other settings.")] = False,
     crashes: Annotated[
-        int, typer.Option("--crashes", min=1, max=100, help="Of workers until a shard is given up.")
+        int, typer.Option("--crashes", min=1, max=100, help="Worker crashes before a shard is given up.")
     ] = 3,
-    side: SideOption = 768,
-    max_requests: MaxRequestsOption = None,
-    max_tokens: MaxTokensOption = None,
-    max_money: MaxMoneyOption = None,
-    price: PriceOption = None,
-    key_env: KeyOption = None,
-    timeout: TimeoutOption = 120.0,
-    tries: TriesOption = 6,
-    fields: FieldsOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Write new captions for whole sets, beside each shard.
+    """Write new captions for whole data sets, beside each shard.
 
-    Goes on where it was stopped, and changes nothing once all is done. A model is loaded by each worker.
+    Resumes where it stopped, and changes nothing once all is done. A model is loaded by each worker.
     """
     if model is None:
         raise UserError("--model: give a model, or with --endpoint the name of one there")
     if out is not None:
         check_writable(out)
-    limits = (max_requests, max_tokens, max_money)
-    if endpoint is None and any(value is not None for value in (*limits, price, key_env, fields)):
+    limited = any(value is not None for value in asking.limits)
+    if endpoint is None and (limited or asking.price or asking.key_env or asking.fields):
         raise UserError("--max-requests, --max-tokens, --max-money, --price, --key-env and --set are for --endpoint")
     with clean_stdout(as_json):
         from cogview3.captions.engines import make_engine
@@ -121,25 +108,25 @@ def recaption(
             elsewhere = engine is Engine.ray and bool(os.environ.get("RAY_ADDRESS"))
             job, gpus = _model_job(model, device, dtype, batch, seed, temperature, max_new_tokens, elsewhere)
         else:
-            if any(value is not None for value in limits) and ((workers or 1) > 1 or engine is Engine.ray):
+            if limited and ((workers or 1) > 1 or engine is Engine.ray):
                 raise UserError("a budget is kept by one worker; use --engine local without --workers")
             from cogview3.captions.endpoint import EndpointJob
 
-            cost = parse_price(price)
+            cost = parse_price(asking.price)
             job = EndpointJob(
                 endpoint,
                 model,
-                key_env=key_env,
-                timeout=timeout,
-                tries=tries,
+                key_env=asking.key_env,
+                timeout=asking.timeout,
+                tries=asking.tries,
                 requests=batch,
-                side=side,
+                side=asking.side,
                 seed=seed,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
-                limits=limits,
+                limits=asking.limits,
                 price=(cost.prompt, cost.completion) if cost else None,
-                fields=parse_settings(fields or [], "temperature=0"),
+                fields=asking.extra,
             )
         makes = make_engine(str(engine), workers, crashes, gpus)
         with _standing(len(found)) as progress:

@@ -1,4 +1,4 @@
-"""`reproduce`: figures and tables of the papers, measured anew."""
+"""`reproduce`: figures and tables of the papers, measured again."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ app = typer.Typer(rich_markup_mode=None)
 def tables(
     context: typer.Context,
     model: ModelOption = "scenes",
-    quick: Annotated[bool, typer.Option("--quick", help="Few prompts: 5 minutes in place of 30.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few prompts: 5 minutes instead of 30.")] = False,
     count: Annotated[
         int | None, typer.Option("--count", min=2, help="Number of prompts: 64, or 8 with --quick.")
     ] = None,
@@ -37,7 +37,7 @@ def tables(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the tables of the paper anew on the shipped system; `reproduce snr` its figure of noise."""
+    """Measure the tables of the paper again on the shipped system; `reproduce snr` its figure of noise."""
     if context.invoked_subcommand is not None:
         return
     check_writable(out)

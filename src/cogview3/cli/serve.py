@@ -53,38 +53,47 @@ KeysOption = Annotated[
 
 def serve(
     model: Annotated[str, typer.Argument(help="Bundled model, model folder or hub name.")] = "scenes",
-    mode: Annotated[str | None, typer.Option("--mode", help="Drawn where a request names none.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Default mode of requests.")] = None,
     fast: FastOption = False,
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8000,
     keys: KeysOption = None,
     new_key: Annotated[
-        str | None, typer.Option("--new-key", metavar="NAME", help="Print a new key and its line for --keys, and end.")
+        str | None,
+        typer.Option("--new-key", metavar="NAME", help="Print a new API key and its line for --keys, then exit."),
     ] = None,
-    rate: Annotated[int | None, typer.Option("--rate", min=1, help="Pictures a minute of each client.")] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures of the model's size drawn at once.")] = 4,
-    waiting: Annotated[int, typer.Option("--queue", min=1, help="Pictures that may wait; more are refused.")] = 256,
-    waiting_each: Annotated[int | None, typer.Option("--queue-each", min=1, help="Likewise of one client.")] = None,
-    seconds: Annotated[float, typer.Option("--time-limit", min=1, help="Seconds for a request.")] = 600.0,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of the mathematics on a CPU.")] = None,
+    rate: Annotated[
+        int | None, typer.Option("--rate", min=1, help="Rate limit: pictures per minute and client.")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Largest batch, in pictures of the model's size.")] = 4,
+    waiting: Annotated[int, typer.Option("--queue", min=1, help="Longest queue in pictures; more are refused.")] = 256,
+    waiting_each: Annotated[
+        int | None, typer.Option("--queue-each", min=1, help="Longest queue of one client.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--time-limit", min=1, help="Timeout of a request, in seconds.")] = 600.0,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
     engine_kind: Annotated[
         EngineKind,
         typer.Option("--engine", help="Draw in this process, or in replicas on the Ray cluster of RAY_ADDRESS."),
     ] = EngineKind.local,
     least: Annotated[
-        int | None, typer.Option("--min-replicas", min=1, help="Of --engine ray: always there; 1 by default.")
+        int | None, typer.Option("--min-replicas", min=1, help="Least replicas of --engine ray; 1 by default.")
     ] = None,
     most: Annotated[
         int | None,
-        typer.Option("--max-replicas", min=1, help="Likewise: when many wait; as --min-replicas by default."),
+        typer.Option("--max-replicas", min=1, help="Most replicas of --engine ray; --min-replicas by default."),
     ] = None,
-    relays: Annotated[int, typer.Option("--max-relays", min=0, max=4, help="Most doublings: the largest size.")] = 2,
+    relays: Annotated[
+        int, typer.Option("--max-relays", min=0, max=4, help="Most relay stages, which sets the largest size.")
+    ] = 2,
     strict_sizes: Annotated[
-        bool, typer.Option("--strict-sizes", help="Refuse sizes that the model lacks instead of drawing the nearest.")
+        bool, typer.Option("--strict-sizes", help="Refuse unsupported sizes instead of drawing the nearest.")
     ] = False,
-    upload: Annotated[int, typer.Option("--max-upload", min=1, help="Most megabytes of a request with pictures.")] = 20,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at /.")] = True,
-    tools: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Whether there is an MCP endpoint at /mcp.")] = True,
+    upload: Annotated[int, typer.Option("--max-upload", min=1, help="Largest request with pictures, in MiB.")] = 20,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page at /.")] = True,
+    tools: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Serve the MCP endpoint at /mcp.")] = True,
     expand: ExpandOption = None,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
@@ -94,7 +103,7 @@ def serve(
     compile_networks: CompileOption = False,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
-    log: Annotated[bool, typer.Option("--log", help="Tell of every request on stderr.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Log every request to stderr.")] = False,
 ) -> None:
     """Serve a model: OpenAI's images API below /v1, a page at /.
 
@@ -200,7 +209,7 @@ def _tell_address(host: str, port: int, keys: "Keys", model: str, mode: str) -> 
     typer.echo(f"serving {model}@{mode} at http://{shown}:{port}", err=True)
     if not len(keys) and not _is_loopback(host):
         typer.echo(
-            f"warning: whoever reaches {host} can draw, as there are no API keys: make one with --new-key NAME, "
+            f"warning: anyone who reaches {host} can draw, as there are no API keys: make one with --new-key NAME, "
             "and give its file with --keys",
             err=True,
         )

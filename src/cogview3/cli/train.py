@@ -24,7 +24,7 @@ from cogview3.cli.options import (
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
-RunOption = Annotated[str, typer.Option(metavar="RUN", help="Run or model whose averaged weights are taken.")]
+RunOption = Annotated[str, typer.Option(metavar="RUN", help="Run or model whose EMA weights are taken.")]
 
 
 def train(
@@ -37,7 +37,7 @@ def train(
 ) -> None:
     """Train, or resume, what a recipe describes.
 
-    The same command goes on with a run that was stopped.
+    The same command resumes a stopped run.
     """
     from cogview3.config import load_recipe
 
@@ -73,7 +73,7 @@ def export(
         str | None, typer.Option("--enlarger", metavar="RUN", help="Run of a latent enlarger, for light modes.")
     ] = None,
     light_decoder: Annotated[
-        str | None, typer.Option("--light-decoder", metavar="RUN", help="Run of a light decoder, for light modes.")
+        str | None, typer.Option("--light-decoder", metavar="RUN", help="Run of a tiny decoder, for light modes.")
     ] = None,
     expander: Annotated[
         str | None, typer.Option("--expander", metavar="RUN", help="Run of a small prompt expander.")
@@ -97,7 +97,7 @@ def export(
 ) -> None:
     """Put trained runs together as a model.
 
-    Writes averaged weights in float16 as a folder in diffusers' format.
+    Writes EMA weights in float16 as a folder in diffusers' format.
     """
     modes = dict(parse_mode_runs(entry) for entry in mode or [])
     sampling = parse_settings(settings or [], "guidance=4.5")

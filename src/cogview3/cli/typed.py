@@ -63,7 +63,7 @@ def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
         shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}..."
         typer.echo(f"warning: {shown!r}: {'; '.join(told)}", err=True)
     if len(found) > MAX_WARNINGS:
-        typer.echo(f"warning: the same holds of {len(found) - MAX_WARNINGS} more prompts", err=True)
+        typer.echo(f"warning: the same applies to {len(found) - MAX_WARNINGS} more prompts", err=True)
 
 
 def unexpandable(model: str, expander: str | None, prompts: Sequence[str]) -> dict[str, str]:

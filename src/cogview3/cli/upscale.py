@@ -80,7 +80,7 @@ def upscale(
         if text is not None and not text.strip():
             raise UserError(f"{name} is empty; give words, or leave it out")
     if guidance is not None and not (prompt or negative):
-        raise UserError(f"--guidance {guidance:g} needs a --prompt, which there is none of to follow: leave it out")
+        raise UserError(f"--guidance {guidance:g} needs a --prompt: give one, or leave it out")
     mode, seed = pick_mode(mode, fast), pick_seed(seed)
     sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
     seeds = list(range(seed, seed + len(images)))
@@ -89,9 +89,7 @@ def upscale(
     places = {path.resolve(): number for number, path in enumerate(images)}
     for number, path in enumerate(files):
         if places.get(path.resolve(), number) != number:
-            raise UserError(
-                f"{images[number]} would be enlarged into {path}, which is to be enlarged, too; change --out"
-            )
+            raise UserError(f"{images[number]} would be enlarged into {path}, which is also an input; change --out")
     placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     width, height = max(sizes, key=math.prod)
     drawn = {"height": height << relays, "width": width << relays, "relays": relays}

@@ -6,6 +6,7 @@ refused before any work starts. Lengths count images, so that the batch size may
 """
 
 from cogview3.config.data import (
+    Filters,
     LightData,
     LightShardData,
     PictureFilters,
@@ -26,6 +27,7 @@ from cogview3.config.distill import (
     DistillRelayRound,
     DistillRound,
 )
+from cogview3.config.finetune import FinetuneSettings
 from cogview3.config.load import (
     Recipe,
     TrainRecipe,
@@ -66,6 +68,8 @@ __all__ = [
     "EnlargerRecipe",
     "ExpanderModel",
     "ExpanderRecipe",
+    "Filters",
+    "FinetuneSettings",
     "Kind",
     "LightData",
     "LightDecoderRecipe",

@@ -106,26 +106,21 @@ class SceneData(_Latents):
 
 
 class PictureFilters(Table):
-    """Which pictures to leave out; the defaults leave out nothing. A score that the metadata lacks leaves nothing out.
+    """Which pictures to leave out; the defaults leave out none. A score missing from the metadata leaves none out.
 
-    Attributes:
-        block: parts of source links, compared without regard to case.
-        min_side: of the picture's smaller side, in pixels.
-        max_ratio: of the larger side to the smaller, 1 or more.
-        min_aesthetic: of the aesthetic score.
-        max_nsfw: of the probability that the picture is unsafe; the words UNLIKELY, UNSURE and NSFW count 0, 0.5, 1.
-        max_watermark: of the probability of a watermark.
-        min_caption, max_caption: of the old caption's length, in characters.
+    The words UNLIKELY, UNSURE and NSFW count as NSFW scores of 0, 0.5 and 1.
     """
 
-    block: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    min_side: Count = 0
-    max_ratio: Annotated[float, Field(ge=1)] | None = None
-    min_aesthetic: float | None = None
-    max_nsfw: Share | None = None
-    max_watermark: Share | None = None
-    min_caption: Count = 0
-    max_caption: Count | None = None
+    block: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="Leave out pictures whose source link contains this, in any case; repeatable."
+    )
+    min_side: Count = Field(default=0, description="Least shorter side in pixels.")
+    max_ratio: Annotated[float, Field(ge=1)] | None = Field(default=None, description="Largest aspect ratio.")
+    min_aesthetic: float | None = Field(default=None, description="Least aesthetic score.")
+    max_nsfw: Share | None = Field(default=None, description="Largest NSFW score, 0 to 1.")
+    max_watermark: Share | None = Field(default=None, description="Largest watermark score, 0 to 1.")
+    min_caption: Count = Field(default=0, description="Least length of the old caption in characters.")
+    max_caption: Count | None = Field(default=None, description="Largest length of the old caption in characters.")
 
     @field_validator("max_caption")
     @classmethod
@@ -133,6 +128,25 @@ class PictureFilters(Table):
         if longest is not None and longest < info.data.get("min_caption", 0):
             raise ValueError("below min_caption, which leaves nothing; give more")
         return longest
+
+
+class Filters(PictureFilters):
+    """What `cogview3 data filter` leaves out: by sample, and what resembles an earlier picture of the whole set.
+
+    Two pictures are duplicates if their perceptual hashes and their thumbnails agree.
+    """
+
+    duplicates: bool = Field(default=False, description="Leave out near-duplicates of earlier pictures.")
+    distance: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=0, description="Most differing bits, of 64, between perceptual hashes of duplicates."
+    )
+
+    @field_validator("distance")
+    @classmethod
+    def _of_duplicates(cls, distance: int, info: ValidationInfo) -> int:
+        if distance and not info.data.get("duplicates", True):
+            raise ValueError("is for --duplicates; give both")
+        return distance
 
 
 class _Shards(PictureFilters):
@@ -193,7 +207,7 @@ class ShardData(_Shards, _Latents):
 
 
 class _LightPictures(Table):
-    """What all data of light parts have.
+    """What all data of tiny autoencoders have.
 
     Attributes:
         vae: a run, a model folder or a bundled model: where the autoencoder lies that is imitated.

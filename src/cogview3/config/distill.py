@@ -13,7 +13,7 @@ from cogview3.config.tables import Checked, Kind, NotNegative, Positive, Positiv
 class DistillTrain(Train):
     """Length and bookkeeping of a distillation's rounds; `images` of each round, or one number for all."""
 
-    images: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    images: Annotated[tuple[Positive, ...], Field(min_length=1)]  # type: ignore[assignment]  # one of each round
 
     @field_validator("images", mode="before")
     @classmethod
@@ -53,7 +53,7 @@ class Distill(Table):
         for before, after in pairwise(steps):
             if after >= before or before % after:
                 raise ValueError(
-                    f"{after} is no smaller divisor of {before}; halve, as in [8, 4, 2], or divide by more"
+                    f"{after} is not a smaller divisor of {before}; halve, as in [8, 4, 2], or divide by more"
                 )
         return steps
 
@@ -99,7 +99,7 @@ def _check_paths(distill: Distill, info: ValidationInfo) -> Distill:
     train = info.data.get("train")
     if distill.paths and train is not None:
         if distill.paths % train.batch:
-            raise ValueError(f"paths is {distill.paths}, no multiple of train.batch {train.batch}")
+            raise ValueError(f"paths is {distill.paths}, not a multiple of train.batch {train.batch}")
         for images in train.images if isinstance(train, DistillTrain) else (train.images,):
             if images % train.batch:
                 raise ValueError(

@@ -29,7 +29,7 @@ from cogview3.config.recipes import (
 )
 from cogview3.config.settings import parse_setting
 from cogview3.config.tables import Kind, Table
-from cogview3.errors import UserError
+from cogview3.errors import UserError, said
 
 TrainRecipe = (
     VaeRecipe
@@ -145,8 +145,6 @@ def _check_numbers(data: dict[str, Any], source: str) -> None:
 
 
 def _message(kind: type[BaseTables], error: Mapping[str, Any]) -> str:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
     if error["type"] == "missing":
         return "Field required: give it in the recipe, or with --set"
     if error["type"] == "extra_forbidden":
@@ -154,7 +152,7 @@ def _message(kind: type[BaseTables], error: Mapping[str, Any]) -> str:
         for part in error["loc"][:-1]:
             table = data_tables(kind).get(part) or _entry_type(table, part)
         return f"unknown; known here: {', '.join(f.alias or name for name, f in table.model_fields.items())}"
-    return str(error["msg"])
+    return said(error)
 
 
 def _entry_type(table: type[Table], entry: str) -> Any:

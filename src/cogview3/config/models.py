@@ -48,7 +48,7 @@ class ExpanderModel(TextModel):
 
 
 def _coarsest_patch(depths: tuple[int, ...]) -> int:
-    return 4 * 2 ** (len(depths) - 1)
+    return 4 << (len(depths) - 1)
 
 
 class RecaptionerModel(Table):
@@ -146,7 +146,7 @@ class PixelModel(Table):
     @property
     def multiple(self) -> int:
         """What the sides of pictures are multiples of, in pixels."""
-        return self.patch * 2 ** (len(self.block_out_channels) - 1)
+        return self.patch << (len(self.block_out_channels) - 1)
 
 
 class EnlargerModel(Table):

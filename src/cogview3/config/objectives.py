@@ -69,7 +69,7 @@ class PixelObjective(Table):
         floor: of the damping.
         block_share: of the block noise.
         sigma_start: the noise level at which sampling begins.
-        eta: share of the noise that the sampler draws anew at each step.
+        eta: share of the noise that the sampler redraws at each step.
     """
 
     factor: Positive = 4

@@ -208,7 +208,7 @@ class EnlargerRecipe(BaseTables):
 
 
 class LightDecoderRecipe(BaseTables):
-    """How to train a light decoder."""
+    """How to train a tiny decoder."""
 
     model: LightDecoderModel = LightDecoderModel()
     data: LightPictures

@@ -77,10 +77,10 @@ class Train(Table):
         accumulation: parts, one after the other, that each process cuts its share of a batch into.
         precision: "bf16" computes in bfloat16, by autocast, "no" in float32; "auto" is bf16 on devices that have
             instructions for it. Weights, moments and averages are float32 in any case.
-        checkpoint_activations: compute activations anew in the backward pass instead of keeping them.
+        checkpoint_activations: recompute activations in the backward pass instead of keeping them.
         compile: torch.compile the network.
         shard: spread weights, gradients, optimizer and averages over the processes (FSDP2) instead of copying them.
-        on_spike: what a loss or gradient that is no finite number, or a spike of the loss, does: "stop" the run, or
+        on_spike: what a loss or gradient that is not finite, or a spike of the loss, does: "stop" the run, or
             "skip" the batch. Either is written to skipped.jsonl.
         spike_factor: a loss of more than this many times the median of the last 100 steps is a spike; none without.
         max_skips: batches skipped in a row that stop the run.

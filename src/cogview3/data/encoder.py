@@ -16,7 +16,7 @@ from cogview3.data import draws
 from cogview3.data.buckets import Buckets, fit
 from cogview3.data.encode import Encoding, own_notes
 from cogview3.data.encoded import Encoded, Size, encoded_bytes, write_latents
-from cogview3.data.entries import Entry, admit, develop
+from cogview3.data.entries import Entry, admit, decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.latents import posteriors, to_tensor
@@ -73,7 +73,7 @@ def _fitted(shard: Shard, encoding: Encoding, report: Report) -> Iterator[_Item]
     buckets = Buckets(settings.size, settings.bucket_step, settings.bucket_ratio)
     for group in all_groups(shard):
         try:
-            picture = develop(entry := admit(group, captions, keep, Filters()), Filters())
+            picture = decode_entry(entry := admit(group, captions, keep, Filters()), Filters())
         except Skipped as reason:
             report.skip(reason)
             continue

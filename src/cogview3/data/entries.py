@@ -133,7 +133,7 @@ def admit(
     return entry
 
 
-def develop(entry: Entry, filters: Filters) -> Picture | Encoded:
+def decode_entry(entry: Entry, filters: Filters) -> Picture | Encoded:
     """The picture of an entry, or its latents, judged by the picture's size. Raises Broken or Filtered."""
     if entry.suffix == LATENTS:
         encoded = read_encoded(entry.picture)

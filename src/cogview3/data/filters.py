@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
 
-from cogview3.config import PictureFilters, UserError
+from cogview3.config import Filters as Filters
+from cogview3.config import UserError
 
 AESTHETIC = ("aesthetic", "aesthetic_score")
 NSFW = ("punsafe", "nsfw", "nsfw_score")
@@ -23,19 +23,6 @@ Of drawings compressed again at a fourth to all of their size, 98 % differ by no
 """
 
 _NSFW_WORDS = {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0}
-
-
-class Filters(PictureFilters):
-    """What to leave out; the defaults leave out nothing.
-
-    Attributes:
-        duplicates: leave out pictures that look like one before, in the order of shards and samples: alike are those
-            whose perceptual hashes and thumbnails agree. Only for `cogview3 data filter`, as it takes the whole set.
-        distance: bits, of 64, in which the hashes of two pictures that count as the same may differ.
-    """
-
-    duplicates: bool = False
-    distance: Annotated[int, Field(ge=0, le=16)] = 0
 
 
 def judge_text(filters: Filters, metadata: Mapping[str, Any], caption: str) -> str | None:

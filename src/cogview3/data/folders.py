@@ -80,7 +80,7 @@ class FolderShard:
         return total
 
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
-        """As `Shard.groups`."""
+        """Groups from number `first` on, every `pieces`-th from `piece`; `order` is the seed of a shuffle."""
         try:
             listing = self._listing
         except OSError as problem:

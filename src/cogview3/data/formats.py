@@ -166,21 +166,21 @@ def _splits(address: str, fs: Any, path: str) -> list[Shard]:
 
 def _data_files(folder: str) -> set[str]:
     """The files that a saved data set names as its own, so that what `map` and `filter` cached beside is left out."""
-    files, mend = f"{folder}/{_STATE}", "give the .arrow files that are meant"
+    files, fix = f"{folder}/{_STATE}", "give the .arrow files that are meant"
     try:
-        return {str(each["filename"]) for each in _entry(files, "_data_files", mend)}
+        return {str(each["filename"]) for each in _entry(files, "_data_files", fix)}
     except (KeyError, TypeError, IndexError):
-        raise UserError(f"{files}: damaged; {mend}") from None
+        raise UserError(f"{files}: damaged; {fix}") from None
 
 
-def _entry(address: str, name: str, mend: str) -> list[Any]:
-    """A list in a JSON file. Raises UserError, which ends with `mend`, where there is none."""
+def _entry(address: str, name: str, fix: str) -> list[Any]:
+    """A list in a JSON file. Raises UserError, which ends with `fix`, where there is none."""
     try:
         entry = json.loads(read_address(address))[name]
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         entry = None
     if not isinstance(entry, list):
-        raise UserError(f"{address}: damaged; {mend}")
+        raise UserError(f"{address}: damaged; {fix}")
     return entry
 
 

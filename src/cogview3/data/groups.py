@@ -76,6 +76,6 @@ def all_groups(shard: Shard) -> Iterator[Group]:
 
 def _unread_error(shard: Shard, fault: str, error: str) -> UserError:
     return UserError(
-        f"{shard.address}: {fault} ({error}); nothing was written for this shard; repair that, or leave it out, and "
+        f"{shard.address}: {fault} ({error}); nothing was written for this shard; repair it or leave it out, then "
         "run the command again"
     )

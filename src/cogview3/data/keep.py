@@ -9,7 +9,7 @@ import pyarrow
 
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.entries import admit, develop
+from cogview3.data.entries import admit, decode_entry
 from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, thumbnail
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.parallel import over_shards
@@ -118,7 +118,7 @@ def judge(shard: Shard, filters: Filters) -> Judged:
     for group in all_groups(shard):
         value = colors = None
         try:
-            picture = develop(entry := admit(group, captions, None, filters, needs_caption=False), filters)
+            picture = decode_entry(entry := admit(group, captions, None, filters, needs_caption=False), filters)
             if filters.duplicates:
                 value, colors = difference_hash(picture.image), thumbnail(picture.image)
             reason = ""

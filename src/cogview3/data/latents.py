@@ -188,7 +188,7 @@ def gaussian_blur(pictures: Tensor, deviations: Tensor) -> Tensor:
 def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cache: Path) -> dict[str, Tensor]:
     """All latents of `kind`, float16, (pictures, C, size/8, size/8) each; encoded only where the cache lacks them.
 
-    Shards are written whole, so that an interrupted call goes on where it stopped. Raises UserError for a damaged one.
+    Shards are written whole, so that an interrupted call resumes where it stopped. Raises UserError for a damaged one.
     """
     vae.to(memory_format=torch.channels_last)
     folder = cache / f"latents-{_fingerprint(vae_folder, kind)}"

@@ -18,7 +18,7 @@ from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.addresses import name_of
 from cogview3.data.encoded import Encoded, Preprocessing, check_latents
-from cogview3.data.entries import Entry, admit, develop, take_apart
+from cogview3.data.entries import Entry, admit, decode_entry, take_apart
 from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards, latents_of
 from cogview3.data.groups import Group
@@ -168,7 +168,7 @@ class CaptionedImages:
         place = Place(*place)
         entry = self._read_entry(place)
         try:
-            return self._sample(place, entry, develop(entry, Filters()))
+            return self._sample(place, entry, decode_entry(entry, Filters()))
         except Broken as error:
             raise UserError(f"{self._address(place)}: {entry.key}: {error}; the shard was changed") from None
 
@@ -225,7 +225,7 @@ class CaptionedImages:
     def _finish(self, place: Place, entry: Entry) -> Sample | None:
         """The sample of an entry, unless its picture is broken or left out; all three are counted."""
         try:
-            picture = develop(entry, self._filters)
+            picture = decode_entry(entry, self._filters)
         except Skipped as reason:
             self.report.skip(reason)
             self._tolerance.turn(isinstance(reason, Broken), self.report)
@@ -309,6 +309,6 @@ def _check(
         raise UserError(f"part {part}: give 0 to {parts - 1}, as there are {parts} parts")
     if filters.duplicates:
         raise UserError(
-            "filters.duplicates: likenesses are found in the whole set; run `cogview3 data filter --duplicates` first, "
-            "whose sidecars are obeyed"
+            "filters.duplicates: duplicates are found in the whole set; run `cogview3 data filter --duplicates` first, "
+            "whose sidecars are respected"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from cogview3.data.entries import admit, develop
+from cogview3.data.entries import admit, decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.parallel import over_shards
@@ -119,7 +119,7 @@ def _count(shard: Shard, text: str | None) -> Statistics:
     captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
     for group in shard.groups():
         try:
-            picture = develop(entry := admit(group, captions, keep, filters), filters)
+            picture = decode_entry(entry := admit(group, captions, keep, filters), filters)
         except Skipped as reason:
             counts.report.skip(reason)
             continue

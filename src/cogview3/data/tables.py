@@ -87,7 +87,7 @@ class TableShard:
             yield Group(number + 1, -1, "", fault=fault, error=error)
 
     def at(self, offset: int | str) -> Group:
-        """As `Shard.at`."""
+        """The group at a row number that `groups` gave. Raises UserError where it is gone."""
         try:
             with closing(TableFile(self.address)) as file:
                 rows = _Rows(file, self.address)
@@ -185,7 +185,7 @@ class TableFile:
         return getattr(self._file, name)
 
     def read(self, *size: int) -> bytes:
-        """As a file's."""
+        """Up to `size` bytes, as a binary file reads them."""
         try:
             return self._file.read(*size)
         except OSError as error:

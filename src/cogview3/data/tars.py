@@ -49,7 +49,7 @@ class TarShard:
         """As `Shard.check`; what a tar holds is not looked at before its turn."""
 
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
-        """As `Shard.groups`."""
+        """Groups from number `first` on, every `pieces`-th from `piece`, in the order of the tar."""
         number, fault, error = -1, "", ""
         try:
             with _opened(self.address) as (file, stamp):
@@ -67,7 +67,7 @@ class TarShard:
             yield Group(number + 1, -1, "", fault=fault, error=error)
 
     def at(self, offset: int | str) -> Group:
-        """As `Shard.at`."""
+        """The group at an offset in bytes that `groups` gave. Raises UserError where it is gone."""
         try:
             with _opened(self.address) as (file, stamp):
                 index = _index(file, self.address, stamp, self.contents)
@@ -86,7 +86,7 @@ class LatentShard(TarShard):
     contents: ClassVar[frozenset[str]] = frozenset({LATENTS, *TEXTS})
 
     def sidecar(self, kind: str) -> str:
-        """As the shard's own."""
+        """Address of the sidecar of the shard that the latents were made of."""
         plain = addresses.bare(self.address)
         return f"{plain.removesuffix('latents.tar')}{kind}.parquet{self.address[len(plain) :]}"
 
@@ -259,7 +259,7 @@ class _Headers:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's."""
+        """Up to `size` bytes, as a binary file reads them."""
         if not 0 <= size <= _LONGEST_HEADER:
             raise _DamagedError("damaged tar")
         return self._file.read(size)

@@ -26,7 +26,7 @@ documentation. Equations are numbered as in CogView3 (arXiv 2403.05121). A prime
 | n, p      | `num_steps`           | number of sampling steps: base, relay                              |
 | a, b, c   | `a`, `b`, `c`         | weights of z_t, D and z_0^t in a relay step (equation 6)           |
 | r, beta   | `r`, `beta`           | the same step's weights in terms of z_t, D and z_L                 |
-| delta     | `delta`               | standard deviation of the noise that a step adds anew              |
+| delta     | `delta`               | standard deviation of the noise that a step adds              |
 | eta       | `eta`                 | 0: deterministic sampler (delta = 0); 1: ancestral                 |
 | w         | `guidance`            | strength of classifier-free guidance; 1 is none                    |
 

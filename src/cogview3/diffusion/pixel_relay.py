@@ -165,7 +165,8 @@ def sigma_at(q: Tensor | float, length: float = 1.0) -> Tensor:
 
 def time_of(sigma: Tensor | float, length: float = 1.0) -> Tensor:
     """Q of a noise level: cdf((ln sigma - P_mean) / P_std) / L, above 1 for levels that training has none of."""
-    return torch.special.ndtr((as_tensor(sigma).log() - P_MEAN) / P_STD) / length
+    q: Tensor = torch.special.ndtr((as_tensor(sigma).log() - P_MEAN) / P_STD) / length
+    return q
 
 
 def training_sigma(uniform: Tensor, length: float = 1.0, lowest: float = 0.0075) -> Tensor:
@@ -182,7 +183,8 @@ def edm_sigmas(
 
     Args:
         num_steps: n.
-        sigma_max, sigma_min: first and last level, above 0.
+        sigma_max: first level.
+        sigma_min: last level, above 0.
         rho: the higher, the more steps at low noise.
         start: leave out levels above it. As published, the second stage takes 200 levels from 80 with rho 100, cut at
             0.9: 100 are left, from 0.869 on.
@@ -254,15 +256,17 @@ def step(
     """One step u -> u' = g u + (alpha' - g alpha) D + eta sigma' n, in coefficients (B, C, H, W).
 
     Exact where D does not change during the step; then u' is alpha' D + sigma' n for u = alpha D + sigma n, with the
-    covariance of n unchanged. Noise drawn anew is a step of Langevin dynamics of size eta^2: its error falls with eta^2
+    covariance of n unchanged. Fresh noise is a step of Langevin dynamics of size eta^2: its error falls with eta^2
     and not with the number of steps. The last step (sigma' = 0, alpha' = 1) gives D.
 
     Args:
         u: coefficients of the noisy picture.
         x0: coefficients of the prediction D.
-        sigma, sigma_next: noise level before and after.
-        alpha, alpha_next: damping before and after, (s, s).
-        eta: share of the noise that is drawn anew, 0 to 1; 0.2 as published.
+        sigma: noise level before.
+        sigma_next: noise level after.
+        alpha: damping before, (s, s).
+        alpha_next: damping after.
+        eta: share of the noise that is replaced by fresh noise, 0 to 1; 0.2 as published.
         noise: coefficients of n; needed where eta is above 0.
     """
     if not 0 <= eta <= 1:
@@ -291,7 +295,13 @@ def published_heun(
     steps falls as 1/n only; `step` with the mean of both predictions makes it 1/n^2. To be compared.
 
     Args:
-        u, sigma, sigma_next, alpha, alpha_next, eta, noise: as in `step`.
+        u: as in `step`, and so the next six.
+        sigma: before.
+        sigma_next: after.
+        alpha: before.
+        alpha_next: after.
+        eta: share of fresh noise.
+        noise: coefficients of n.
         predictions: coefficients of D before and after the step.
         u_next: what `step` gave.
     """
@@ -319,7 +329,7 @@ def sample_pixel_relay(
         sigmas: noise levels before each step and after the last (`edm_sigmas`), (p + 1).
         alphas: damping at each of them, (s, s) (`damping`).
         solver: one of `SOLVERS`. "heun" predicts again after a step, and takes it again with the mean of both.
-        eta: share of the noise that is drawn anew in each step, 0 to 1.
+        eta: share of the noise that is replaced by fresh noise in each step, 0 to 1.
         draw: draws n, (B, C, H, W); needed where eta is above 0.
     """
     check_solver(solver)

@@ -155,7 +155,7 @@ def relay_target(z0: Tensor, z_t: Tensor, sigma: Tensor | float, prediction_type
 
 
 def delta(eta: float, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
-    """Noise added anew in a step, eta sigma' sqrt(1 - (sigma'/sigma)^2). eta: 0..1; 0 <= sigma' <= sigma."""
+    """Noise added in a step, eta sigma' sqrt(1 - (sigma'/sigma)^2). eta: 0..1; 0 <= sigma' <= sigma."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta {eta} is out of range: choose 0 (deterministic) to 1 (ancestral)")
     sigma, sigma_next = as_tensor(sigma), as_tensor(sigma_next)
@@ -204,7 +204,10 @@ def relay_step(
         z_t: noisy latents, variance exploding, (B, C, H, W).
         x0: the prediction D, (B, C, H, W).
         zL_or_blurred: z_L for "recompute", the carried z_0^t for "carry"; (B, C, H, W).
-        sigma, sigma_next, f, f_next: noise level and blur fraction before and after, () or (B,).
+        sigma: noise level before, () or (B,).
+        sigma_next: noise level after.
+        f: blur fraction before, () or (B,).
+        f_next: blur fraction after.
         delta: `delta(eta, sigma, sigma_next)`, or 0.
         noise: standard normal, (B, C, H, W); needed where delta is not 0.
         estimate: one of `BLUR_ESTIMATES`.
@@ -320,7 +323,7 @@ def sample_relay(
     """
     timesteps = relay_timesteps(num_steps, relay_start)
     sigmas = step_sigmas(make_sigmas(), timesteps).tolist()
-    z = zL + sigmas[0] * noise  # not pure noise: the picture is there already, blurred
+    z: Tensor = zL + sigmas[0] * noise  # not pure noise: the picture is there already, blurred
     for i, t in enumerate(timesteps):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         f, f_next = 1 - i / num_steps, 1 - (i + 1) / num_steps

@@ -37,6 +37,7 @@ class Distillation(LatentTraining):
     teacher's own samplings.
     """
 
+    recipe: DistillRound
     works_alone = False  # the teacher does most of it
 
     def __init__(self, recipe: DistillRound) -> None:
@@ -46,7 +47,7 @@ class Distillation(LatentTraining):
         self.stride = teacher_steps // self.student_steps
         precision = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
         teacher = self._frozen["teacher"] = load_teacher(settings, self.is_relay, precision)
-        read, written = teacher.config.cross_attention_dim, self._frozen["text"].config.d_model
+        read, written = teacher.config["cross_attention_dim"], self._frozen["text"].config.d_model
         if read != written:
             raise UserError(
                 f"distill.teacher {settings.teacher!r} reads texts {read} wide, but those of data.text "
@@ -68,19 +69,19 @@ class Distillation(LatentTraining):
         return self.student_steps
 
     @property
+    @override
     def offset_noise(self) -> float:
-        """Of the recipe."""
         return self.recipe.distill.offset_noise
 
     @property
     def estimate(self) -> str:
         """What z_0^t is within a relay's steps."""
-        return self.scheduler.config.blur_estimate if self.is_relay else "recompute"
+        return str(self.scheduler.config["blur_estimate"]) if self.is_relay else "recompute"
 
     @property
     def prediction(self) -> str:
         """What the outputs of teacher and student mean."""
-        return self.scheduler.config.prediction_type
+        return str(self.scheduler.config["prediction_type"])
 
     def _further(self, rngs: list[np.random.Generator]) -> Batch:
         """Guidance w of each sample, (B,), log-uniform in the recipe's range."""
@@ -98,15 +99,15 @@ class Distillation(LatentTraining):
     # Samples
 
     def batch(self, first: int, indices: list[int]) -> Batch:
-        """As for base and relay; of paths "z" and "z_next" in the place of "z0" and "noise" (`PathPool.batch`)."""
+        """As for base and relay; of paths "z" and "z_next" instead of "z0" and "noise" (`PathPool.batch`)."""
         return super().batch(first, indices) if self._pool is None else self._pool.batch(first, indices)
 
     @override
     def keys(self, indices: list[int]) -> list[str]:
         return super().keys(indices) if self._pool is None else self._pool.keys(indices)
 
+    @override
     def state(self) -> dict[str, Any]:
-        """The source's; of paths, where it stood before those at hand."""
         return super().state() if self._pool is None else self._pool.state()
 
     def _new_pool(self) -> PathPool:
@@ -211,22 +212,23 @@ class Distillation(LatentTraining):
         (B, C, H, W), or (2 B, C, H, W) where it needs both branches, the unconditional one first.
         """
         config, branches = network.config, 1 if takes_guidance(network) else 2
-        width = config.projection_class_embeddings_input_dim // 6
-        labels = size_conditions(*batch["sizes"].unbind(1), width).to(z).repeat(branches, 1)
+        width = config["projection_class_embeddings_input_dim"] // 6
+        original, crop, size = batch["sizes"].unbind(1)
+        labels = size_conditions(original, crop, size, width).to(z).repeat(branches, 1)
         given = schedule.scale_model_input(z, levels.sigmas[number])
         condition = None
         if takes_guidance(network):
-            condition = guidance_condition(batch["guidance"], config.time_cond_proj_dim).to(z)
+            condition = guidance_condition(batch["guidance"], config["time_cond_proj_dim"]).to(z)
         times = levels.times[number].to(z.device).repeat(branches)
         with self._precision():
-            output = network(
+            output: Tensor = network(
                 torch.cat([given] * branches),
                 times,
                 encoder_hidden_states=text,
                 timestep_cond=condition,
                 class_labels=labels,
-            )
-        return output.sample.float()
+            ).sample
+        return output.float()
 
     # Validation
 
@@ -250,8 +252,8 @@ class Distillation(LatentTraining):
             "difference": (student - reference).square().mean().item(),
             "undistilled": (self._teacher(self.student_steps) - reference).square().mean().item(),
         }
-        if self._teacher_facts is not None:
-            figures |= {"facts_teacher": self._teacher_facts, "facts_student": self._facts(student)}
+        if self._teacher_facts is not None and (facts := self._facts(student)) is not None:
+            figures |= {"facts_teacher": self._teacher_facts, "facts_student": facts}
         return figures | self.source.figures()
 
     @torch.no_grad()
@@ -260,7 +262,7 @@ class Distillation(LatentTraining):
         shown = min(_SHOWN, self.recipe.validate_.images)
         few, teachers = self.student_steps, self._teacher(self.student_steps * self.stride)
         rows = [teachers[:shown], self._finals(self.trained, self.levels[few], shown)]
-        return Image.fromarray(np.vstack([np.hstack(self._decoded(latents)) for latents in rows]))
+        return Image.fromarray(np.vstack([np.hstack(list(self._decoded(latents))) for latents in rows]))
 
     def _validation_pictures(self) -> Batch:
         """What is drawn of the validation's captions is begun with: text, noise, w, sizes and a relay's z_L."""

@@ -4,7 +4,7 @@ The states z_t of a sampler, guided by w and begun with nothing but noise, are n
 will be used on. One path gives a sample for each of the student's steps, with its target z'', and each may be learned
 from more than once, so that a teacher costs a fraction of what it does where every sample has steps of its own.
 
-A path is drawn when its first sample is due, and what a resumed run has drawn of its pool is drawn anew: what a batch
+A path is drawn when its first sample is due, and what a resumed run has drawn of its pool is redrawn: what a batch
 holds depends on its number and the source's position before the pool, no more.
 """
 
@@ -99,7 +99,7 @@ class PathPool:
 
     def _order(self, path: int) -> list[int]:
         rng = np.random.default_rng([self._recipe.train.seed, path, 8])
-        return (rng.permutation(self._length // self._paths) % self._steps).tolist()
+        return [int(number) for number in rng.permutation(self._length // self._paths) % self._steps]
 
     def _draw_until(self, count: int) -> None:
         """Draw the pool's paths up to the `count`-th, those of this process."""

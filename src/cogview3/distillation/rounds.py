@@ -90,6 +90,7 @@ def distill(
         teacher = recipe.distill.teacher
         if fine_tuning is not None:
             teacher = finish(fine_tuning, run / FINE_TUNE)
+            assert isinstance(recipe, DistillRelayRecipe)
             recipe = _with_estimate(recipe)
         for number in range(1, recipe.rounds + 1):
             part = recipe.round(number, teacher)
@@ -103,8 +104,8 @@ def distill(
 def _with_estimate(recipe: DistillRelayRecipe) -> DistillRelayRecipe:
     """The recipe with the blur estimate of its teacher, of which a fine-tuned one's scheduler knows nothing."""
     settings = recipe.distill
-    estimate = teacher_scheduler(settings.model_copy(update={"relay_start": None}), True).config.blur_estimate
-    if estimate == RelayScheduler().config.blur_estimate:
+    estimate = teacher_scheduler(settings.model_copy(update={"relay_start": None}), True).config["blur_estimate"]
+    if estimate == RelayScheduler().config["blur_estimate"]:
         return recipe
     return recipe.model_copy(update={"distill": settings.model_copy(update={"blur_estimate": estimate})})
 
@@ -122,12 +123,12 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
     `begun`: the first round is finished, and what its student began as is not needed any more. Raises UserError naming
     the entry of the recipe at fault.
     """
-    settings, is_relay = recipe.distill, recipe.kind == "distill_relay"
+    settings, is_relay = recipe.distill, isinstance(recipe, DistillRelayRecipe)
     fine_tuning = None
     check_distilled(settings, is_relay)
     if recipe.recipe.start_from and not begun:
         check_start(settings, recipe.recipe.start_from, is_relay)
-    if is_relay and settings.fine_tune_images:
+    if isinstance(recipe, DistillRelayRecipe) and recipe.distill.fine_tune_images:
         if not recipe.data.text_dropout:
             raise UserError(
                 "data.text_dropout is 0, but a teacher that is fine-tuned with distill.fine_tune_images is run without "
@@ -136,6 +137,7 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
         network = UNet2DConditionModel.load_config(weights_folder(settings.teacher, "relay_unet"))
         plain = settings.model_copy(update={"relay_start": None})
         scheduler = teacher_scheduler(plain, is_relay)
+        assert isinstance(scheduler, RelayScheduler)
         plain_config = RelayScheduler().config
         for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "power"):
             if scheduler.config[name] != plain_config[name]:
@@ -144,11 +146,11 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
                     f"{scheduler.config[name]}, and a fine-tuning is for {plain_config[name]}; leave it out"
                 )
         fine_tuning = fine_tune_recipe(recipe, network, scheduler)
-        scheduler = RelayScheduler.from_config(scheduler.config, relay_start=settings.relay_start)
+        scheduler = RelayScheduler.from_config(scheduler.config, relay_start=recipe.distill.relay_start)
     else:
         weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
         scheduler = teacher_scheduler(settings, is_relay)
-    if settings.paths and is_relay and scheduler.config.blur_estimate == "carry":
+    if settings.paths and is_relay and scheduler.config["blur_estimate"] == "carry":
         raise UserError(
             "distill.paths: a path keeps no carried estimate of its blurred picture; set distill.blur_estimate to "
             '"recompute", or leave paths out'
@@ -178,15 +180,17 @@ def fine_tune_recipe(recipe: DistillRelayRecipe, network: Mapping[str, Any], sch
         "size_embedding": network["projection_class_embeddings_input_dim"] // 6,
     }
     objective = {
-        "prediction": scheduler.config.prediction_type,
+        "prediction": scheduler.config["prediction_type"],
         "relay_start": settings.relay_start,
-        "blur": scheduler.config.blur,
+        "blur": scheduler.config["blur"],
     }
     header = {"name": f"{recipe.name}-fine-tune", "kind": "relay", "start_from": settings.teacher}
     shared = {name: tables[name] for name in ("data", "optimizer", "validate")}
     length = tables["train"] | {"images": settings.fine_tune_images}
     made = {"recipe": header, "model": model, "objective": objective, "train": length, **shared}
-    return parse_recipe(made, f"{recipe.name} (fine-tuning)")
+    fine_tuning = parse_recipe(made, f"{recipe.name} (fine-tuning)")
+    assert isinstance(fine_tuning, RelayRecipe)
+    return fine_tuning
 
 
 def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, Any]:
@@ -222,10 +226,10 @@ def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, A
 
 
 def _read_table(run: Path) -> list[dict[str, Any]]:
-    path, mend = run / ROUNDS_FILE, "begin anew with --restart"
-    table = checkpoints.read_json(path, mend).get("rounds") if path.is_file() else []
+    path, fix = run / ROUNDS_FILE, "start over with --restart"
+    table = checkpoints.read_json(path, fix).get("rounds") if path.is_file() else []
     if not isinstance(table, list) or not all(isinstance(entry, dict) and "round" in entry for entry in table):
-        raise UserError(f"{path} is damaged: {mend}")
+        raise UserError(f"{path} is damaged: {fix}")
     return table
 
 

@@ -82,7 +82,7 @@ def compare(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         "distance" of all pictures; "extrapolated" to infinitely many, which may fall a little below 0; and its 95 %
-        "interval", by drawing pictures anew with replacement. None of fewer than 100 pictures.
+        "interval", by resampling pictures with replacement. None of fewer than 100 pictures.
     """
     distance = frechet_distance(first, second)
     figures: dict[str, Any] = {"distance": distance, "extrapolated": None, "interval": None}

@@ -1,4 +1,4 @@
-"""95 % intervals by the bootstrap: whole pictures, or all pictures of a prompt, are drawn anew."""
+"""95 % intervals by the bootstrap: whole pictures, or all pictures of a prompt, are resampled."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def bounds(draws: np.ndarray | Sequence[float]) -> list[float]:
 
 
 def bootstrap_interval(scores: Sequence[Score], seed: int) -> list[float]:
-    """The 95 % interval [low, high] of the share of right facts, by drawing pictures anew with replacement."""
+    """The 95 % interval [low, high] of the share of right facts, by resampling pictures with replacement."""
     right, total = (np.array(values) for values in zip(*((item.right, item.total) for item in scores), strict=True))
     (found,) = share_intervals(right[:, None], total[:, None], seed)
     assert found is not None
@@ -32,7 +32,7 @@ def bootstrap_interval(scores: Sequence[Score], seed: int) -> list[float]:
 
 
 def share_intervals(right: np.ndarray, total: np.ndarray, seed: int) -> list[list[float] | None]:
-    """The 95 % intervals of several shares of right facts at once, by drawing pictures anew with replacement.
+    """The 95 % intervals of several shares of right facts at once, by resampling pictures with replacement.
 
     Args:
         right: right facts, (pictures, groups).
@@ -70,7 +70,7 @@ def paired(scores: Sequence[Score], reference: Sequence[Score], seed: int) -> di
 
     Returns:
         "ratio" and "difference" to the reference, with their 95 % intervals "ratio_interval" and "interval", by
-        drawing prompts anew with replacement, the same ones for both. Where nothing of the reference is right, there
+        resampling prompts with replacement, the same ones for both. Where nothing of the reference is right, there
         is no ratio, and where that is so of some draw, no interval: None.
     """
     counts = np.array(

@@ -81,7 +81,7 @@ def _from_table(path: Path, text: str, delimiter: str) -> list[Prompt]:
     for row in reader:
         told = (row[column] or "").strip()
         if not told:
-            raise UserError(f"{path}, line {reader.line_num}: has no prompt; give one, or take the line away")
+            raise UserError(f"{path}, line {reader.line_num}: has no prompt; give one, or delete the line")
         groups = {name.lower(): (row.get(name) or "").strip() for name in ("Category", "Challenge")}
         prompts.append(Prompt(told, tags={name: value for name, value in groups.items() if value}))
     return prompts
@@ -129,12 +129,12 @@ def _from_object(path: Path, number: int, line: str) -> Prompt:
         text = entry["text"] if "text" in entry or "prompt" not in entry else entry["prompt"]
         facts, scene = entry.get("facts"), entry.get("scene")
         if not isinstance(text, str) or not text.strip():
-            raise ValueError("text is no string, or empty")
+            raise ValueError("text is empty or not a string")
         scene = Scene.from_dict(scene) if scene else None
         facts = Facts.from_dict(facts) if facts else scene.facts() if scene else None
         geneval = _geneval(entry) if "tag" in entry and "include" in entry else None
         tags = {"task": entry["tag"]} if geneval else _tags(entry)
-    except UserError as error:  # names the value and the mend
+    except UserError as error:  # names the value and the fix
         raise UserError(f"{path}, line {number}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -88,7 +88,7 @@ def pooled_r2(parts: Tensor, seed: int = 0) -> dict[str, Any]:
         seed: of the bootstrap.
 
     Returns:
-        "r2", None where the reference did not change; "r2_interval", its 95 % interval by drawing pictures anew with
+        "r2", None where the reference did not change; "r2_interval", its 95 % interval by resampling pictures with
         replacement, None of fewer than two pictures.
     """
     table = parts.numpy()

@@ -1,4 +1,4 @@
-"""Pictures on disk as they are drawn: a run that was stopped goes on where it was."""
+"""Pictures on disk as they are drawn: a stopped run resumes where it was."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -116,7 +116,9 @@ class Foreign(System):
         alone = ("relay_steps", "relay_guidance", "relays", "sampler", "light")
         ours = [key for key in alone if getattr(sampling, key) is not None]
         if ours:
-            raise UserError(f"{name} is no model of ours and has no {ours[0]}: leave --{ours[0].replace('_', '-')} out")
+            raise UserError(
+                f"{name} is not a CogView3 model, with no {ours[0]}: leave --{ours[0].replace('_', '-')} out"
+            )
         self.name, self.baseline, self.sampling = name, baseline, sampling
         self._pipe: DiffusionPipeline | None = None
 

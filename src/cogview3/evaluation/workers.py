@@ -36,7 +36,7 @@ def fill(
         device: where networks run; of several processes on "cuda", each takes the next GPU.
         dtype: their number format.
         processes: how many draw at the same time, each with a copy of the model.
-        progress: is told how many pictures there are.
+        progress: receives how many pictures there are.
     """
     missing = store.missing()
     progress(len(store.prompts) - len(missing))

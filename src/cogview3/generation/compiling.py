@@ -70,7 +70,7 @@ def compile_network(
     Args:
         network: one of the classes of `REGIONS`; others are left alone.
         graphs: use CUDA graphs, worth it in few steps; does nothing on a CPU.
-        dynamic: True compiles for any size, None or False for each size anew, which is a little faster to run.
+        dynamic: True compiles for any size, None or False for each size separately, which is a little faster to run.
         backend: of `torch.compile`.
 
     Returns:

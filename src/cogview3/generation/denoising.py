@@ -145,7 +145,7 @@ class DenoisingMixin(DiffusionPipeline):
                 bar.update()
         if not latents.isfinite().all():
             raise FloatingPointError(
-                f"the {stage.name} stage gave infinite or undefined numbers in {stage.dtype}: "
+                f"the {stage.name} stage produced non-finite numbers in {stage.dtype}: "
                 "use bfloat16 or float32, or a lower guidance"
             )
         return latents

@@ -1,4 +1,4 @@
-"""Checks of what a pipeline is called with, and pictures to tensors. Errors name the value and the mend."""
+"""Checks of what a pipeline is called with, and pictures to tensors. Errors name the value and the fix."""
 
 import math
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def check_enlarged(width: int, height: int, relays: int, least: int = 0) -> None
 def check_numbers(what: str, numbers: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuse infinite or undefined numbers, and say what gave them. Raises FloatingPointError."""
     if not numbers.isfinite().all():
-        raise FloatingPointError(f"{what} gave infinite or undefined numbers in {dtype}: use it in bfloat16 or float32")
+        raise FloatingPointError(f"{what} produced non-finite numbers in {dtype}: use it in bfloat16 or float32")
 
 
 def check_callback(names: Sequence[str], allowed: Sequence[str]) -> None:

@@ -53,10 +53,12 @@ class LatentsMixin(DiffusionPipeline):
         self.vae_tile_size = None
 
     def _check_light(self, light: bool | None) -> bool:
-        """Whether a call with this settled choice uses the light parts; refuses where there are none."""
+        """Whether a call with this settled choice uses the tiny autoencoder; refuses where there are none."""
         if light and self.latent_enlarger is None and self.light_decoder is None:
             asked = f"load another mode than {self.mode_name!r}" if self.mode.light else "leave light out"
-            raise UserError(f"this model has no light parts: {asked}, or export it with --enlarger and --light-decoder")
+            raise UserError(
+                f"this model has no tiny autoencoder: {asked}, or export it with --enlarger and --light-decoder"
+            )
         return bool(light)
 
     @contextmanager
@@ -95,7 +97,7 @@ class LatentsMixin(DiffusionPipeline):
         """Scaled latents to pictures (B, 3, H, W), float32, clamped to -1..1."""
         cell, (shift, factor) = self.vae_scale_factor, self._scaling()
         if light and self.light_decoder is not None:
-            return self._by("the light decoder", self.light_decoder, latents, tile_size, cell).clamp(-1, 1)
+            return self._by("the tiny decoder", self.light_decoder, latents, tile_size, cell).clamp(-1, 1)
 
         def decode(part: torch.Tensor) -> torch.Tensor:
             return self.vae.decode((part / factor + shift).to(dtype), return_dict=False)[0].float()
@@ -116,7 +118,7 @@ class LatentsMixin(DiffusionPipeline):
         return self._low_res_latents(self._to_pixels(latents, tile_size), tile_size)
 
     def _by(self, what: str, network: Any, latents: torch.Tensor, tile_size: int | None, cell_out: int) -> torch.Tensor:
-        """What a light part makes of latents, float32."""
+        """What a tiny network makes of latents, float32."""
         tile = tile_size and tile_size // self.vae_scale_factor
         made = blend_tiles(lambda part: network(part.to(network.dtype)).float(), latents, tile, cell_out=cell_out)
         inputs.check_numbers(what, made, network.dtype)

@@ -1,4 +1,4 @@
-"""Masks: what of a given picture is drawn anew, and what is kept at every step of every stage.
+"""Masks: what of a given picture is redrawn, and what is kept at every step of every stage.
 
 As in RePaint (Lugmayr et al. 2022, arXiv 2201.09865) without its jumps back: after each step the kept latents are those
 of the given picture, with the noise (and, in a relay, the blur) that the stage has there.
@@ -23,18 +23,18 @@ Keep = Callable[[torch.Tensor, int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Masked:
-    """Pictures of which a part is drawn anew.
+    """Pictures of which a part is redrawn.
 
     Attributes:
         pixels: the pictures at the final size, (B, 3, H, W) in -1..1.
-        mask: 1 where they are drawn anew and 0 where they are kept, (B, 1, H, W).
+        mask: 1 where they are redrawn and 0 where they are kept, (B, 1, H, W).
     """
 
     pixels: torch.Tensor
     mask: torch.Tensor
 
     def to(self, device: torch.device) -> "Masked":
-        """Both on a device."""
+        """Pictures and mask on a device."""
         return Masked(self.pixels.to(device), self.mask.to(device))
 
     def at(self, height: int, width: int) -> torch.Tensor:
@@ -101,10 +101,10 @@ def _kept_in_relay(
 
 
 def to_mask(mask: Image.Image | np.ndarray | torch.Tensor | Sequence[Any]) -> torch.Tensor:
-    """Masks of any usual kind, (B, 1, H, W), float32 in 0..1, 1 where a picture is to be drawn anew.
+    """Masks of any usual kind, (B, 1, H, W), float32 in 0..1, 1 where a picture is redrawn.
 
     Args:
-        mask: one mask or a list of them, all of one size: PIL pictures (white is drawn anew; of a transparent one only
+        mask: one mask or a list of them, all of one size: PIL pictures (white is redrawn; of a transparent one only
             its brightness counts), arrays (H, W), (H, W, 1) or (B, H, W), tensors (H, W), (1, H, W) or (B, 1, H, W),
             bool, uint8 or floats in 0..1.
 

@@ -53,7 +53,7 @@ class Picture:
         tile_size, vae_tile_size: side in pixels of tiles, of relays and VAE, and of the VAE alone; None for none.
         vae_slicing: whether the VAE works on one picture at a time.
         upscale: whether there is no base stage.
-        light: whether those light parts that there are stand in for the VAE; None means the mode's choice.
+        light: whether the tiny autoencoder replaces the VAE; None means the mode's choice.
         encoded: whether there is text to encode.
     """
 
@@ -289,7 +289,7 @@ def _vae_peak(
 
 
 def _light_peak(network: nn.Module, size: tuple[int, int], factor: int, picture: Picture, dtype: torch.dtype) -> int:
-    """Of a light part that takes latents `factor` times smaller than `size`; a batch goes through it at once."""
+    """Of a tiny network that takes latents `factor` times smaller than `size`; a batch goes through it at once."""
     height, width = (min(side, picture.tile_size or side) // factor for side in size)
     channels, meta = network.config.latent_channels, {"device": "meta", "dtype": dtype}
 

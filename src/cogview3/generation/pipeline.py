@@ -22,7 +22,7 @@ from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.models.modes import Mode, Overrides
 
 DEFAULT_STRENGTH = 0.6
-"""How much of a given image is drawn anew: its layout stays, its objects may change."""
+"""How much of a given image is redrawn: its layout stays, its objects may change."""
 
 
 class CogView3Pipeline(RelayPipelineBase):
@@ -121,7 +121,7 @@ class CogView3Pipeline(RelayPipelineBase):
         eta: float = 0.0,
         light: bool | None = None,
         sampler: str | None = None,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> ImagePipelineOutput:
         """Draw pictures of prompts.
 
         Args:
@@ -144,14 +144,14 @@ class CogView3Pipeline(RelayPipelineBase):
             negative_prompt_embeds: alike, instead of `negative_prompt`.
             image: a picture to begin with instead of noise, one for all prompts or one for each, as in
                 `CogView3UpscalePipeline`; cut to the final picture's proportions and brought to the base's size.
-            strength: how much of `image` is drawn anew, above 0 and up to 1: the share of the base's steps that are
+            strength: how much of `image` is redrawn, above 0 and up to 1: the share of the base's steps that are
                 taken, rounded, one at least. 0.6 by default where there is an image, 1 with a mask.
-            mask_image: which part of `image` is drawn anew, white (1), and which is kept, black (0), in every stage
+            mask_image: which part of `image` is redrawn, white (1), and which is kept, black (0), in every stage
                 and exactly in the finished picture; one for all prompts or one for each, cut as `image` is. Shades
                 between blend the finished picture. Latents keep what lies in cells that the mask does not touch.
             output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, H/8, W/8)
                 as the UNet sees them, that is scaled.
-            return_dict: an `ImagePipelineOutput` rather than a tuple.
+            return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step; `step` runs
                 over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours; `rows`, indices of
                 some of the pictures, drops the others, here and from what is returned.
@@ -160,7 +160,7 @@ class CogView3Pipeline(RelayPipelineBase):
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the relay's steps, 0 (the published sampler) to 1.
-            light: whether those light parts that the model has stand in for the VAE; the mode's choice by default.
+            light: whether the model's tiny autoencoder replaces the VAE; the mode's choice by default.
             sampler: of the base, "euler" (the published one) or "dpm++" (DPM-Solver++ 2M, which needs fewer steps);
                 the mode's by default. Each has its own spacing of the steps.
 

@@ -51,7 +51,7 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         sigma_min: the last step's.
         rho: spacing of the noise levels between them, `edm_sigmas`.
         solver: "heun" (second order), "euler" (first) or "published_heun".
-        eta: share of the noise that is drawn anew at each step, 0 to 1.
+        eta: share of the noise that is replaced at each step, 0 to 1.
 
     Raises:
         ValueError: a value out of range.
@@ -230,7 +230,7 @@ class PixelRelayPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> ImagePipelineOutput:
         """Draw.
 
         Args:
@@ -241,7 +241,7 @@ class PixelRelayPipeline(DiffusionPipeline):
             base_steps: steps of the base.
             generator: draws all noise; one, or one for each picture.
             output_type: "pil", "np" or "pt".
-            return_dict: an `ImagePipelineOutput` rather than a tuple.
+            return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
             callback_on_step_end: called as (pipeline, index, timestep, {"latents"}) after each call of the network;
                 what it returns as "latents" replaces the noisy pictures.
 
@@ -267,7 +267,8 @@ class PixelRelayPipeline(DiffusionPipeline):
         )
         images = self.image_processor.postprocess(pictures.clamp(-1, 1), output_type=output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        output: Any = ImagePipelineOutput(images=images) if return_dict else (images,)
+        return output
 
     def _draw(
         self,

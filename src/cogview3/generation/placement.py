@@ -54,7 +54,7 @@ class Placement:
         """Refuse what cannot be had on a device, in a number format if one is given, or together.
 
         Raises:
-            UserError: naming the option and the mend.
+            UserError: naming the option and the fix.
         """
         kind = torch.device(device).type
         if self.offload not in OFFLOADS:

@@ -218,7 +218,7 @@ class ModePipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: "ModePipeline", **kwargs: Any) -> Self:
         """A pipeline of this class around another one's components, in the same mode and with the same switches.
 
-        Unlike diffusers' it casts nothing unless it is told to: the two pipelines share their networks.
+        Unlike diffusers' it casts nothing unless asked to: the two pipelines share their networks.
 
         Args:
             pipeline: one of ours.

@@ -18,7 +18,7 @@ class PromptsMixin(DiffusionPipeline):
     """For pipelines with a `tokenizer` and a `text_encoder`, either of which may be None.
 
     Attributes:
-        prompt_cache: where embeddings of prompts are kept and looked up; None encodes every prompt anew.
+        prompt_cache: where embeddings of prompts are kept and looked up; None encodes every prompt again.
         prompt_expander: maps prompts to the texts that are encoded in their place, as
             `cogview3.prompts.expand.Expander` does; negative prompts and embeddings are left alone. None draws prompts
             as they are.
@@ -106,7 +106,7 @@ class PromptsMixin(DiffusionPipeline):
         )
 
     def _expand(self, prompts: list[str]) -> list[str]:
-        """What is encoded in the place of prompts."""
+        """What is encoded instead of prompts."""
         self.expanded_prompts = None
         if self.prompt_expander is None:
             return prompts

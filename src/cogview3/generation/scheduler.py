@@ -173,7 +173,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         """
         matches = (self.timesteps == timestep).nonzero()
         if not len(matches):
-            raise ValueError(f"timestep {timestep} is none of the {len(self.timesteps)} set: use `timesteps`")
+            raise ValueError(f"timestep {timestep} is not one of the {len(self.timesteps)} set: use `timesteps`")
         return int(matches[0])
 
     def add_start_noise(self, low_res_latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

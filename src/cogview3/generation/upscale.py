@@ -1,7 +1,7 @@
 """Picture to larger picture: relay stages alone, on any picture."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -98,7 +98,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         eta: float = 0.0,
         light: bool | None = None,
         keep_colors: bool | None = None,
-    ) -> ImagePipelineOutput | tuple[Any]:
+    ) -> ImagePipelineOutput:
         """Enlarge pictures to exactly 2^num_relays times their sides.
 
         Args:
@@ -119,7 +119,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             negative_prompt_embeds: alike, instead of `negative_prompt`.
             output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, h, w),
                 scaled, where padding is not cropped.
-            return_dict: an `ImagePipelineOutput` rather than a tuple.
+            return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step of all
                 relays; tensors that it returns replace ours, and `rows`, indices of some of the pictures, drops the
                 others.
@@ -128,7 +128,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
                 through where a picture is larger, in bounded memory; None works on whole pictures.
             eta: stochasticity of the steps, 0 (the published sampler) to 1.
-            light: whether those light parts that the model has stand in for the VAE, after the first enlargement;
+            light: whether the model's tiny autoencoder replaces the VAE, after the first enlargement;
                 the mode's choice by default.
             keep_colors: set the lowest frequencies of every prediction to those of the picture that is enlarged (see
                 `generation.colors`), since without a prompt colors drift. By default where there is no prompt.

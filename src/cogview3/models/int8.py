@@ -1,6 +1,6 @@
 """UNets stored in a byte a weight: int8 with one scale an output channel, in a safetensors file of their own.
 
-A component's folder then holds `weights_int8.safetensors` in the place of `diffusion_pytorch_model.safetensors`. Of
+A component's folder then holds `weights_int8.safetensors` instead of `diffusion_pytorch_model.safetensors`. Of
 every tensor W of two dimensions and more it has `NAME`, int8 from -127 to 127, and `NAME.int8_scale`, float32 (out,):
 W = NAME * scale, the scale of output channel c being max |W_c| / 127, or 1 where all is 0. All else, biases and norms,
 is float16. Weights are turned back when they are read; arithmetic is that of the number format asked for.

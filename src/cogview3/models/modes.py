@@ -41,7 +41,7 @@ class Mode(BaseModel):
         relay_power: spacing of the relay's steps; None leaves the relay scheduler's.
         relay_order: order of the relay's solver, 1 or 2; None leaves the relay scheduler's.
         sampler: of the base, "euler" or "dpm++"; None takes the model's scheduler.
-        light: whether the model's latent enlarger and light decoder stand in for its VAE.
+        light: whether the model's latent enlarger and tiny decoder stand in for its VAE.
         unet: folder of this mode's own base UNet inside the model folder; None means `unet`.
         relay_unet: folder of its own relay UNet; None means `relay_unet`.
         distilled: trained for exactly these step counts, which are then refused otherwise.
@@ -206,14 +206,14 @@ def read_sampling(path: str | os.PathLike[str]) -> Sampling:
     """
     try:
         if os.stat(path).st_size > _MOST_BYTES:
-            raise UserError(f"{path}: more than {_MOST_BYTES} bytes are not read; mend the file")
+            raise UserError(f"{path}: more than {_MOST_BYTES} bytes are not read; fix the file")
         return Sampling.model_validate_json(Path(path).read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {place + ': ' if place else ''}{first['msg']}; mend the file") from None
+        raise UserError(f"{path}: {place + ': ' if place else ''}{first['msg']}; fix the file") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; mend the file or take it away") from None
+        raise UserError(f"{path}: {error.strerror}; fix or delete the file") from None
 
 
 def write_sampling(sampling: Sampling, folder: str | os.PathLike[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from typing_extensions import override
 
 from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
@@ -115,8 +116,8 @@ class HeldPrompts(PromptCache):
         """Whether all prompts' embeddings are there."""
         return all(prompt in self._held for prompt in prompts)
 
+    @override
     def encode(self, prompts: Sequence[str], encoder: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-        """As `PromptCache.encode`."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._held]
         if missing:
             self._held.update(zip(missing, encoder(missing).cpu(), strict=True))

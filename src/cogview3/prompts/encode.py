@@ -98,6 +98,6 @@ def embed_text(
     embeddings = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state
     if not embeddings.isfinite().all():
         raise FloatingPointError(
-            f"the text encoder gave infinite or undefined numbers in {embeddings.dtype}: load it in bfloat16 or float32"
+            f"the text encoder produced non-finite numbers in {embeddings.dtype}: load it in bfloat16 or float32"
         )
     return embeddings

@@ -16,6 +16,8 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from typing_extensions import override
+
 from cogview3.checkpoints import read_json, write_text
 from cogview3.config import UserError
 from cogview3.errors import as_user_error, one_line
@@ -120,7 +122,7 @@ class Writer(Protocol):
         """
 
 
-class EndpointWriter:
+class EndpointWriter(Writer):
     """A model behind a chat endpoint."""
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -149,7 +151,7 @@ def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> li
     return messages
 
 
-class LocalWriter:
+class LocalWriter(Writer):
     """A model of transformers in a folder: an encoder-decoder that maps prompts to descriptions, or a chat model.
 
     A decoder-only model is given `conversation`, and answers with what is most probable word by word; a second try
@@ -192,8 +194,8 @@ class LocalWriter:
         self.name = path.resolve().name
         self.identity = f"{folder_fingerprint(path)} {'beams' if self._paired else VERSION} {max_tokens}"
 
+    @override
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
-        """As `Writer.write`."""
         import torch
 
         if self._paired and number:
@@ -245,7 +247,7 @@ class Expander:
         expansions = self.expand_all(prompts)
         for each in dict.fromkeys(expansions):
             if each.reason:
-                logger.warning("A prompt is drawn as it is, unexpanded: %r: %s", each.prompt, each.reason)
+                logger.warning("A prompt is not expanded: %r: %s", each.prompt, each.reason)
         return [each.text for each in expansions]
 
     def expand(self, prompt: str) -> Expansion:
@@ -314,7 +316,7 @@ class Expander:
             try:
                 write_text(path, json.dumps(asdict(expansion), ensure_ascii=False) + "\n")
             except (OSError, ValueError) as error:
-                logger.warning("The expansion could not be kept: %s", error)
+                logger.warning("The expansion could not be cached: %s", error)
         return expansion
 
 

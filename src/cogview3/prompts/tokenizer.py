@@ -61,8 +61,9 @@ def build_tokenizer(
     )
 
 
-def writes_text(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def writes_text(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The same tokenizer, made by an earlier `build_tokenizer`, with the decoder of today's; changed in place."""
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.backend_tokenizer.decoder = _decoder()
     return tokenizer
 

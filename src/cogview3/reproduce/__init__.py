@@ -1,1 +1,1 @@
-"""Figures and tables of the papers, measured anew."""
+"""Figures and tables of the papers, measured again."""

@@ -67,7 +67,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
         openapi_extra={"requestBody": _form_schema(Edit)},
     )
     async def edit(request: Request, client: Client) -> Response:
-        """Begin with a picture: draw it anew in part, within a mask, or enlarge it."""
+        """Begin with a picture: redraw it in part, within a mask, or enlarge it."""
         async with request.form(max_files=17, max_fields=MOST_FIELDS) as form:
             body = Edit.model_validate(_texts(form))
             image, mask = await _uploads(form)

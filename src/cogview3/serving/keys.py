@@ -74,7 +74,7 @@ class Keys:
         self._buckets: dict[str, Bucket] = {}
         for key in keys:
             if key.digest in self._keys or key.name in {each.name for each in self._keys.values()}:
-                raise UserError(f"API key {key.name} is there twice: take one away")
+                raise UserError(f"API key {key.name} is there twice: remove one")
             self._keys[key.digest] = key
 
     def __len__(self) -> int:

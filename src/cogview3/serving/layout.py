@@ -80,7 +80,7 @@ class Layout:
         """A picture to begin with."""
         with gr.Accordion("Begin with a picture, or read its settings", open=False, elem_id="begin") as self._begin:
             gr.Markdown(
-                "The settings of a PNG that was drawn here are filled in above. Paint over what is to be drawn anew; "
+                "The settings of a PNG that was drawn here are filled in above. Paint over what is redrawn; "
                 "with nothing painted all of it is, as far as the slider says."
             )
             self._given = gr.Image(
@@ -105,7 +105,7 @@ class Layout:
             )
             self._strength = gr.Slider(0.05, 1, STRENGTH, step=0.05, label="How far")
             with gr.Row():
-                self._redraw = gr.Button("Draw it anew", elem_id="redraw", min_width=120)
+                self._redraw = gr.Button("Redraw it", elem_id="redraw", min_width=120)
                 self._enlarge_given = gr.Button("Enlarge it", elem_id="enlarge-given", min_width=120)
 
     def _build_result(self) -> None:

@@ -23,7 +23,7 @@ class Settings:
         guidance: of the base.
         relay_guidance: of the relays.
         enlarge: whether a given picture is enlarged rather than one drawn.
-        strength: how much of a given picture is drawn anew; None without one.
+        strength: how much of a given picture is redrawn; None without one.
         masked: whether that is bound to a mask.
         given: width and height of the picture given; None without one.
         prompted: whether there is a prompt; only enlarging goes without.
@@ -68,7 +68,7 @@ class Order:
         seed: of its noise, 0 to 2^53 - 1.
         negative_prompt: what to steer away from.
         image: RGB picture to begin with, or to enlarge.
-        mask: "L" picture of the same size; white is drawn anew.
+        mask: "L" picture of the same size; white is redrawn.
         partials: unfinished pictures wanted on the way, 0 to 3.
     """
 

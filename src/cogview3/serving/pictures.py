@@ -36,9 +36,9 @@ def read_upload(name: str, data: bytes) -> Image.Image:
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
-    """An uploaded mask as an "L" picture whose white is drawn anew.
+    """An uploaded mask as an "L" picture whose white is redrawn.
 
-    In one with transparency it is the transparent part that is drawn anew, as OpenAI has it; in others the white one.
+    In one with transparency it is the transparent part that is redrawn, as OpenAI has it; in others the white one.
 
     Raises:
         OtherKind: no PNG, JPEG or WebP.

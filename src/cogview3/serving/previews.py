@@ -42,7 +42,7 @@ class Pace:
 
 @torch.no_grad()
 def to_picture(pipe: Any, latents: torch.Tensor) -> Image:
-    """Scaled latents, (1, C, h, w), to a picture: by the light decoder where the pipeline has one, else by its VAE."""
+    """Scaled latents, (1, C, h, w), to a picture: by the tiny decoder where the pipeline has one, else by its VAE."""
     if pipe.light_decoder is not None:
         pixels = pipe.light_decoder(latents.to(pipe.light_decoder.dtype))
     else:

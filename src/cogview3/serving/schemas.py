@@ -68,7 +68,7 @@ _EDIT: dict[str, Any] = {
     "input_fidelity": (Literal["low", "high"] | None, Field(None, description="A strength of 0.6 or 0.35.")),
     "strength": (
         Annotated[float, Field(gt=0, le=1)] | None,
-        Field(None, description="How much of the picture is drawn anew; 0.6, or 1 within a mask, by default."),
+        Field(None, description="How much of the picture is redrawn; 0.6, or 1 within a mask, by default."),
     ),
     "enlarge": (_integer(1, 3), Field(None, description="Double the picture's sides so often instead.")),
 }

@@ -21,10 +21,10 @@ from cogview3.serving.queue import Drawing, Limits
 from cogview3.serving.sizes import Size, Sizes
 
 STRENGTH, MASKED_STRENGTH, FAITHFUL_STRENGTH = 0.6, 1.0, 0.35
-"""How much of a given picture is drawn anew by default; within a mask; where it is to be kept close to."""
+"""How much of a given picture is redrawn by default; within a mask; where it is to be kept close to."""
 
 MASKS = "mask_image" in inspect.signature(CogView3Pipeline.__call__).parameters
-"""Whether pictures are drawn anew within a mask."""
+"""Whether pictures are redrawn within a mask."""
 
 _FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)-?.*")
 """Names that programs written for OpenAI's models ask for without asking their user; they get the model served."""

@@ -32,7 +32,7 @@ def deepen(shallow: UNet2DConditionModel, deep: UNet2DConditionModel) -> None:
     The downward path's further layers come last in their blocks. The upward path's come second: so the first and the
     last ones still meet the skip connections that they were trained with.
     """
-    few, more = shallow.config.layers_per_block, further_layers(shallow, deep)
+    few, more = shallow.config["layers_per_block"], further_layers(shallow, deep)
     state, given = deep.state_dict(), shallow.state_dict()
     for name, value in state.items():
         old = _origin(name, few, more)

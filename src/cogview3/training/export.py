@@ -1,4 +1,4 @@
-"""Runs to a model folder: averaged weights, float16, with `sampling.json`."""
+"""Runs to a model folder: EMA weights, float16, with `sampling.json`."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def _forget_origins(folder: Path) -> None:
 
 
 def _with_light_ones(modes: dict[str, Mode], light: bool) -> dict[str, Mode]:
-    """The modes, each followed by its light one where there are such."""
+    """The modes, each followed by the same with the tiny autoencoder, where there is one."""
     further = {f"{name}-light": mode.model_copy(update={"light": True}) for name, mode in modes.items() if light}
     return modes | further
 

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.jsonl, skipped.jsonl, TensorBoard, Weights & Biases and the terminal."""
+"""What a run reports: metrics.jsonl, skipped.jsonl, TensorBoard, Weights & Biases and the terminal."""
 
 import json
 import math
@@ -53,7 +53,7 @@ class Log:
         self.count, self.sums, self.skipped = state["count"], state["sums"], state.get("skipped", 0)
 
     def forget_after(self, images: int) -> None:
-        """Drop what was logged after the checkpoint that the run goes on from, half-written lines too."""
+        """Drop what was logged after the checkpoint that the run resumes from, half-written lines too."""
         self.since = images
         for path in (self.path, self.run / "skipped.jsonl"):
             if self.enabled and path.exists():
@@ -83,10 +83,10 @@ class Log:
 
     def _open_trackers(self) -> None:
         if os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0" and is_tensorboard_available():
-            # where the run goes on from an earlier checkpoint, what came after it is hidden
+            # where the run resumes from an earlier checkpoint, what came after it is hidden
             self.trackers.append(TensorBoardTracker("tensorboard", self.run, purge_step=self.since + 1))
         if project := wandb_project():
-            number = self.run / "wandb.id"  # a resumed run goes on in its own curves
+            number = self.run / "wandb.id"  # a resumed run continues its own curves
             if not number.exists():
                 checkpoints.write_text(number, uuid.uuid4().hex[:12])
             names = {"name": self.recipe.name, "id": number.read_text("utf-8"), "resume": "allow"}

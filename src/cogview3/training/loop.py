@@ -1,8 +1,8 @@
 """The training loop: the same for every objective, on one process or many.
 
-Samples, noise and timesteps depend on (seed, sample index) alone, so a run that was stopped goes on with exactly the
+Samples, noise and timesteps depend on (seed, sample index) alone, so a stopped run resumes with exactly the
 losses it would have had. How a batch is spread over processes does not matter to base and relay stages, their
-distillation and light parts. Elsewhere losses are means over what a part holds (words, tokens, patches), so that
+distillation and tiny autoencoders. Elsewhere losses are means over what a part holds (words, tokens, patches), so that
 another split weighs samples a little otherwise, and a VAE's parts have a whole picture each.
 """
 
@@ -31,7 +31,7 @@ from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
 from cogview3.training.log import Log, wandb_project
 from cogview3.training.objectives import Interrupted, Objective, build
-from cogview3.training.steps import Steps, learning_rate
+from cogview3.training.trainer import Trainer, learning_rate
 
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that encodes, validates or writes."""
@@ -141,7 +141,7 @@ class _Run:
         self.recipe, self.run, self.objective, self.accelerator = recipe, run, objective, accelerator
         with accelerator.main_process_first():
             objective.prepare(str(accelerator.device))
-        self.steps = Steps(recipe, objective, accelerator)
+        self.trainer = Trainer(recipe, objective, accelerator)
         self.log = Log(run, recipe, accelerator.is_main_process)
         self.images = 0
         found = checkpoints.checkpoints(run)
@@ -204,39 +204,39 @@ class _Run:
         return figures
 
     def _step(self) -> dict[str, float]:
-        steps, first = self.steps, self.images
+        trainer, first = self.trainer, self.images
         count = min(self.recipe.train.batch, self.recipe.train.images - first)
-        figures, reason = steps.step(first, count)
+        figures, reason = trainer.step(first, count)
         self.images += count
         if reason is None:
-            self.log.add(figures, steps.optimizer.param_groups[0]["lr"], self.images)
+            self.log.add(figures, trainer.optimizer.param_groups[0]["lr"], self.images)
             return figures
-        indices = list(chain(*steps.own_parts(first, count)))
+        indices = list(chain(*trainer.own_parts(first, count)))
         told = parallel.gathered(list(zip(indices, self.objective.keys(indices), strict=True)))
         self.log.skip(reason, first, list(chain(*told)))
-        if steps.rule.must_stop():
+        if trainer.rule.must_stop():
             stop = self.recipe.train.on_spike == "stop"
-            often = "" if stop else f"{steps.rule.in_a_row} batches in a row: "
-            mend = "leave it out with --set train.on_spike=skip" if stop else "allow more with --set train.max_skips=N"
+            often = "" if stop else f"{trainer.rule.in_a_row} batches in a row: "
+            fix = "leave it out with --set train.on_spike=skip" if stop else "allow more with --set train.max_skips=N"
             raise FloatingPointError(
-                f"{often}{reason} at image {first}; {mend}, or lower optimizer.learning_rate and --restart"
+                f"{often}{reason} at image {first}; {fix}, or lower optimizer.learning_rate and --restart"
             )
         return figures
 
     def _measure(self) -> None:
         """How many operations an image takes, and how many the devices could do; once, after the first step."""
-        batch, train = self.steps.last_batch, self.recipe.train
+        batch, train = self.trainer.last_batch, self.recipe.train
         dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-        flops = measure.step_flops(self.objective, self.steps.skeleton, batch)
+        flops = measure.step_flops(self.objective, self.trainer.skeleton, batch)
         self.log.flops = flops and flops // len(batch["t"])
         self.log.ceiling = measure.matmul_ceiling(self.accelerator.device, dtype) * self.accelerator.num_processes
 
     def _validate(self) -> dict[str, float]:
-        """Figures and samples of the averaged weights, told by the main process; sharded, all must work on them."""
+        """Figures and samples of the EMA weights, told by the main process; sharded, all must work on them."""
         self.objective.gather()
-        if not (self.accelerator.is_main_process or self.steps.sharded):
+        if not (self.accelerator.is_main_process or self.trainer.sharded):
             return {}
-        with self.steps.averaged():
+        with self.trainer.averaged():
             figures = self.objective.validate()
             grid = self.objective.samples()
         if grid is not None and self.accelerator.is_main_process:
@@ -248,27 +248,27 @@ class _Run:
         self.saved = self.images
         states = parallel.gathered(self.objective.state())
         parts = self.run / "checkpoints" / f".images-{self.images}.parts"
-        if self.steps.sharded:
+        if self.trainer.sharded:
             if self.accelerator.is_main_process:
                 shutil.rmtree(parts, ignore_errors=True)
                 parts.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            state.save_parts(self.steps, parts)
+            state.save_parts(self.trainer, parts)
         if self.accelerator.is_main_process:
 
             def write(folder: Path) -> None:
-                self._write(folder, parts if self.steps.sharded else None, states)
+                self._write(folder, parts if self.trainer.sharded else None, states)
 
             checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, write)
         self._save_weights()
 
     def _save_weights(self) -> None:
         weights = self.run / "weights"
-        if self.steps.sharded:
-            with self.steps.gathered_average():
+        if self.trainer.sharded:
+            with self.trainer.gathered_average():
                 self._write_weights(weights)
         elif self.accelerator.is_main_process:
-            with self.steps.averaged():
+            with self.trainer.averaged():
                 self._write_weights(weights)
 
     def _write_weights(self, weights: Path) -> None:
@@ -277,18 +277,19 @@ class _Run:
                 self.objective.save(folder)
 
     def _write(self, folder: Path, parts: Path | None, states: list[dict[str, Any]]) -> None:
-        steps, entries = self.steps, {}
+        trainer = self.trainer
+        entries: dict[str, Any] = {}
         if parts is None:
-            state.save(steps, folder)
+            state.save(trainer, folder)
         else:
             parts.rename(folder / state.PARTS)
             entries["files"] = state.sizes(folder / state.PARTS)
         entries |= {
             "images": self.images,
-            "ema_steps": steps.ema.optimization_step,
+            "ema_steps": trainer.ema.optimization_step,
             "log": self.log.state(),
             "fingerprint": self.objective.fingerprint(),
-            "spikes": {"losses": list(steps.rule.losses), "in_a_row": steps.rule.in_a_row},
+            "spikes": {"losses": list(trainer.rule.losses), "in_a_row": trainer.rule.in_a_row},
             "split": self._split(),
             "precision": self.recipe.train.precision,
             "objective": states,
@@ -298,29 +299,29 @@ class _Run:
     def _split(self) -> dict[str, Any]:
         """On what the order of sums depends, and so the last digits of the losses."""
         processes, accumulation = self.accelerator.num_processes, self.recipe.train.accumulation
-        return {"processes": processes, "accumulation": accumulation, "sharded": self.steps.sharded}
+        return {"processes": processes, "accumulation": accumulation, "sharded": self.trainer.sharded}
 
     def _load(self, folder: Path) -> None:
         stored = checkpoints.read_state(folder)
         if stored.get("fingerprint", self.objective.fingerprint()) != self.objective.fingerprint():
             raise UserError(
-                f"{self.run} was trained with another {self.objective.depends_on}; begin anew with --restart"
+                f"{self.run} was trained with another {self.objective.depends_on}; start over with --restart"
             )
         try:
-            state.load(self.steps, folder, stored)
-            self.images, self.steps.ema.optimization_step = stored["images"], stored["ema_steps"]
+            state.load(self.trainer, folder, stored)
+            self.images, self.trainer.ema.optimization_step = stored["images"], stored["ema_steps"]
             self.log.load_state(stored.get("log", self.log.state()))
-            self.steps.rule.remember(**stored.get("spikes", {"losses": (), "in_a_row": 0}))
+            self.trainer.rule.remember(**stored.get("spikes", {"losses": (), "in_a_row": 0}))
         except Exception as error:
             reason = one_line(error)
             raise UserError(
-                f"checkpoint {folder} is damaged ({reason}); delete it to go on from the one before"
+                f"checkpoint {folder} is damaged ({reason}); delete it to resume from the one before"
             ) from error
         try:
             self._go_on_in_data(stored.get("objective", [{}]))
         except (LookupError, TypeError, AttributeError) as error:
             told = f"checkpoint {folder} is damaged (its position in the data: {error!r})"
-            raise UserError(f"{told}; delete it to go on from the one before") from error
+            raise UserError(f"{told}; delete it to resume from the one before") from error
         if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
             print(_inexact(stored["split"], self._split()), file=sys.stderr)
         before, now = stored.get("precision", self.recipe.train.precision), self.recipe.train.precision
@@ -360,7 +361,7 @@ def _stop_signals(run: _Run) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         run.stop = number
 
-    previous: dict[int, Callable | int | None] = {}
+    previous: dict[int, Any] = {}
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
         number = getattr(signal, name, None)  # Windows lacks two of them
         if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):  # nohup's is left ignored

@@ -32,10 +32,10 @@ def step_flops(objective: Objective, skeleton: nn.Module, batch: Batch) -> int |
     network = copy.deepcopy(skeleton).float()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(*_meta(arguments), **{name: _meta(value) for name, value in options.items()}).sample.sum().backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
-def _call(objective: Objective, skeleton: nn.Module, batch: Batch) -> tuple[tuple, dict[str, Any]]:
+def _call(objective: Objective, skeleton: nn.Module, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with which the objective calls its network."""
     network, watched = objective.trained, copy.deepcopy(skeleton)
 

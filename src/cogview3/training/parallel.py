@@ -69,7 +69,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered from all processes, which must all call this; not sharded, it is given as it is."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    detached = tensor.detach()
+    return detached.full_tensor() if isinstance(detached, DTensor) else detached
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:

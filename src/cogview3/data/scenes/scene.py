@@ -70,7 +70,7 @@ class Relation:
         return tuple(index for index in (self.first, self.second, self.other) if index is not None)
 
     def among(self, places: Mapping[int, int]) -> "Relation":
-        """The same relation with its objects numbered anew; -1 for those that have no new number."""
+        """The same relation with its objects renumbered; -1 for those that have no new number."""
         first, second, *rest = (places.get(index, -1) for index in self.objects)
         return Relation(first, self.kind, second, *rest)
 

@@ -114,7 +114,7 @@ def _check(out: Path, count: int, caption: str, new: str | None, seed: int, shar
     if shard is not None and not 1 <= shard <= MAX_SHARD:
         raise UserError(f"shard {shard}: give 1 to {MAX_SHARD} scenes a tar")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists already; choose another folder")
+        raise UserError(f"{out}: already exists; choose another folder")
 
 
 def _files(

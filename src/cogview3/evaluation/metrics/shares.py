@@ -30,7 +30,7 @@ def summarize_row(scored: Sequence[tuple[Prompt, Score]], seed: int) -> dict[str
         outlines); "whole" and "one_object_whole" (pictures wholly right, of all and of those of one object); and
         shares by "kinds" of fact, by stated "values" of each kind ("fill": {"plain": ..., "striped": ...}), by number
         of "objects", of "seen" prompts and of "held_out" ones, and by the prompts' "tags". "intervals" holds the 95 %
-        intervals under the same names, by drawing pictures anew.
+        intervals under the same names, by resampling pictures with replacement.
     """
     total = summarize([item for _, item in scored])
     counts: dict[Group, np.ndarray] = defaultdict(lambda: np.zeros((2, len(scored))))

@@ -143,7 +143,7 @@ def load_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
         return {name: tensor.float() for name, tensor in found.items()}
     except Exception as error:  # unpickling raises nearly anything
         reason = one_line(error, 120)
-        raise UserError(f"{path} is damaged or holds more than tensors ({reason}): fetch it again") from None
+        raise UserError(f"{path} is damaged or holds more than tensors ({reason}): download it again") from None
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

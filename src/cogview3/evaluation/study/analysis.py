@@ -30,7 +30,7 @@ def analyze(votes: Sequence[Vote], systems: Sequence[str], seed: int = 0) -> dic
     Args:
         votes: as `database.votes` gives them.
         systems: names.
-        seed: of the bootstrap, which draws annotators and prompts anew, both at once.
+        seed: of the bootstrap, which resamples annotators and prompts, both at once.
 
     Returns:
         "votes", "annotators", "excluded"; for each question "pairs" (win, lose, tie, both bad with intervals),
@@ -41,7 +41,7 @@ def analyze(votes: Sequence[Vote], systems: Sequence[str], seed: int = 0) -> dic
     """
     kept, excluded = _attentive(votes)
     if not kept:
-        raise UserError("there are no votes to report on; send the links of links.csv to the annotators")
+        raise UserError("there are no votes yet; send the links of links.csv to the annotators")
     weights = _resampled(kept, seed)
     questions = {question: _question(kept, systems, question, weights) for question in QUESTIONS}
     annotators = len({vote["annotator"] for vote in kept})

@@ -56,7 +56,7 @@ def build(out: Path, systems: Mapping[str, Path], prompts: Sequence[Prompt], pla
         UserError: fewer than two systems, no common pictures, or a plan that does not come out even.
     """
     if (out / STUDY).exists():
-        raise UserError(f"{out} holds a study already: give another folder, so that no vote is lost")
+        raise UserError(f"{out} already holds a study: give another folder, so that no vote is lost")
     if len(systems) < 2:
         raise UserError(f"{len(systems)} systems: a study compares two or more; give --images NAME=FOLDER for each")
     pairs = list(itertools.combinations(systems, 2))

@@ -35,7 +35,7 @@ def markdown(found: Mapping[str, Any], plotted: bool) -> str:
     lines = [
         "# Human study\n",
         f"{found['votes']} votes of {found['annotators']} annotators on {len(found['systems'])} systems. Intervals are "
-        "95 %, by drawing annotators and prompts anew. Strengths are Davidson's, of geometric mean 1; "
+        "95 %, by resampling annotators and prompts. Strengths are Davidson's, of geometric mean 1; "
         '"both bad" counts as a tie.\n',
     ]
     lines += ["![wins, ties and losses](study.png)\n"] if plotted else []

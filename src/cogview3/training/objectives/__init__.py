@@ -5,11 +5,13 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
 from PIL import Image
@@ -134,6 +136,12 @@ def build(recipe: Recipe) -> Objective:
     from cogview3.training.objectives.diffusion import DiffusionTraining
 
     return DiffusionTraining(recipe)
+
+
+def weighted(terms: Mapping[str, Tensor], weights: object) -> Tensor:
+    """The sum of terms (scalars), each multiplied by the attribute of `weights` that has its name."""
+    products: list[Tensor] = [getattr(weights, name) * term for name, term in terms.items()]
+    return reduce(torch.add, products)
 
 
 def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components: str) -> Path:

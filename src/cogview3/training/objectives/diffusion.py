@@ -6,15 +6,17 @@ Base: z_t = z_0 + sigma_t eps on all times. Relay (equations 4 to 7): z_t is cen
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.models import UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
+from typing_extensions import override
 
 from cogview3 import checkpoints
-from cogview3.config import BaseRecipe, RelayRecipe, SceneData, UNetModel, UserError
+from cogview3.config import BaseRecipe, RelayObjective, RelayRecipe, SceneData, UNetModel, UserError
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
@@ -33,6 +35,8 @@ _GUIDANCE = 3.0  # of what is drawn for grids and figures
 class DiffusionTraining(LatentTraining):
     """Train a base or relay UNet on latents, the text encoder frozen."""
 
+    recipe: BaseRecipe | RelayRecipe
+
     def __init__(self, recipe: BaseRecipe | RelayRecipe) -> None:
         super().__init__(recipe)
         torch.manual_seed(recipe.train.seed)
@@ -48,7 +52,10 @@ class DiffusionTraining(LatentTraining):
     def _levels(self) -> tuple[Tensor, Tensor | None]:
         """sigma_t at all 1000 times, and f_t of a relay at its own; float32, as some devices have no float64."""
         sigmas, times = schedule.make_sigmas(STEPS), torch.arange(self.times)
-        f = relay.blur_fraction(times, self.times, self.recipe.objective.blur, sigmas) if self.is_relay else None
+        objective = self.recipe.objective
+        f = None
+        if isinstance(objective, RelayObjective):
+            f = relay.blur_fraction(times, self.times, objective.blur, sigmas)
         return sigmas.float(), None if f is None else f.float()
 
     def _compare(self, start: Path) -> None:
@@ -58,24 +65,25 @@ class DiffusionTraining(LatentTraining):
             return
         held, given = checkpoints.read_json(config, "copy or export it again"), self.recipe.recipe.start_from
         objective = self.recipe.objective
-        wanted = {"prediction": ("prediction_type", objective.prediction)}
-        if self.is_relay:
+        wanted: dict[str, tuple[str, Any]] = {"prediction": ("prediction_type", objective.prediction)}
+        if isinstance(objective, RelayObjective):
             wanted |= {"relay_start": ("relay_start", objective.relay_start), "blur": ("blur", objective.blur)}
         for key, (name, value) in wanted.items():
             if held.get(name, value) != value:
                 told = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
                 if self.recipe.lora is not None:
                     raise UserError(f"{told}; an adapter must be for the same: --set objective.{key}={held[name]}")
-                print(f"{told}, and has to learn it anew", file=sys.stderr)
+                print(f"{told}, and has to learn it again", file=sys.stderr)
 
     @property
     def times(self) -> int:
         """Noise levels trained on: all, or those below T_r."""
-        return self.recipe.objective.relay_start if self.is_relay else STEPS
+        objective = self.recipe.objective
+        return objective.relay_start if isinstance(objective, RelayObjective) else STEPS
 
     @property
+    @override
     def offset_noise(self) -> float:
-        """Of the recipe."""
         return self.recipe.objective.offset_noise
 
     def fingerprint(self) -> str:
@@ -101,9 +109,10 @@ class DiffusionTraining(LatentTraining):
         else:
             z_t = z0 + schedule.expand_to(sigma, z0) * batch["noise"]
             target = schedule.target_from_x0(z0, z_t, sigma, prediction)
-        conditions = size_conditions(*batch["sizes"].unbind(1), self.recipe.model.size_embedding).to(z0)
+        original, crop, target_size = batch["sizes"].unbind(1)
+        conditions = size_conditions(original, crop, target_size, self.recipe.model.size_embedding).to(z0)
         given = schedule.scale_model_input(z_t, sigma)
-        output = self.trained(given, t, batch["text"], class_labels=conditions).sample
+        output: Tensor = self.trained(given, t, batch["text"], class_labels=conditions).sample
         return (output.float() - target).square().mean((1, 2, 3))
 
     @torch.no_grad()
@@ -149,7 +158,7 @@ class DiffusionTraining(LatentTraining):
             generator=torch.Generator().manual_seed(self.recipe.validate_.seed),
             output_type="np",
         ).images
-        return (drawn * 255).round().astype(np.uint8)
+        return (np.asarray(drawn) * 255).round().astype(np.uint8)
 
     def samples(self) -> Image.Image:
         """Pictures of fixed captions: the base's; for the relay the small ones above the finished ones."""
@@ -158,7 +167,7 @@ class DiffusionTraining(LatentTraining):
         texts, pictures = self.source.shown(count, size // 2 if self.is_relay else size)
         if self.is_relay:
             small = [Image.fromarray(picture) for picture in pictures]
-            rows = [[np.array(item.resize((size, size), Image.Resampling.BILINEAR)) for item in small]]
+            rows = [[np.asarray(item.resize((size, size), Image.Resampling.BILINEAR)) for item in small]]
             rows.append(list(self._finished(texts, pictures)))
         else:
             rows = [list(pictures), list(self._drawn(texts))]
@@ -175,15 +184,22 @@ class DiffusionTraining(LatentTraining):
         )
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(self.recipe.validate_.seed)
-        options = {"num_inference_steps": 25, "num_relays": 0, "guidance_scale": _GUIDANCE, "output_type": "np"}
-        return (pipe(texts, generator=generator, **options).images * 255).round().astype(np.uint8)
+        options: dict[str, Any] = {
+            "num_inference_steps": 25,
+            "num_relays": 0,
+            "guidance_scale": _GUIDANCE,
+        }
+        drawn = np.asarray(pipe(texts, generator=generator, output_type="np", **options).images)
+        return (drawn * 255).round().astype(np.uint8)
 
     def relay_scheduler(self) -> RelayScheduler:
         """The scheduler that samples what this recipe trains."""
         objective = self.recipe.objective
-        return RelayScheduler(
+        assert isinstance(objective, RelayObjective)
+        scheduler: RelayScheduler = RelayScheduler(
             relay_start=objective.relay_start, prediction_type=objective.prediction, blur=objective.blur
         )
+        return scheduler
 
     def save(self, folder: Path) -> None:
         """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`; or the adapter."""
@@ -199,7 +215,7 @@ class DiffusionTraining(LatentTraining):
 def build_unet(model: UNetModel, text_width: int, sample_size: int) -> UNet2DConditionModel:
     """A UNet of the system's shape at the recipe's widths, for latents of side `sample_size`."""
     channels = tuple(model.block_out_channels)
-    return UNet2DConditionModel(
+    unet: UNet2DConditionModel = UNet2DConditionModel(
         **unet_config(
             "scenes",
             sample_size=sample_size,
@@ -212,3 +228,4 @@ def build_unet(model: UNetModel, text_width: int, sample_size: int) -> UNet2DCon
             projection_class_embeddings_input_dim=6 * model.size_embedding,
         )
     )
+    return unet

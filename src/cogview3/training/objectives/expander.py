@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,6 +146,8 @@ class Expander(nn.Module):
 class ExpanderTraining(Objective):
     """Train to write `captions.plain` of a scene from a brief caption of it."""
 
+    trained: Expander
+
     def __init__(self, recipe: ExpanderRecipe) -> None:
         super().__init__()
         self.recipe = recipe
@@ -173,7 +176,7 @@ class ExpanderTraining(Objective):
         return writes_text(tokenizer)
 
     def _start(self, reference: str) -> None:
-        """Take over an expander's weights, else a text encoder's; then the decoder begins anew."""
+        """Take over an expander's weights, else a text encoder's; then the decoder starts untrained."""
         if _has_expander(reference):
             start_from(self.trained.t5, reference, "expander")
             return
@@ -199,9 +202,10 @@ class ExpanderTraining(Objective):
 
     def _tokens(self, texts: list[str]) -> Tensor:
         length = self.recipe.model.max_length
-        return self.tokenizer(
+        tokens: Tensor = self.tokenizer(
             texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
+        return tokens
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Tokens of prompts and captions (B, L), the objects that they name or are about (B, L), and facts.
@@ -216,7 +220,7 @@ class ExpanderTraining(Objective):
         for row, caption, (_, prompt) in zip(prompts.tolist(), written, samples, strict=True):
             numbers = [sorted(prompt.told).index(index) for index in prompt.told]
             places = [numbers.index(number) for number in range(len(numbers))]
-            pieces = self.tokenizer.convert_ids_to_tokens(row)
+            pieces = list(self.tokenizer.convert_ids_to_tokens(row))
             named.append(named_objects(pieces, prompt.facts, self._words, places))
             about.append([numbers[place] if place >= 0 else -1 for place in self._places(caption)])
             order.append(places + [IGNORED] * (MAX_OBJECTS - len(places)))
@@ -262,7 +266,8 @@ class ExpanderTraining(Objective):
         for start in range(0, len(prompts), chunk):
             tokens = self._cut(self._tokens(prompts[start : start + chunk])).to(self.trained.t5.device)
             mask = (tokens != self.tokenizer.pad_token_id).long()
-            told = self.trained.t5.generate(
+            writer: Any = self.trained.t5
+            told = writer.generate(
                 input_ids=tokens, attention_mask=mask, max_new_tokens=self.recipe.model.max_length, do_sample=False
             )
             written += self.tokenizer.batch_decode(told, skip_special_tokens=True)

@@ -34,7 +34,7 @@ def add_adapter(unet: UNet2DConditionModel, settings: Lora, bf16: bool) -> None:
         parameter.data = parameter.data.bfloat16()
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha or settings.rank,
+        lora_alpha=settings.alpha or settings.rank,  # type: ignore[arg-type]  # peft divides it by the rank
         target_modules=list(settings.targets),
         lora_dropout=settings.dropout,
     )

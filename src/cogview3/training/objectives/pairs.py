@@ -1,4 +1,4 @@
-"""The text encoder's objective on captions and pictures of one's own: no facts of scenes are needed.
+"""The text encoder's objective on captions and your own pictures: no facts of scenes are needed.
 
 Two losses: of hidden words, told from the rest of the caption (Devlin et al. 2019, arXiv 1810.04805), and of which
 picture of the batch a caption belongs to (Radford et al. 2021, arXiv 2103.00020). The first teaches what words go
@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from typing_extensions import override
 
-from cogview3.config import PairObjective, TextModel, TextRecipe
+from cogview3.config import PairObjective, TextModel, TextRecipe, TextShardData
 from cogview3.data import buckets
 from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
-from cogview3.training.objectives import Batch
+from cogview3.training.objectives import Batch, weighted
 from cogview3.training.objectives.sourced import SourcedTraining
 from cogview3.training.objectives.text import start_encoder, t5_config
 from cogview3.training.sources import BatchNames
@@ -47,7 +47,8 @@ class PairReader(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """The encoder's output (B, L, C) of tokens (B, L), padding read along as in drawing."""
-        return self.t5(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        output: Tensor = self.t5(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        return output
 
     def compare(self, tokens: Tensor, pictures: Tensor, padding: int) -> Tensor:
         """Likeness, -1 to 1, of each caption (rows) and picture (columns), of as many: (B, B)."""
@@ -60,6 +61,9 @@ class PairReader(nn.Module):
 class PairTraining(SourcedTraining):
     """Train a text encoder on captions with pictures out of shards, its tokenizer made of the captions."""
 
+    trained: PairReader
+    source: PictureSource
+
     def __init__(self, recipe: TextRecipe) -> None:
         super().__init__()
         self.recipe, self.weights = recipe, recipe.objective or PairObjective()
@@ -70,8 +74,9 @@ class PairTraining(SourcedTraining):
         self.tokenizer = start_encoder(self.trained.t5, start, recipe.model) if start else self._new_tokenizer()
 
     def _new_tokenizer(self) -> PreTrainedTokenizerBase:
-        model, count = self.recipe.model, self.recipe.data.tokenizer_captions
-        texts = caption_reader(self.recipe.data, self.recipe.train.seed + 1, count)
+        model, data = self.recipe.model, self.recipe.data
+        assert isinstance(data, TextShardData)
+        texts = caption_reader(data, self.recipe.train.seed + 1, data.tokenizer_captions)
         return build_tokenizer(texts, model.vocab_size, model.max_length)
 
     def prepare(self, device: str) -> None:
@@ -103,6 +108,7 @@ class PairTraining(SourcedTraining):
         )
         words = (tokens != self.tokenizer.pad_token_id) & (tokens != self.tokenizer.eos_token_id)
         hidden = words & torch.from_numpy(chances < self.weights.masked_share)
+        assert taken.images is not None, "captions are compared with pictures, not latents"
         return {"tokens": tokens, "hidden": hidden, "pictures": taken.images.float() / 127.5 - 1}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -113,7 +119,7 @@ class PairTraining(SourcedTraining):
             losses["masked"] = losses["masked"] / batch["hidden"].sum().clamp(min=1)
         if self.weights.contrastive:
             losses["contrastive"] = self._contrast(batch)
-        return {"loss": sum(getattr(self.weights, name) * loss for name, loss in losses.items()), **losses}
+        return {"loss": weighted(losses, self.weights), **losses}
 
     def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the hidden words (N, V), and the words themselves (N,)."""

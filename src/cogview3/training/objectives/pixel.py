@@ -1,9 +1,11 @@
 """The objective of diffusion in pixels: EDM's, on pictures that are blurred patch by patch for a relay."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +25,8 @@ _SHOWN_STEPS = 20
 
 class PixelTraining(Objective):
     """Train a UNet on scenes, pictures in [-1, 1]: mean of w(sigma) ||D - x_0||^2 over EDM's noise levels below L."""
+
+    trained: UNet2DModel
 
     def __init__(self, recipe: PixelRecipe) -> None:
         super().__init__()
@@ -89,19 +93,21 @@ class PixelTraining(Objective):
         pipe = PixelRelayPipeline(self.trained, self.scheduler())
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(self.recipe.validate_.seed)
-        options = {"num_inference_steps": _SHOWN_STEPS, "generator": generator, "output_type": "pt"}
+        options: dict[str, Any] = {"num_inference_steps": _SHOWN_STEPS, "generator": generator, "output_type": "pt"}
+        rows: list[Any]
         if factor == 1:
             rows = [pipe(batch_size=count, **options).images]
         else:
             true = self._pictures(self.recipe.validate_.seed, list(range(count)))
             small = pixel_relay.shrink(true, factor)
-            drawn = pipe(image=(small + 1) / 2, **options).images
+            drawn: Any = pipe(image=(small + 1) / 2, **options).images
             rows = [(pixel_relay.enlarge(small, factor) + 1) / 2, drawn, (true + 1) / 2]
-        return Image.fromarray(np.vstack([np.hstack(to_uint8(2 * row.cpu() - 1)) for row in rows]))
+        return Image.fromarray(np.vstack([np.hstack(list(to_uint8(2 * row.cpu() - 1))) for row in rows]))
 
     def scheduler(self) -> PixelRelayScheduler:
         """The scheduler that samples what this recipe trains."""
-        return PixelRelayScheduler(**self.recipe.objective.model_dump())
+        scheduler: PixelRelayScheduler = PixelRelayScheduler(**self.recipe.objective.model_dump())
+        return scheduler
 
     def save(self, folder: Path) -> None:
         """Write a `PixelRelayPipeline` without a base: `unet/` and `scheduler/` beside its index."""

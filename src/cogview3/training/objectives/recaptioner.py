@@ -9,6 +9,7 @@ kept.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,13 +87,14 @@ def patch_labels(scene: Scene, side: int) -> np.ndarray:
     return labels.reshape(len(_PATCH_CLASSES), -1)
 
 
-def _class(values: Sequence, value: object) -> int:
+def _class(values: Sequence[object], value: object) -> int:
     return IGNORED if value is None else values.index(value)
 
 
 def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) -> LlavaConfig:
     """Configuration at the recipe's widths: all patches of the vision encoder's last level go into the text."""
     levels = len(model.vision_depths)
+    for_llava: dict[str, Any] = {"hidden_size": model.vision_width * 2 ** (levels - 1)}  # the name it asks for
     vision = FocalNetConfig(
         image_size=model.image_size,
         embed_dim=model.vision_width,
@@ -103,7 +105,7 @@ def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) ->
         mlp_ratio=3.0,
         drop_path_rate=0.0,
         use_conv_embed=True,  # patches overlap: of 7 pixels, every 4
-        hidden_size=model.vision_width * 2 ** (levels - 1),  # by which name LLaVA asks for it
+        **for_llava,
     )
     text = LlamaConfig(
         vocab_size=model.vocab_size,
@@ -120,7 +122,7 @@ def llava_config(model: RecaptionerModel, tokenizer: PreTrainedTokenizerBase) ->
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=int(tokenizer.convert_tokens_to_ids(IMAGE)),  # type: ignore[arg-type]  # of one token
         image_seq_length=(model.image_size // model.coarsest_patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -136,7 +138,9 @@ class Recaptioner(nn.Module):
         self.llava = LlavaForConditionalGeneration(config)
         self.llava.model.vision_tower.layernorm.requires_grad_(False)  # of no use for what LLaVA takes
         _initialize(self.llava.model.vision_tower)
-        first, levels = config.vision_config.embed_dim, len(config.vision_config.depths)
+        vision = config.vision_config
+        assert isinstance(vision, FocalNetConfig)
+        first, levels = vision.embed_dim, len(vision.depths)
         widths = [first * 2 ** min(level + 1, levels - 1) for level in range(levels)]  # a level ends by coarsening
         self.patch_heads = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(_PATCH_CLASSES))) for width in widths
@@ -180,6 +184,8 @@ def _initialize(vision: nn.Module) -> None:
 class RecaptionerTraining(Objective):
     """Train to write `captions.plain` of a scene from its picture and an alt-text, which is sometimes wrong."""
 
+    trained: Recaptioner
+
     def __init__(self, recipe: RecaptionerRecipe) -> None:
         super().__init__()
         self.recipe, model = recipe, recipe.model
@@ -222,7 +228,8 @@ class RecaptionerTraining(Objective):
         size = self.recipe.model.image_size
         pictures = [render(scene, 2 * size if twice else size) for scene, twice in zip(scenes, resized, strict=True)]
         images = self.processor.image_processor
-        return images([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
+        values: Tensor = images([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
+        return values
 
     def _tokens(self, scene: Scene, old: str) -> tuple[list[int], list[int]]:
         """Tokens of picture, request, caption and end; and the labels, IGNORED before the caption."""

@@ -259,7 +259,7 @@ class TextTraining(Objective):
     def _start(self, reference: str) -> PreTrainedTokenizerBase:
         encoder = T5EncoderModel(t5_config(self.recipe.model))
         tokenizer = start_encoder(encoder, reference, self.recipe.model)
-        self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder begins anew
+        self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder starts untrained
         return tokenizer
 
     def prepare(self, device: str) -> None:

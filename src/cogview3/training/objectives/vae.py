@@ -1,6 +1,7 @@
 """The autoencoder's objective: L1, squared error, edges and a small KL term on scenes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,15 +9,17 @@ from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from cogview3.config import VaeModel, VaeRecipe
+from cogview3.config import VaeData, VaeModel, VaeRecipe
 from cogview3.data.latents import reconstruct, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
-from cogview3.training.objectives import Batch, Objective, start_from
+from cogview3.training.objectives import Batch, Objective, start_from, weighted
 
 
 class VaeTraining(Objective):
     """Train AutoencoderKL on crops and whole pictures of scenes, pictures in [-1, 1]."""
+
+    trained: AutoencoderKL
 
     def __init__(self, recipe: VaeRecipe) -> None:
         super().__init__()
@@ -31,7 +34,7 @@ class VaeTraining(Objective):
 
         Whole pictures alternate between `data.size` and half of it, as many as a batch of crops has pixels.
         """
-        data, train = self.recipe.data, self.recipe.train
+        data, train = self._scenes, self.recipe.train
         if first < data.whole_from * train.images:
             pictures = [self._crop(index) for index in indices]
         else:
@@ -41,11 +44,16 @@ class VaeTraining(Objective):
         noise_seed = np.random.SeedSequence([train.seed, indices[0]]).generate_state(1)[0]
         return {"pictures": to_tensor(pictures), "noise_seed": torch.tensor(int(noise_seed))}
 
+    @property
+    def _scenes(self) -> VaeData:
+        assert isinstance(self.recipe.data, VaeData)
+        return self.recipe.data
+
     def _scene(self, index: int) -> Scene:
         return sample_scene(np.random.default_rng([self.recipe.train.seed, index]))
 
     def _crop(self, index: int) -> np.ndarray:
-        data = self.recipe.data
+        data = self._scenes
         rng = np.random.default_rng([self.recipe.train.seed, index, 1])
         scene = self._scene(index)
         size = data.size // 2 if rng.random() < data.half_share else data.size
@@ -68,7 +76,7 @@ class VaeTraining(Objective):
             "edge": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
             "kl": posterior.kl().float().mean() / posterior.mean[0].numel(),
         }
-        return {"loss": sum(getattr(weights, name) * term for name, term in terms.items()), **terms}
+        return {"loss": weighted(terms, weights), **terms}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -89,7 +97,7 @@ class VaeTraining(Objective):
         """Renders above their reconstructions."""
         pictures = self._validation_pictures(self.recipe.data.size)[:6]
         decoded = reconstruct(self.trained, to_tensor(pictures).to(self.trained.device))
-        return Image.fromarray(np.vstack([np.hstack(pictures), np.hstack(to_uint8(decoded))]))
+        return Image.fromarray(np.vstack([np.hstack(pictures), np.hstack(list(to_uint8(decoded)))]))
 
     def save(self, folder: Path) -> None:
         """Write `vae/`, its latents rescaled to mean 0 and standard deviation 1 in every channel."""
@@ -110,7 +118,7 @@ class VaeTraining(Objective):
 def build_vae(model: VaeModel) -> AutoencoderKL:
     """AutoencoderKL without attention: what it learns on crops then holds for pictures of any size."""
     levels = len(model.block_out_channels)
-    return AutoencoderKL(
+    vae: AutoencoderKL = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -121,7 +129,9 @@ def build_vae(model: VaeModel) -> AutoencoderKL:
         norm_num_groups=model.norm_num_groups,
         sample_size=model.sample_size,
         mid_block_add_attention=False,
-    ).to(memory_format=torch.channels_last)
+    )
+    vae.to(memory_format=torch.channels_last)
+    return vae
 
 
 @torch.no_grad()
@@ -133,7 +143,8 @@ def normalize_latents(vae: AutoencoderKL, batches: list[Tensor]) -> None:
     """
     means = torch.cat([vae.encode(batch).latent_dist.mean.movedim(1, -1).flatten(0, -2) for batch in batches])
     mean, std = means.mean(0), means.std(0)
-    into, out = vae.quant_conv, vae.post_quant_conv
+    into: Any = vae.quant_conv
+    out: Any = vae.post_quant_conv
     channels = mean.numel()
     out.bias += (out.weight[..., 0, 0] @ mean).flatten()
     out.weight *= std.view(1, -1, 1, 1)

@@ -1,6 +1,6 @@
 """Where base, relay and their distillation get latents, captions and size conditions: scenes, or shards of pictures.
 
-Light parts get their latents here, too, where they come from shards.
+Tiny autoencoders get their latents here, too, where they come from shards.
 """
 
 from abc import ABC, abstractmethod
@@ -118,7 +118,7 @@ class Source(ABC):
 def make_source(
     recipe: BaseRecipe | RelayRecipe | DistillRound | LightRecipe, vae: AutoencoderKL, folder: Path
 ) -> Source:
-    """The source that a recipe's [data] describes; `vae` comes from `folder`. Light parts' scenes have none."""
+    """The source that a recipe's [data] describes; `vae` comes from `folder`. Tiny autoencoders' scenes have none."""
     if isinstance(recipe.data, SceneData):
         from cogview3.training.sources.scenes import SceneSource
 

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from diffusers.models import AutoencoderKL
 from torch import Tensor
 from typing_extensions import override
 
-from cogview3.config import BaseRecipe, DistillRound, RelayRecipe
+from cogview3.config import BaseRecipe, DistillRound, Kind, RelayRecipe, SceneData
 from cogview3.data.latents import SceneLatents, cached_latents, encode_scene_batch
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
@@ -21,9 +22,12 @@ class SceneSource(Source):
     """Scenes of the recipe's seed; those of the validation have a seed of their own."""
 
     def __init__(self, recipe: BaseRecipe | RelayRecipe | DistillRound, vae: AutoencoderKL, folder: Path) -> None:
-        self._recipe, self._vae, self._folder = recipe, vae, folder
-        data, relay = recipe.data, recipe.kind.endswith("relay")
-        kind = {"size": data.size, "low": (data.reconstructed_share, data.degraded_share) if relay else None}
+        self._vae, self._folder = vae, folder
+        data, relay = recipe.data, recipe.kind in (Kind.relay, Kind.distill_relay)
+        assert isinstance(data, SceneData)
+        self._data = data
+        kind: dict[str, Any] = {"size": data.size}
+        kind["low"] = (data.reconstructed_share, data.degraded_share) if relay else None
         self.kind = SceneLatents(pictures=data.pictures, seed=recipe.train.seed, **kind)
         self.validation = SceneLatents(pictures=recipe.validate_.images, seed=recipe.validate_.seed, **kind)
         self.latents: dict[str, Tensor] = {}
@@ -31,7 +35,7 @@ class SceneSource(Source):
 
     def prepare(self) -> None:
         """Encode the scenes, or read their latents from the cache."""
-        self.latents = cached_latents(self._vae, self._folder, self.kind, Path(self._recipe.data.cache))
+        self.latents = cached_latents(self._vae, self._folder, self.kind, Path(self._data.cache))
 
     def take(self, first: int, indices: list[int]) -> Samples:
         """As `Source.take`; sample i is the i-th in a sequence of permutations of all pictures."""
@@ -60,7 +64,7 @@ class SceneSource(Source):
 
     def _caption(self, kind: SceneLatents, picture: int, rng: np.random.Generator) -> str:
         scene = kind.scene(picture)
-        comprehensive = rng.random() < self._recipe.data.comprehensive_share
+        comprehensive = rng.random() < self._data.comprehensive_share
         return (captions.comprehensive if comprehensive else captions.brief)(scene, rng).text
 
     @override
@@ -71,7 +75,7 @@ class SceneSource(Source):
     @override
     def facts(self, pictures: np.ndarray) -> float:
         pairs = zip(self._told(len(pictures)), pictures, strict=True)
-        return summarize([score(told.facts, picture) for told, picture in pairs])["share"]
+        return float(summarize([score(told.facts, picture) for told, picture in pairs])["share"])
 
     @override
     def fills(self, pictures: np.ndarray) -> dict[str, float]:
@@ -79,7 +83,7 @@ class SceneSource(Source):
         for told, picture in zip(self._told(len(pictures)), pictures, strict=True):
             for fact in score(told.facts, picture).facts:
                 if fact.kind == "fill" and fact.index is not None:
-                    right.setdefault(told.facts.objects[fact.index].fill, []).append(fact.right)
+                    right.setdefault(str(told.facts.objects[fact.index].fill), []).append(fact.right)
         return {fill: sum(each) / len(each) for fill, each in sorted(right.items())}
 
     def _told(self, count: int) -> list[captions.Caption]:

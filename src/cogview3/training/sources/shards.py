@@ -15,18 +15,23 @@ import torch
 from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from cogview3.config import (
     BaseRecipe,
     DistillRound,
+    Kind,
     LightRecipe,
+    LightShardData,
+    PictureFilters,
     RelayRecipe,
     ShardData,
     TextRecipe,
     TextShardData,
     UserError,
     VaeRecipe,
+    VaeShardData,
 )
 from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages
 from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
@@ -47,6 +52,9 @@ FEWEST_DECIBELS = 24.0
 """PSNR below which a run on an autoencoder's latents is warned of."""
 
 ShardRecipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | LightRecipe
+ShardTables = VaeShardData | TextShardData | ShardData | LightShardData
+"""[data] with shards."""
+
 _CHUNK_PIXELS = 2**22  # encoded at once
 _JUDGED = 32  # pictures by which an autoencoder is judged
 
@@ -56,13 +64,14 @@ class PictureSource:
 
     def __init__(self, recipe: ShardRecipe, encoded: Preprocessing | None = None) -> None:
         data = recipe.data
+        assert isinstance(data, ShardTables)
         self._recipe, self._data, self._encoded = recipe, data, encoded
         self._seed = recipe.train.seed
         self.rank, self.world = _place()
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
         self._batches = BucketBatches(self._samples, recipe.train.batch)
-        self._tokenizer = None  # light parts read no captions
+        self._tokenizer: PreTrainedTokenizerBase | None = None  # tiny autoencoders read no captions
         if isinstance(data, ShardData):
             self._tokenizer = load_tokenizer(weights_folder(data.text, "tokenizer"))
         self._told, self._cut = 0, 0  # captions, and those beyond the text length
@@ -92,8 +101,15 @@ class PictureSource:
         squares = Buckets(data.size, data.size, 1.0)
         return BucketBatches(FittedImages(reader, squares, center=True), count).take(count)
 
+    @property
+    def fixed_images(self) -> Tensor:
+        """Those of `fixed_pictures`, (B, 3, H, H), uint8."""
+        images = self.fixed_pictures.images
+        assert images is not None, "validation reads pictures, not latents"
+        return images
+
     def gather(self) -> None:
-        """As `Source.gather`."""
+        """Add up the counts of all processes; all of them call this."""
         told = parallel.gathered((self._samples.report.to_dict(), self._told, self._cut))
         self._gathered = Report(), sum(each[1] for each in told), sum(each[2] for each in told)
         for report, _, _ in told:
@@ -113,16 +129,16 @@ class PictureSource:
                 file=sys.stderr,
             )
         cut = captions_cut / max(1, told)
-        if self.rank == 0 and cut > 0:
+        if self.rank == 0 and cut > 0 and self._tokenizer is not None:
             length = text_length(self._tokenizer)
             print(f"data: {cut:.1%} of the captions are cut to {length} tokens", file=sys.stderr)
-        counts = {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
+        counts: dict[str, float] = {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
         return counts if self._tokenizer is None else counts | {"data_captions_cut": cut}
 
     # Position
 
     def state(self) -> dict[str, Any]:
-        """As `Source.state`."""
+        """This process' position in the data, as JSON."""
         own = self._batches.state_dict() | {"captions": [self._told, self._cut]}
         split = {"world": self.world, "accumulation": self._recipe.train.accumulation}
         return {**split, "encoded": self._encoded is not None, "processes": {str(self.rank): own}}
@@ -130,7 +146,7 @@ class PictureSource:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on exactly, after a run of as many processes.
 
-        After one of others, every reader goes on where it was, and the pictures that waited for a full batch are shared
+        After one of others, every reader resumes where it was, and the pictures that waited for a full batch are shared
         out anew: none is lost or comes twice, but batches are put together otherwise.
 
         Raises UserError where positions of some of those processes are missing, or they are of other settings, or
@@ -143,7 +159,7 @@ class PictureSource:
         if state.get("encoded", encoded) != encoded:
             was, other = ("latents", "require") if state["encoded"] else ("pictures", "never")
             raise UserError(
-                f"the run was begun on {was}; go on with --set data.latents={other}"
+                f"the run was started on {was}; resume with --set data.latents={other}"
                 + (" and the latents where they were" if state["encoded"] else "")
             )
         accumulation = self._recipe.train.accumulation
@@ -179,14 +195,16 @@ class ShardSource(PictureSource, Source):
     def __init__(
         self, recipe: BaseRecipe | RelayRecipe | DistillRound | LightRecipe, vae: AutoencoderKL, folder: Path
     ) -> None:
-        self._data, self._vae = recipe.data, vae
-        data, relay = recipe.data, recipe.kind.endswith("relay")
-        self._low = (data.reconstructed_share, data.degraded_share) if relay else None
-        super().__init__(recipe, self._find_latents(folder))
+        data = recipe.data
+        assert isinstance(data, ShardData | LightShardData)
+        self._vae, self._reference = vae, data.vae
+        self._low: tuple[float, float] | None = None
+        if recipe.kind in (Kind.relay, Kind.distill_relay) and isinstance(data, ShardData):
+            self._low = data.reconstructed_share, data.degraded_share
+        super().__init__(recipe, self._find_latents(data, folder) if isinstance(data, ShardData) else None)
 
-    def _find_latents(self, folder: Path) -> Preprocessing | None:
+    def _find_latents(self, data: ShardData, folder: Path) -> Preprocessing | None:
         """How the latents that are to be read must have been made; None where pictures are read."""
-        data = self._data
         if data.latents == "never":
             return None
         shards = find_shards(data.shards)
@@ -214,10 +232,10 @@ class ShardSource(PictureSource, Source):
         """Tell how well the autoencoder gives the validation's pictures back: what is lost there, no UNet can learn."""
         if self.rank:
             return
-        pictures = self.fixed_pictures.images[:_JUDGED].float() / 127.5 - 1
+        pictures = self.fixed_images[:_JUDGED].float() / 127.5 - 1
         chunks = pictures.split(max(1, _CHUNK_PIXELS // (self._data.size**2)))
         psnr = _psnr(pictures, torch.cat([reconstruct(self._vae, chunk).float().cpu() for chunk in chunks]))
-        told = f"data.vae {self._data.vae!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
+        told = f"data.vae {self._reference!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
         if psnr < FEWEST_DECIBELS:
             told += (
                 f", less than {FEWEST_DECIBELS:g}: what it loses cannot be learned; train one on these pictures first "
@@ -226,7 +244,7 @@ class ShardSource(PictureSource, Source):
         print(told, file=sys.stderr, flush=True)
 
     def take(self, first: int, indices: list[int]) -> Samples:
-        """As `Source.take`; which samples these are follows from those before, not from their numbers."""
+        """The next samples, as many as `indices`; which ones follows from those before, not from their numbers."""
         batch = self._batches.take(len(indices))
         if self._tokenizer is not None:
             self._told += len(batch.captions)
@@ -264,7 +282,7 @@ class ShardSource(PictureSource, Source):
 
     def _encode(self, pictures: Tensor, rngs: list[np.random.Generator]) -> dict[str, Tensor]:
         """Posteriors of pictures (B, 3, H, W) in [-1, 1], float32, on the CPU."""
-        device = self._vae.device
+        device = torch.device(self._vae.device)
         count = max(1, _CHUNK_PIXELS // (pictures.shape[2] * pictures.shape[3]))
         parts = []
         with torch.autocast(device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16"):
@@ -285,12 +303,12 @@ class ShardSource(PictureSource, Source):
 
     @override
     def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
-        pictures = self.fixed_pictures.images[:count].permute(0, 2, 3, 1).numpy()
+        pictures = self.fixed_images[:count].permute(0, 2, 3, 1).numpy()
         small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
         return self.fixed_pictures.captions[:count], np.stack([np.asarray(picture) for picture in small])
 
 
-def read_part(data: ShardData, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
+def read_part(data: ShardTables, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
     """The samples of one of `parts` readers."""
     weighted = dict(zip(data.shards, data.weights, strict=True)) if data.weights else data.shards
     reader = CaptionedImages(
@@ -325,12 +343,12 @@ def caption_reader(data: TextShardData, seed: int, count: int) -> Iterator[str]:
     return (sample.caption for sample in islice(reader, count))
 
 
-def bucket_settings(data: ShardData) -> tuple[int, float]:
+def bucket_settings(data: ShardTables) -> tuple[int, float]:
     """Step and largest ratio of the buckets."""
     return (data.bucket_step, data.bucket_ratio) if data.buckets else (data.size, 1.0)
 
 
-def filters_of(data: ShardData) -> Filters:
+def filters_of(data: PictureFilters) -> Filters:
     """The part of a recipe's [data] that tells what to leave out."""
     return Filters(**{name: getattr(data, name) for name in Filters.model_fields if hasattr(data, name)})
 

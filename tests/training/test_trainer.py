@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from cogview3.config import Train, UserError
 from cogview3.diffusion import schedule
 from cogview3.training import log as log_module
-from cogview3.training import loop, measure, parallel, steps
+from cogview3.training import loop, measure, parallel, trainer
 from cogview3.training.log import Log, wandb_project
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.spikes import LEAST, SpikeRule
-from cogview3.training.steps import Steps
+from cogview3.training.trainer import Trainer
 from tests.training.conftest import tiny_recipe
 from tests.training.processes import Tiny, tiny_run, train_tiny
 
@@ -163,13 +163,13 @@ def test_min_snr_weights_the_error_of_what_is_predicted(runs: Path, stage: str, 
 
 
 def test_a_compiled_network_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "COMPILER", "eager")  # captured, but not translated, which takes minutes
+    monkeypatch.setattr(trainer, "COMPILER", "eager")  # captured, but not translated, which takes minutes
     captured, figures, gradients = [], [], []
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: (captured.append(how), compile_module(self, **how)))
     for compiled in (False, True):
         recipe = tiny_run(train__compile=compiled, data__text_dropout=0.0)
-        ready = Steps(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
+        ready = Trainer(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
         figures.append(ready.gradients(0, 4))
         gradients.append([parameter.grad for parameter in ready.parameters.values()])
     assert captured == [{"backend": "eager"}]
@@ -180,7 +180,7 @@ def test_a_compiled_network_has_the_same_gradients(monkeypatch: pytest.MonkeyPat
 
 def test_gradients_are_let_go_before_the_averages_need_room(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_run(data__text_dropout=0.0)
-    ready = Steps(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
+    ready = Trainer(recipe, Tiny(recipe), Accelerator(mixed_precision="no", cpu=True))
     before = [parameter.detach().clone() for parameter in ready.parameters.values()]
     held: list[bool] = []
     follow = ready.ema.step

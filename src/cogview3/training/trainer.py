@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from cogview3.config import Optimizer, Recipe, UserError
+from cogview3.config import DistillRound, Optimizer, TrainRecipe, UserError
 from cogview3.generation.compiling import allow_variants
 from cogview3.training import parallel
 from cogview3.training.objectives import Batch, Objective
@@ -28,7 +29,7 @@ def learning_rate(optimizer: Optimizer, images: int, total: int) -> float:
     return optimizer.learning_rate * factors[optimizer.decay]
 
 
-class Steps:
+class Trainer:
     """Makes the steps of a recipe, one at a time, on all processes together.
 
     Attributes:
@@ -38,7 +39,7 @@ class Steps:
         sharded: whether each process holds only a part of the weights, their averages and the optimizer's state.
     """
 
-    def __init__(self, recipe: Recipe, objective: Objective, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: TrainRecipe | DistillRound, objective: Objective, accelerator: Accelerator) -> None:
         self.recipe, self.objective, self.accelerator = recipe, objective, accelerator
         trained, train, device = objective.trained, recipe.train, accelerator.device
         self.sharded = train.shard and accelerator.num_processes > 1
@@ -50,7 +51,7 @@ class Steps:
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             if not self.sharded:  # FSDP2 takes contiguous weights only
-                trained.to(memory_format=torch.channels_last)
+                trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if train.compile:
             allow_variants()
             for part in parallel.units(trained) if self.sharded else [trained]:
@@ -76,9 +77,9 @@ class Steps:
         self.last_batch: Batch = {}
         self.module: nn.Module = objective if self.sharded else accelerator.prepare_model(objective)
 
-    def _locals(self) -> list[Tensor]:
+    def _locals(self) -> list[nn.Parameter]:
         """This process' part of each parameter; with requires_grad, by which the EMA knows what to average."""
-        return [parallel.local(parameter) for parameter in self.parameters.values()]
+        return [cast(nn.Parameter, parallel.local(parameter)) for parameter in self.parameters.values()]
 
     def step(self, first: int, count: int) -> tuple[dict[str, float], str | None]:
         """One step on the `count` samples from number `first` on.
@@ -126,13 +127,13 @@ class Steps:
         split = accelerator.process_index, accelerator.num_processes, self.recipe.train.accumulation
         return parallel.parts(first, count, *split)
 
-    def _keeping(self, more: bool) -> AbstractContextManager:
+    def _keeping(self, more: bool) -> AbstractContextManager[Any]:
         """Keep gradients back from the other processes while `more` parts follow; sharded, memory comes first."""
         return self.accelerator.no_sync(self.module) if more and not self.sharded else nullcontext()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The network with its averaged weights, to be looked at, in the precision that it needs."""
+        """The network with its EMA weights, to be looked at, in the precision that it needs."""
         narrow = (self.sharded and self.bf16) or any(p.dtype == torch.bfloat16 for p in self.skeleton.parameters())
         parameters = self._locals()
         self.ema.store(parameters)
@@ -147,7 +148,7 @@ class Steps:
 
     @contextmanager
     def gathered_average(self) -> Iterator[None]:
-        """Sharded: the main process' objective with a whole network of averaged weights, on the CPU.
+        """Sharded: the main process' objective with a whole network of EMA weights, on the CPU.
 
         All processes must enter; on the others the objective stays as it is.
         """
@@ -169,6 +170,7 @@ class Steps:
 
 
 def _checkpoint_activations(trained: nn.Module) -> None:
-    if not hasattr(trained, "enable_gradient_checkpointing"):
+    enable = getattr(trained, "enable_gradient_checkpointing", None)
+    if enable is None:
         raise UserError("train.checkpoint_activations: this kind of network cannot; leave it out")
-    trained.enable_gradient_checkpointing()
+    enable()
