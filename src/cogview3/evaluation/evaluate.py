@@ -300,9 +300,7 @@ def _check_responses(systems: Iterable[System], responses: Sequence[tuple[float,
     for scale in (scale for pair in responses for scale in pair):
         for system in systems:
             if not isinstance(system, Own):
-                raise UserError(
-                    f"{system.name} is not a CogView3 model: leave it out, or leave out --guidance-response"
-                )
+                raise UserError(f"{system.name} is not a CogView3 model: leave it or --guidance-response out")
             system.mode.settle(replace(system.sampling, guidance=scale), system.mode_name)
 
 

@@ -49,7 +49,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`."""
 
     model_cpu_offload_seq = "text_encoder->unet->relay_unet->vae"
-    # The next network sends only the one before it back to main memory, and a tiny network may not run at all: were they
+    # The next network sends only the one before it back to main memory, and a tiny one may not run at all: were they
     # in the chain, both UNets would stay. They are small, and simply on the device.
     _exclude_from_cpu_offload: ClassVar[list[str]] = list(LIGHT_COMPONENTS)
     _callback_tensor_inputs: ClassVar[list[str]] = [
