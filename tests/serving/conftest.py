@@ -25,6 +25,7 @@ from cogview3.serving.orders import Order, Settings
 from cogview3.serving.queue import Limits
 from cogview3.serving.server import bind, create_server
 from cogview3.serving.service import Service
+from tests.serving.process import Process
 
 TINY = Settings("2+2", 64, 64, 1, 2, 2, 3.0, 3.0)
 """What the tiny model draws: a base picture of 32 x 32, one relay."""
@@ -53,6 +54,19 @@ def folder(pipe: CogView3Pipeline, tmp_path: Path) -> Path:
     pipe.save_pretrained(tmp_path / "tiny")
     write_sampling(Sampling(default="2+2", modes={"2+2": pipe.mode}), tmp_path / "tiny")
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts `cogview3 serve` with the arguments given; all of them are ended with the test, in good order."""
+    with ExitStack() as stack:
+
+        def begin(*model: str) -> Process:
+            process = Process(tmp_path, *model)
+            stack.callback(process.end)
+            return process
+
+        yield begin
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from cogview3 import CogView3Pipeline
 from cogview3.serving.server import MOST_CONNECTIONS, bind
 from tests.serving import conftest
 from tests.serving.conftest import Served, pixels, serving
+from tests.serving.process import patient
 
 FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 PROMPTS = ["a red star", "a blue circle left of a star", "star", "circle"]
@@ -30,11 +31,6 @@ def ask(client: httpx.Client, prompt: str, seed: int) -> tuple[int, torch.Tensor
         return answer.status_code, None
     data = base64.b64decode(answer.json()["data"][0]["b64_json"])
     return 200, pixels(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def patient(url: str) -> httpx.Client:
-    """A client for many threads that waits as long as it takes."""
-    return httpx.Client(base_url=url, timeout=None, limits=httpx.Limits(max_connections=None))
 
 
 def test_fifty_clients_at_once_each_get_their_own_picture(served: Served) -> None:

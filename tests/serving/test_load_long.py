@@ -1,81 +1,31 @@
 """The bundled model under load, in a process of its own: minutes. `pytest -m slow -s` prints the figures."""
 
-import os
-import re
-import resource
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 import torch
 
 from cogview3 import CogView3Pipeline
 from tests.serving.conftest import pixels
-from tests.serving.test_load import PROMPTS, ask, patient
+from tests.serving.process import Process, patient
+from tests.serving.test_load import PROMPTS, ask
 
 pytestmark = pytest.mark.slow
 
 BATCH, CLIENTS, SECONDS = 4, 50, 120
-ENDS = (0, 143, -signal.SIGTERM)
 WANTED = [(f"a large {color} circle", seed) for color in ("red", "blue") for seed in range(BATCH)]
 
 
-class Process:
-    """`cogview3 serve`, of `scenes@4+1` unless told, with one thread for the mathematics.
-
-    Attributes:
-        url: where it is.
-        pid: its number.
-    """
-
-    def __init__(self, folder: Path, *model: str) -> None:
-        log = folder / "log"
-        options = ["--port", "0", "--threads", "1", "--no-page"]
-        command = [sys.executable, "-m", "cogview3", "serve", *(model or ("scenes", "--fast")), *options]
-        with log.open("w") as errors:
-            self._process = subprocess.Popen(command, stderr=errors, env={**os.environ, "XDG_CACHE_HOME": str(folder)})
-        while "ready" not in (text := log.read_text()):
-            assert self._process.poll() is None, text
-            time.sleep(0.2)
-        self.pid = self._process.pid
-        self.url = re.findall(r"http://\S+", text)[-1]
-        with patient(self.url) as client:
-            while True:
-                try:
-                    client.get("/ready")
-                    break
-                except httpx.ConnectError:
-                    time.sleep(0.1)
-
-    def memory(self) -> int:
-        """Resident bytes."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
-    def processor_seconds(self) -> float:
-        """Of all its threads so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def end(self, how: int = signal.SIGTERM) -> int:
-        """Send a signal; returns the exit code."""
-        self._process.send_signal(how)
-        return self._process.wait()
-
-
 @pytest.fixture
-def process(tmp_path: Path) -> Iterator[Process]:
-    process = Process(tmp_path)
-    yield process
-    assert process.end() in ENDS
+def process(start: Callable[..., Process]) -> Process:
+    return start()
 
 
 def test_two_minutes_of_fifty_clients(process: Process) -> None:
@@ -126,14 +76,13 @@ def draw(bare: CogView3Pipeline, rounds: int) -> tuple[dict, tuple[float, float]
     return drawn, (count / (time.monotonic() - begun), count / (time.process_time() - used))
 
 
-def test_memory_is_flat_over_five_hundred_requests(folder: Path, tmp_path: Path) -> None:
-    sizes, process = [], Process(tmp_path, str(folder))
+def test_memory_is_flat_over_five_hundred_requests(folder: Path, start: Callable[..., Process]) -> None:
+    sizes, process = [], start(str(folder))
     with patient(process.url) as client:
         for number in range(500):
             body = {"prompt": PROMPTS[number % len(PROMPTS)], "size": ("64x64", "128x128")[number % 2]}
             assert client.post("/v1/images/generations", json=body).status_code == 200
             sizes.append(process.memory())
-    assert process.end() in ENDS
     parts = [max(sizes[first : first + 100]) / 2**20 for first in range(0, 500, 100)]
     print("\nresident MiB, most in each hundred requests:", *(f"{part:.0f}" for part in parts))
     assert parts[-1] <= 1.05 * parts[1]
@@ -154,13 +103,12 @@ def test_the_first_partial_comes_early(process: Process) -> None:
     assert statistics.median(shares[1:]) <= 0.3
 
 
-def test_killed_and_started_again(process: Process, tmp_path: Path) -> None:
+def test_killed_and_started_again(process: Process, start: Callable[..., Process]) -> None:
     with patient(process.url) as client, ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(ask, client, *each) for each in WANTED[:4]]
         while not client.get("/v1/images/progress").json()["data"]:
             pass
         assert process.end(signal.SIGKILL) == -signal.SIGKILL
         assert all(each.exception() for each in asked)
-    process.__init__(tmp_path)
-    with patient(process.url) as client:
+    with patient(start().url) as client:
         assert ask(client, *WANTED[0])[0] == 200

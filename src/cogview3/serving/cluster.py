@@ -61,9 +61,20 @@ class Replica:
         relays: most doublings.
         limits: of its engine.
         identity: of model and settings.
+        loopback: whether the cluster is of one machine and has to stay there.
     """
 
-    async def __init__(self, pipelines: "Pipelines", mode: str, relays: int, limits: Limits, identity: str) -> None:
+    async def __init__(
+        self,
+        pipelines: "Pipelines",
+        mode: str,
+        relays: int,
+        limits: Limits,
+        identity: str,
+        loopback: bool = False,
+    ) -> None:
+        if loopback:
+            _stay_on_loopback()
         self._engine = Engine(pipelines, limits, Metrics())
         self._about = await asyncio.to_thread(self._engine.load, mode, relays), identity
         self._engine.start()
@@ -100,7 +111,13 @@ class Replica:
 
 
 def deployment(
-    pipelines: "Pipelines", mode: str, relays: int, limits: Limits, scale: Scale, identity: str
+    pipelines: "Pipelines",
+    mode: str,
+    relays: int,
+    limits: Limits,
+    scale: Scale,
+    identity: str,
+    loopback: bool = False,
 ) -> "Any":  # ray.serve.Application
     """The application of Ray Serve: replicas that take two batches each, so that the next waits where it is drawn."""
     from ray import serve
@@ -119,7 +136,15 @@ def deployment(
         health_check_timeout_s=60,
         max_constructor_retry_count=2,
     )
-    return made.bind(pipelines, mode, relays, limits, identity)
+    return made.bind(pipelines, mode, relays, limits, identity, loopback)
+
+
+def _stay_on_loopback() -> None:
+    """Have Ray Serve's server in this replica, which is begun after it, listen at 127.0.0.1 rather than everywhere."""
+    from ray.serve._private import replica
+
+    add = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
 
 
 class Cluster(Queue):
@@ -164,7 +189,8 @@ class Cluster(Queue):
             sizes, other = self._handle.about.remote().result()
             if other == identity:
                 return sizes
-        application = deployment(self._pipelines, mode, relays, self.limits, self._scale, identity)
+        loopback = {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+        application = deployment(self._pipelines, mode, relays, self.limits, self._scale, identity, loopback)
         try:
             self._handle = serve.run(application, name=name, route_prefix=None)
         except RuntimeError as error:

@@ -13,6 +13,7 @@ footer { display: none !important }
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important }
 .gradio-container main { width: 100% !important }
 #picture img { width: 100%; height: 100%; object-fit: contain }
+#gallery, #gallery .grid-wrap { min-height: 0 !important }
 #gallery .grid-container {
   grid-template-columns: repeat(4, minmax(0, 1fr)) !important; grid-auto-rows: auto !important
 }

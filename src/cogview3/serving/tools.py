@@ -40,6 +40,7 @@ def create_tools(service: Service, requests: Requests) -> MCPServer:
     server = MCPServer(
         "cogview3",
         version=__version__,
+        log_level="WARNING",
         instructions=f"Draws pictures of prompts with the text-to-image model {service.model}.",
     )
 
