@@ -151,5 +151,5 @@ def test_what_is_missing_in_a_folder_is_not_looked_for_on_the_hub() -> None:
 
 
 def test_a_name_on_the_hub_has_no_folder() -> None:
-    with pytest.raises(UserError, match="owner/toy is a name on the hub: download it"):
+    with pytest.raises(UserError, match="owner/toy is a name on the hub; download it"):
         find("owner/toy").folder  # noqa: B018

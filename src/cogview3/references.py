@@ -66,7 +66,7 @@ class Reference:
     def folder(self) -> Path:
         """Its folder. Raises UserError where it is on the hub."""
         if self.on_hub:
-            raise UserError(f"{self.name} is a name on the hub: download it and give its folder")
+            raise UserError(f"{self.name} is a name on the hub; download it and give its folder")
         return Path(self.source)
 
     def sampling(self, **hub_options: Any) -> Sampling | None:
