@@ -31,7 +31,7 @@ def register(names: Sequence[str], get: Callable[[str], Any]) -> None:
 def _extend(module: ModuleType, names: Sequence[str], get: Callable[[str], Any]) -> None:
     kind: Any = type(module)
 
-    class Extended(kind):
+    class Extended(kind):  # type: ignore[misc]
         """diffusers' own lazy module, with a few names more."""
 
         def __getattr__(self, name: str) -> Any:

@@ -168,7 +168,7 @@ def fetch(name: str, patterns: Sequence[str], **hub_options: Any) -> str:
     Raises UserError where the hub cannot be asked or has no such model.
     """
     try:
-        return snapshot_download(name, allow_patterns=list(patterns), **hub_options)
+        return str(snapshot_download(name, allow_patterns=list(patterns), **hub_options))
     except (OSError, ValueError) as error:
         raise unloadable(name, error) from error
 

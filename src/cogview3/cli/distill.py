@@ -1,5 +1,7 @@
 """`distill`: from a recipe to a student of few steps, round by round."""
 
+from typing import Any
+
 from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.options import (
     Device,
@@ -42,7 +44,7 @@ def distill(
         report(result, "\n".join([f"run: {result['run']}", *map(_line, result["rounds"])]), as_json)
 
 
-def _line(entry: dict) -> str:
+def _line(entry: dict[str, Any]) -> str:
     """One round in words, such as `round-4: 8 to 4 steps, 20000 images, loss 0.0123 to 0.0031, 812 s`."""
     steps = f"{entry['teacher_steps']} to {entry['student_steps']} steps, " if "student_steps" in entry else ""
     losses = f"loss {entry['first_loss']:.4g} to {entry['loss']:.4g}"

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,8 +58,8 @@ def tables(
             total = sum(run.minutes for run in runs)
             typer.echo(f"{len(runs)} trainings first, about {total} minutes of a core: {out / 'runs'}", err=True)
             trained = training.train_rows(out / "runs", runs, place)
-        how = {"quick": quick, "count": count, "seed": seed, "device": place, "expander": expander, "out": out}
-        result = paper.reproduce(model, **how, trained=trained, counter=counter)
+        how: dict[str, Any] = {"quick": quick, "count": count, "seed": seed, "device": place, "out": out}
+        result = paper.reproduce(model, **how, expander=expander, trained=trained, counter=counter)
         paths = paper.write(out, result)
     text = "\n".join([f"{result['minutes']:.1f} minutes", *map(str, paths)])
     report({**result, "files": [str(path) for path in paths]}, text, as_json)
@@ -98,7 +98,7 @@ def pixel(
             typer.echo(f"three trainings first, about {measured.minutes()} minutes of a core", err=True)
             measured.train_parts(runs, place)
         images = {part: checkpoints.length_of(run) for part, run in runs.items()}
-        how = {"count": count, "steps": steps, "seed": seed, "device": place}
+        how: dict[str, Any] = {"count": count, "steps": steps, "seed": seed, "device": place}
         figures, shown = measured.compare(measured.open_parts(runs), images, **how, counter=counter)
         paths = measured.write(out, figures, shown)
     text = "\n".join([*(f"{row['name']}: {row['distance']:.4f}" for row in figures["rows"]), *map(str, paths)])

@@ -46,7 +46,9 @@ def draw_batch(
     base_steps = pipe.settle(sampling).steps
     captured: dict[str, Tensor] = {}
 
-    def capture(pipeline: CogView3Pipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+    def capture(
+        pipeline: CogView3Pipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         if step == base_steps - 1:
             captured["base"] = tensors["latents"]
         return {}

@@ -159,8 +159,9 @@ def compare(
 
 def _pictures(pipe: PixelRelayPipeline, part: range, seed: int, steps: int, **how: Any) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] on the CPU."""
-    drawn = pipe(generator=generators(seed, part), num_inference_steps=steps, output_type="pt", **how)
-    return drawn.images.float().cpu() * 2 - 1
+    drawn: Any = pipe(generator=generators(seed, part), num_inference_steps=steps, output_type="pt", **how)
+    pictures: Tensor = drawn.images
+    return pictures.float().cpu() * 2 - 1
 
 
 def _training(pipe: PixelRelayPipeline, images: int | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cogview3.config import load_recipe
 from cogview3.references import weights_folder
@@ -45,7 +46,7 @@ def trainings(model: str, quick: bool) -> list[Training]:
     alike and cost the same a picture, so that equal compute is equally many pictures of the final size: those of
     scenes/relay, from as large a set.
     """
-    relay = load_recipe("scenes/relay")
+    relay: Any = load_recipe("scenes/relay")
     tuned, single = (QUICK_IMAGES,) * 2 if quick else (FINE_TUNE_IMAGES, relay.train.images)
     shared = (f"recipe.start_from={model}", f"data.vae={model}", f"data.text={model}")
     at_size = (f"data.size={relay.data.size}", f"data.pictures={relay.data.pictures}")

@@ -1,6 +1,7 @@
 """Figures for Prometheus."""
 
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,7 +13,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        options = {"registry": self._registry, "namespace": "cogview3"}
+        options: dict[str, Any] = {"registry": self._registry, "namespace": "cogview3"}
         self._requests = Counter("requests", "Answers by path and status.", ["path", "status"], **options)
         self._pictures = Counter("pictures", "Pictures by mode and outcome.", ["mode", "outcome"], **options)
         self._seconds = Histogram(

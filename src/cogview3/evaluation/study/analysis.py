@@ -150,7 +150,7 @@ def _strengths(votes: Sequence[Vote], systems: Sequence[str], question: str, wei
     return {"strengths": told, "tie": {"nu": tie, "interval": bounds([tie for _, tie in draws])}}
 
 
-def _fit(keys: Sequence[tuple], counts: np.ndarray, systems: Sequence[str]) -> tuple[np.ndarray, float]:
+def _fit(keys: Sequence[tuple[Any, ...]], counts: np.ndarray, systems: Sequence[str]) -> tuple[np.ndarray, float]:
     lefts, rights, winners = zip(*keys, strict=True)
     # its bootstrap would halve nu: newman's own weight of ties is 1
     found = evalica.newman(lefts, rights, winners, weights=counts, tie_weight=1.0, tolerance=1e-8, limit=10_000)
@@ -160,7 +160,7 @@ def _fit(keys: Sequence[tuple], counts: np.ndarray, systems: Sequence[str]) -> t
 
 def _agreement(votes: Sequence[Vote], question: str) -> dict[str, Any]:
     """Krippendorff's alpha over pairs of pictures that several judged; None where there is nothing to tell."""
-    units: dict[tuple, dict[int, str]] = defaultdict(dict)
+    units: dict[tuple[Any, ...], dict[int, str]] = defaultdict(dict)
     for vote in votes:
         first = min(vote["left_system"], vote["right_system"])
         other = max(vote["left_system"], vote["right_system"])

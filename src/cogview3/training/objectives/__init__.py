@@ -18,7 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cogview3.config import Recipe, TextRecipe, TextShardData, UserError, VaeRecipe, VaeShardData
+from cogview3.config import (
+    EnlargerRecipe,
+    ExpanderRecipe,
+    LightDecoderRecipe,
+    PixelRecipe,
+    RecaptionerRecipe,
+    Recipe,
+    TextRecipe,
+    TextShardData,
+    UserError,
+    VaeRecipe,
+    VaeShardData,
+)
 from cogview3.models.int8 import load_unet
 from cogview3.prompts.text_models import load_network
 from cogview3.references import weights_folder
@@ -109,27 +121,29 @@ def build(recipe: Recipe) -> Objective:
         from cogview3.training.objectives.pairs import PairTraining
 
         return PairTraining(recipe)
-    if recipe.kind == "vae":
+    if isinstance(recipe, VaeRecipe):
         from cogview3.training.objectives.vae import VaeTraining
 
         return VaeTraining(recipe)
-    if recipe.kind == "text":
+    if isinstance(recipe, TextRecipe):
         from cogview3.training.objectives.text import TextTraining
 
         return TextTraining(recipe)
-    if recipe.kind in ("enlarger", "light_decoder"):
+    if isinstance(recipe, EnlargerRecipe | LightDecoderRecipe):
         from cogview3.training.objectives import light
 
-        return light.EnlargerTraining(recipe) if recipe.kind == "enlarger" else light.LightDecoderTraining(recipe)
-    if recipe.kind == "recaptioner":
+        if isinstance(recipe, EnlargerRecipe):
+            return light.EnlargerTraining(recipe)
+        return light.LightDecoderTraining(recipe)
+    if isinstance(recipe, RecaptionerRecipe):
         from cogview3.training.objectives.recaptioner import RecaptionerTraining
 
         return RecaptionerTraining(recipe)
-    if recipe.kind == "expander":
+    if isinstance(recipe, ExpanderRecipe):
         from cogview3.training.objectives.expander import ExpanderTraining
 
         return ExpanderTraining(recipe)
-    if recipe.kind == "pixel":
+    if isinstance(recipe, PixelRecipe):
         from cogview3.training.objectives.pixel import PixelTraining
 
         return PixelTraining(recipe)

@@ -17,11 +17,14 @@ from cogview3.prompts.text_models import load_network, load_text_encoder, load_t
 from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch
 from cogview3.training.objectives.sourced import SourcedTraining
-from cogview3.training.sources import BatchNames, Samples, make_source
+from cogview3.training.sources import BatchNames, Samples, Source, make_source
 
 
 class LatentTraining(SourcedTraining):
     """Base of objectives on latents, with VAE and text encoder frozen. Subclasses set `trained`."""
+
+    source: Source
+    trained: Any  # a UNet, perhaps within a wrapper of LoRA or of sharding
 
     def __init__(self, recipe: BaseRecipe | RelayRecipe | DistillRound) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class LatentTraining(SourcedTraining):
         folder = weights_folder(data.vae, "vae")
         text = load_text_encoder(weights_folder(data.text, "text_encoder"))
         narrow = recipe.train.precision == "bf16" and torch.cuda.is_available()  # T5-XXL: 10 GB instead of 19
-        self._frozen = {  # in a dictionary, so that they are not trained, averaged or saved with the UNet
+        self._frozen: dict[str, Any] = {  # in a dictionary: not trained, averaged or saved with the UNet
             "vae": load_network(AutoencoderKL, folder).requires_grad_(False).float(),
             "text": text.bfloat16() if narrow else text.float(),  # CPUs compute float16, as shipped, slowly
         }
@@ -91,7 +94,7 @@ class LatentTraining(SourcedTraining):
         with self._precision():
             return encode(self.tokenizer, self._frozen["text"], texts).float()
 
-    def _precision(self) -> AbstractContextManager:
+    def _precision(self) -> AbstractContextManager[Any]:
         """Autocast as the recipe says, for where the loop has none."""
         device = self._frozen["text"].device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
