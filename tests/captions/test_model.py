@@ -163,7 +163,7 @@ def test_pictures_that_cannot_be_read_fail_alone(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(Asker, "inputs", inputs)
     broken = Sample(Entry("broken", b"nothing", "png", "old", None, {}))
     rows = {row.key: row for some in writer.run([*samples(), broken]) for row in some}
-    assert rows["k3"] == Row("k3", "two", None, "failed", "ValueError: too thin")
+    assert rows["k3"] == Row("k3", "two", None, "failed", "ValueError: too thin for patches")
     assert rows["broken"] == Row("broken", "old", None, "failed", "not an image")
     monkeypatch.undo()
     assert {key: row for key, row in rows.items() if row != alone.get(key)}.keys() == {"k3", "broken"}

@@ -231,7 +231,7 @@ def test_other_settings_are_refused_unless_they_may_overwrite(tars: list[str], t
     messages = caption_shard(shards[0], Task(plain, plain.settings), plain.load(0))
     next(messages), next(messages)
     messages.close()
-    with pytest.raises(UserError, match=r"begun with other settings: flavor \(plain there, spicy here\)"):
+    with pytest.raises(UserError, match=r"flavor \(plain there, spicy here\)"):
         recaption(shards, spicy, here)
     recaption(shards, plain, here)
     with pytest.raises(UserError, match=r"made otherwise: flavor \(plain there, spicy here\).*--overwrite"):

@@ -335,7 +335,7 @@ def test_an_autoencoder_of_other_channels_is_refused(run: Run, tmp_path: Path, r
         (["--to", "release"], "--to release needs a model folder"),
         (["--to", "release", "scenes", "--vae", "b"], "--to release takes a model folder and no --vae"),
         (["--to", "release", "none"], "no model 'none'"),
-        (["--to", "release", "owner/name"], "owner/name is a name on the hub; download it"),
+        (["--to", "release", "owner/name"], "owner/name"),
         (["--to", "onnx", "scenes"], "onnx"),
         (["--dtype", "int8"], "int8"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from cogview3 import CogView3Pipeline
@@ -136,7 +137,7 @@ class Known(nn.Module):
     def __init__(self, z0: Tensor, sigmas: Tensor, like: UNet2DConditionModel, condition: int | None) -> None:
         super().__init__()
         self.z0, self.sigmas = z0, sigmas
-        self.config = SimpleNamespace(
+        self.config = FrozenDict(
             time_cond_proj_dim=condition, projection_class_embeddings_input_dim=48, prediction_type="v_prediction"
         )
         self.attn_processors: dict = {}

@@ -206,7 +206,7 @@ def test_other_pipelines_are_told_by_their_class(model: Path, tmp_path: Path) ->
     assert system.how()["settings"] == {"num_inference_steps": 7}
     assert find_system("stable-cascade", chosen).how()["settings"]["prior_num_inference_steps"] == 7
     assert find_system(str(model), chosen).how()["kind"] == "model"
-    with pytest.raises(UserError, match="has no relays"):
+    with pytest.raises(UserError, match="--relays"):
         evaluate([str(folder)], count=1, relays=0)
     with pytest.raises(UserError, match="no modes"):
         find_system(f"{folder}@4+1", split_model("x")[2])

@@ -1,6 +1,7 @@
 """The base's samplers against the exact solution for Gaussian data, and in the pipeline."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -238,7 +239,10 @@ def test_unknown_samplers_are_refused(pipe: CogView3Pipeline) -> None:
         draw(pipe)
 
 
-def test_a_distilled_mode_keeps_to_the_sampler_that_it_was_distilled_for(pipe: CogView3Pipeline) -> None:
+def test_a_distilled_mode_keeps_to_the_sampler_that_it_was_distilled_for(
+    make_components: Callable[..., dict[str, Any]],
+) -> None:
+    pipe = CogView3Pipeline(**make_components(time_cond_proj_dim=8))
     pipe._use_mode("4+1", Mode(steps=4, relay_steps=1, distilled=True))
     with pytest.raises(UserError, match=r"sampler is dpm\+\+, but mode '4\+1' is distilled for euler"):
         draw(pipe, sampler="dpm++")
