@@ -1,6 +1,7 @@
 """Makes docs/results.md and its plots of a report that `cogview3 reproduce` wrote; run by `make results`."""
 
 import io
+import json
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,10 @@ def main(reported: Path) -> None:
 
     text = re.sub(r"!\[([^\]]*)\]\(([\w.]+)\)", keep, (reported / "report.md").read_text("utf-8"))
     title, rest = text.split("\n", 1)
+    quick = json.loads((reported / "results.json").read_text("utf-8"))["quick"]
     command = "Made by `make results` (half an hour of two cores), to be run again when the bundled model changes.\n"
+    if quick:
+        command = "A look, by `cogview3 reproduce --quick`: `make results` makes the whole of it in half an hour.\n"
     (DOCS / "results.md").write_text(f"{title}\n\n{command}{rest}", "utf-8")
 
 

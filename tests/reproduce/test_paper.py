@@ -1,6 +1,7 @@
 """What the report of `reproduce` claims, and its rows on a tiny model."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.references import weights_folder
 from cogview3.reproduce import paper
 from cogview3.reproduce.measured import Bench, Way
-from cogview3.reproduce.report import claims, markdown
-from cogview3.reproduce.rows import ESTIMATE, Shape, rows
+from cogview3.reproduce.report import VERDICTS, claims, markdown
+from cogview3.reproduce.rows import ESTIMATE, SINGLE, Shape, rows
 from cogview3.reproduce.training import STARTS, trainings
 
 
@@ -37,6 +38,25 @@ def test_an_order_is_claimed_only_where_the_interval_allows(interval: list[float
     (sentence,) = claims([{"name": "first"}, row("second", interval)])
     assert words in sentence
     assert "in 0.50 of the time" in sentence
+
+
+@pytest.mark.parametrize(
+    ("unet", "interval", "ratio", "words"),
+    [
+        (None, [-0.6, -0.5], 2.0, "Shown here in time alone, as that base was not trained"),
+        ("single", [-0.6, -0.5], 2.0, "Shown here: relay takes 0.50 of the time of single (equal compute), with more"),
+        ("single", [-0.1, 0.1], 2.0, "Shown here: .* as many, as far as the interval tells"),
+        ("single", [0.1, 0.2], 2.0, "Not shown here: .* fewer facts right"),
+        ("single", [-0.6, -0.5], 0.5, "Not shown here: relay takes 2.00 of the time"),
+    ],
+)
+def test_the_relays_row_must_beat_a_trained_single_stage(
+    unet: str | None, interval: list[float], ratio: float, words: str
+) -> None:
+    against = {"name": "relay", "interval": interval, "difference": 0.0, "time_ratio": ratio}
+    single = {"name": "single", "note": "equal compute", "way": {"settings": {"num_relays": 0}, "unet": unet}}
+    said = VERDICTS[SINGLE]([{"name": "relay"}, single | {"against": against}])
+    assert re.match(words.replace("(", r"\(").replace(")", r"\)"), said)
 
 
 def test_every_table_is_measured_on_the_same_base_pictures(
@@ -76,7 +96,7 @@ def test_ways_that_are_one_are_drawn_once() -> None:
     chosen = rows(shape, {}, expands=True)
     assert sum(row.way == Way() for row in chosen) == 6
     assert all(row.against in {each.name for each in chosen if each.table == row.table} | {None} for row in chosen)
-    assert {row.name for row in chosen} >= {"relay 50+10", "distilled 4+1", "relay 8+2", "T_r 300", "expanded"}
+    assert {row.name for row in chosen} >= {"relay 50+10", "distilled 4+1", "undistilled 8+2", "T_r 300", "expanded"}
     second = rows(Shape(50, 10, 256, own | {"solver_order": 2}), {}, expands=False)
     estimates = [row.way.scheduler for row in second if row.table == ESTIMATE]
     assert estimates == [{"solver_order": 1}, {"blur_estimate": "carry", "solver_order": 1}]

@@ -132,6 +132,7 @@ def log_seconds(axes: Any) -> None:
     axes.set_xlabel("seconds a picture")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=6)  # several a decade
 
 
 def page(out: Path, results: Mapping[str, Any], stores: Mapping[str, Store]) -> str:

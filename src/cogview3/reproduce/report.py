@@ -99,16 +99,21 @@ def order_of(row: Mapping[str, Any]) -> int:
 def _single_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     relay, compared = rows[0]["name"], rows[1:]
     single = next(row for row in compared if row["way"]["settings"].get("num_relays") == 0)
-    slower, order = single["against"]["time_ratio"], order_of(single)
-    quality = {1: "fewer facts", -1: "more facts", 0: "as many facts, as far as the interval tells,"}[order]
-    shown = "Shown" if slower > 1 and order <= 0 else "Not shown"
-    said = f"{shown} here: {relay} gets {quality} right in {1 / slower:.2f} of the time of {single['name']}"
-    said += f" ({single['note']})."
+    ratio, order = single["against"]["time_ratio"], order_of(single)
+    time = f"{relay} takes {1 / ratio:.2f} of the time of {single['name']}"
+    if single["way"]["unet"] is None:
+        shown = "Shown" if ratio > 1 else "Not shown"
+        said = f"{shown} here in time alone, as that base was not trained at that size (`--train` adds one): {time}."
+    else:
+        shown = "Shown" if ratio > 1 and order <= 0 else "Not shown"
+        quality = {1: "fewer facts right", -1: "more facts right", 0: "as many, as far as the interval tells"}[order]
+        said = f"{shown} here: {time} ({single['note']}), with {quality}."
     for row in compared:
         if row["name"].startswith("distilled"):
-            loss = {1: "no loss, a gain", -1: "a loss", 0: "no loss that the interval tells"}[order_of(row)]
+            loss = {1: "a gain", -1: "a loss", 0: "no loss that the interval tells"}[order_of(row)]
             change = cell(row["against"]["difference"])
-            said += f" {row['name']} takes {row['against']['time_ratio']:.2f} of its time, with {loss} ({change})."
+            ratio = row["against"]["time_ratio"]
+            said += f" D{row['name'][1:]} takes {ratio:.2f} of the relay's time, with {loss} ({change})."
     return said
 
 

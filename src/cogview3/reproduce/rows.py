@@ -101,7 +101,7 @@ def _single(shape: Shape, trained: Mapping[str, Trained]) -> Iterator[Row]:
         yield Row(SINGLE, f"distilled {mode}", Way("draw", mode), relay)
     for steps, relay_steps in FEWER_STEPS:
         way = Way("draw", settings={"num_inference_steps": steps, "relay_steps": relay_steps})
-        yield Row(SINGLE, f"relay {steps}+{relay_steps}", way, relay, "not distilled")
+        yield Row(SINGLE, f"undistilled {steps}+{relay_steps}", way, relay)
 
 
 def _starts(shape: Shape, trained: Mapping[str, Trained]) -> Iterator[Row]:
