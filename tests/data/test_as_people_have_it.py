@@ -394,6 +394,7 @@ def test_nothing_left_to_do_is_no_fault() -> None:
         assert list(results) == []
 
 
+@pytest.mark.spawned  # a copy has the mask of the server that it comes from
 def test_interrupts_are_for_the_first_process_alone() -> None:
     blocked = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
     with over_shards(blocked, [[], []], workers=2) as results:
