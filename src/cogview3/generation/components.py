@@ -66,7 +66,7 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
         raise UserError(f"scheduler {kind} has no {missing[0]}: {mend}")
     if not tried:
         return
-    try:
+    try:  # schedulers of other kinds fail in all of these ways, deep inside
         copy = type(scheduler).from_config(scheduler.config)
         copy.set_timesteps(timesteps=base_timesteps(2, copy.config.num_train_timesteps))
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,7 +80,7 @@ class Drawing(Protocol):
         """Refuse what is new and what waits, finish what was begun."""
 
 
-class Queue:
+class Queue(ABC):
     """The part of `Drawing` that is alike wherever is drawn: who waits, who is refused, who is told what.
 
     A subclass draws in `_run`, which takes jobs out of `_fresh` and hands them to `_finish`.
@@ -97,13 +98,13 @@ class Queue:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
+    @abstractmethod
     async def _run(self) -> None:
         """Draw until closed and nothing begun is left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stop(self, job: Job) -> None:
         """Stop a job that was begun."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """As `Drawing.start`."""
