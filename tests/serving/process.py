@@ -23,10 +23,11 @@ class Process:
     Attributes:
         url: where it is.
         pid: its number.
+        log: what it says.
     """
 
     def __init__(self, folder: Path, *model: str) -> None:
-        log = folder / "log"
+        self.log = log = folder / "log"
         options = ["--port", "0", "--threads", "1", "--no-page"]
         command = [sys.executable, "-m", "cogview3", "serve", *(model or ("scenes", "--fast")), *options]
         with log.open("w") as errors:

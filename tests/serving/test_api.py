@@ -15,7 +15,7 @@ from PIL import Image
 
 from cogview3 import CogView3Pipeline
 from cogview3.prompts.expand import Expander
-from cogview3.serving.service import MASKS
+from cogview3.serving.service import MASKS, MOST_WARNINGS
 from tests.serving.conftest import Served, Shouting, pixels, serving
 
 
@@ -87,6 +87,30 @@ def test_prompts_are_expanded_where_there_is_an_expander_unless_told(
         assert "a red star" in json.loads(info)["expanded_prompt"]
     enlarged = served.client().images.edit(image=png((16, 16)), prompt="a red star", extra_body={"enlarge": 1})
     assert enlarged.data[0].revised_prompt is None
+
+
+def test_what_pictures_will_not_show_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cogview3.data.scenes.typed import problems
+
+    monkeypatch.setattr(served.service, "problems", problems)
+    monkeypatch.setattr(served.service, "expander", Expander(Shouting()))
+    monkeypatch.setattr(served.service, "leave", lambda prompt: "too odd" if "wibble" in prompt else "")
+
+    def told(prompt: str, **extra: Any) -> list[str]:
+        return served.client().images.generate(prompt=prompt, extra_body=extra).model_extra["warnings"]
+
+    assert told("a red star") == []
+    (unknown,) = told("a red star and a wibble", expand=False)
+    assert "'wibble'" in unknown
+    assert told("a wibble")[1:] == ["not expanded: too odd"]
+    assert "English" in told("ein roter Stern auf einem blauen Hintergrund", expand=False)[0]
+    assert "9" in told("9 stars", expand=False)[0]
+    assert len(told(" ".join(f"wibble{chr(97 + i)}" for i in range(20)), expand=False)) == MOST_WARNINGS
+    events = list(served.client().images.generate(prompt="a wibble", stream=True, partial_images=1))
+    assert all(event.model_extra["warnings"][1:] == ["not expanded: too odd"] for event in events)
+    with served.http() as http:
+        info = http.post("/sdapi/v1/txt2img", json={"prompt": "a wibble", "expand": False}).json()["info"]
+        assert "'wibble'" in json.loads(info)["warnings"][0]
 
 
 def test_expansion_without_an_expander_is_refused(served: Served) -> None:

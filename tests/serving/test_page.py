@@ -10,6 +10,7 @@ from PIL import Image, ImageChops
 from playwright.sync_api import Page, expect
 
 from cogview3 import CogView3Pipeline
+from cogview3.data.scenes.typed import problems
 from cogview3.prompts.expand import Expander
 from cogview3.serving.keys import Key, Keys, digest_of
 from tests.browser import chromium, needs_browser
@@ -32,6 +33,7 @@ def browser() -> Iterator[Any]:
 def paged(kept: dict[str, Any], pipe: CogView3Pipeline) -> Served:
     if "paged" not in kept:
         kept["paged"] = kept["stack"].enter_context(serving(pipe, page=True, expander=Expander(Shouting())))
+        kept["paged"].service.problems = problems
     return kept["paged"]
 
 
@@ -76,6 +78,7 @@ def text_of(data: bytes) -> dict[str, str]:
 
 def test_draw_enlarge_and_read_the_settings_back(page: Page) -> None:
     write(page, "a red star")
+    expect(page.locator("#warnings")).to_have_count(0)
     page.get_by_label("Seed").fill("11")
     page.keyboard.press("Tab")
     page.locator("#draw").click()
@@ -118,9 +121,11 @@ def test_a_description_belongs_to_its_prompt_until_it_is_edited(page: Page) -> N
     description.fill("a blue star")
     assert draw(page)["expanded_prompt"] == "a blue star"
     page.locator("#auto input").uncheck()
+    write(page, "a circle and a <b>wibble</b>")
     text = draw(page)
-    assert text["prompt"] == "a circle"
+    assert text["prompt"] == "a circle and a <b>wibble</b>"
     assert "expanded_prompt" not in text
+    expect(page.locator("#warnings")).to_contain_text("'wibble'")
 
 
 def test_what_is_painted_over_is_drawn_anew_and_the_rest_is_kept(page: Page) -> None:

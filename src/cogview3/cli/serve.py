@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cogview3.cli.errors import INTERRUPTED, TERMINATED, Terminated
 from cogview3.cli.expand import (
     ExpanderCacheOption,
     ExpanderModelOption,
@@ -29,7 +30,7 @@ from cogview3.cli.options import (
     VaeTilingOption,
     pick_mode,
 )
-from cogview3.cli.typed import unexpandable
+from cogview3.cli.typed import problems_of, unexpandable
 from cogview3.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,11 +145,18 @@ def serve(
     sizes = engine.load(pipelines.default, relays)
     service = Service(
         engine, pipelines.name, pipelines.modes, pipelines.default, sizes, limits, metrics, known, written,
-        leave=lambda prompt: unexpandable(model, expander, [prompt]).get(prompt, ""), strict_sizes=strict_sizes,
+        problems_of(model), lambda prompt: unexpandable(model, expander, [prompt]).get(prompt, ""), strict_sizes,
     )  # fmt: skip
     raise_file_limit()
     typer.echo("ready", err=True)
-    create_server(create_app(service, upload * 2**20, page, tools, host), engine, log).run(sockets=[listener])
+    server = create_server(create_app(service, upload * 2**20, page, tools, host), engine, log)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt as signaled:  # raised once all is closed, unless a second Ctrl-C forced the end
+        if server.force_exit:
+            raise
+        typer.echo("stopped", err=True)
+        raise typer.Exit(TERMINATED if isinstance(signaled, Terminated) else INTERRUPTED) from None
 
 
 def _check_replicas(kind: EngineKind, least: int | None, most: int | None) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Typed prompts: gathered, checked, and warned of before they are expanded or drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -48,17 +49,22 @@ def hint_quotes(prompts: Sequence[str]) -> None:
         )
 
 
-def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
-    """Say on stderr what of each prompt the bundled `scenes` model does not know or cannot draw."""
+def problems_of(model: str) -> Callable[[str], list[str]]:
+    """What of a prompt the bundled `scenes` model does not know or cannot draw; of other models nothing is known."""
     from cogview3.references import find
 
     found = find(model)
     if not found.is_bundled:
-        return
+        return lambda prompt: []
     from cogview3.data.scenes.typed import learned_words, problems
 
-    learned = learned_words(found.folder / "tokenizer" / "tokenizer.json")
-    found = {prompt: told for prompt in dict.fromkeys(prompts) if (told := problems(prompt, learned))}
+    return partial(problems, learned=learned_words(found.folder / "tokenizer" / "tokenizer.json"))
+
+
+def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
+    """Say on stderr what of each prompt the bundled `scenes` model does not know or cannot draw."""
+    problems = problems_of(model)
+    found = {prompt: told for prompt in dict.fromkeys(prompts) if (told := problems(prompt))}
     for prompt, told in list(found.items())[:MAX_WARNINGS]:
         shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}..."
         typer.echo(f"warning: {shown!r}: {'; '.join(told)}", err=True)

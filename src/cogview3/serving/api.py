@@ -216,6 +216,7 @@ class Answer:
             "model": self._service.model,
             "mode": settings.mode,
             "steps": settings.steps + settings.relays * settings.relay_steps,
+            "warnings": plan.warnings,
         }
 
     def _usage(self, plan: Plan, pictures: list[Drawn]) -> dict[str, Any]:

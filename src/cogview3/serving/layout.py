@@ -76,6 +76,7 @@ class Layout:
             self._draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
             self._stop = gr.Button("Stop", elem_id="stop", min_width=120)
         self._status = gr.Markdown("Ready.", elem_id="status")
+        self._warnings = gr.Markdown(visible=False, elem_id="warnings")
 
     def _build_given(self) -> None:
         """A picture to begin with."""

@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +66,12 @@ class Page(Layout):
 
     def _connect(self) -> None:
         """What happens when."""
-        fields = [
-            self._history,
-            self._written,
-            self._prompt,
-            self._auto,
-            self._expanded,
-            self._mode,
-            self._size,
-            self._seed,
-            self._count,
-        ]
-        shown = [
-            *(self._status, self._expanded, self._picture, self._compared, self._gallery, self._history),
-            self._written,
-            *(self._details, self._settings, self._enlarge, self._edit),
-        ]
-        filled = [
-            self._prompt,
-            self._expanded,
-            self._written,
-            self._mode,
-            self._size,
-            self._seed,
-            self._mask,
-            self._status,
-        ]
+        choices = [self._mode, self._size, self._seed]
+        fields = [self._history, self._written, self._prompt, self._auto, self._expanded, *choices, self._count]
+        kept = [self._gallery, self._history, self._written, self._details, self._settings]
+        shown = [self._status, self._warnings, self._expanded, self._picture, self._compared, *kept]
+        shown += [self._enlarge, self._edit]
+        filled = [self._prompt, self._expanded, self._written, *choices, self._mask, self._status]
         quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
         begun = [self._given, self._mask, self._strength]
         gr.on([self._draw.click, self._prompt.submit], self.draw, fields, shown, **quiet)
@@ -138,18 +117,14 @@ class Page(Layout):
                 size=given.size if given else parse_size(size),
                 mode=mode,
                 seed=_parse_seed(seed),
-                expand=False,
+                expand=auto,
+                expanded=description or None,
                 partials=MOST_PARTIALS,
                 image=given,
                 mask=painted.resize(given.size) if painted and given else None,
                 strength=None if painted else strength,
             )
-        if auto and not description and prompt.strip():
-            yield {self._status: "Describing."}
-            told = await self.describe(prompt)
-            description = told[self._expanded]
-            yield told
-        async for shown in self._run(replace(wish, expanded=description or None), history, request):
+        async for shown in self._run(wish, history, request):
             yield shown
 
     async def enlarge(
@@ -166,11 +141,16 @@ class Page(Layout):
             yield shown
 
     async def _run(self, wish: Wish, history: list[Any], request: gr.Request) -> AsyncIterator[Shown]:
+        describes = bool(wish.expand and not wish.expanded)
+        if describes:
+            yield {self._status: "Describing."}
         with _told():
             plan = await self._service.plan(wish)
             ask = self._requests.begin(_id(request), _client(request), plan)
         base: Image.Image | None = None
-        yield {self._status: _waiting(self._requests.position(ask))}
+        warnings = gr.update(value="\n".join(f"- {each}" for each in plan.warnings), visible=bool(plan.warnings))
+        shown = {self._status: _waiting(self._requests.position(ask)), self._warnings: warnings}
+        yield shown | (self._described(wish.prompt, plan.revised or plan.prompt) if describes else {})
         try:
             async for event in self._requests.events(ask):
                 if event is None:
@@ -231,8 +211,11 @@ class Page(Layout):
         with _told():
             if not prompt.strip():
                 raise UserError("Say what to draw first.")
-            description = await self._service.expand(prompt)
-        return {self._expanded: description, self._written: (prompt.strip(), description)}
+            return self._described(prompt, (await self._service.expand(prompt)).text)
+
+    def _described(self, prompt: str | None, description: str | None) -> Shown:
+        """A description in its box, and a note of the prompt that it is of."""
+        return {self._expanded: description, self._written: ((prompt or "").strip(), description)}
 
     def read(self, path: str) -> Shown:
         """Offer a picture for painting, and fill the fields from its text where it was drawn by this package."""

@@ -110,7 +110,7 @@ class ImageData(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """Finished pictures. `size` is the true one."""
+    """Finished pictures. `size` is the true one; `warnings` say what of the prompt they will not show."""
 
     created: int
     data: list[ImageData]
@@ -122,6 +122,7 @@ class ImagesResponse(BaseModel):
     model: str
     mode: str
     steps: int
+    warnings: list[str]
     seconds: float
 
 

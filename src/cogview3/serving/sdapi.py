@@ -117,7 +117,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
             for drawn, fact in zip(pictures, facts, strict=True)
         ]
         info = facts[0] | {"width": plan.size.width, "height": plan.size.height}
-        info |= {"all_seeds": [order.seed for order in plan.orders]}
+        info |= {"all_seeds": [order.seed for order in plan.orders], "warnings": plan.warnings}
         return Pictures(
             images=[base64_text(file) for file in files],
             parameters=body.model_dump(exclude_none=True),

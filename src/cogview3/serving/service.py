@@ -13,7 +13,7 @@ from PIL.Image import Image
 from cogview3 import CogView3Pipeline
 from cogview3.errors import UserError
 from cogview3.models.modes import Mode, Overrides
-from cogview3.prompts.expand import Expander
+from cogview3.prompts.expand import Expander, Expansion
 from cogview3.serving.keys import Keys
 from cogview3.serving.metrics import Metrics
 from cogview3.serving.orders import Busy, Order, Settings
@@ -25,6 +25,9 @@ STRENGTH, MASKED_STRENGTH, FAITHFUL_STRENGTH = 0.6, 1.0, 0.35
 
 MASKS = "mask_image" in inspect.signature(CogView3Pipeline.__call__).parameters
 """Whether pictures are redrawn within a mask."""
+
+MOST_CHECKED, MOST_WARNINGS = 2000, 10
+"""Characters of a prompt that are looked at for warnings, and warnings that are given."""
 
 _FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)-?.*")
 """Names that programs written for OpenAI's models ask for without asking their user; they get the model served."""
@@ -78,12 +81,14 @@ class Plan:
         size: of the pictures.
         prompt: as it was given.
         revised: the description drawn in its place; None where the prompt itself is.
+        warnings: what of the prompt the pictures will not show, and why it was not described, a sentence each.
     """
 
     orders: list[Order]
     size: Size
     prompt: str | None
     revised: str | None
+    warnings: list[str]
 
 
 @dataclass
@@ -100,7 +105,8 @@ class Service:
         metrics: figures.
         keys: who may ask.
         expander: writes descriptions; None where there is none.
-        leave: why a prompt should be left as it is, "" where it should not.
+        problems: what of a prompt the model does not know or cannot draw, a sentence each.
+        leave: why a prompt should not be expanded, "" where it should.
         strict_sizes: whether sizes that the model does not draw are refused.
         largest: side in pixels up to which pictures are enlarged.
     """
@@ -114,6 +120,7 @@ class Service:
     metrics: Metrics
     keys: Keys
     expander: Expander | None = None
+    problems: Callable[[str], list[str]] = lambda prompt: []
     leave: Callable[[str], str] = lambda prompt: ""
     strict_sizes: bool = False
     largest: int = 2048
@@ -161,9 +168,13 @@ class Service:
             UserError: what cannot be drawn.
         """
         prompt = _clean("prompt", wish.prompt)
-        revised = wish.expanded
+        revised, warnings = wish.expanded, []
+        if prompt and not wish.enlarge:
+            warnings = (await asyncio.to_thread(self.problems, prompt[:MOST_CHECKED]))[:MOST_WARNINGS]
         if prompt and not revised and self._expands(wish):
-            revised = await self.expand(prompt)
+            expansion = await self.expand(prompt)
+            revised = expansion.text
+            warnings += [f"not expanded: {expansion.reason}"] if expansion.reason else []
         wish = replace(wish, prompt=revised or prompt, negative_prompt=_clean("negative_prompt", wish.negative_prompt))
         size = self._size(wish)
         settings = self._settings(wish, size)
@@ -172,10 +183,10 @@ class Service:
             Order(settings, wish.prompt, seed + i, wish.negative_prompt, wish.image, wish.mask, wish.partials)
             for i in range(wish.count)
         ]
-        return Plan(orders, size, prompt, None if revised == prompt else revised)
+        return Plan(orders, size, prompt, None if revised == prompt else revised, warnings)
 
-    async def expand(self, prompt: str) -> str:
-        """The description of a prompt; the prompt itself where the language model gives none that is good.
+    async def expand(self, prompt: str) -> Expansion:
+        """The description of a prompt; the prompt itself, and why, where the language model gives none that is good.
 
         Raises:
             UserError: there is no language model.
@@ -191,10 +202,11 @@ class Service:
         finally:
             self._expanding -= 1
 
-    def _write(self, prompt: str) -> str:
+    def _write(self, prompt: str) -> Expansion:
         """In the expander's thread."""
         assert self.expander is not None
-        return prompt if self.leave(prompt) else self.expander.expand(prompt).text
+        reason = self.leave(prompt)
+        return Expansion(prompt, prompt, self.expander.name, reason) if reason else self.expander.expand(prompt)
 
     def _expands(self, wish: Wish) -> bool:
         if wish.expand is None:
