@@ -96,8 +96,7 @@ def bundled_models() -> list[str]:
 def split(reference: str) -> tuple[str, str | None]:
     """Name and mode of NAME@MODE; no mode where there is none, or where a folder is called so.
 
-    Raises:
-        UserError: nothing before or behind the @.
+    Raises UserError where nothing stands before or behind the @.
     """
     name, at, mode = reference.rpartition("@")
     if not at or os.path.exists(reference):

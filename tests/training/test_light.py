@@ -17,8 +17,8 @@ from cogview3.references import weights_folder
 from cogview3.training import loop
 from cogview3.training.export import export
 from cogview3.training.loop import train
-from cogview3.training.objectives import build
-from cogview3.training.objectives.light import LightTraining, enlarged_latents, psnr
+from cogview3.training.objectives import build, psnr
+from cogview3.training.objectives.light import LightTraining, enlarged_latents
 from tests.data.conftest import picture
 from tests.training.conftest import COMMON
 from tests.training.test_export import as_distilled

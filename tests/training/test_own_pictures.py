@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, T5EncoderModel, T5Tokenizer
 from cogview3.config import UserError, load_recipe, parse_recipe
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
-from cogview3.training.objectives.own_vae import OwnVaeTraining
 from cogview3.training.objectives.pairs import PairTraining
+from cogview3.training.objectives.vae import OwnVaeTraining
 from cogview3.training.sources import shards as shard_source
 from tests.training.conftest import tiny_recipe
 from tests.training.test_loop import after_step, metrics

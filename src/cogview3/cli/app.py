@@ -10,7 +10,6 @@ from cogview3.cli import (
     captions,
     convert,
     data,
-    distill,
     evaluate,
     expand,
     generate,
@@ -57,7 +56,7 @@ app.command()(expand.expand)
 app.command()(serve.serve)
 app.command()(info.info)
 app.command()(train.train)
-app.command()(distill.distill)
+app.command()(train.distill)
 app.command()(train.export)
 app.command()(convert.convert)
 app.command()(evaluate.evaluate)

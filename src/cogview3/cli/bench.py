@@ -1,7 +1,8 @@
 """`bench`: reports on speed."""
 
 from enum import StrEnum
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,28 @@ from cogview3.cli.options import (
 )
 from cogview3.config import UserError
 
+
+class TrainingScale(StrEnum):
+    """Which network is trained."""
+
+    small = "small"
+    full = "full"
+
+
+class Stage(StrEnum):
+    """Which stage is distilled."""
+
+    base = "base"
+    relay = "relay"
+
+
+class DistillationScale(StrEnum):
+    """Which networks are distilled."""
+
+    narrow = "narrow"
+    full = "full"
+
+
 app = typer.Typer(rich_markup_mode=None)
 
 
@@ -33,12 +56,17 @@ def inference(
     as_json: JsonOption = False,
 ) -> None:
     """Relay against a single stage at the final size, prompt to picture, with the networks of scenes."""
+    _run("inference", as_json, repeats=repeats, device=pick_device(device))
+
+
+def _run(module: str, as_json: bool, *arguments: Any, **options: Any) -> None:
+    """Run and report a benchmark of `cogview3.bench`."""
     with clean_stdout(as_json):
-        from cogview3.bench.inference import describe, run
         from cogview3.cli.progress import counter
 
-        result = run(repeats=repeats, device=pick_device(device), counter=counter)
-    report(result, describe(result), as_json)
+        bench = import_module(f"cogview3.bench.{module}")
+        result = bench.run(*arguments, counter=counter, **options)
+    report(result, bench.describe(result), as_json)
 
 
 def pick_full_device(device: Device, instead: str) -> str:
@@ -58,19 +86,7 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Tars to batches against bare JPEG decoding and resizing, on one core."""
-    with clean_stdout(as_json):
-        from cogview3.bench.data import describe, run
-        from cogview3.cli.progress import counter
-
-        result = run(pictures=pictures, size=size, shards=shards, repeats=repeats, counter=counter)
-    report(result, describe(result), as_json)
-
-
-class TrainingScale(StrEnum):
-    """Which network is trained."""
-
-    small = "small"
-    full = "full"
+    _run("data", as_json, pictures=pictures, size=size, shards=shards, repeats=repeats)
 
 
 @app.command()
@@ -95,35 +111,8 @@ def training(
     as_json: JsonOption = False,
 ) -> None:
     """The loop's step against a plain diffusers step, on the same UNet."""
-    with clean_stdout(as_json):
-        from cogview3.bench.training import describe, run
-        from cogview3.cli.progress import counter
-
-        result = run(
-            str(scale),
-            batch=batch,
-            steps=steps,
-            repeats=repeats,
-            checkpoint_activations=checkpoint_activations,
-            compiled=compiled,
-            device=pick_device(device),
-            counter=counter,
-        )
-    report(result, describe(result), as_json)
-
-
-class Stage(StrEnum):
-    """Which stage is distilled."""
-
-    base = "base"
-    relay = "relay"
-
-
-class DistillationScale(StrEnum):
-    """Which networks are distilled."""
-
-    narrow = "narrow"
-    full = "full"
+    options = {"checkpoint_activations": checkpoint_activations, "compiled": compiled, "device": pick_device(device)}
+    _run("training", as_json, str(scale), batch=batch, steps=steps, repeats=repeats, **options)
 
 
 @app.command()
@@ -143,20 +132,8 @@ def distillation(
 ) -> None:
     """Time and memory of a step of distillation, teacher and student on one device."""
     where = pick_full_device(device, "--scale narrow") if scale is DistillationScale.full else pick_device(device)
-    with clean_stdout(as_json):
-        from cogview3.bench.distillation import describe, run
-        from cogview3.cli.progress import counter
-
-        result = run(
-            str(stage),
-            str(scale),
-            batch=batch,
-            steps=steps,
-            checkpoint_activations=checkpoint_activations,
-            device=where,
-            counter=counter,
-        )
-    report(result, describe(result), as_json)
+    options = {"checkpoint_activations": checkpoint_activations, "device": where}
+    _run("distillation", as_json, str(stage), str(scale), batch=batch, steps=steps, **options)
 
 
 @app.command()
@@ -174,13 +151,11 @@ def captions(
 ) -> None:
     """Re-captioning whole shards against bare generation of the same pictures."""
     with clean_stdout(as_json):
-        from cogview3.bench.captions import describe, run
         from cogview3.captions.model import ModelJob
-        from cogview3.cli.progress import counter
         from cogview3.data.formats import find_shards
 
         where = pick_device(device)
         kind = str(pick_dtype(dtype, where)).removeprefix("torch.")
         job = ModelJob(model, where, kind, batch, max_new_tokens=max_new_tokens)
-        result = run(find_shards(shards), job, repeats=repeats, counter=counter)
-    report(result, describe(result), as_json)
+        found = find_shards(shards)
+    _run("captions", as_json, found, job, repeats=repeats)

@@ -1,4 +1,4 @@
-"""What `generate` and `upscale` share: placement and noise of a call, pictures written one by one, the report."""
+"""What `generate` and `upscale` share: options, pictures written one by one, the report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
-from cogview3.cli.options import report
+from cogview3.cli import options
+from cogview3.cli.options import Device, Dtype, Offload, Quantize, report
 from cogview3.cli.pictures import free_place, save_png
 
 if TYPE_CHECKING:
@@ -15,10 +17,42 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-NegativeOption = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
-OutOption = Annotated[
-    Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
-]
+class DrawOptions(BaseModel):
+    """Options of whatever draws."""
+
+    model: options.ModelOption = "scenes"
+    mode: options.ModeOption = None
+    fast: options.FastOption = False
+    negative: Annotated[str | None, typer.Option("--negative", help="What to steer away from.")] = None
+    relay_steps: options.RelayStepsOption = None
+    guidance: options.GuidanceOption = None
+    light: options.LightOption = False
+    tile_size: options.TileSizeOption = None
+    prompt_cache: options.PromptCacheOption = None
+    offload: options.OffloadOption = Offload.none
+    quantize: options.QuantizeOption = None
+    drop_text_encoder: options.DropTextEncoderOption = False
+    vae_slicing: options.VaeSlicingOption = False
+    vae_tiling: options.VaeTilingOption = False
+    compile_networks: options.CompileOption = False
+    seed: options.SeedOption = None
+    device: options.DeviceOption = Device.auto
+    dtype: options.DtypeOption = Dtype.auto
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
+    ] = None
+    as_json: options.JsonOption = False
+
+    @property
+    def placement(self) -> tuple[Offload, Quantize | None, bool, bool, bool, bool]:
+        """The fields of `generation.placement.Placement`."""
+        how = (self.drop_text_encoder, self.vae_slicing, self.vae_tiling, self.compile_networks)
+        return (self.offload, self.quantize, *how)
+
+    def seeds(self, count: int) -> range:
+        """Of so many pictures, from --seed on."""
+        first = options.pick_seed(self.seed)
+        return range(first, first + count)
 
 
 class Gallery:
@@ -29,11 +63,11 @@ class Gallery:
 
     Args:
         planned: a path for each picture.
-        named: whether the user named the file.
+        out: what --out names: a file, or the folder that they are planned in.
     """
 
-    def __init__(self, planned: Sequence[Path], named: bool) -> None:
-        self._planned, self._named = planned, named
+    def __init__(self, planned: Sequence[Path], out: Path | None) -> None:
+        self._planned, self._named = planned, out is not None and planned[0].parent != out
         self.written: list[Path] = []
 
     def add(self, image: "Image", facts: Mapping[str, object], place: Path | None = None) -> None:
@@ -64,20 +98,15 @@ def generators(seeds: Sequence[int]) -> "list[torch.Generator]":
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def compiling(compiled: bool) -> dict[str, float]:
-    """How long compiling took, as a part of the report; nothing where nothing was."""
-    if not compiled:
-        return {}
-    from cogview3.generation.compiling import compile_seconds
+def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, draw: DrawOptions) -> None:
+    """Report the pictures written, how long drawing and compiling took, and the seeds."""
+    if draw.compile_networks:
+        from cogview3.generation.compiling import compile_seconds
 
-    return {"compile_seconds": round(compile_seconds(), 1)}
-
-
-def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, as_json: bool) -> None:
-    """Report the pictures written, how long drawing took, and the seeds."""
+        result |= {"compile_seconds": round(compile_seconds(), 1)}
     seeds = result["seeds"]
     shown = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
     lines = [*map(str, files), f"{len(seeds)} picture{'s' * (len(seeds) > 1)} in {seconds:.1f} s, {shown}"]
     if "compile_seconds" in result:
         lines[-1] += f"; compiling took {result['compile_seconds']:.1f} s of it"
-    report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), as_json)
+    report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), draw.as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cogview3.cli.drawing import Gallery, NegativeOption, OutOption, compiling, generators, tell
+from cogview3.cli.drawing import DrawOptions, Gallery, generators, tell
 from cogview3.cli.endpoints import KeyOption
 from cogview3.cli.expand import (
     ExpanderCacheOption,
@@ -21,99 +21,57 @@ from cogview3.cli.expand import (
 from cogview3.cli.loading import check_placement, free_memory, load, parse_lora
 from cogview3.cli.options import (
     BatchOption,
-    CompileOption,
-    Device,
-    DeviceOption,
-    DropTextEncoderOption,
-    Dtype,
-    DtypeOption,
-    FastOption,
-    GuidanceOption,
-    JsonOption,
-    LightOption,
-    ModelOption,
-    ModeOption,
-    Offload,
-    OffloadOption,
-    PromptCacheOption,
-    QuantizeOption,
     RelayGuidanceOption,
     RelaysOption,
-    RelayStepsOption,
     SamplerOption,
-    SeedOption,
     StepsOption,
-    TileSizeOption,
-    VaeSlicingOption,
-    VaeTilingOption,
     check_finite,
     clean_stdout,
     parse_size,
     pick_mode,
-    pick_seed,
 )
 from cogview3.cli.pictures import MAX_SHEET, contact_sheet, grid_file, open_picture, plan_files, slug
+from cogview3.cli.settings import with_options
 from cogview3.cli.typed import check_utf8, gather_prompts, hint_quotes, unexpandable, warn_of_prompts
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
     from cogview3.prompts.expand import Expansion
 
-SizeOption = Annotated[
-    str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
-]
-LoraOption = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="PATH[:SCALE]", help="Run or file of an adapter; repeatable; scale 1 by default."),
-]
-GridOption = Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")]
 
-
+@with_options(draw=DrawOptions)
 def generate(
+    draw: DrawOptions,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw, in quotes.")] = None,
-    model: ModelOption = "scenes",
     file: Annotated[Path | None, typer.Option("--file", help="Text file with a prompt a line.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each prompt.")] = 1,
-    negative: NegativeOption = None,
     steps: StepsOption = None,
-    relay_steps: RelayStepsOption = None,
     relays: RelaysOption = None,
-    guidance: GuidanceOption = None,
     relay_guidance: RelayGuidanceOption = None,
-    size: SizeOption = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
+    ] = None,
     image: Annotated[Path | None, typer.Option("--image", help="Picture to begin with instead of noise.")] = None,
     strength: Annotated[
         float | None, typer.Option("--strength", min=0, max=1, help="How much of it is redrawn; 0.6 by default.")
     ] = None,
     mask: Annotated[
-        Path | None,
-        typer.Option("--mask", help="Picture, white where --image is redrawn, black elsewhere."),
+        Path | None, typer.Option("--mask", help="Picture, white where --image is redrawn, black elsewhere.")
     ] = None,
-    lora: LoraOption = None,
-    tile_size: TileSizeOption = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora", metavar="PATH[:SCALE]", help="Run or file of an adapter; repeatable; scale 1 by default."
+        ),
+    ] = None,
     sampler: SamplerOption = None,
     expand: ExpandOption = None,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
     key_env: KeyOption = None,
-    prompt_cache: PromptCacheOption = None,
-    offload: OffloadOption = Offload.none,
-    quantize: QuantizeOption = None,
-    drop_text_encoder: DropTextEncoderOption = False,
-    vae_slicing: VaeSlicingOption = False,
-    vae_tiling: VaeTilingOption = False,
-    compile_networks: CompileOption = False,
-    mode: ModeOption = None,
-    fast: FastOption = False,
-    light: LightOption = False,
-    grid: GridOption = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
     batch: BatchOption = 4,
-    seed: SeedOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    out: OutOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Draw pictures of prompts.
 
@@ -121,11 +79,11 @@ def generate(
     """
     texts = [text for text in gather_prompts(prompts or [], file) for _ in range(count)]
     hint_quotes(prompts or [])
-    check_utf8("--negative", negative)
+    check_utf8("--negative", draw.negative)
     width, height = parse_size(size)
-    for name, scale in (("--guidance", guidance), ("--relay-guidance", relay_guidance), ("--strength", strength)):
+    for name, scale in (("--guidance", draw.guidance), ("--relay-guidance", relay_guidance), ("--strength", strength)):
         check_finite(name, scale)
-    for name, given in (("--relay-steps", relay_steps), ("--relay-guidance", relay_guidance)):
+    for name, given in (("--relay-steps", draw.relay_steps), ("--relay-guidance", relay_guidance)):
         if relays == 0 and given is not None:
             raise UserError(f"{name} {given:g} is for a relay, but --relays 0 has none: leave it out")
     adapters = [parse_lora(entry) for entry in lora or []]
@@ -135,50 +93,54 @@ def generate(
         raise UserError(f"--grid shows at most {MAX_SHEET} pictures, not {len(texts)}: leave it out")
     begin_with = None if image is None else open_picture(image)
     masked = None if mask is None else open_picture(mask)
-    mode, seed = pick_mode(mode, fast), pick_seed(seed)
-    seeds = range(seed, seed + len(texts))
-    files = plan_files(out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
-    sheet = grid_file(out, seed, files) if grid else None
-    gallery = Gallery(files, named=out is not None and files[0].parent != out)
-    expand = wants_expansion(expand, model, expander, expander_model, expander_cache, key_env)
-    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
+    mode, seeds = pick_mode(draw.mode, draw.fast), draw.seeds(len(texts))
+    files = plan_files(draw.out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
+    sheet = grid_file(draw.out, seeds[0], files) if grid else None
+    gallery = Gallery(files, draw.out)
+    expand = wants_expansion(expand, draw.model, expander, expander_model, expander_cache, key_env)
     picture = {
         "height": height,
         "width": width,
         "relays": relays,
         "batch": min(batch, len(texts)),
-        "tile_size": tile_size,
-        "guided": any(scale is None or scale > 1 for scale in (guidance, relay_guidance)),
-        "light": light or None,
+        "tile_size": draw.tile_size,
+        "guided": any(scale is None or scale > 1 for scale in (draw.guidance, relay_guidance)),
+        "light": draw.light or None,
     }
-    with clean_stdout(as_json), ExitStack() as stack:
+    with clean_stdout(draw.as_json), ExitStack() as stack:
         if not adapters:  # an adapter may have taught what the model has not learned
-            warn_of_prompts(model, texts)
+            warn_of_prompts(draw.model, texts)
         written = None
         if expand:
             import cogview3
 
-            check_placement(device, dtype, placement)
-            cogview3.CogView3Pipeline.check_model(model, mode)
-            made = open_expander(model, expander, expander_model, expander_cache, device, key_env=key_env)
-            written = expand_all(made, texts, unexpandable(model, expander, texts))
+            check_placement(draw.device, draw.dtype, draw.placement)
+            cogview3.CogView3Pipeline.check_model(draw.model, mode)
+            made = open_expander(draw.model, expander, expander_model, expander_cache, draw.device, key_env=key_env)
+            written = expand_all(made, texts, unexpandable(draw.model, expander, texts))
             del made  # a local one need not stay beside the model
             free_memory()
         drawn = texts if written is None else [each.text for each in written]
-        told = [*dict.fromkeys(drawn), negative]
-        pipe = stack.enter_context(
-            load("CogView3Pipeline", model, mode, device, dtype, prompt_cache, told, placement, picture, adapters)
-        )
+        told = [*dict.fromkeys(drawn), draw.negative]
+        pipe = stack.enter_context(load("CogView3Pipeline", draw, told, picture, adapters))
         from cogview3.models.modes import Overrides
         from cogview3.references import find
 
-        asked = Overrides(steps, relay_steps, guidance, relay_guidance, relays, sampler and str(sampler), light or None)
-        facts = {"model": find(model).label, "mode": pipe.mode_name} | _settled(pipe, asked)
+        asked = Overrides(
+            steps=steps,
+            relay_steps=draw.relay_steps,
+            guidance=draw.guidance,
+            relay_guidance=relay_guidance,
+            relays=relays,
+            sampler=sampler and str(sampler),
+            light=draw.light or None,
+        )
+        facts = {"model": find(draw.model).label, "mode": pipe.mode_name} | _settled(pipe, asked)
         facts |= {
-            "tile_size": tile_size,
-            "negative_prompt": negative,
+            "tile_size": draw.tile_size,
+            "negative_prompt": draw.negative,
             "image": image and image.name,
-            "strength": _strength(strength, masked is not None) if image else None,
+            "strength": pipe.default_strength(masked) if image and strength is None else strength,
             "mask": mask and mask.name,
             "lora": ", ".join(lora or []) or None,
         }
@@ -188,14 +150,14 @@ def generate(
                 part = slice(first, first + batch)
                 images = pipe(
                     drawn[part],
-                    negative_prompt=negative,
+                    negative_prompt=draw.negative,
                     width=width,
                     height=height,
                     **asked.arguments(),
                     image=begin_with,
                     strength=strength,
                     mask_image=masked,
-                    tile_size=tile_size,
+                    tile_size=draw.tile_size,
                     generator=generators(seeds[part]),
                 ).images
                 for index, one in enumerate(images, first):
@@ -205,9 +167,8 @@ def generate(
         seconds = time.perf_counter() - start
         if sheet is not None:
             columns = count if 1 < count < len(texts) else None
-            about = {"seed": seed, "prompts": " | ".join(dict.fromkeys(texts))[:1000]}
+            about = {"seed": seeds[0], "prompts": " | ".join(dict.fromkeys(texts))[:1000]}
             gallery.add(contact_sheet(shown, columns), facts | about, sheet)
-        facts |= compiling(compile_networks)
     grid_at = str(gallery.written[-1]) if sheet else None
     result = facts | {"prompts": texts, "seeds": list(seeds), "grid": grid_at}
     if written is not None:
@@ -216,7 +177,7 @@ def generate(
             "expanded_prompts": drawn,
             "not_expanded": {each.prompt: each.reason for each in written if each.reason},
         }
-    tell(result, gallery.written, seconds, as_json)
+    tell(result, gallery.written, seconds, draw)
 
 
 def _settled(pipe: Any, asked: Any) -> dict[str, Any]:
@@ -240,10 +201,3 @@ def _own(prompt: str, seed: int, written: "Expansion | None") -> dict[str, Any]:
     if written is not None and not written.reason:
         own |= {"expanded_prompt": written.text, "expander": written.model}
     return own
-
-
-def _strength(given: float | None, masked: bool) -> float:
-    from cogview3.generation.pipeline import DEFAULT_STRENGTH
-
-    default = 1.0 if masked else DEFAULT_STRENGTH
-    return default if given is None else given

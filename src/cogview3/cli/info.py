@@ -37,8 +37,7 @@ def info(
 def describe(folder: Path) -> dict[str, Any]:
     """What a model folder in diffusers' format holds: sides in pixels, sizes on disk and in memory in bytes.
 
-    Raises:
-        UserError: no model folder, or a damaged one.
+    Raises UserError where it is no model folder, or a damaged one.
     """
     from cogview3.generation.loading import PIPELINE_CLASSES, check_component, check_model_folder, read_index
     from cogview3.references import MODEL_INDEX, find
@@ -134,27 +133,23 @@ def memory(unet: str | None, relay_unet: str | None, parts: dict[str, dict[str, 
     return {"float32": 4 * count, "bfloat16": 2 * count}
 
 
-def _size_line(side: int | list[int] | None, base: int | list[int] | None) -> str:
-    if side is None:
-        return "  size     as asked for; the model names none"
-    if base is None:
-        return f"  size     any, as it only enlarges; memory is given for {_by(side)}"
-    return f"  size     {_by(side)}, base {_by(base)}"
-
-
-def _by(side: int | list[int]) -> str:
-    """Width x height."""
-    height, width = side if isinstance(side, list) else (side, side)
-    return f"{width}x{height}"
-
-
 def as_text(facts: dict[str, Any]) -> str:
     """The outcome of `describe` for people."""
+
+    def by(side: int | list[int]) -> str:
+        height, width = side if isinstance(side, list) else (side, side)
+        return f"{width}x{height}"
+
+    size = "as asked for; the model names none"
+    if facts["side"] is not None:
+        size = f"any, as it only enlarges; memory is given for {by(facts['side'])}"
+    if facts["base_side"] is not None:
+        size = f"{by(facts['side'])}, base {by(facts['base_side'])}"
     lines = [
         f"{facts['folder']} ({facts['class']})",
         f"  card     {facts['card'] or 'none'}",
         f"  prompts  up to {facts['prompt_tokens']} tokens" if facts["prompt_tokens"] else "  prompts  no tokenizer",
-        _size_line(facts["side"], facts["base_side"]),
+        f"  size     {size}",
         "  parts    millions of parameters, MB on disk",
     ]
     for name, part in facts["components"].items():

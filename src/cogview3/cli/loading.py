@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogview3.checkpoints import LORA_FILE
-from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype
+from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype, pick_mode
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from cogview3.cli.drawing import DrawOptions
     from cogview3.generation.placement import Placement
     from cogview3.prompts.cache import PromptCache
 
@@ -34,14 +35,9 @@ def quiet_libraries() -> None:
 @contextmanager
 def load(
     pipeline: str,
-    model: str,
-    mode: str | None,
-    device: Device,
-    dtype: Dtype,
-    prompt_cache: Path | None = None,
-    prompts: Sequence[str | None] = (),
-    placement: Sequence[Any] = (),
-    drawn: Mapping[str, Any] | None = None,
+    draw: "DrawOptions",
+    prompts: Sequence[str | None],
+    drawn: Mapping[str, Any],
     adapters: Sequence[tuple[Path, float]] = (),
 ) -> Iterator[Any]:
     """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
@@ -51,10 +47,9 @@ def load(
 
     Args:
         pipeline: name of the class.
-        model, mode, device, dtype, prompt_cache: as given on the command line.
+        draw: the command's options.
         prompts: all that will be drawn.
-        placement: the fields of `generation.placement.Placement`.
-        drawn: those of `generation.memory.Picture`, for an estimate before anything is loaded on a GPU.
+        drawn: fields of `generation.memory.Picture`, for an estimate before anything is loaded on a GPU.
         adapters: LoRA files and their scales.
 
     Raises:
@@ -66,17 +61,17 @@ def load(
     from cogview3.generation.placement import check_free, explained, model_estimates, place
 
     quiet_libraries()
-    kind = getattr(cogview3, pipeline)
-    where, how, number_format = check_placement(device, dtype, placement)
+    kind, model, mode = getattr(cogview3, pipeline), draw.model, pick_mode(draw.mode, draw.fast)
+    where, how, number_format = check_placement(draw.device, draw.dtype, draw.placement)
     parts: dict[str, Any] = {"dtype": number_format}
-    cache = None if prompt_cache is None else open_prompt_cache(prompt_cache, model, parts["dtype"], how.quantize)
+    cache = draw.prompt_cache and open_prompt_cache(draw.prompt_cache, model, number_format, how.quantize)
     told = [prompt for prompt in prompts if prompt is not None]
     encoded = bool(told) and not (cache is not None and cache.has(told))
     needs = {}
     if where == "cuda":
         kind.check_model(model, mode)  # an estimate needs a whole model
         more = {"vae_slicing": how.vae_slicing, "vae_tile_size": 512 if how.vae_tiling else None, "encoded": encoded}
-        needs = model_estimates(model, mode, Picture(**(drawn or {}), **more), parts["dtype"], how.quantize)
+        needs = model_estimates(model, mode, Picture(**drawn, **more), number_format, how.quantize)
         check_free(needs, how)
     if not encoded:
         parts["text_encoder"] = None

@@ -177,14 +177,6 @@ def pick_seed(seed: int | None) -> int:
     return secrets.randbelow(2**31) if seed is None else seed
 
 
-def pick_run(out: Path | None, name: str) -> Path:
-    """The run folder that --out names, runs/<name> by default; a file is a `UserError`."""
-    run = out or Path("runs") / name
-    if run.exists() and not run.is_dir():
-        raise UserError(f"--out {run}: is a file; give a run folder")
-    return run
-
-
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
     """Width and height in pixels from `WxH`; (None, None) leaves them to the model."""
     if size is None:

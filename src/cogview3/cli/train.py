@@ -1,7 +1,9 @@
-"""`train` and `export`: from a recipe to a run, from runs to a model folder."""
+"""`train`, `distill` and `export`: from a recipe to a run, from runs to a model folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +20,6 @@ from cogview3.cli.options import (
     clean_stdout,
     lines,
     pick_device,
-    pick_run,
     report,
 )
 from cogview3.config import UserError
@@ -39,28 +40,62 @@ def train(
 
     The same command resumes a stopped run.
     """
+    with _loaded(recipe, overrides, out, as_json) as (loaded, run):
+        from cogview3.training.loop import train
+
+        result = train(loaded, out=run, restart=restart, device=pick_device(device))
+    _report(result, lines(result), as_json)
+
+
+def distill(
+    recipe: RecipeArgument,
+    overrides: OverridesOption = None,
+    out: RunFolderOption = None,
+    restart: RestartOption = False,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Distill a base or relay stage into few steps, or resume a distillation.
+
+    The same command resumes a stopped run; finished rounds are left as they are.
+    """
+    with _loaded(recipe, overrides, out, as_json) as (loaded, run):
+        from cogview3.distillation.rounds import distill
+
+        result = distill(loaded, out=run, restart=restart, device=pick_device(device))
+    _report(result, "\n".join([f"run: {result['run']}", *map(_round_line, result["rounds"])]), as_json)
+
+
+@contextmanager
+def _loaded(recipe: str, overrides: list[str] | None, out: Path | None, as_json: bool) -> Iterator[tuple[Any, Path]]:
+    """A recipe and its run folder, --out or runs/<name>, with the libraries quiet within the block."""
     from cogview3.config import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    out = pick_run(out, loaded.name)
+    run = out or Path("runs") / loaded.name
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--out {run}: is a file; give a run folder")
     with clean_stdout(as_json):
         quiet_libraries()
-        from cogview3.training.loop import train as run
-
-        result = run(loaded, out=out, restart=restart, device=pick_device(device))
-    if leave_processes():
-        report(result, lines(result), as_json)
+        yield loaded, run
 
 
-def leave_processes() -> bool:
-    """End what `torchrun` and the like began; whether this process is the one that reports."""
+def _report(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """End what `torchrun` and the like began; of several processes, the main one reports."""
     from torch import distributed
 
-    if not distributed.is_initialized():
-        return True
-    main = distributed.get_rank() == 0
-    distributed.destroy_process_group()
-    return main
+    main = not distributed.is_initialized() or distributed.get_rank() == 0
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if main:
+        report(result, text, as_json)
+
+
+def _round_line(entry: dict[str, Any]) -> str:
+    """One round in words, such as `round-4: 8 to 4 steps, 20000 images, loss 0.0123 to 0.0031, 812 s`."""
+    steps = f"{entry['teacher_steps']} to {entry['student_steps']} steps, " if "student_steps" in entry else ""
+    losses = f"loss {entry['first_loss']:.4g} to {entry['loss']:.4g}"
+    return f"{entry['round']}: {steps}{entry['images']} images, {losses}, {entry['seconds']:.0f} s"
 
 
 def export(

@@ -7,73 +7,31 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli.drawing import Gallery, NegativeOption, OutOption, compiling, generators, tell
+from cogview3.cli.drawing import DrawOptions, Gallery, generators, tell
 from cogview3.cli.loading import load
-from cogview3.cli.options import (
-    CompileOption,
-    Device,
-    DeviceOption,
-    DropTextEncoderOption,
-    Dtype,
-    DtypeOption,
-    FastOption,
-    GuidanceOption,
-    JsonOption,
-    LightOption,
-    ModelOption,
-    ModeOption,
-    Offload,
-    OffloadOption,
-    PromptCacheOption,
-    QuantizeOption,
-    RelayStepsOption,
-    SeedOption,
-    TileSizeOption,
-    VaeSlicingOption,
-    VaeTilingOption,
-    check_finite,
-    clean_stdout,
-    pick_mode,
-    pick_seed,
-)
+from cogview3.cli.options import check_finite, clean_stdout
 from cogview3.cli.pictures import open_picture, plan_files
+from cogview3.cli.settings import with_options
 from cogview3.cli.typed import check_utf8
 from cogview3.config import UserError
 
 
+@with_options(draw=DrawOptions)
 def upscale(
+    draw: DrawOptions,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
     prompt: Annotated[str | None, typer.Option("--prompt", help="What they show, if known.")] = None,
-    model: ModelOption = "scenes",
-    negative: NegativeOption = None,
-    relay_steps: RelayStepsOption = None,
     relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
-    guidance: GuidanceOption = None,
-    tile_size: TileSizeOption = None,
     keep_colors: Annotated[
         bool | None,
         typer.Option("--keep-colors/--free-colors", help="Hold the picture's colors; on by default without a prompt."),
     ] = None,
-    prompt_cache: PromptCacheOption = None,
-    offload: OffloadOption = Offload.none,
-    quantize: QuantizeOption = None,
-    drop_text_encoder: DropTextEncoderOption = False,
-    vae_slicing: VaeSlicingOption = False,
-    vae_tiling: VaeTilingOption = False,
-    compile_networks: CompileOption = False,
-    mode: ModeOption = None,
-    fast: FastOption = False,
-    light: LightOption = False,
-    seed: SeedOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    out: OutOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Enlarge pictures with the relay stage.
 
     Sides grow 2^RELAYS times; any size will do.
     """
+    guidance, negative, light = draw.guidance, draw.negative, draw.light or None
     check_finite("--guidance", guidance)
     for name, text in (("--prompt", prompt), ("--negative", negative)):
         check_utf8(name, text)
@@ -81,36 +39,29 @@ def upscale(
             raise UserError(f"{name} is empty; give words, or leave it out")
     if guidance is not None and not (prompt or negative):
         raise UserError(f"--guidance {guidance:g} needs a --prompt: give one, or leave it out")
-    mode, seed = pick_mode(mode, fast), pick_seed(seed)
     sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
-    seeds = list(range(seed, seed + len(images)))
-    files = plan_files(out, [f"{path.stem}-{2**relays}x" for path in images])
-    gallery = Gallery(files, named=out is not None and files[0].parent != out)
+    seeds = list(draw.seeds(len(images)))
+    files = plan_files(draw.out, [f"{path.stem}-{2**relays}x" for path in images])
+    gallery = Gallery(files, draw.out)
     places = {path.resolve(): number for number, path in enumerate(images)}
     for number, path in enumerate(files):
         if places.get(path.resolve(), number) != number:
             raise UserError(f"{images[number]} would be enlarged into {path}, which is also an input; change --out")
-    placement = (offload, quantize, drop_text_encoder, vae_slicing, vae_tiling, compile_networks)
     width, height = max(sizes, key=math.prod)
     drawn = {"height": height << relays, "width": width << relays, "relays": relays}
-    drawn |= {"tile_size": tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light or None}
+    drawn |= {"tile_size": draw.tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light}
     from cogview3.models.modes import Overrides
     from cogview3.references import find
 
-    with (
-        clean_stdout(as_json),
-        load(
-            "CogView3UpscalePipeline", model, mode, device, dtype, prompt_cache, [prompt, negative], placement, drawn
-        ) as pipe,
-    ):
-        settled = pipe.settle(Overrides(relay_steps=relay_steps, relay_guidance=guidance, light=light or None))
+    with clean_stdout(draw.as_json), load("CogView3UpscalePipeline", draw, [prompt, negative], drawn) as pipe:
+        settled = pipe.settle(Overrides(relay_steps=draw.relay_steps, relay_guidance=guidance, light=light))
         facts = {
-            "model": find(model).label,
+            "model": find(draw.model).label,
             "mode": pipe.mode_name,
             "relays": relays,
             "relay_steps": settled.relay_steps,
             "relay_guidance": settled.relay_guidance if prompt or negative else None,
-            "tile_size": tile_size,
+            "tile_size": draw.tile_size,
             "keep_colors": prompt is None if keep_colors is None else keep_colors,
             "light": settled.light or None,
             "prompt": prompt,
@@ -123,15 +74,14 @@ def upscale(
                     open_picture(source),
                     prompt=prompt,
                     negative_prompt=negative,
-                    num_inference_steps=relay_steps,
+                    num_inference_steps=draw.relay_steps,
                     num_relays=relays,
                     guidance_scale=guidance,
-                    tile_size=tile_size,
-                    light=light or None,
+                    tile_size=draw.tile_size,
+                    light=light,
                     keep_colors=keep_colors,
                     generator=generators([number]),
                 ).images[0]
                 gallery.add(enlarged, facts | {"image": source.name, "seed": number})
         seconds = time.perf_counter() - start
-        facts |= compiling(compile_networks)
-    tell(facts | {"seeds": seeds}, gallery.written, seconds, as_json)
+    tell(facts | {"seeds": seeds}, gallery.written, seconds, draw)

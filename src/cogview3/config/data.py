@@ -2,46 +2,50 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from cogview3.config.tables import Checked, Count, Positive, PositiveFloat, Share, Table
 
 
-def _of_the_rest(share: float, other: str, info: ValidationInfo) -> float:
-    """A share of what another one leaves of 1."""
-    rest = 1 - info.data.get(other, 0.0)
-    if share > rest + 1e-9:
-        raise ValueError(f"more than {other} leaves; give at most {rest:g}")
-    return share
+def _rest_of(other: str) -> AfterValidator:
+    """For a share of what another one leaves of 1."""
+
+    def check(share: float, info: ValidationInfo) -> float:
+        rest = 1 - info.data.get(other, 0.0)
+        if share > rest + 1e-9:
+            raise ValueError(f"more than {other} leaves; give at most {rest:g}")
+        return share
+
+    return AfterValidator(check)
+
+
+def _part_of_size(parts: int) -> AfterValidator:
+    """For a side of which a picture of `size` has as many or more."""
+
+    def check(side: int, info: ValidationInfo) -> int:
+        most = info.data.get("size", side * parts) // parts
+        if side > most:
+            raise ValueError(f"more than 1/{parts} of size {info.data['size']}; give at most {most}")
+        return side
+
+    return AfterValidator(check)
 
 
 class VaeData(Table):
     """First crops of `crop` pixels around objects, from whole pictures of `size` and of half of it; then whole ones."""
 
     size: Annotated[int, Field(ge=64, multiple_of=16)] = 256
-    crop: Annotated[int, Field(ge=32, multiple_of=8), Checked] = 64
+    crop: Annotated[int, Field(ge=32, multiple_of=8), Checked, _part_of_size(2)] = 64
     half_share: Share = 0.35
     whole_from: Share = 0.6
-
-    @field_validator("crop")
-    @classmethod
-    def _fits(cls, crop: int, info: ValidationInfo) -> int:
-        if crop > info.data.get("size", crop * 2) // 2:
-            raise ValueError(f"more than half of size {info.data['size']}; give at most {info.data['size'] // 2}")
-        return crop
 
 
 class TextData(Table):
     """Shares of the three kinds of captions, and captions read to build the tokenizer."""
 
     brief_share: Share = 0.45
-    alt_share: Annotated[Share, Checked] = 0.1
+    alt_share: Annotated[Share, Checked, _rest_of("brief_share")] = 0.1
     tokenizer_captions: Positive = 8_000
-
-    @field_validator("alt_share")
-    @classmethod
-    def _fits(cls, share: float, info: ValidationInfo) -> float:
-        return _of_the_rest(share, "brief_share", info)
 
 
 class RecaptionerData(Table):
@@ -89,12 +93,7 @@ class _Latents(Table):
     size: Annotated[int, Field(ge=64, multiple_of=16)]
     text_dropout: Share = 0.1
     reconstructed_share: Share = 0.0
-    degraded_share: Annotated[Share, Checked] = 0.0
-
-    @field_validator("degraded_share")
-    @classmethod
-    def _fits(cls, share: float, info: ValidationInfo) -> float:
-        return _of_the_rest(share, "reconstructed_share", info)
+    degraded_share: Annotated[Share, Checked, _rest_of("reconstructed_share")] = 0.0
 
 
 class SceneData(_Latents):
@@ -244,16 +243,9 @@ class _WholePictures(Table):
     """
 
     size: Annotated[int, Field(ge=64, multiple_of=16)] = 256
-    patch: Annotated[int, Field(ge=32, multiple_of=8), Checked] = 64
+    patch: Annotated[int, Field(ge=32, multiple_of=8), Checked, _part_of_size(4)] = 64
     half_share: Share = 0.35
     whole_from: Share = 0.6
-
-    @field_validator("patch")
-    @classmethod
-    def _fits(cls, patch: int, info: ValidationInfo) -> int:
-        if patch > info.data.get("size", patch * 4) // 4:
-            raise ValueError(f"more than a quarter of size {info.data['size']}; give at most {info.data['size'] // 4}")
-        return patch
 
 
 class VaeShardData(_Shards, _WholePictures):

@@ -14,16 +14,9 @@ from cogview3.config.distill import DistillBaseRecipe, DistillRecipe, DistillRel
 from cogview3.config.recipes import (
     SCENES,
     SHARDS,
-    BaseRecipe,
+    TRAIN_KINDS,
     BaseTables,
-    EnlargerRecipe,
-    ExpanderRecipe,
-    LightDecoderRecipe,
-    PixelRecipe,
-    RecaptionerRecipe,
-    RelayRecipe,
-    TextRecipe,
-    VaeRecipe,
+    TrainRecipe,
     data_tables,
     drop_scene_entries,
 )
@@ -31,31 +24,10 @@ from cogview3.config.settings import parse_setting
 from cogview3.config.tables import Kind, Table
 from cogview3.errors import UserError, said
 
-TrainRecipe = (
-    VaeRecipe
-    | TextRecipe
-    | RecaptionerRecipe
-    | ExpanderRecipe
-    | BaseRecipe
-    | RelayRecipe
-    | PixelRecipe
-    | EnlargerRecipe
-    | LightDecoderRecipe
-)
-"""What `cogview3 train` runs."""
-
 Recipe = TrainRecipe | DistillRound | DistillRecipe
 
 KINDS: dict[str, type[TrainRecipe | DistillRecipe]] = {
-    Kind.vae: VaeRecipe,
-    Kind.text: TextRecipe,
-    Kind.recaptioner: RecaptionerRecipe,
-    Kind.expander: ExpanderRecipe,
-    Kind.base: BaseRecipe,
-    Kind.relay: RelayRecipe,
-    Kind.pixel: PixelRecipe,
-    Kind.enlarger: EnlargerRecipe,
-    Kind.light_decoder: LightDecoderRecipe,
+    **TRAIN_KINDS,
     Kind.distill_base: DistillBaseRecipe,
     Kind.distill_relay: DistillRelayRecipe,
 }
@@ -145,6 +117,8 @@ def _check_numbers(data: dict[str, Any], source: str) -> None:
 
 
 def _message(kind: type[BaseTables], error: Mapping[str, Any]) -> str:
+    if error["type"] == "missing" and error["loc"][-1] == "shards":
+        return """no shards; give folders, tars or tables of pictures, as in --set 'data.shards=["pictures"]'"""
     if error["type"] == "missing":
         return "Field required: give it in the recipe, or with --set"
     if error["type"] == "extra_forbidden":
@@ -170,18 +144,14 @@ def _read(name_or_path: str) -> dict[str, Any]:
         if not path.is_file():
             known = ", ".join(recipe_names())
             raise UserError(f"no recipe {name_or_path!r}; give a .toml file or one of: {known}")
-        text = _decode(path)
+        try:
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_RECIPE + 1)
+        except UnicodeDecodeError:
+            raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None
     else:
         text = packaged.read_text("utf-8")
     return parse_toml(text, f"recipe {name_or_path}")
-
-
-def _decode(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(MAX_RECIPE + 1)
-    except UnicodeDecodeError:
-        raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None
 
 
 def _override(data: dict[str, Any], override: str) -> str:

@@ -2,15 +2,21 @@
 
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from cogview3.config.tables import Checked, Positive, PositiveFloat, Table
 
 
-def _divisor(number: int, widths: tuple[int, ...]) -> int:
-    if any(width % number for width in widths):
-        raise ValueError(f"does not divide block_out_channels {list(widths)}; give a common divisor")
-    return number
+def _divides_widths(first: int = 0) -> AfterValidator:
+    """For a divisor of `block_out_channels`, of level `first` and those after it."""
+
+    def check(number: int, info: ValidationInfo) -> int:
+        widths = info.data.get("block_out_channels", ())[first:]
+        if any(width % number for width in widths):
+            raise ValueError(f"does not divide block_out_channels {list(widths)}; give a common divisor")
+        return number
+
+    return AfterValidator(check)
 
 
 class VaeModel(Table):
@@ -18,14 +24,9 @@ class VaeModel(Table):
 
     block_out_channels: tuple[Positive, Positive, Positive, Positive]
     layers_per_block: Positive = 1
-    norm_num_groups: Annotated[Positive, Checked] = 8
+    norm_num_groups: Annotated[Positive, Checked, _divides_widths()] = 8
     latent_channels: Positive = 4
     sample_size: Positive = 256
-
-    @field_validator("norm_num_groups")
-    @classmethod
-    def _divides(cls, number: int, info: ValidationInfo) -> int:
-        return _divisor(number, info.data.get("block_out_channels", ()))
 
 
 class TextModel(Table):
@@ -45,10 +46,6 @@ class ExpanderModel(TextModel):
     """A whole T5: its decoder writes, so it is larger and kept. `max_length` is of prompts and of what it writes."""
 
     num_decoder_layers: Positive = 3
-
-
-def _coarsest_patch(depths: tuple[int, ...]) -> int:
-    return 4 << (len(depths) - 1)
 
 
 class RecaptionerModel(Table):
@@ -73,7 +70,7 @@ class RecaptionerModel(Table):
     @property
     def coarsest_patch(self) -> int:
         """Side in pixels of the last level's patches."""
-        return _coarsest_patch(self.vision_depths)
+        return 4 << (len(self.vision_depths) - 1)
 
     @field_validator("vision_window")
     @classmethod
@@ -85,7 +82,7 @@ class RecaptionerModel(Table):
     @field_validator("image_size")
     @classmethod
     def _divides(cls, number: int, info: ValidationInfo) -> int:
-        patch = _coarsest_patch(info.data.get("vision_depths", (1,)))
+        patch = 4 << (len(info.data.get("vision_depths", (1,))) - 1)
         if number % patch:
             raise ValueError(f"not a multiple of {patch}, the last level's patches; give one")
         return number
@@ -105,19 +102,9 @@ class UNetModel(Table):
     block_out_channels: tuple[Positive, Positive, Positive]
     layers_per_block: Positive = 2
     transformer_layers_per_block: tuple[Positive, Positive, Positive] = (1, 1, 1)
-    head_dim: Annotated[Positive, Checked] = 32
-    norm_num_groups: Annotated[Positive, Checked] = 16
+    head_dim: Annotated[Positive, Checked, _divides_widths(first=1)] = 32  # the first level has no attention
+    norm_num_groups: Annotated[Positive, Checked, _divides_widths()] = 16
     size_embedding: Annotated[int, Field(gt=0, multiple_of=2)] = 16
-
-    @field_validator("head_dim")
-    @classmethod
-    def _divides_attending(cls, number: int, info: ValidationInfo) -> int:
-        return _divisor(number, info.data.get("block_out_channels", ())[1:])  # the first level has no attention
-
-    @field_validator("norm_num_groups")
-    @classmethod
-    def _divides(cls, number: int, info: ValidationInfo) -> int:
-        return _divisor(number, info.data.get("block_out_channels", ()))
 
 
 class PixelModel(Table):
@@ -132,16 +119,8 @@ class PixelModel(Table):
 
     block_out_channels: Annotated[tuple[Positive, ...], Field(min_length=1)]
     layers_per_block: Positive = 1
-    norm_num_groups: Annotated[Positive, Checked] = 16
+    norm_num_groups: Annotated[Positive, Checked, _divides_widths()] = 16
     patch: Positive = 1
-
-    @field_validator("norm_num_groups")
-    @classmethod
-    def _divides(cls, number: int, info: ValidationInfo) -> int:
-        widths = info.data.get("block_out_channels", ())
-        if any(width % number for width in widths):
-            raise ValueError(f"does not divide block_out_channels {list(widths)}; give a common divisor")
-        return number
 
     @property
     def multiple(self) -> int:

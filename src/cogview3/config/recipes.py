@@ -67,28 +67,21 @@ SCENES, SHARDS = "<scenes>", "<shards>"
 """Tags of the two kinds of [data] where there are two; pydantic's errors have them in the path to a key."""
 
 
-def _has_shards(data: Any) -> str:
-    """The tag of [data] that is of scenes where it does not say otherwise."""
-    return SHARDS if hasattr(data, "shards") or (isinstance(data, dict) and "shards" in data) else SCENES
+_OF_SHARDS = {"shards", "readers", "workers", "weights", "buckets", "bucket_step", "patch", "vae"}
+"""Keys by which [data] is known as that of shards, also where these are forgotten."""
 
 
-def _has_pictures(data: Any) -> str:
-    """The tag of [data] that is of scenes where it gives their number."""
-    return SCENES if hasattr(data, "pictures") or (isinstance(data, dict) and "pictures" in data) else SHARDS
+def _tag(data: Any) -> str:
+    """The tag of [data]: of scenes where it gives their number, or has nothing that is of shards."""
+    names = set(data if isinstance(data, dict) else getattr(type(data), "model_fields", ()))
+    return SHARDS if "pictures" not in names and names & _OF_SHARDS else SCENES
 
 
-VaePictures = Annotated[
-    Annotated[VaeData, Tag(SCENES)] | Annotated[VaeShardData, Tag(SHARDS)], Discriminator(_has_shards)
-]
-TextPictures = Annotated[
-    Annotated[TextData, Tag(SCENES)] | Annotated[TextShardData, Tag(SHARDS)], Discriminator(_has_shards)
-]
-RelayData = Annotated[
-    Annotated[SceneData, Tag(SCENES)] | Annotated[ShardData, Tag(SHARDS)], Discriminator(_has_pictures)
-]
-LightPictures = Annotated[
-    Annotated[LightData, Tag(SCENES)] | Annotated[LightShardData, Tag(SHARDS)], Discriminator(_has_pictures)
-]
+_ByKeys = Discriminator(_tag)
+VaePictures = Annotated[Annotated[VaeData, Tag(SCENES)] | Annotated[VaeShardData, Tag(SHARDS)], _ByKeys]
+TextPictures = Annotated[Annotated[TextData, Tag(SCENES)] | Annotated[TextShardData, Tag(SHARDS)], _ByKeys]
+RelayData = Annotated[Annotated[SceneData, Tag(SCENES)] | Annotated[ShardData, Tag(SHARDS)], _ByKeys]
+LightPictures = Annotated[Annotated[LightData, Tag(SCENES)] | Annotated[LightShardData, Tag(SHARDS)], _ByKeys]
 
 
 def _no_low_resolution(data: SceneData | ShardData) -> SceneData | ShardData:
@@ -216,6 +209,31 @@ class LightDecoderRecipe(BaseTables):
 
 
 LightRecipe = EnlargerRecipe | LightDecoderRecipe
+
+TrainRecipe = (
+    VaeRecipe
+    | TextRecipe
+    | RecaptionerRecipe
+    | ExpanderRecipe
+    | BaseRecipe
+    | RelayRecipe
+    | PixelRecipe
+    | EnlargerRecipe
+    | LightDecoderRecipe
+)
+"""What `cogview3 train` runs."""
+
+TRAIN_KINDS: dict[str, type[TrainRecipe]] = {
+    Kind.vae: VaeRecipe,
+    Kind.text: TextRecipe,
+    Kind.recaptioner: RecaptionerRecipe,
+    Kind.expander: ExpanderRecipe,
+    Kind.base: BaseRecipe,
+    Kind.relay: RelayRecipe,
+    Kind.pixel: PixelRecipe,
+    Kind.enlarger: EnlargerRecipe,
+    Kind.light_decoder: LightDecoderRecipe,
+}
 
 
 def data_tables(recipe: type[BaseTables]) -> dict[str, type[Table]]:

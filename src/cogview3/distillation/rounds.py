@@ -80,7 +80,7 @@ def distill(
             state.wait_for_everyone()  # the main process writes the weights
             table.append(table_entry(folder, part))
             if state.is_main_process:
-                _write_table(run, table)
+                checkpoints.write_text(run / ROUNDS_FILE, json.dumps({"format": 1, "rounds": table}, indent=1) + "\n")
         gc.collect()  # the networks of a finished run hang together in cycles
         trained.append(str(folder))
         return trained[-1]
@@ -231,10 +231,6 @@ def _read_table(run: Path) -> list[dict[str, Any]]:
     if not isinstance(table, list) or not all(isinstance(entry, dict) and "round" in entry for entry in table):
         raise UserError(f"{path} is damaged: {fix}")
     return table
-
-
-def _write_table(run: Path, table: list[dict[str, Any]]) -> None:
-    checkpoints.write_text(run / ROUNDS_FILE, json.dumps({"format": 1, "rounds": table}, indent=1) + "\n")
 
 
 def _three(value: int | tuple[int, ...]) -> list[int]:

@@ -135,8 +135,7 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
 
     The student's are of first order, too: a step of `RelayScheduler` with `solver_order` 2 depends on the one before.
 
-    Raises:
-        UserError: there is none, or the teacher was trained for another start.
+    Raises UserError where there is none, or the teacher was trained for another start.
     """
     folder = weights_folder(settings.teacher, "relay_scheduler" if is_relay else "scheduler")
     if not is_relay:
@@ -153,11 +152,7 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
 
 
 def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps: int) -> Levels:
-    """The steps that a pipeline with this scheduler makes.
-
-    Raises:
-        UserError: so many steps are not possible.
-    """
+    """The steps that a pipeline with this scheduler makes. Raises UserError where so many steps are not possible."""
     config = scheduler.config
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     sigmas = schedule.make_sigmas(*(config[name] for name in names))

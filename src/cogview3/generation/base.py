@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,8 @@ from cogview3.generation.masks import keep_in_relay
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.prompts import PromptsMixin
 from cogview3.models.modes import Mode
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,8 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     # in the chain, both UNets would stay. They are small, and simply on the device.
     _exclude_from_cpu_offload: ClassVar[list[str]] = list(LIGHT_COMPONENTS)
     _callback_tensor_inputs: ClassVar[list[str]] = [
-        "latents",
-        "pred_original_sample",
-        "prompt_embeds",
-        "negative_prompt_embeds",
+        *("latents", "pred_original_sample"),
+        *("prompt_embeds", "negative_prompt_embeds"),
     ]
     _relay_guidance = "_relay_guidance_scale"
 
@@ -139,13 +140,22 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         callback_tensors: Sequence[str],
     ) -> Run:
         """The last checks before work starts."""
-        inputs.check_output_type(output_type)
-        inputs.check_generators(generator, pictures)
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type is {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
+        if isinstance(generator, Sequence):
+            generator = list(generator)
+            if len(generator) != pictures:
+                raise UserError(
+                    f"{len(generator)} generators for {pictures} pictures: give one for each, or a single one"
+                )
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             callback_tensors = callback.tensor_inputs
-        inputs.check_callback(callback_tensors, self._callback_tensor_inputs)
+        allowed = self._callback_tensor_inputs
+        if unknown := [name for name in callback_tensors if name not in allowed]:
+            raise UserError(
+                f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}: choose from {', '.join(allowed)}"
+            )
         self._interrupt = False
-        generator = list(generator) if isinstance(generator, Sequence) else generator
         return Run(device, generator, callback, callback_tensors)
 
     def _output(self, images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:
@@ -175,7 +185,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         if run.masked is not None:
             known = self._to_latents(run.masked.at(height, width), settings.tile_size)
             mask = run.masked.for_latents(*low_res_latents.shape[2:])
-            keep = keep_in_relay(scheduler, known, low_res_latents, mask, noise)
+            keep = partial(keep_in_relay, scheduler, known, low_res_latents, mask, noise)
         stage = self._stage(
             run,
             f"relay {number}",

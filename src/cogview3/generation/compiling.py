@@ -40,8 +40,7 @@ def cache_folder() -> Path:
 def check_compiler(device: str) -> None:
     """Refuse to compile where torch has nothing to compile with.
 
-    Raises:
-        UserError: no C++ compiler for a CPU, or no Triton for a GPU.
+    Raises UserError without a C++ compiler for a CPU, or Triton for a GPU.
     """
     if torch.device(device).type == "cpu":
         names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]

@@ -12,22 +12,21 @@ from cogview3.config import UserError
 from cogview3.diffusion.schedule import base_timesteps
 
 AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)
-_UNETS = ("unet", "relay_unet")
 _OF_SCHEDULERS = ("scale_model_input", "add_noise", "init_noise_sigma")
 
 
 def check_components(components: Mapping[str, Any]) -> None:
     """Refuse components that a pipeline cannot draw with; any of them may be None.
 
-    Raises:
-        UserError: names the component, its class or size, and what will do.
+    Raises UserError naming the component, its class or size, and what will do.
     """
     vae, text_encoder = components.get("vae"), components.get("text_encoder")
     if vae is not None and not isinstance(getattr(vae, "_orig_mod", vae), AUTOENCODERS):
-        raise UserError(f"vae is a {type(vae).__name__}: give {_one_of(kind.__name__ for kind in AUTOENCODERS)}")
+        known = " or ".join(kind.__name__ for kind in AUTOENCODERS)
+        raise UserError(f"vae is a {type(vae).__name__}: give {known}")
     if vae is not None:
         _check_scaling(vae.config)
-    unets = {name: components[name] for name in _UNETS if components.get(name) is not None}
+    unets = {name: components[name] for name in ("unet", "relay_unet") if components.get(name) is not None}
     channels = vae.config.latent_channels if vae is not None else None
     width = getattr(getattr(text_encoder, "config", None), "d_model", None)
     for name, unet in unets.items():
@@ -51,7 +50,8 @@ def check_components(components: Mapping[str, Any]) -> None:
 
 def _check_scaling(config: Mapping[str, Any]) -> None:
     """Refuse latents that cannot be scaled."""
-    for name, value in (("scaling_factor", config.get("scaling_factor")), ("shift_factor", config.get("shift_factor"))):
+    for name in ("scaling_factor", "shift_factor"):
+        value = config.get(name)
         given = value is not None or name == "scaling_factor"
         if given and (not isinstance(value, Real) or not math.isfinite(value)):
             raise UserError(f"the vae's {name} is {value!r}: give it a finite number, as its config.json should have")
@@ -71,8 +71,3 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
         copy.set_timesteps(timesteps=base_timesteps(2, copy.config.num_train_timesteps))
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise UserError(f"scheduler {kind} cannot take the base's step list ({error}): {mend}") from None
-
-
-def _one_of(names: Any) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}"

@@ -70,32 +70,11 @@ def check_numbers(what: str, numbers: torch.Tensor, dtype: torch.dtype) -> None:
         raise FloatingPointError(f"{what} produced non-finite numbers in {dtype}: use it in bfloat16 or float32")
 
 
-def check_callback(names: Sequence[str], allowed: Sequence[str]) -> None:
-    """Refuse callback tensors that the pipeline does not have."""
-    if unknown := [name for name in names if name not in allowed]:
-        raise UserError(
-            f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}: choose from {', '.join(allowed)}"
-        )
-
-
-def check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, pictures: int) -> None:
-    """Refuse a list of generators that is not one for each picture."""
-    if isinstance(generator, list | tuple) and len(generator) != pictures:
-        raise UserError(f"{len(generator)} generators for {pictures} pictures: give one for each, or a single one")
-
-
 def check_embeds(name: str, embeds: Any, width: int) -> None:
     """Refuse prompt embeddings that are not (B, L, width) tensors."""
     if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[2] != width:
         shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
         raise UserError(f"{name} is {shape}: give a tensor of shape (B, tokens, {width}), as encode_prompt does")
-
-
-def check_output_type(output_type: str) -> None:
-    """Refuse an unknown kind of output."""
-    kinds = ("pil", "np", "pt", "latent")
-    if output_type not in kinds:
-        raise UserError(f"output_type is {output_type!r}: choose from {', '.join(kinds)}")
 
 
 def raw_sizes(image: Picture | Sequence[Picture]) -> list[tuple[int, int]]:
@@ -165,8 +144,7 @@ def _one_to_pixels(image: Any) -> torch.Tensor:
 def pad_reflected(pixels: torch.Tensor, multiple: int) -> torch.Tensor:
     """Pad (B, C, H, W) at the bottom and right by reflection, up to multiples of `multiple` pixels.
 
-    Raises:
-        UserError: a side is shorter than `multiple`.
+    Raises UserError where a side is shorter than `multiple`.
     """
     height, width = pixels.shape[2:]
     if min(height, width) < multiple:

@@ -43,8 +43,7 @@ class LatentsMixin(DiffusionPipeline):
 
         The UNets still see whole pictures, unless a call is given `tile_size`, which then counts for the VAE as well.
 
-        Raises:
-            UserError: a side that is no multiple of 64.
+        Raises UserError for a side that is no multiple of 64.
         """
         self.vae_tile_size = inputs.check_side("tile_size", tile_size, 8 * self.vae_scale_factor)
 

@@ -93,8 +93,7 @@ def vae_factor(block_out_channels: Sequence[int]) -> int:
 def read_index(path: Path) -> dict[str, Any]:
     """A `model_index.json`, whose components are of libraries that have such.
 
-    Raises:
-        UserError: damaged, or with code of elsewhere.
+    Raises UserError where it is damaged, or with code of elsewhere.
     """
     index = read_json(path, "copy or export the model again")
     if not isinstance(index.get("_class_name"), str):
@@ -112,8 +111,7 @@ def read_index(path: Path) -> dict[str, Any]:
 def check_component(folder: Path) -> None:
     """Refuse a component's folder that is missing, empty, without its weights, or with wrong ones; reads headers only.
 
-    Raises:
-        UserError: names the folder or file at fault.
+    Raises UserError naming the folder or file at fault.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(f"{folder} is missing or empty: copy or export the model again")
@@ -134,9 +132,7 @@ def check_component(folder: Path) -> None:
 def check_target(out: Path) -> None:
     """Refuse to write a model where something else is; an earlier model may be replaced.
 
-    Raises:
-        UserError: `out` is a file, a folder with other things in it, or one that nothing can take the place of: the
-            current one, or where a disk is mounted.
+    Raises UserError where `out` is a file, a folder with other things in it, the current folder, or a disk's own.
     """
     if out.resolve() == Path.cwd() or os.path.ismount(out):
         raise UserError(f"{out} is the current folder or a disk's own, which cannot be replaced; give one inside it")

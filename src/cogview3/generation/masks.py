@@ -6,7 +6,6 @@ of the given picture, with the noise (and, in a relay, the blur) that the stage 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,21 +52,18 @@ class Masked:
         return mask * drawn + (1 - mask) * pixels
 
 
-def keep_in_base(scheduler: Any, known: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor) -> Keep:
-    """Puts latents of the given pictures back after each step of the base.
+def keep_in_base(
+    scheduler: Any, known: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, latents: torch.Tensor, index: int
+) -> torch.Tensor:
+    """Latents (B, C, h, w) after step `index` of the base, with those of the given pictures put back.
 
     Args:
         scheduler: diffusers', with its steps set.
         known: latents of the pictures, (B, C, h, w), scaled.
         mask: of `Masked.for_latents`.
         noise: unit variance, (B, C, h, w).
+        latents, index: as `Keep` is given them.
     """
-    return partial(_kept_in_base, scheduler, known, mask, noise)
-
-
-def _kept_in_base(
-    scheduler: Any, known: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, latents: torch.Tensor, index: int
-) -> torch.Tensor:
     at, times = known, scheduler.timesteps
     if index + 1 < len(times):
         at = scheduler.add_noise(known, noise, times[index + 1 : index + 2].expand(len(known)))
@@ -75,20 +71,6 @@ def _kept_in_base(
 
 
 def keep_in_relay(
-    scheduler: Any, known: torch.Tensor, low_res_latents: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor
-) -> Keep:
-    """The same for a relay: the kept latents are the forward process's (equation 5), blurred towards z_L.
-
-    Args:
-        scheduler: a `RelayScheduler` with its steps set.
-        known: latents of the pictures at this relay's size, (B, C, h, w), scaled.
-        low_res_latents: z_L, alike.
-        mask, noise: as for `keep_in_base`.
-    """
-    return partial(_kept_in_relay, scheduler, known, low_res_latents, mask, noise)
-
-
-def _kept_in_relay(
     scheduler: Any,
     known: torch.Tensor,
     low_res_latents: torch.Tensor,
@@ -97,6 +79,14 @@ def _kept_in_relay(
     latents: torch.Tensor,
     index: int,
 ) -> torch.Tensor:
+    """The same for a relay: the kept latents are the forward process's (equation 5), blurred towards z_L.
+
+    Args:
+        scheduler: a `RelayScheduler` with its steps set.
+        known: latents of the pictures at this relay's size, (B, C, h, w), scaled.
+        low_res_latents: z_L, alike.
+        mask, noise, latents, index: as for `keep_in_base`.
+    """
     return mask * latents + (1 - mask) * scheduler.noised(known, low_res_latents, noise, index + 1)
 
 

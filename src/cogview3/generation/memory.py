@@ -101,8 +101,7 @@ class Stage:
 def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
     """Networks by component on the meta device, from the `config.json` of their folders.
 
-    Raises:
-        UserError: a configuration is missing or damaged.
+    Raises UserError where a configuration is missing or damaged.
     """
     kinds: dict[str, Callable[[Path], nn.Module]] = {
         "text_encoder": lambda folder: T5EncoderModel(T5Config.from_pretrained(folder)),

@@ -1,6 +1,7 @@
 """Prompt to picture: the base stage, then relay stages that double the side."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -46,10 +47,7 @@ class CogView3Pipeline(RelayPipelineBase):
     """
 
     _optional_components: ClassVar[list[str]] = [
-        "tokenizer",
-        "text_encoder",
-        "relay_unet",
-        "relay_scheduler",
+        *("tokenizer", "text_encoder", "relay_unet", "relay_scheduler"),
         *LIGHT_COMPONENTS,
     ]
     _required_components: ClassVar[tuple[str, ...]] = ("vae", "unet", "scheduler")
@@ -189,9 +187,7 @@ class CogView3Pipeline(RelayPipelineBase):
         scheduler, device = self._base_scheduler(sampler), self._execution_device
         if mask_image is not None and image is None:
             raise UserError("mask_image is given, but there is no image: give one, or leave mask_image out")
-        if mask_image is not None and strength is None:
-            strength = 1.0
-        share = self._check_strength(image, strength, latents)
+        share = self._check_strength(image, strength, latents, mask_image)
         taken = self._set_timesteps(scheduler, sampler, settled.steps, share, device)
         self._num_timesteps = taken + relays.count * relays.steps
         size = self._base_size(height, width, relays.count)
@@ -222,17 +218,26 @@ class CogView3Pipeline(RelayPipelineBase):
         keep = None
         if masked is not None:
             run.masked = masked.to(device)
-            keep = keep_in_base(scheduler, known, run.masked.for_latents(*shape[2:]), noise)
+            keep = partial(keep_in_base, scheduler, known, run.masked.for_latents(*shape[2:]), noise)
         stage = self._stage(
             run, "base", self.unet, scheduler, "_guidance_scale", size, keep=keep, generator=run.generator
         )
-        latents = self._denoise(stage, self._base_start(scheduler, noise, known), run)
+        if known is None:
+            begin = noise * scheduler.init_noise_sigma
+        else:  # pictures, with as much noise as the first step has
+            begin = scheduler.add_noise(known, noise, scheduler.timesteps[:1].expand(len(known)))
+        latents = self._denoise(stage, begin, run)
         if relays.count and not self._interrupt:
             latents = self._relays(self._enlarge(latents, tile_size, relays.light), relays, run)
         images = latents if output_type == "latent" else self._to_pixels(latents, tile_size, relays.light)
         if run.masked is not None and output_type != "latent":
             images = run.masked.paste(images)
         return self._output(images, output_type, return_dict)
+
+    @staticmethod
+    def default_strength(mask_image: Any = None) -> float:
+        """`strength` where a call with an `image` leaves it out: with a mask its part is redrawn from noise."""
+        return DEFAULT_STRENGTH if mask_image is None else 1.0
 
     def _check_latents(
         self, latents: torch.Tensor | None, pictures: int, size: tuple[int, int]
@@ -257,7 +262,7 @@ class CogView3Pipeline(RelayPipelineBase):
             size.append(side // 2**num_relays)
         return size[0], size[1]
 
-    def _check_strength(self, image: Any, strength: float | None, latents: torch.Tensor | None) -> float:
+    def _check_strength(self, image: Any, strength: float | None, latents: torch.Tensor | None, mask: Any) -> float:
         """The share of the base's steps to take: all without an image."""
         if image is None:
             if strength is not None:
@@ -265,7 +270,7 @@ class CogView3Pipeline(RelayPipelineBase):
             return 1.0
         if latents is not None:
             raise UserError("both image and latents are given: leave one out")
-        strength = inputs.check_real("strength", DEFAULT_STRENGTH if strength is None else strength, 0, 1)
+        strength = inputs.check_real("strength", self.default_strength(mask) if strength is None else strength, 0, 1)
         if strength == 0:
             raise UserError("strength is 0, which would draw nothing: give a number above 0 and up to 1")
         return strength
@@ -274,12 +279,7 @@ class CogView3Pipeline(RelayPipelineBase):
         self, image: inputs.Picture | Sequence[inputs.Picture], pictures: int, per_prompt: int, size: tuple[int, int]
     ) -> torch.Tensor:
         """The pictures to begin with, (pictures, 3, *size) in -1..1."""
-        pixels = inputs.to_pixels(image)
-        if len(pixels) not in (1, pictures // per_prompt):
-            prompts = pictures // per_prompt
-            raise UserError(f"{len(pixels)} images for {prompts} prompts: give one for each, or one for all")
-        pixels = inputs.cover(pixels, *size)
-        return pixels.expand(pictures // per_prompt, -1, -1, -1).repeat_interleave(per_prompt, dim=0)
+        return _for_each("images", inputs.cover(inputs.to_pixels(image), *size), pictures, per_prompt)
 
     def _fit_mask(self, mask: Any, image: Any, pictures: int, per_prompt: int, size: tuple[int, int]) -> torch.Tensor:
         """The masks at the final size, (pictures, 1, *size) in 0..1."""
@@ -287,17 +287,7 @@ class CogView3Pipeline(RelayPipelineBase):
         height, width = masks.shape[2:]
         if sizes and sizes[0] != (width, height):
             raise UserError(f"mask_image is {width}x{height}, but image {sizes[0][0]}x{sizes[0][1]}: make them equal")
-        prompts = pictures // per_prompt
-        if len(masks) not in (1, prompts):
-            raise UserError(f"{len(masks)} masks for {prompts} prompts: give one for each, or one for all")
-        masks = inputs.cover(masks, *size).clamp(0, 1)
-        return masks.expand(prompts, -1, -1, -1).repeat_interleave(per_prompt, dim=0)
-
-    def _base_start(self, scheduler: Any, noise: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-        """Latents that the base begins with: noise, or those of pictures with as much noise as its first step has."""
-        if known is None:
-            return noise * scheduler.init_noise_sigma
-        return scheduler.add_noise(known, noise, scheduler.timesteps[:1].expand(len(known)))
+        return _for_each("masks", inputs.cover(masks, *size).clamp(0, 1), pictures, per_prompt)
 
     def _base_scheduler(self, sampler: str | None) -> Any:
         """The base's scheduler for this call: the pipeline's own, or a sampler asked for on its noise levels."""
@@ -324,3 +314,11 @@ class CogView3Pipeline(RelayPipelineBase):
             times = log_timesteps(taken, ((1 - kept) / kept).sqrt(), times[0])
         scheduler.set_timesteps(timesteps=times, device=device)
         return len(scheduler.timesteps)  # schedulers of second order make two of each
+
+
+def _for_each(what: str, given: torch.Tensor, pictures: int, per_prompt: int) -> torch.Tensor:
+    """Pictures or masks (1 or prompts, ...), repeated for each of the pictures that are drawn."""
+    prompts = pictures // per_prompt
+    if len(given) not in (1, prompts):
+        raise UserError(f"{len(given)} {what} for {prompts} prompts: give one for each, or one for all")
+    return given.expand(prompts, -1, -1, -1).repeat_interleave(per_prompt, dim=0)

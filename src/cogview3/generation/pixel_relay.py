@@ -87,8 +87,7 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         Sets `sigmas`, (p + 1,), float64, the noise levels before each step and 0 after the last, `alphas`, (p + 1, s,
         s), the damping at each, and `timesteps`, what the network is given for each call of it: 250 ln sigma.
 
-        Raises:
-            ValueError: `num_inference_steps` is no whole number of at least 1.
+        Raises ValueError where `num_inference_steps` is no whole number of at least 1.
         """
         config = self.config
         self.sigmas = pixel_relay.edm_sigmas(num_inference_steps, config.sigma_start, config.sigma_min, config.rho)

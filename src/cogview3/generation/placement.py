@@ -21,11 +21,7 @@ from cogview3.references import Reference, find
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZED = ("int8", "fp8")
 FP8_CAPABILITY = (8, 9)
-_OPTIONS = {
-    "drop-text-encoder": "--drop-text-encoder",
-    "model": "--offload model",
-    "sequential": "--offload sequential",
-}
+_OPTIONS = {"drop-text-encoder": "--drop-text-encoder"} | {name: f"--offload {name}" for name in OFFLOADS[1:]}
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,7 @@ class Placement:
     def check(self, device: str, dtype: torch.dtype | None = None) -> None:
         """Refuse what cannot be had on a device, in a number format if one is given, or together.
 
-        Raises:
-            UserError: naming the option and the fix.
+        Raises UserError naming the option and the fix.
         """
         kind = torch.device(device).type
         if self.offload not in OFFLOADS:
@@ -67,22 +62,15 @@ class Placement:
             other = "--quantize" if self.quantize else "--compile"
             raise UserError(f"--offload sequential moves single weights, which {other} cannot: use --offload model")
         if self.quantize == "fp8":
-            _check_fp8(kind)
+            if kind != "cuda" or torch.cuda.get_device_capability() < FP8_CAPABILITY:
+                has = ".".join(map(str, torch.cuda.get_device_capability())) if kind == "cuda" else kind
+                raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, not {has}: use int8")
             if dtype not in (None, torch.bfloat16):
                 raise UserError("--quantize fp8 goes with --dtype bfloat16 alone: leave --dtype out, or use int8")
         if self.quantize:
             _import_torchao()
         if self.compile:
             check_compiler(device)
-
-
-def _check_fp8(kind: str) -> None:
-    if kind != "cuda":
-        raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, not {kind}: use int8")
-    capability = torch.cuda.get_device_capability()
-    if capability < FP8_CAPABILITY:
-        has = ".".join(map(str, capability))
-        raise UserError(f"--quantize fp8 needs CUDA capability 8.9 or more, and this GPU has {has}: use int8")
 
 
 def _import_torchao() -> Any:
@@ -173,8 +161,7 @@ def model_estimates(
 ) -> dict[str, int]:
     """`memory.estimates` for a model by its name; empty for one on the hub, whose configurations are not here.
 
-    Raises:
-        UserError: a picture that the model cannot draw, or a damaged configuration.
+    Raises UserError for a picture that the model cannot draw, or a damaged configuration.
     """
     found = find(model, mode)
     if found.on_hub:
@@ -213,10 +200,9 @@ def network_folders(model: Reference) -> dict[str, Path]:
 
 def chosen(placement: Placement) -> str:
     """The one of `memory.MODES` that a placement is."""
-    return placement.offload if placement.offload != "none" else MODE_OF_DROP[placement.drop_text_encoder]
-
-
-MODE_OF_DROP = {False: "none", True: "drop-text-encoder"}
+    if placement.offload == "none" and placement.drop_text_encoder:
+        return "drop-text-encoder"
+    return placement.offload
 
 
 def advice(needs: Mapping[str, int], free: int, placement: Placement) -> str:
@@ -256,8 +242,7 @@ def check_free(needs: Mapping[str, int], placement: Placement, free: int | None 
 def explained(needs: Mapping[str, int], placement: Placement) -> Iterator[None]:
     """Turn torch's running out of GPU memory into an error that names the mode that would fit.
 
-    Raises:
-        OutOfMemory: as `check_free`, though here the estimate said that it would do.
+    Raises OutOfMemory as `check_free`, though here the estimate said that it would do.
     """
     try:
         yield

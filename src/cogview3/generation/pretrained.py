@@ -156,8 +156,7 @@ class ModePipeline(DiffusionPipeline):
 
         A name on the hub is left alone.
 
-        Raises:
-            UserError: an unknown model or mode, a foreign or damaged folder.
+        Raises UserError for an unknown model or mode, a foreign or damaged folder.
         """
         found = find(model, mode)
         if not found.on_hub:
@@ -175,8 +174,7 @@ class ModePipeline(DiffusionPipeline):
 
         Other modes, and an expander, that the model's folder holds are no components: a warning names what is left out.
 
-        Raises:
-            UserError: adapters are loaded, or weights are quantized, which such a folder cannot hold.
+        Raises UserError where adapters are loaded, or weights are quantized, which such a folder cannot hold.
         """
         for name, unet in self._unets().items():
             if getattr(unet, "peft_config", None):
@@ -318,8 +316,7 @@ def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> N
     diffusers leaves a missing tensor on the meta device. transformers draws it at random; there the names in
     the files that it was loaded from are compared, a tied tensor counting as present.
 
-    Raises:
-        UserError: names the component and the first missing tensors, or there are no files to compare.
+    Raises UserError naming the component and the first missing tensors, or where there are no files to compare.
     """
     state = module.state_dict()
     missing = [key for key, tensor in state.items() if tensor.is_meta]

@@ -166,11 +166,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         self._x0_before: torch.Tensor | None = None
 
     def index_for_timestep(self, timestep: int | float | torch.Tensor) -> int:
-        """Index of a time in `timesteps`.
-
-        Raises:
-            ValueError: it is none of them.
-        """
+        """Index of a time in `timesteps`. Raises ValueError where it is none of them."""
         matches = (self.timesteps == timestep).nonzero()
         if not len(matches):
             raise ValueError(f"timestep {timestep} is not one of the {len(self.timesteps)} set: use `timesteps`")

@@ -26,16 +26,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
     components; `from_pretrained` leaves them out.
 
     Args:
-        tokenizer: of T5's kind. Only needed for prompts in words.
-        text_encoder: T5 encoder. Only needed for prompts in words.
-        vae: KL autoencoder with a scaling factor and perhaps a shift factor.
-        unet: unused, kept for sharing.
-        scheduler: unused, kept for sharing.
-        relay_unet: the relay stage.
-        relay_scheduler: the relay stage's.
-        latent_enlarger: for `light`: stands in for the VAE between relays.
-        light_decoder: for `light`: stands in for the VAE's decoder at the end.
-        mode: as of `CogView3Pipeline`.
+        tokenizer, text_encoder: only needed for prompts in words.
+        vae, relay_unet, relay_scheduler, latent_enlarger, light_decoder, mode: as of `CogView3Pipeline`.
+        unet, scheduler: unused, kept for sharing.
     """
 
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler", *LIGHT_COMPONENTS]
@@ -117,17 +110,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
                 `output_type="latent"` gives them.
             prompt_embeds: (1 or pictures, L, C), instead of `prompt`.
             negative_prompt_embeds: alike, instead of `negative_prompt`.
-            output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, h, w),
-                scaled, where padding is not cropped.
-            return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
-            callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step of all
-                relays; tensors that it returns replace ours, and `rows`, indices of some of the pictures, drops the
-                others.
-            callback_on_step_end_tensor_inputs: which tensors it gets: latents, pred_original_sample, prompt_embeds,
-                negative_prompt_embeds.
-            tile_size: side in pixels, a multiple of 64, of the overlapping tiles that relays and autoencoder work
-                through where a picture is larger, in bounded memory; None works on whole pictures.
-            eta: stochasticity of the steps, 0 (the published sampler) to 1.
+            output_type: as of `CogView3Pipeline`; the padding of "latent" is not cropped.
+            return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs, tile_size, eta: as of
+                `CogView3Pipeline`.
             light: whether the model's tiny autoencoder replaces the VAE, after the first enlargement;
                 the mode's choice by default.
             keep_colors: set the lowest frequencies of every prediction to those of the picture that is enlarged (see
@@ -217,22 +202,17 @@ class CogView3UpscalePipeline(RelayPipelineBase):
 
         Attention to zeros, none of them masked, is the same for any number of them.
         """
-        nothing = [prompt, negative_prompt, prompt_embeds, negative_prompt_embeds].count(None) == 4
-        if nothing:
+        if [prompt, negative_prompt, prompt_embeds, negative_prompt_embeds].count(None) == 4:
             width = self.relay_unet.config.cross_attention_dim
             return torch.zeros(pictures, 1, width, device=device), None
-        if prompt is None and prompt_embeds is None:
+        if prompt is not None or prompt_embeds is not None:
+            positive, negative = self.encode_prompt(
+                prompt, negative_prompt, 1, prompt_embeds, negative_prompt_embeds, device
+            )
+        else:
             negative = negative_prompt_embeds
             if negative is None:
                 negative = self._encode("negative_prompt", negative_prompt, device)
             negative = negative.to(device)
             positive = torch.zeros_like(negative)
-        else:
-            positive, negative = self.encode_prompt(
-                prompt,
-                negative_prompt,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-                device=device,
-            )
         return positive.expand(pictures, -1, -1), negative.expand(pictures, -1, -1)

@@ -22,8 +22,7 @@ Component = TypeVar("Component", AutoencoderKL, UNet2DConditionModel)
 def read_component(kind: type[Component], folder: Path) -> Component:
     """A UNet or VAE from its folder, its tensors memory-mapped and in the formats that they are stored in.
 
-    Raises:
-        UserError: tensors are missing, unexpected or misshapen, or a file is damaged.
+    Raises UserError where tensors are missing, unexpected or misshapen, or a file is damaged.
     """
     try:
         with torch.device("meta"):
@@ -81,8 +80,7 @@ def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def in_format(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """The tensor in another number format, or as it is for None; `name` is for the error.
 
-    Raises:
-        UserError: a number is not finite, or too large for the format.
+    Raises UserError where a number is not finite, or too large for the format.
     """
     converted = tensor.detach().to(dtype=dtype or tensor.dtype)
     if torch.isfinite(converted).all():

@@ -166,8 +166,7 @@ class Sampling(BaseModel):
 def mode_steps(name: str) -> tuple[int, int]:
     """Base steps and relay steps that a mode's name tells, such as "4+1".
 
-    Raises:
-        UserError: the name is not of that form.
+    Raises UserError where the name is not of that form.
     """
     match = re.fullmatch(r"(\d{1,4})\+(\d{1,4})", name, re.ASCII)
     if not match:
@@ -201,8 +200,7 @@ def distilled_mode(name: str, **settings: Any) -> Mode:
 def read_sampling(path: str | os.PathLike[str]) -> Sampling:
     """Read and check a `sampling.json`.
 
-    Raises:
-        UserError: unreadable, not JSON, or wrong in a way that the message names.
+    Raises UserError where it is unreadable, no JSON, or wrong in a way that the message names.
     """
     try:
         if os.stat(path).st_size > _MOST_BYTES:

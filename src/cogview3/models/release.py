@@ -57,8 +57,7 @@ def load_unet(path: str | Path, head_dim: int = 64, sample_size: int = 64) -> UN
 def load_vae(path: str | Path) -> AutoencoderKL:
     """The VAE of the published release, SDXL's, from `sdxl_vae.safetensors`; tensors stay memory-mapped.
 
-    Raises:
-        UserError: as `load_unet`.
+    Raises UserError as `load_unet`.
     """
     file = Path(path)
     found = read_tensors(file)
@@ -140,8 +139,7 @@ def _as_convolution(theirs: str, tensor: torch.Tensor) -> torch.Tensor:
 def _require_same(place: Path, network: Any, again: Any) -> None:
     """Refuse a network that differs from the one that the release's files of its shapes imply.
 
-    Raises:
-        UserError: names the entries of the configuration, or the tensors.
+    Raises UserError naming the entries of the configuration, or the tensors.
     """
     faults = [
         f"{key} {value} (they imply {implied})" for key, value, implied in _differences(_facts(network), _facts(again))

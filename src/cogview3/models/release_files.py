@@ -30,8 +30,7 @@ _SHOWN = 5  # names in an error, of each kind
 def find_unet_file(path: Path) -> Path:
     """The file with a UNet's tensors: `path` itself, or the one that the folder's `latest` leads to.
 
-    Raises:
-        UserError: there is none; says what is missing.
+    Raises UserError saying what is missing.
     """
     if path.is_file():
         return path
@@ -55,9 +54,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
     Nothing in the file is run: a pickle with anything but tensors and plain values is refused.
 
-    Raises:
-        UserError: missing, truncated, of another kind, or with other than tensors of floating-point numbers of 16, 32
-            or 64 bits.
+    Raises UserError where it is missing, truncated, or holds other than tensors of floats of 16, 32 or 64 bits.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"

@@ -139,8 +139,7 @@ def unet_config_of(shapes: Shapes, head_dim: int = 64) -> dict[str, Any]:
 def vae_config_of(shapes: Shapes) -> dict[str, Any]:
     """Keyword arguments of the `AutoencoderKL` that has tensors of these shapes, by their original names.
 
-    Raises:
-        UserError: no VAE of SDXL's structure.
+    Raises UserError where it is no VAE of SDXL's structure.
     """
     levels = len(set(_found(r"encoder\.down\.(\d+)\..+", shapes)))
     layers = len(set(_found(r"encoder\.down\.0\.block\.(\d+)\..+", shapes)))

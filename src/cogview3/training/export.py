@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from cogview3 import checkpoints
 from cogview3.config import UserError, distillation_of
@@ -78,7 +74,10 @@ def export(
         raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
     given = default.model_copy(update={key: (sampling or {}).get(key) for key in _RELAY_INHERITED})
     distilled = {mode: _distilled(mode, given, *runs) for mode, runs in modes.items()}
-    table = Sampling(default=name, modes=_with_light_ones({name: default, **distilled}, bool(light)))
+    entries = {name: default, **distilled}
+    if light:  # each mode, and the same with the tiny autoencoder
+        entries |= {f"{mode}-light": entry.model_copy(update={"light": True}) for mode, entry in entries.items()}
+    table = Sampling(default=name, modes=entries)
     pipe = _assemble(vae, text, base, relay, light or {})
     further: dict[str, Any] = {}
     own_expander = () if expander is None else _load_expander(expander)
@@ -112,8 +111,8 @@ def _sampling_of(base: str, relay: str | None) -> dict[str, Any]:
     sampling = find(folder).sampling()
     if sampling is None or (mode := sampling.modes[sampling.default]).distilled:
         return {}
-    same = relay is not None and (folder / "relay_unet").is_dir()
-    same = same and weights_folder(relay, "relay_unet").parent == folder
+    same = (folder / "relay_unet").is_dir()
+    same = same and relay is not None and weights_folder(relay, "relay_unet").parent == folder
     return mode.model_dump(include={*_INHERITED, *(_RELAY_INHERITED if same else ())}, exclude_none=True)
 
 
@@ -123,12 +122,6 @@ def _forget_origins(folder: Path) -> None:
         config = json.loads(path.read_text("utf-8"))
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _with_light_ones(modes: dict[str, Mode], light: bool) -> dict[str, Mode]:
-    """The modes, each followed by the same with the tiny autoencoder, where there is one."""
-    further = {f"{name}-light": mode.model_copy(update={"light": True}) for name, mode in modes.items() if light}
-    return modes | further
 
 
 def _assemble(vae: str, text: str, base: str, relay: str | None, light: dict[str, str]) -> CogView3Pipeline:

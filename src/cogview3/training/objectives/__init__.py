@@ -5,36 +5,31 @@ An objective is a module whose `forward` maps a batch to its loss. The loop know
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import override
 
-from cogview3.config import (
-    EnlargerRecipe,
-    ExpanderRecipe,
-    LightDecoderRecipe,
-    PixelRecipe,
-    RecaptionerRecipe,
-    Recipe,
-    TextRecipe,
-    TextShardData,
-    UserError,
-    VaeRecipe,
-    VaeShardData,
-)
+from cogview3.config import Kind, Recipe, UserError
 from cogview3.models.int8 import load_unet
 from cogview3.prompts.text_models import load_network
 from cogview3.references import weights_folder
 from cogview3.training.deepen import deepen, further_layers
+from cogview3.training.sources import Source
+
+if TYPE_CHECKING:
+    from cogview3.training.sources.shards import PictureSource
 
 Batch = dict[str, Tensor]
 
@@ -106,56 +101,97 @@ class Objective(nn.Module, ABC):
         """Write the weights that `trained` holds now, ready for use, as component folders under `folder`."""
 
 
+_CLASSES: dict[str, str] = {
+    Kind.vae: "vae.VaeTraining",
+    Kind.text: "text.TextTraining",
+    Kind.recaptioner: "recaptioner.RecaptionerTraining",
+    Kind.expander: "expander.ExpanderTraining",
+    Kind.base: "diffusion.DiffusionTraining",
+    Kind.relay: "diffusion.DiffusionTraining",
+    Kind.pixel: "pixel.PixelTraining",
+    Kind.enlarger: "light.EnlargerTraining",
+    Kind.light_decoder: "light.LightDecoderTraining",
+}
+_CLASSES_OF_SHARDS = _CLASSES | {Kind.vae: "vae.OwnVaeTraining", Kind.text: "pairs.PairTraining"}
+
+
 def build(recipe: Recipe) -> Objective:
     """The objective of a recipe, with freshly initialized or loaded weights (`recipe.start_from`).
 
     Raises UserError for a distillation, which has objectives of its own.
     """
-    if recipe.kind.startswith("distill"):
+    if recipe.kind not in _CLASSES:
         raise UserError(f"recipe {recipe.name} is of kind {recipe.kind}; run it with: cogview3 distill")
-    if isinstance(recipe, VaeRecipe) and isinstance(recipe.data, VaeShardData):
-        from cogview3.training.objectives.own_vae import OwnVaeTraining
+    classes = _CLASSES_OF_SHARDS if hasattr(recipe.data, "shards") else _CLASSES
+    module, _, name = classes[recipe.kind].partition(".")
+    objective: Objective = getattr(import_module(f"{__name__}.{module}"), name)(recipe)
+    return objective
 
-        return OwnVaeTraining(recipe)
-    if isinstance(recipe, TextRecipe) and isinstance(recipe.data, TextShardData):
-        from cogview3.training.objectives.pairs import PairTraining
 
-        return PairTraining(recipe)
-    if isinstance(recipe, VaeRecipe):
-        from cogview3.training.objectives.vae import VaeTraining
+class SourcedTraining(Objective):
+    """Base of objectives whose samples come from a source that has a position of its own.
 
-        return VaeTraining(recipe)
-    if isinstance(recipe, TextRecipe):
-        from cogview3.training.objectives.text import TextTraining
+    Attributes:
+        source: None where samples follow from their numbers.
+    """
 
-        return TextTraining(recipe)
-    if isinstance(recipe, EnlargerRecipe | LightDecoderRecipe):
-        from cogview3.training.objectives import light
+    source: "Source | PictureSource | None"
 
-        if isinstance(recipe, EnlargerRecipe):
-            return light.EnlargerTraining(recipe)
-        return light.LightDecoderTraining(recipe)
-    if isinstance(recipe, RecaptionerRecipe):
-        from cogview3.training.objectives.recaptioner import RecaptionerTraining
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._names: dict[int, str] = {}  # of the last batch's samples
+        self._first = -1  # its first sample
 
-        return RecaptionerTraining(recipe)
-    if isinstance(recipe, ExpanderRecipe):
-        from cogview3.training.objectives.expander import ExpanderTraining
+    def _name(self, first: int, indices: list[int], names: list[str]) -> None:
+        """Keep the names of samples of the batch that starts at sample `first`; it may be taken in several parts."""
+        self._names = (self._names if first == self._first else {}) | dict(zip(indices, names, strict=True))
+        self._first = first
 
-        return ExpanderTraining(recipe)
-    if isinstance(recipe, PixelRecipe):
-        from cogview3.training.objectives.pixel import PixelTraining
+    def keys(self, indices: list[int]) -> list[str]:
+        """Names of samples of the last batch: shard and key of pictures, numbers of scenes."""
+        return [self._names.get(index, str(index)) for index in indices]
 
-        return PixelTraining(recipe)
-    from cogview3.training.objectives.diffusion import DiffusionTraining
+    @override
+    def state(self) -> dict[str, Any]:
+        return {} if self.source is None else self.source.state()
 
-    return DiffusionTraining(recipe)
+    @override
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.source is not None:
+            self.source.load_state(state)
+
+    @override
+    def gather(self) -> None:
+        if self.source is not None:
+            self.source.gather()
 
 
 def weighted(terms: Mapping[str, Tensor], weights: object) -> Tensor:
     """The sum of terms (scalars), each multiplied by the attribute of `weights` that has its name."""
     products: list[Tensor] = [getattr(weights, name) * term for name, term in terms.items()]
     return reduce(torch.add, products)
+
+
+def grid(*rows: Sequence[np.ndarray] | np.ndarray) -> Image.Image:
+    """Pictures of one size, uint8 (H, W, 3) each, in rows."""
+    return Image.fromarray(np.vstack([np.hstack(list(row)) for row in rows]))
+
+
+def by_bands(errors: Tensor, share: Tensor, bands: int = 4) -> dict[str, float]:
+    """Mean of errors (B,) in all, "loss", and by the quarter of the noise levels that they are of, from the lowest.
+
+    share: (B,), of the noise levels, those below a sample's own; 0 up to 1.
+    """
+    figures, band = {"loss": errors.mean().item()}, (share * bands).long()
+    for number in range(bands):
+        if (band == number).any():
+            figures[f"loss_{number + 1}_of_{bands}"] = errors[band == number].mean().item()
+    return figures
+
+
+def psnr(error: Tensor) -> float:
+    """PSNR in dB of a mean square error of pictures in [-1, 1]."""
+    return -10 * (error / 4).log10().item()
 
 
 def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components: str) -> Path:

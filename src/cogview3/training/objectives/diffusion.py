@@ -22,11 +22,10 @@ from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.generation.upscale import CogView3UpscalePipeline
 from cogview3.models.unet import size_conditions, unet_config
-from cogview3.training.objectives import Batch, lora, start_from
+from cogview3.training.objectives import Batch, by_bands, grid, lora, start_from
 from cogview3.training.objectives.latents import LatentTraining
 
 STEPS = 1000  # noise levels of the schedule
-_NOISE_BANDS = 4  # bands of t that the validation loss is told for
 _SHOWN = 6  # pictures in a grid
 _DRAWN = 32  # pictures drawn at once
 _GUIDANCE = 3.0  # of what is drawn for grids and figures
@@ -125,12 +124,7 @@ class DiffusionTraining(LatentTraining):
         batch = self._fixed_batch()
         starts = range(0, len(batch["t"]), 32)
         errors = torch.cat([self._errors({n: v[i : i + 32] for n, v in batch.items()}) for i in starts])
-        band = batch["t"] * _NOISE_BANDS // self.times
-        figures = {"loss": errors.mean().item()}
-        for number in range(_NOISE_BANDS):
-            if (band == number).any():
-                figures[f"loss_{number + 1}_of_{_NOISE_BANDS}"] = errors[band == number].mean().item()
-        return figures | self._fills() | self.source.figures()
+        return by_bands(errors, batch["t"].double() / self.times) | self._fills() | self.source.figures()
 
     def _fills(self) -> dict[str, float]:
         if not self.is_relay or not isinstance(self.recipe.data, SceneData):
@@ -149,16 +143,7 @@ class DiffusionTraining(LatentTraining):
             relay_unet=self.trained,
             relay_scheduler=self.relay_scheduler(),
         )
-        pipe.set_progress_bar_config(disable=True)
-        drawn = pipe(
-            [Image.fromarray(picture) for picture in small],
-            prompt=texts,
-            num_inference_steps=10,
-            guidance_scale=_GUIDANCE,
-            generator=torch.Generator().manual_seed(self.recipe.validate_.seed),
-            output_type="np",
-        ).images
-        return (np.asarray(drawn) * 255).round().astype(np.uint8)
+        return self._draw(pipe, image=[Image.fromarray(picture) for picture in small], prompt=texts, steps=10)
 
     def samples(self) -> Image.Image:
         """Pictures of fixed captions: the base's; for the relay the small ones above the finished ones."""
@@ -171,7 +156,7 @@ class DiffusionTraining(LatentTraining):
             rows.append(list(self._finished(texts, pictures)))
         else:
             rows = [list(pictures), list(self._drawn(texts))]
-        return Image.fromarray(np.vstack([np.hstack(row) for row in rows]))
+        return grid(*rows)
 
     def _drawn(self, texts: list[str]) -> np.ndarray:
         """The base's pictures of captions, (B, H, W, 3), uint8."""
@@ -182,15 +167,16 @@ class DiffusionTraining(LatentTraining):
             unet=self.trained,
             scheduler=base_scheduler(self.recipe.objective.prediction),
         )
+        return self._draw(pipe, prompt=texts, num_relays=0, steps=25)
+
+    def _draw(self, pipe: Any, steps: int, **options: Any) -> np.ndarray:
+        """Pictures, uint8, (B, H, W, 3), of noise that is always the same."""
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(self.recipe.validate_.seed)
-        options: dict[str, Any] = {
-            "num_inference_steps": 25,
-            "num_relays": 0,
-            "guidance_scale": _GUIDANCE,
-        }
-        drawn = np.asarray(pipe(texts, generator=generator, output_type="np", **options).images)
-        return (drawn * 255).round().astype(np.uint8)
+        options |= {"num_inference_steps": steps, "guidance_scale": _GUIDANCE}
+        return (
+            (np.asarray(pipe(generator=generator, output_type="np", **options).images) * 255).round().astype(np.uint8)
+        )
 
     def relay_scheduler(self) -> RelayScheduler:
         """The scheduler that samples what this recipe trains."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
@@ -30,10 +31,10 @@ from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import BETWEEN, Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
-from cogview3.prompts.text_models import load_tokenizer
-from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash, writes_text
+from cogview3.prompts.tokenizer import build_tokenizer, writes_text
 from cogview3.references import weights_folder
-from cogview3.training.objectives import Batch, Objective, start_from
+from cogview3.training.objectives import Batch, start_from
+from cogview3.training.objectives.language import LanguageTraining, known_tokenizer, t5_config
 from cogview3.training.objectives.text import (
     MAX_OBJECTS,
     OBJECT_CLASSES,
@@ -41,7 +42,6 @@ from cogview3.training.objectives.text import (
     named_objects,
     naming_loss,
     naming_words,
-    t5_config,
 )
 
 IGNORED = -100  # label of padding
@@ -143,7 +143,7 @@ class Expander(nn.Module):
         return told.loss, told.encoder_last_hidden_state, told.decoder_hidden_states[-1]
 
 
-class ExpanderTraining(Objective):
+class ExpanderTraining(LanguageTraining):
     """Train to write `captions.plain` of a scene from a brief caption of it."""
 
     trained: Expander
@@ -167,13 +167,7 @@ class ExpanderTraining(Objective):
 
     def _known_tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
         component = "expander" if _has_expander(reference) else "tokenizer"
-        tokenizer = load_tokenizer(weights_folder(reference, component))
-        if tokenizer.model_max_length != self.recipe.model.max_length:
-            raise UserError(
-                f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
-                f"set model.max_length to that, not to {self.recipe.model.max_length}"
-            )
-        return writes_text(tokenizer)
+        return writes_text(known_tokenizer(reference, component, self.recipe.model))
 
     def _start(self, reference: str) -> None:
         """Take over an expander's weights, else a text encoder's; then the decoder starts untrained."""
@@ -184,14 +178,10 @@ class ExpanderTraining(Objective):
         start_from(encoder, reference, "text_encoder")
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)
 
-    def prepare(self, device: str) -> None:
-        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
-        if torch.device(device).type == "cpu":
-            self.trained.t5.set_attn_implementation("eager")
-
-    def fingerprint(self) -> str:
-        """Hash of the vocabulary, whose order follows from the captions' wording."""
-        return vocabulary_hash(self.tokenizer)
+    @property
+    @override
+    def network(self) -> PreTrainedModel:
+        return self.trained.t5
 
     def _sample(self, seed: int, index: int, combinations: str = "seen") -> tuple[Scene, captions.Caption]:
         """A scene in the order of its prompt, and the prompt."""
@@ -199,13 +189,6 @@ class ExpanderTraining(Objective):
         scene = sample_scene(rng, combinations)
         prompt = captions.brief(scene, rng)
         return told_scene(scene, prompt.told), prompt
-
-    def _tokens(self, texts: list[str]) -> Tensor:
-        length = self.recipe.model.max_length
-        tokens: Tensor = self.tokenizer(
-            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        return tokens
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Tokens of prompts and captions (B, L), the objects that they name or are about (B, L), and facts.
@@ -284,10 +267,6 @@ class ExpanderTraining(Objective):
             if part := prompts[offset::2]:
                 figures[name] = expansion_figures([p.facts for p in part], written[offset::2])["prompts_kept"]
         return figures
-
-    @override
-    def samples(self) -> None:
-        return
 
     def save(self, folder: Path) -> None:
         """Write `expander/`: a folder of transformers, with model and tokenizer."""

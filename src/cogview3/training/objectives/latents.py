@@ -15,9 +15,8 @@ from cogview3.diffusion import relay
 from cogview3.prompts.encode import embed_text, encode_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
 from cogview3.references import weights_folder
-from cogview3.training.objectives import Batch
-from cogview3.training.objectives.sourced import SourcedTraining
-from cogview3.training.sources import BatchNames, Samples, Source, make_source
+from cogview3.training.objectives import Batch, SourcedTraining
+from cogview3.training.sources import Samples, Source, make_source
 
 
 class LatentTraining(SourcedTraining):
@@ -39,7 +38,6 @@ class LatentTraining(SourcedTraining):
         }
         self.tokenizer = load_tokenizer(weights_folder(data.text, "tokenizer"))
         self.source = make_source(recipe, self._frozen["vae"], folder)
-        self.names = BatchNames()
 
     def prepare(self, device: str) -> None:
         """Move the frozen networks to the device, and encode what the source encodes ahead."""
@@ -52,7 +50,7 @@ class LatentTraining(SourcedTraining):
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents, noise and times (B, ...), sizes (B, 3, 2), and text embeddings (B, L, C), zero for the dropped."""
         samples = self.source.take(first, indices)
-        self.names.keep(first, indices, samples.keys)
+        self._name(first, indices, samples.keys)
         return self._noisy(samples)
 
     def _fixed_batch(self) -> Batch:

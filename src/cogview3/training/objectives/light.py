@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,8 @@ from cogview3.diffusion.relay import enlarge
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.prompts.text_models import load_network
 from cogview3.references import weights_folder
-from cogview3.training.objectives import Batch, start_from
-from cogview3.training.objectives.sourced import SourcedTraining
-from cogview3.training.sources import BatchNames, Epochs, make_source
+from cogview3.training.objectives import Batch, SourcedTraining, grid, psnr, start_from, weighted
+from cogview3.training.sources import Epochs, Source, make_source
 
 _CHUNK = 4  # pictures of a validation worked on at once
 
@@ -34,46 +34,47 @@ class LightTraining(SourcedTraining):
     """Base of both: pictures through a frozen VAE. Subclasses set `trained`."""
 
     trained: LatentEnlarger | LightDecoder
+    source: Source | None
 
     def __init__(self, recipe: LightRecipe, trained: LatentEnlarger | LightDecoder, component: str) -> None:
         super().__init__()
         self.recipe, self.trained, self.component = recipe, trained, component
         folder = weights_folder(recipe.data.vae, "vae")
-        vae = load_network(AutoencoderKL, folder).float().requires_grad_(False)
+        vae: Any = load_network(AutoencoderKL, folder).float().requires_grad_(False)
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
         self._made: dict[int, tuple[Tensor, Tensor]] = {}
-        of_scenes = isinstance(recipe.data, LightData)
-        self.source = None if of_scenes else make_source(recipe, vae, folder)
-        self._epochs = Epochs(recipe.data.pictures, recipe.train.seed) if of_scenes else None
-        self.names = BatchNames()
+        if isinstance(recipe.data, LightData):
+            self.source, self._epochs = None, Epochs(recipe.data.pictures, recipe.train.seed)
+        else:
+            self.source = make_source(recipe, vae, folder)
         if recipe.recipe.start_from:
             start_from(self.trained, recipe.recipe.start_from, component)
 
     @property
-    def vae(self) -> AutoencoderKL:
-        """The network that is imitated."""
+    def vae(self) -> Any:
+        """The `AutoencoderKL` that is imitated."""
         return self._frozen["vae"]
 
     def prepare(self, device: str) -> None:
         """Move the VAE to where it is used."""
         self.vae.to(device)
 
-    def _precision(self) -> AbstractContextManager:
+    def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents "z", (B, C, h, w), and what the VAE makes of them, "target"; of scenes once for each."""
         if self.source is not None:
-            return self._read(first, indices)
+            return self._read(self.source, first, indices)
         pairs = [self._pair(self._epochs.picture(index)) for index in indices]
         z, target = (torch.stack(part) for part in zip(*pairs, strict=True))
         return {"z": z.float(), "target": target.float()}
 
     @torch.no_grad()
-    def _read(self, first: int, indices: list[int]) -> Batch:
+    def _read(self, source: Source, first: int, indices: list[int]) -> Batch:
         """Samples of shards: `degraded_share` of the latents have noise of up to `MAX_LATENT_NOISE` added."""
-        samples = self.source.take(first, indices)
-        self.names.keep(first, indices, samples.keys)
+        samples = source.take(first, indices)
+        self._name(first, indices, samples.keys)
         z, share = samples.latents["z0"], self.recipe.data.degraded_share
         for place, seed in enumerate(samples.seeds):
             rng = np.random.default_rng(seed)
@@ -89,7 +90,8 @@ class LightTraining(SourcedTraining):
         if number not in self._made:  # one by one, so that it does not depend on the batch that asks first
             with self._precision():
                 z = self._latents(number)
-                self._made[number] = tuple(part[0].to("cpu", torch.float16) for part in (z, self._target(z)))
+                target = self._target(z)
+            self._made[number] = z[0].to("cpu", torch.float16), target[0].to("cpu", torch.float16)
         return self._made[number]
 
     @abstractmethod
@@ -99,6 +101,7 @@ class LightTraining(SourcedTraining):
     def _latents(self, number: int) -> Tensor:
         """Scaled latents (1, C, size/8, size/8) of a picture, such as a base stage hands over, on the VAE's device."""
         data, seed = self.recipe.data, self.recipe.train.seed
+        assert isinstance(data, LightData)
         scene, rng = sample_scene(np.random.default_rng([seed, number])), np.random.default_rng([seed, number, 11])
         large, degraded = rng.random(2) < (data.large_share, data.degraded_share)
         picture = render(scene, 2 * data.size if large else data.size)
@@ -128,6 +131,10 @@ class LightTraining(SourcedTraining):
     def _figures(self) -> dict[str, float]:
         return {} if self.source is None else self.source.figures()
 
+    def _error(self, batch: Batch) -> Tensor:
+        error: Tensor = self.trained(batch["z"]).float() - batch["target"]
+        return error
+
     def save(self, folder: Path) -> None:
         """Write the network, as the component that pipelines know it by."""
         self.trained.save_pretrained(folder / self.component)
@@ -147,8 +154,7 @@ class EnlargerTraining(LightTraining):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Mean square error of z_L."""
-        error = self.trained(batch["z"]).float() - batch["target"]
-        return {"loss": error.square().mean()}
+        return {"loss": self._error(batch).square().mean()}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -176,11 +182,13 @@ class EnlargerTraining(LightTraining):
         shown = min(6, self.recipe.validate_.images)
         z = encode(self.vae, self._to_device(self._fixed_pictures(shown, self.recipe.data.size)))
         rows = [decode(self.vae, latents) for latents in (enlarged_latents(self.vae, z), self.trained(z))]
-        return Image.fromarray(np.vstack([np.hstack(to_uint8(row)) for row in rows]))
+        return grid(*map(to_uint8, rows))
 
 
 class LightDecoderTraining(LightTraining):
     """L1, squared error and edges against the VAE's decoding."""
+
+    recipe: LightDecoderRecipe
 
     def __init__(self, recipe: LightDecoderRecipe) -> None:
         torch.manual_seed(recipe.train.seed)
@@ -193,14 +201,13 @@ class LightDecoderTraining(LightTraining):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Weighted sum of the recipe's terms."""
-        weights = self.recipe.objective
-        error = self.trained(batch["z"]).float() - batch["target"]
+        error = self._error(batch)
         terms = {
             "l1": error.abs().mean(),
             "mse": error.square().mean(),
             "edge": error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean(),
         }
-        return {"loss": sum(getattr(weights, name) * term for name, term in terms.items()), **terms}
+        return {"loss": weighted(terms, self.recipe.objective), **terms}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -236,15 +243,9 @@ class LightDecoderTraining(LightTraining):
         """Pictures, what the VAE makes of them, and what the network makes of them, in three rows."""
         pictures = self._fixed_pictures(min(6, self.recipe.validate_.images), self._side)
         z = encode(self.vae, self._to_device(pictures))
-        rows = [pictures, to_uint8(decode(self.vae, z)), to_uint8(self.trained(z))]
-        return Image.fromarray(np.vstack([np.hstack(row) for row in rows]))
+        return grid(pictures, to_uint8(decode(self.vae, z)), to_uint8(self.trained(z)))
 
 
 def enlarged_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """z_L = E(up(D(z))): scaled latents (B, C, h, w) decoded, enlarged bilinearly and encoded, (B, C, 2h, 2w)."""
     return encode(vae, enlarge(decode(vae, latents).float()))
-
-
-def psnr(error: Tensor) -> float:
-    """PSNR in dB of a mean square error of pictures in [-1, 1]."""
-    return -10 * (error / 4).log10().item()

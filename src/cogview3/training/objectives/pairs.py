@@ -11,16 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 from typing_extensions import override
 
 from cogview3.config import PairObjective, TextModel, TextRecipe, TextShardData
 from cogview3.data import buckets
-from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
-from cogview3.training.objectives import Batch, weighted
-from cogview3.training.objectives.sourced import SourcedTraining
-from cogview3.training.objectives.text import start_encoder, t5_config
-from cogview3.training.sources import BatchNames
+from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.training.objectives import Batch, SourcedTraining, start_from, weighted
+from cogview3.training.objectives.language import LanguageTraining, known_tokenizer, t5_config
 from cogview3.training.sources.shards import PictureSource, caption_reader
 
 _WIDTHS = (32, 64, 96, 128)  # of the pictures' network, each level at half the size of the one before
@@ -58,7 +56,7 @@ class PairReader(nn.Module):
         return functional.normalize(text, dim=1) @ functional.normalize(seen, dim=1).T
 
 
-class PairTraining(SourcedTraining):
+class PairTraining(SourcedTraining, LanguageTraining):
     """Train a text encoder on captions with pictures out of shards, its tokenizer made of the captions."""
 
     trained: PairReader
@@ -67,11 +65,12 @@ class PairTraining(SourcedTraining):
     def __init__(self, recipe: TextRecipe) -> None:
         super().__init__()
         self.recipe, self.weights = recipe, recipe.objective or PairObjective()
-        self.source, self.names = PictureSource(recipe), BatchNames()
+        self.source = PictureSource(recipe)
         torch.manual_seed(recipe.train.seed)
         self.trained = PairReader(recipe.model)
-        start = recipe.recipe.start_from
-        self.tokenizer = start_encoder(self.trained.t5, start, recipe.model) if start else self._new_tokenizer()
+        if start := recipe.recipe.start_from:
+            start_from(self.trained.t5, start, "text_encoder")
+        self.tokenizer = known_tokenizer(start, "tokenizer", recipe.model) if start else self._new_tokenizer()
 
     def _new_tokenizer(self) -> PreTrainedTokenizerBase:
         model, data = self.recipe.model, self.recipe.data
@@ -79,30 +78,20 @@ class PairTraining(SourcedTraining):
         texts = caption_reader(data, self.recipe.train.seed + 1, data.tokenizer_captions)
         return build_tokenizer(texts, model.vocab_size, model.max_length)
 
-    def prepare(self, device: str) -> None:
-        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
-        if torch.device(device).type == "cpu":
-            self.trained.t5.set_attn_implementation("eager")
-
-    def fingerprint(self) -> str:
-        """Hash of the vocabulary."""
-        return vocabulary_hash(self.tokenizer)
+    @property
+    @override
+    def network(self) -> PreTrainedModel:
+        return self.trained.t5
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """As `_batch`, of the next pictures."""
         taken = self.source.pictures(len(indices))
-        self.names.keep(first, indices, taken.keys)
+        self._name(first, indices, taken.keys)
         return self._batch(taken, self.recipe.train.seed)
 
     def _batch(self, taken: buckets.Batch, seed: int) -> Batch:
         """Tokens and whether each is to be hidden (B, L), pictures (B, 3, H, H) in [-1, 1]."""
-        tokens = self.tokenizer(
-            taken.captions,
-            padding="max_length",
-            max_length=self.recipe.model.max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        tokens = self._tokens(taken.captions)
         chances = np.stack(
             [np.random.default_rng([seed, index, 2]).random(tokens.shape[1]) for index in taken.indices.tolist()]
         )
@@ -154,10 +143,6 @@ class PairTraining(SourcedTraining):
             "captions_full_length": (tokens != padding).all(1).float().mean().item(),
         }
         return figures | self.source.figures()
-
-    @override
-    def samples(self) -> None:
-        return
 
     def save(self, folder: Path) -> None:
         """Write `text_encoder/` and `tokenizer/`."""

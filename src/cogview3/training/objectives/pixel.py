@@ -16,9 +16,8 @@ from cogview3.data.scenes.scene import sample_scene
 from cogview3.diffusion import pixel_relay
 from cogview3.generation.pixel_relay import PixelRelayPipeline, PixelRelayScheduler
 from cogview3.models.pixel_unet import TIME_SCALE, build_pixel_unet, on_patches
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch, Objective, by_bands, grid
 
-_NOISE_BANDS = 4  # bands of time that the validation loss is reported for
 _SHOWN = 6  # pictures in a grid
 _SHOWN_STEPS = 20
 
@@ -74,18 +73,12 @@ class PixelTraining(Objective):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Loss on a fixed set: in all, and by quarters of the noise levels from the lowest."""
-        errors, bands, count = [], [], self.recipe.validate_.images
+        errors, count = [], self.recipe.validate_.images
         for part in torch.arange(count).split(16):
             uniform = (part + 0.5) / count  # evenly, and always alike
             batch = self._samples(self.recipe.validate_.seed, part.tolist(), uniform)
             errors.append(self._errors({name: value.to(self.trained.device) for name, value in batch.items()}).cpu())
-            bands.append((uniform * _NOISE_BANDS).long())
-        error, band = torch.cat(errors), torch.cat(bands)
-        figures = {"loss": error.mean().item()}
-        for number in range(_NOISE_BANDS):
-            if (band == number).any():
-                figures[f"loss_{number + 1}_of_{_NOISE_BANDS}"] = error[band == number].mean().item()
-        return figures
+        return by_bands(torch.cat(errors), (torch.arange(count) + 0.5) / count)
 
     def samples(self) -> Image.Image:
         """Drawn from noise; of a relay small pictures, enlarged, above what it makes of them and what they were of."""
@@ -102,7 +95,7 @@ class PixelTraining(Objective):
             small = pixel_relay.shrink(true, factor)
             drawn: Any = pipe(image=(small + 1) / 2, **options).images
             rows = [(pixel_relay.enlarge(small, factor) + 1) / 2, drawn, (true + 1) / 2]
-        return Image.fromarray(np.vstack([np.hstack(list(to_uint8(2 * row.cpu() - 1))) for row in rows]))
+        return grid(*(to_uint8(2 * row.cpu() - 1) for row in rows))
 
     def scheduler(self) -> PixelRelayScheduler:
         """The scheduler that samples what this recipe trains."""

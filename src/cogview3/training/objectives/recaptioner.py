@@ -22,6 +22,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
 )
@@ -46,8 +47,9 @@ from cogview3.data.scenes.scene import (
 )
 from cogview3.data.scenes.things import THINGS
 from cogview3.evaluation.written import recaption_figures
-from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
-from cogview3.training.objectives import Batch, Objective
+from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.training.objectives import Batch
+from cogview3.training.objectives.language import LanguageTraining
 
 IMAGE = "<image>"
 MAX_NEW_TOKENS = 96  # a caption of four objects has 72
@@ -181,7 +183,7 @@ def _initialize(vision: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
-class RecaptionerTraining(Objective):
+class RecaptionerTraining(LanguageTraining):
     """Train to write `captions.plain` of a scene from its picture and an alt-text, which is sometimes wrong."""
 
     trained: Recaptioner
@@ -209,14 +211,10 @@ class RecaptionerTraining(Objective):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         return tokenizer
 
-    def prepare(self, device: str) -> None:
-        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
-        if torch.device(device).type == "cpu":
-            self.trained.llava.set_attn_implementation("eager")
-
-    def fingerprint(self) -> str:
-        """Hash of the vocabulary, whose order follows from the captions' wording."""
-        return vocabulary_hash(self.tokenizer)
+    @property
+    @override
+    def network(self) -> PreTrainedModel:
+        return self.trained.llava
 
     def _sample(self, seed: int, index: int, combinations: str = "seen") -> tuple[Scene, captions.Caption]:
         rng = np.random.default_rng([seed, index])
@@ -231,7 +229,7 @@ class RecaptionerTraining(Objective):
         values: Tensor = images([Image.fromarray(picture) for picture in pictures], return_tensors="pt").pixel_values
         return values
 
-    def _tokens(self, scene: Scene, old: str) -> tuple[list[int], list[int]]:
+    def _labeled(self, scene: Scene, old: str) -> tuple[list[int], list[int]]:
         """Tokens of picture, request, caption and end; and the labels, IGNORED before the caption."""
         caption = [*self.tokenizer(captions.plain(scene).text).input_ids, self.tokenizer.eos_token_id]
         asked = self.tokenizer(request(old)).input_ids
@@ -239,10 +237,6 @@ class RecaptionerTraining(Objective):
             asked = self.tokenizer(request("")).input_ids
         prompt = [self.tokenizer.convert_tokens_to_ids(IMAGE)] * self.side**2 + asked
         return prompt + caption, [IGNORED] * len(prompt) + caption
-
-    def _is_captioned(self, index: int) -> bool:
-        share = self.recipe.data.captioned_share
-        return int((index + 1) * share) > int(index * share)
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Pictures (B, 3, S, S), labels of their patches (B, 11, P) by level, tokens of texts and their labels (B, L).
@@ -255,8 +249,9 @@ class RecaptionerTraining(Objective):
         tokens = torch.full((len(indices), self.side**2 + MAX_TEXT), self.tokenizer.pad_token_id)
         labels = torch.full_like(tokens, IGNORED)
         for row, (index, (scene, old), chance) in enumerate(zip(indices, samples, chances, strict=True)):
-            if self._is_captioned(index):
-                told, wanted = self._tokens(scene, "" if chance[0] < data.empty_share else old.text)
+            share = data.captioned_share
+            if int((index + 1) * share) > int(index * share):
+                told, wanted = self._labeled(scene, "" if chance[0] < data.empty_share else old.text)
                 tokens[row, : len(told)], labels[row, : len(told)] = torch.tensor(told), torch.tensor(wanted)
         scenes = [scene for scene, _ in samples]
         return {
@@ -292,7 +287,8 @@ class RecaptionerTraining(Objective):
         for start in range(0, len(olds), chunk):
             prompts = [IMAGE * self.side**2 + request(old) for old in olds[start : start + chunk]]
             inputs = self.tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
-            tokens = self.trained.llava.generate(
+            writer: Any = self.trained.llava
+            tokens = writer.generate(
                 **inputs.to(device),
                 pixel_values=pictures[start : start + chunk].to(device),
                 max_new_tokens=MAX_NEW_TOKENS,
@@ -309,10 +305,6 @@ class RecaptionerTraining(Objective):
         pictures = self._pictures([scene for scene, _ in samples], [index % 4 < 2 for index in range(len(samples))])
         written = self.write(pictures, [old.text for _, old in samples])
         return recaption_figures([scene for scene, _ in samples], [old for _, old in samples], written)
-
-    @override
-    def samples(self) -> None:
-        return
 
     def save(self, folder: Path) -> None:
         """Write `recaptioner/`: a folder of transformers, with model and processor."""

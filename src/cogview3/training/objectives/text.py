@@ -8,19 +8,21 @@ which color, fill or place belongs to which object.
 
 import re
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel, T5Model
 from typing_extensions import override
 
-from cogview3.config import TextModel, TextRecipe, UserError
+from cogview3.config import TextData, TextModel, TextRecipe
 from cogview3.data.scenes import captions, wording
 from cogview3.data.scenes.scene import (
     BETWEEN,
@@ -35,26 +37,19 @@ from cogview3.data.scenes.scene import (
     SIZES,
     TEXTURES,
     Facts,
-    ObjectFacts,
     sample_scene,
 )
 from cogview3.data.scenes.things import THINGS
-from cogview3.prompts.text_models import load_tokenizer
-from cogview3.prompts.tokenizer import build_tokenizer, vocabulary_hash
-from cogview3.references import weights_folder
-from cogview3.training.objectives import Batch, Objective, start_from
+from cogview3.prompts.tokenizer import build_tokenizer
+from cogview3.training.objectives import Batch, start_from
+from cogview3.training.objectives.language import LanguageTraining, known_tokenizer, t5_config
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
 _COUNTS = tuple(range(1, MAX_OBJECTS + 1))
-_OBJECT_VALUES = (
-    SHAPES,
-    COLORS,
-    FILLS,
-    (False, True),
-    tuple(SIZES),
-    POSITIONS,
-    tuple(THINGS),
-)  # in the order of ObjectFacts
+_OBJECT_VALUES: tuple[tuple[Any, ...], ...] = (  # in the order of ObjectFacts
+    *(SHAPES, COLORS, FILLS, (False, True)),
+    *(tuple(SIZES), POSITIONS, tuple(THINGS)),
+)
 _PAIRS = tuple((i, j) for i in range(MAX_OBJECTS) for j in range(i + 1, MAX_OBJECTS))
 _PAIR_VALUES = (*RELATIONS, BETWEEN, "end of")  # of the first to the second; one between others has two ends
 _DENIABLE = (*SHAPES, *THINGS)
@@ -78,13 +73,13 @@ def fact_labels(facts: Facts) -> tuple[list[int], list[list[int]]]:
     scene = facts.ground, facts.texture, facts.count, next(iter(facts.different), None), next(iter(denied), None)
     labels = [_label(known, value) for known, value in zip(_SCENE_VALUES, scene, strict=True)]
     for item in facts.objects:
-        labels += _labels(item)
+        labels += [_label(known, value) for known, value in zip(_OBJECT_VALUES, astuple(item), strict=True)]
     labels += [0] * (_SCENE_SLOTS + _OBJECT_SLOTS - len(labels))
     relations = [[0] * MAX_OBJECTS for _ in range(MAX_OBJECTS)]
-    for item in reversed(facts.relations):
-        for second in item.objects[1:]:
-            relations[item.first][second] = _label(_PAIR_VALUES, item.kind)
-            relations[second][item.first] = _label(_PAIR_VALUES, _OPPOSITE[item.kind])
+    for relation in reversed(facts.relations):
+        for second in relation.objects[1:]:
+            relations[relation.first][second] = _label(_PAIR_VALUES, relation.kind)
+            relations[second][relation.first] = _label(_PAIR_VALUES, _OPPOSITE[relation.kind])
     return labels, relations
 
 
@@ -117,13 +112,7 @@ def matched_labels(logits: Tensor, labels: Tensor, relations: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _labels(item: ObjectFacts) -> list[int]:
-    values = astuple(item)
-    assert len(values) == len(_OBJECT_VALUES) == len(fields(ObjectFacts))
-    return [_label(known, value) for known, value in zip(_OBJECT_VALUES, values, strict=True)]
-
-
-def _label(known: tuple, value: object) -> int:
+def _label(known: tuple[Any, ...], value: object) -> int:
     return 0 if value is None else 1 + known.index(value)
 
 
@@ -181,7 +170,7 @@ def naming_loss(told: Tensor, named: Tensor, labels: Tensor) -> Tensor:
     wanted = objects[row, named[row, place]]
     parts = told[row, place].split(OBJECT_CLASSES, -1)
     each = [functional.cross_entropy(part, wanted[:, i], reduction="sum") for i, part in enumerate(parts)]
-    return sum(each) / (len(parts) * max(1, len(row)))  # a small batch may name nothing
+    return reduce(torch.add, each) / (len(parts) * max(1, len(row)))  # a small batch may name nothing
 
 
 class FactReader(nn.Module):
@@ -210,42 +199,15 @@ def _slot_mask() -> Tensor:
     return mask
 
 
-def t5_config(model: TextModel) -> T5Config:
-    """T5 v1.1's block (gated GELU) at the recipe's widths, without dropout."""
-    return T5Config(
-        vocab_size=model.vocab_size,
-        d_model=model.d_model,
-        d_kv=model.d_kv,
-        d_ff=model.d_ff,
-        num_heads=model.num_heads,
-        num_layers=model.num_layers,
-        num_decoder_layers=model.num_decoder_layers,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-    )
-
-
-def start_encoder(encoder: T5EncoderModel, reference: str, model: TextModel) -> PreTrainedTokenizerBase:
-    """Take over an encoder's weights; gives the tokenizer that belongs to it.
-
-    Raises UserError where `reference` has none, of other shapes, or for another text length.
-    """
-    start_from(encoder, reference, "text_encoder")
-    tokenizer = load_tokenizer(weights_folder(reference, "tokenizer"))
-    if tokenizer.model_max_length != model.max_length:
-        raise UserError(
-            f"recipe.start_from {reference!r} reads {tokenizer.model_max_length} tokens; "
-            f"set model.max_length to that, not to {model.max_length}"
-        )
-    return tokenizer
-
-
-class TextTraining(Objective):
+class TextTraining(LanguageTraining):
     """Train the text encoder on captions of random scenes (all three kinds)."""
+
+    trained: FactReader
 
     def __init__(self, recipe: TextRecipe) -> None:
         super().__init__()
-        self.recipe = recipe
+        assert isinstance(recipe.data, TextData)
+        self.recipe, self._data = recipe, recipe.data
         self._words = naming_words()
         torch.manual_seed(recipe.train.seed)
         self.trained = FactReader(recipe.model)
@@ -253,50 +215,36 @@ class TextTraining(Objective):
 
     def _new_tokenizer(self) -> PreTrainedTokenizerBase:
         model, seed = self.recipe.model, self.recipe.train.seed + 1
-        texts = (self._caption(seed, index).text for index in range(self.recipe.data.tokenizer_captions))
+        texts = (self._caption(seed, index).text for index in range(self._data.tokenizer_captions))
         return build_tokenizer(texts, model.vocab_size, model.max_length)
 
     def _start(self, reference: str) -> PreTrainedTokenizerBase:
         encoder = T5EncoderModel(t5_config(self.recipe.model))
-        tokenizer = start_encoder(encoder, reference, self.recipe.model)
+        start_from(encoder, reference, "text_encoder")
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder starts untrained
-        return tokenizer
+        return known_tokenizer(reference, "tokenizer", self.recipe.model)
 
-    def prepare(self, device: str) -> None:
-        """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
-        if torch.device(device).type == "cpu":
-            self.trained.t5.set_attn_implementation("eager")
-
-    def fingerprint(self) -> str:
-        """Hash of the vocabulary, whose order follows from the captions' wording."""
-        return vocabulary_hash(self.tokenizer)
+    @property
+    @override
+    def network(self) -> PreTrainedModel:
+        return self.trained.t5
 
     def _caption(self, seed: int, index: int) -> captions.Caption:
         rng = np.random.default_rng([seed, index])
-        scene, data, kind = sample_scene(rng), self.recipe.data, rng.random()
+        scene, data, kind = sample_scene(rng), self._data, rng.random()
         if kind < data.alt_share:
             return captions.alt_text(scene, rng)
-        return (
-            captions.brief(scene, rng)
-            if kind < data.alt_share + data.brief_share
-            else captions.comprehensive(scene, rng)
-        )
+        brief = kind < data.alt_share + data.brief_share
+        return (captions.brief if brief else captions.comprehensive)(scene, rng)
 
     def _batch(self, seed: int, indices: list[int]) -> Batch:
         chosen = [self._caption(seed, index) for index in indices]
-        length = self.recipe.model.max_length
-        tokens = self.tokenizer(
-            [item.text for item in chosen],
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = self._tokens([item.text for item in chosen])
         labels, relations = zip(*(fact_labels(item.facts) for item in chosen), strict=True)
-        pieces = [self.tokenizer.convert_ids_to_tokens(row) for row in tokens.input_ids.tolist()]
+        pieces = [list(self.tokenizer.convert_ids_to_tokens(row)) for row in tokens.tolist()]
         named = [named_objects(row, item.facts, self._words) for row, item in zip(pieces, chosen, strict=True)]
         numbers = {"labels": labels, "relations": relations, "named": named}
-        return {"tokens": tokens.input_ids, **{name: torch.tensor(values) for name, values in numbers.items()}}
+        return {"tokens": tokens, **{name: torch.tensor(values) for name, values in numbers.items()}}
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Tokens and the objects that they name (B, L), labels (B, 33) and relations (B, 4, 4)."""
@@ -326,10 +274,6 @@ class TextTraining(Objective):
             "captions_right": right.all(1).float().mean().item(),
             "captions_full_length": full.float().mean().item(),
         }
-
-    @override
-    def samples(self) -> None:
-        return
 
     def save(self, folder: Path) -> None:
         """Write `text_encoder/` and `tokenizer/`."""

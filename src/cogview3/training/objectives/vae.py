@@ -1,5 +1,6 @@
-"""The autoencoder's objective: L1, squared error, edges and a small KL term on scenes."""
+"""The autoencoder's objective: L1, squared error, edges and a small KL term, on scenes or your own pictures."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
-from cogview3.config import VaeData, VaeModel, VaeRecipe
+from cogview3.config import VaeData, VaeModel, VaeRecipe, VaeShardData
 from cogview3.data.latents import reconstruct, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
-from cogview3.training.objectives import Batch, Objective, start_from, weighted
+from cogview3.training.objectives import Batch, Objective, SourcedTraining, grid, psnr, start_from, weighted
+from cogview3.training.sources.shards import PictureSource
 
 
 class VaeTraining(Objective):
@@ -84,8 +87,8 @@ class VaeTraining(Objective):
         figures = {}
         for size in (self.recipe.data.size // 2, self.recipe.data.size):
             pictures = to_tensor(self._validation_pictures(size)).to(self.trained.device)
-            errors = [(reconstruct(self.trained, part) - part).square().mean() / 4 for part in pictures.split(4)]
-            figures[f"psnr_{size}"] = -10 * torch.stack(errors).mean().log10().item()
+            errors = [(reconstruct(self.trained, part) - part).square().mean() for part in pictures.split(4)]
+            figures[f"psnr_{size}"] = psnr(torch.stack(errors).mean())
         return figures
 
     def _validation_pictures(self, size: int) -> list[np.ndarray]:
@@ -97,7 +100,7 @@ class VaeTraining(Objective):
         """Renders above their reconstructions."""
         pictures = self._validation_pictures(self.recipe.data.size)[:6]
         decoded = reconstruct(self.trained, to_tensor(pictures).to(self.trained.device))
-        return Image.fromarray(np.vstack([np.hstack(pictures), np.hstack(list(to_uint8(decoded)))]))
+        return grid(pictures, to_uint8(decoded))
 
     def save(self, folder: Path) -> None:
         """Write `vae/`, its latents rescaled to mean 0 and standard deviation 1 in every channel."""
@@ -115,6 +118,70 @@ class VaeTraining(Objective):
         ]
 
 
+class OwnVaeTraining(SourcedTraining, VaeTraining):
+    """Train AutoencoderKL on parts of pictures, then on whole ones; the loss is that of scenes."""
+
+    depends_on = "set of pictures"
+    source: PictureSource
+
+    def __init__(self, recipe: VaeRecipe) -> None:
+        super().__init__(recipe)
+        self.source = PictureSource(recipe)
+
+    @property
+    def _shards(self) -> VaeShardData:
+        assert isinstance(self.recipe.data, VaeShardData)
+        return self.recipe.data
+
+    def batch(self, first: int, indices: list[int]) -> Batch:
+        """Pictures (B, 3, H, W) in [-1, 1]: parts cut out at random, from `data.whole_from` on whole pictures.
+
+        Whole ones alternate between their size and half of it, as many as a batch of parts has pixels.
+        """
+        data, train = self._shards, self.recipe.train
+        taken = self.source.pictures(len(indices))
+        self._name(first, indices, taken.keys)
+        assert taken.images is not None, "an autoencoder reads pictures, not latents"
+        pictures = taken.images.float() / 127.5 - 1
+        rngs = [np.random.default_rng([train.seed, index, 1]) for index in taken.indices.tolist()]
+        if first < data.whole_from * train.images:
+            parts = [self._part(picture, rng) for picture, rng in zip(pictures, rngs, strict=True)]
+            pictures = torch.stack(parts)
+        else:
+            if first // train.batch % 3:
+                pictures = _half(pictures)
+            count = round(len(indices) * data.patch**2 / (pictures.shape[2] * pictures.shape[3]))
+            pictures = pictures[: max(1, count)]
+        return {"pictures": pictures, "noise_seed": torch.tensor(int(rngs[0].integers(2**32)))}
+
+    def _part(self, picture: Tensor, rng: np.random.Generator) -> Tensor:
+        """A square of side `data.patch` of a picture (3, H, W), or of it at half its size."""
+        side = self._shards.patch
+        if rng.random() < self.recipe.data.half_share:
+            picture = _half(picture[None])[0]
+        top, left = (int(rng.integers(length - side + 1)) for length in picture.shape[1:])
+        return picture[:, top : top + side, left : left + side]
+
+    def validate(self) -> dict[str, float]:
+        """As of scenes, and what became of the data."""
+        return super().validate() | self.source.figures()
+
+    def _validation_pictures(self, size: int) -> list[np.ndarray]:
+        return list(_at(self.source.fixed_images, size).permute(0, 2, 3, 1).numpy())
+
+    @cached_property
+    def _statistics(self) -> Tensor:
+        """Pictures at half the size, uint8 (N, 3, H, W), by which the latents are normalized."""
+        validate = self.recipe.validate_.model_copy(
+            update={"images": self.recipe.objective.statistics_images, "seed": self.recipe.validate_.seed + 1}
+        )
+        others = PictureSource(self.recipe.model_copy(update={"validate_": validate}))
+        return _at(others.fixed_images, self.recipe.data.size // 2)
+
+    def _statistics_batches(self) -> list[Tensor]:
+        return [to_tensor(list(part.permute(0, 2, 3, 1).numpy())) for part in self._statistics.split(16)]
+
+
 def build_vae(model: VaeModel) -> AutoencoderKL:
     """AutoencoderKL without attention: what it learns on crops then holds for pictures of any size."""
     levels = len(model.block_out_channels)
@@ -130,7 +197,7 @@ def build_vae(model: VaeModel) -> AutoencoderKL:
         sample_size=model.sample_size,
         mid_block_add_attention=False,
     )
-    vae.to(memory_format=torch.channels_last)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     return vae
 
 
@@ -151,3 +218,13 @@ def normalize_latents(vae: AutoencoderKL, batches: list[Tensor]) -> None:
     into.weight[:channels] /= std.view(-1, 1, 1, 1)
     into.bias[:channels] = (into.bias[:channels] - mean) / std
     into.bias[channels:] -= 2 * std.log()
+
+
+def _half(pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) at half their size, means of 2 x 2 pixels."""
+    return functional.avg_pool2d(pictures, 2)
+
+
+def _at(pictures: Tensor, size: int) -> Tensor:
+    """uint8 pictures (B, 3, H, H) at a size that divides theirs."""
+    return functional.avg_pool2d(pictures.float(), pictures.shape[-1] // size).round().to(torch.uint8)

@@ -54,23 +54,6 @@ class Epochs:
         return int(self._order[place])
 
 
-class BatchNames:
-    """Names of the last batch's samples, for messages; a batch may be taken in several parts."""
-
-    def __init__(self) -> None:
-        self._names: dict[int, str] = {}
-        self._first = -1  # its first sample
-
-    def keep(self, first: int, indices: list[int], names: list[str]) -> None:
-        """Of samples `indices` of the batch that starts at sample `first`."""
-        self._names = (self._names if first == self._first else {}) | dict(zip(indices, names, strict=True))
-        self._first = first
-
-    def of(self, indices: list[int]) -> list[str]:
-        """Their names; the numbers of those that have none."""
-        return [self._names.get(index, str(index)) for index in indices]
-
-
 class Source(ABC):
     """Gives the samples of training, and a fixed set for the validation."""
 

@@ -67,7 +67,9 @@ class PictureSource:
         assert isinstance(data, ShardTables)
         self._recipe, self._data, self._encoded = recipe, data, encoded
         self._seed = recipe.train.seed
-        self.rank, self.world = _place()
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if together else 0
+        self.world = torch.distributed.get_world_size() if together else 1
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
         self._batches = BucketBatches(self._samples, recipe.train.batch)
@@ -88,16 +90,7 @@ class PictureSource:
     def fixed_pictures(self) -> Batch:
         """Squares from the middle of pictures, of the validation's own seed."""
         data, seed, count = self._data, self._recipe.validate_.seed, self._recipe.validate_.images
-        addresses = data.validation or data.shards
-        reader = CaptionedImages(
-            addresses,
-            seed=seed,
-            new_share=data.new_share,
-            filters=filters_of(data),
-            broken_share=data.broken_share,
-            broken_window=data.broken_window,
-            needs_caption=_reads_captions(data),
-        )
+        reader = captioned_images(data, data.validation or data.shards, seed)
         squares = Buckets(data.size, data.size, 1.0)
         return BucketBatches(FittedImages(reader, squares, center=True), count).take(count)
 
@@ -177,7 +170,6 @@ class PictureSource:
             return
         if self.rank == 0:
             self._told, self._cut = map(sum, zip(*counts.values(), strict=True))
-        if self.rank == 0:
             print(
                 f"the checkpoint is of {state['world']} processes, here are {self.world}: every picture's turn, crop "
                 "and noise stay the same, but batches are put together otherwise",
@@ -234,7 +226,8 @@ class ShardSource(PictureSource, Source):
             return
         pictures = self.fixed_images[:_JUDGED].float() / 127.5 - 1
         chunks = pictures.split(max(1, _CHUNK_PIXELS // (self._data.size**2)))
-        psnr = _psnr(pictures, torch.cat([reconstruct(self._vae, chunk).float().cpu() for chunk in chunks]))
+        again = torch.cat([reconstruct(self._vae, chunk).float().cpu() for chunk in chunks])
+        psnr = -10 * ((pictures - again).square().mean() / 4).log10().item()
         told = f"data.vae {self._reference!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
         if psnr < FEWEST_DECIBELS:
             told += (
@@ -256,10 +249,8 @@ class ShardSource(PictureSource, Source):
         indices = batch.indices.tolist()
         if batch.encoded:
             names = ("mean", "logvar") if self._low is None else ("mean", "logvar", "low_mean")
-            parts = {
-                name: torch.from_numpy(np.stack([getattr(item, name) for item in batch.encoded])).float()
-                for name in names
-            }
+            arrays = {name: np.stack([getattr(item, name) for item in batch.encoded]) for name in names}
+            parts = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
         else:
             parts = self._encode(batch.pixels(), [np.random.default_rng([seed, index, 9]) for index in indices])
         z0 = parts["mean"]
@@ -311,36 +302,30 @@ class ShardSource(PictureSource, Source):
 def read_part(data: ShardTables, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
     """The samples of one of `parts` readers."""
     weighted = dict(zip(data.shards, data.weights, strict=True)) if data.weights else data.shards
-    reader = CaptionedImages(
-        weighted,
-        seed=seed,
-        buffer=-(-data.buffer // parts),
-        new_share=data.new_share,
-        filters=filters_of(data),
-        part=part,
-        parts=parts,
-        broken_share=data.broken_share,
-        broken_window=data.broken_window,
-        encoded=encoded,
-        needs_caption=_reads_captions(data),
-    )
+    split = {"part": part, "parts": parts, "buffer": -(-data.buffer // parts)}
+    reader = captioned_images(data, weighted, seed, encoded=encoded, **split)
     buckets = Buckets(data.size, *bucket_settings(data))
     return FittedImages(reader, buckets, seed=seed, center=data.crop == "center")
 
 
 def caption_reader(data: TextShardData, seed: int, count: int) -> Iterator[str]:
     """Captions of `count` pictures, or of all where there are fewer, read once."""
-    reader = CaptionedImages(
-        data.shards,
+    reader = captioned_images(data, data.shards, seed, buffer=data.buffer, epochs=1)
+    return (sample.caption for sample in islice(reader, count))
+
+
+def captioned_images(data: ShardTables, addresses: Any, seed: int, **options: Any) -> CaptionedImages:
+    """A reader of shards at `addresses`, with what [data] says of captions, filters and broken samples."""
+    return CaptionedImages(
+        addresses,
         seed=seed,
-        buffer=data.buffer,
-        epochs=1,
         new_share=data.new_share,
         filters=filters_of(data),
         broken_share=data.broken_share,
         broken_window=data.broken_window,
+        needs_caption=isinstance(data, ShardData | TextShardData),  # to the others, captions are of no use
+        **options,
     )
-    return (sample.caption for sample in islice(reader, count))
 
 
 def bucket_settings(data: ShardTables) -> tuple[int, float]:
@@ -351,20 +336,3 @@ def bucket_settings(data: ShardTables) -> tuple[int, float]:
 def filters_of(data: PictureFilters) -> Filters:
     """The part of a recipe's [data] that tells what to leave out."""
     return Filters(**{name: getattr(data, name) for name in Filters.model_fields if hasattr(data, name)})
-
-
-def _reads_captions(data: Any) -> bool:
-    """Whether pictures without a caption are of no use."""
-    return isinstance(data, ShardData | TextShardData)
-
-
-def _psnr(pictures: Tensor, other: Tensor) -> float:
-    """In dB, of pictures in [-1, 1], their errors pooled."""
-    return -10 * ((pictures - other).square().mean() / 4).log10().item()
-
-
-def _place() -> tuple[int, int]:
-    """Rank and number of the processes that train together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
