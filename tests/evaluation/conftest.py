@@ -16,12 +16,18 @@ MODES = {
 }
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model") / "tiny"
+
+
 @pytest.fixture
-def model(tmp_path: Path, make_components: Callable[..., dict[str, Any]]) -> Path:
-    folder = tmp_path / "tiny"
-    CogView3Pipeline(**make_components(sample_size=8)).save_pretrained(folder)
-    (folder / "sampling.json").write_text(json.dumps({"format": 1, "default": "2+1", "modes": MODES}))
-    return folder
+def model(tiny: Path, make_components: Callable[..., dict[str, Any]]) -> Path:
+    """The same one in all tests, which leave it as it is."""
+    if not tiny.exists():
+        CogView3Pipeline(**make_components(sample_size=8)).save_pretrained(tiny)
+        (tiny / "sampling.json").write_text(json.dumps({"format": 1, "default": "2+1", "modes": MODES}))
+    return tiny
 
 
 @pytest.fixture

@@ -13,17 +13,11 @@ from cogview3.data.latents import to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation
 from cogview3.data.scenes.score import Score, ScoredFact, score
-from cogview3.evaluation.metrics import (
-    METRICS,
-    Drawn,
-    SceneMetric,
-    bootstrap_interval,
-    gradient_energy,
-    make_metrics,
-    paired,
-    register,
-    summarize_row,
-)
+from cogview3.evaluation.intervals import bootstrap_interval, paired
+from cogview3.evaluation.metrics import METRICS, Drawn, SceneMetric, make_metrics
+from cogview3.evaluation.metrics.base import register
+from cogview3.evaluation.metrics.scene import gradient_energy
+from cogview3.evaluation.metrics.shares import summarize_row
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
 from cogview3.evaluation.response import correlations, summarize
 

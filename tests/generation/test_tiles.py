@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
-from cogview3.evaluation.seams import seam_ratio
 from cogview3.generation.tiles import blend_tiles, tile_starts, tile_weights
+from tests.generation.seams import seam_ratio
 
 CALL = {"num_inference_steps": 2, "relay_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
 

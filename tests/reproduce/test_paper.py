@@ -85,7 +85,7 @@ def test_every_table_is_measured_on_the_same_base_pictures(
     monkeypatch.setattr(Bench, "_draw", None)  # everything is there
     monkeypatch.setattr(Bench, "_relay", None)
     assert paper.reproduce(str(tmp_path / "tiny"), count=3, out=tmp_path / "out") == result
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match=r"seed \(0 there, 1 here\)"):
         paper.reproduce(str(tmp_path / "tiny"), count=3, seed=1, out=tmp_path / "out")
 
 

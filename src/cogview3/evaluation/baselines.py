@@ -20,14 +20,9 @@ def _swap_lcm(pipe: DiffusionPipeline, dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Another system's pipeline.
+    """Another system's pipeline, a folder or hub name, and the `settings` of its call.
 
-    Attributes:
-        source: a folder or hub name.
-        settings: of its call.
-        steps: what its call names the number of steps.
-        guidance: what it names the guidance scale.
-        change: done to the pipeline once it is loaded.
+    `steps` and `guidance` are what that names them; `change` is done to the pipeline once it is loaded.
     """
 
     source: str

@@ -18,17 +18,14 @@ from cogview3.config import UserError
 from cogview3.data.latents import to_tensor
 from cogview3.evaluation import guidance, report
 from cogview3.evaluation.folder import Folder, System
-from cogview3.evaluation.grids import GRID_PICTURES, grid, side_by_side
 from cogview3.evaluation.metrics import METRICS, Drawn, Metric, Setting, make_metrics
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.evaluation.prompt_sets import Prompt, load_prompts
-from cogview3.evaluation.store import Store
+from cogview3.evaluation.store import Store, claim
 from cogview3.evaluation.systems import Own, find_system
 from cogview3.evaluation.workers import fill
 from cogview3.models.modes import Overrides
 from cogview3.prompts.expand import Expander
-
-_RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,8 @@ def evaluate(
         "models": {},
     }
     if out is not None:
-        _claim(out, {"prompts": prompts, "seed": seed, "per_prompt": per_prompt, "expanded": expander is not None})
+        run = {"prompts": prompts, "seed": seed, "per_prompt": per_prompt, "expanded": expander is not None}
+        claim(out / "run.json", run)
     told = loaded
     if expander is not None:
         expansions = expander.expand_all([prompt.text for prompt in loaded])
@@ -156,7 +154,7 @@ def _run(
     first_changes: list[list[Tensor]] = []  # of the first model, batch by batch
     stores: dict[str, Store] = {}
     for system, file in zip(systems, files, strict=True):
-        name = _free(system.name, results["models"])
+        name = unique(system.name, results["models"], "{} ({})")  # a folder may be called like a model
         own, store = job.metrics(), _draw(job, system, name, file, job.seed)
         stores[name] = store
         with job.counter(f"{name}, scores", len(job.prompts)) as progress:
@@ -248,7 +246,7 @@ class _Scored:
             first, reason = next(iter(failed.items()))
             raise UserError(f"{system.name}: none of {len(failed)} pictures is there; number {first} is {reason}")
         scored.records += [_record(job.prompts[index], index, {"failed": why}) for index, why in failed.items()]
-        scored.tiles = [side_by_side(*store.load(index)) for index in store.there()[:GRID_PICTURES]]
+        scored.tiles = [report.side_by_side(*store.load(index)) for index in store.there()[: report.GRID_PICTURES]]
         seconds = [store.records[index]["seconds"] for index in store.there()]
         scored.entry = {
             "size": size,
@@ -265,7 +263,7 @@ class _Scored:
         lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in self.records]
         checkpoints.write_text(out / f"pictures-{name}.jsonl", "\n".join(lines) + "\n")
         with checkpoints.whole_file(out / f"grid-{name}.png") as temporary:
-            grid(self.tiles).save(temporary, format="PNG")
+            report.grid(self.tiles).save(temporary, format="PNG")
 
 
 def _record(prompt: Prompt, index: int, notes: dict[str, Any]) -> dict[str, Any]:
@@ -318,28 +316,12 @@ def _check_sizes(systems: Sequence[System]) -> None:
             )
 
 
-def _claim(out: Path, run: dict[str, Any]) -> None:
-    """Note in the folder what is evaluated there. Raises UserError where it holds another run."""
-    path = out / _RUN
-    if path.exists():
-        try:
-            stored = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}): give another --out") from None
-        differing = [key for key in run if stored.get(key) != run[key]]
-        if differing:
-            told = ", ".join(f"{key} ({stored.get(key)} there, {run[key]} here)" for key in differing)
-            raise UserError(f"{out} holds the results of another run: {told}; give another --out")
-        return
-    checkpoints.write_text(path, json.dumps(run, indent=2) + "\n")
-
-
-def _free(name: str, taken: Iterable[str]) -> str:
-    """A folder of pictures may be called like a model: then it gets a number."""
+def unique(name: str, taken: Iterable[str], form: str) -> str:
+    """A name that is not taken: itself, else numbered from 2 on, by `form`, such as "{} ({})"."""
     number, plain = 1, name
     while name in taken:
         number += 1
-        name = f"{plain} ({number})"
+        name = form.format(plain, number)
     return name
 
 
@@ -347,10 +329,5 @@ def file_names(models: Sequence[str]) -> list[str]:
     """What each model's files are called; "scenes" and "./scenes" are two models, and so scenes and scenes-2."""
     names: list[str] = []
     for model in models:
-        plain = name = re.sub(r"[^\w.@+-]+", "-", model).strip("-.") or "model"
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{plain}-{number}"
-        names.append(name)
+        names.append(unique(re.sub(r"[^\w.@+-]+", "-", model).strip("-.") or "model", names, "{}-{}"))
     return names

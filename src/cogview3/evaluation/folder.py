@@ -23,11 +23,7 @@ Pictures = list[tuple[np.ndarray, np.ndarray | None]]
 
 
 class System(ABC):
-    """One thing that turns prompts into pictures.
-
-    Attributes:
-        name: in tables.
-    """
+    """One thing that turns prompts into pictures, under its name in tables."""
 
     name: str
 
@@ -48,10 +44,6 @@ class System(ABC):
     def size(self) -> tuple[int, int] | None:
         """Width and height of its pictures, None where that is not known before they are drawn."""
         return None
-
-    def check(self, count: int) -> None:
-        """Refuse, with a UserError, to draw `count` pictures."""
-        return
 
 
 class UndrawnError(Exception):

@@ -5,16 +5,20 @@ import html
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from cogview3 import checkpoints
 from cogview3.evaluation.store import Store
 from cogview3.evaluation.tables import show
 
+GRID_PICTURES, GRID_COLUMNS = 24, 8
 PAGE_PROMPTS = 200
-"""Prompts on the page; more would make it slow."""
+"""Pictures on a grid, and in a row of it; prompts on the page, which more would make slow."""
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
@@ -163,3 +167,21 @@ def _cell(out: Path, store: Store, index: int) -> str:
     address = html.escape(os.path.relpath(store.picture(index), out).replace(os.sep, "/"))
     alternative = html.escape(store.prompts[index].text)
     return f'<td><img loading="lazy" src="{address}" alt="{alternative}"></td>'
+
+
+def side_by_side(picture: np.ndarray, base: np.ndarray | None) -> np.ndarray:
+    """A picture, (H, W, 3) uint8, to the right of its base picture where there is one, enlarged bilinearly."""
+    if base is None:
+        return picture
+    size = picture.shape[1], picture.shape[0]
+    return np.hstack([np.asarray(Image.fromarray(base).resize(size, Image.Resampling.BILINEAR)), picture])
+
+
+def grid(tiles: Sequence[np.ndarray]) -> Image.Image:
+    """Tiles (H, W, 3), uint8, of one size, row by row: 8 pictures' heights wide at most, and as high as it takes."""
+    height, width = tiles[0].shape[:2]
+    columns = min(len(tiles), max(1, GRID_COLUMNS * height // width))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for number, tile in enumerate(tiles):
+        sheet.paste(Image.fromarray(tile), (number % columns * width, number // columns * height))
+    return sheet

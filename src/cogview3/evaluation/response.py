@@ -19,11 +19,7 @@ CELL = 8
 
 
 class Response:
-    """Compares the changes of one model's pictures with the reference's, batch by batch, once a pixel and once a cell.
-
-    Args:
-        seed: of the bootstrap.
-    """
+    """Compares the changes of a model's pictures with the reference's, batch by batch, once a pixel and once a cell."""
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed

@@ -21,12 +21,6 @@ class Store:
     `00000.png`, `00000-base.png` where there is a base picture, and `00000.json`, which is written last: prompt, seed,
     and seconds or why there is no picture.
 
-    Args:
-        folder: of the system.
-        prompts: as they are drawn.
-        seed: of the noise.
-        how: the settings that hold.
-
     Raises:
         UserError: the folder holds pictures of other settings, prompts or seeds.
     """
@@ -105,13 +99,19 @@ class Store:
         return self.folder / f"{index:05d}{suffix}"
 
 
+def claim(path: Path, run: Mapping[str, Any]) -> None:
+    """Note in a file whose results its folder holds. Raises UserError where it holds another run's."""
+    if not path.exists():
+        checkpoints.write_text(path, json.dumps(run, indent=2) + "\n")
+        return
+    stored = checkpoints.read_json(path, "give another --out")
+    if differing := [key for key in run if stored.get(key) != run[key]]:
+        told = ", ".join(f"{key} ({stored.get(key)} there, {run[key]} here)" for key in differing)
+        raise UserError(f"{path.parent} holds the results of another run: {told}; give another --out")
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it to draw the picture again") from None
+    return checkpoints.read_json(path, "delete it to draw the picture again") if path.exists() else None
 
 
 def _open(path: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,14 +30,7 @@ from cogview3.references import MODEL_INDEX, find, split, unloadable
 
 
 class Own(System):
-    """A model of ours in one of its modes.
-
-    Args:
-        name: as given.
-        model: bundled name, folder or hub name.
-        mode: one of its modes.
-        sampling: what the mode is not to decide.
-    """
+    """A model of ours in one of its modes; `sampling` is what the mode is not to decide."""
 
     def __init__(self, name: str, model: str, mode: str | None, sampling: Overrides) -> None:
         self.name, self.model, self.sampling = name, model, sampling
@@ -61,13 +55,15 @@ class Own(System):
         """Let go of the pipeline."""
         self._pipe = None
 
+    def _relays(self) -> int:
+        if self.sampling.relays is not None:
+            return self.sampling.relays
+        return int(_index(self.source).get("relay_unet", [None])[0] is not None)
+
     @override
     def how(self) -> dict[str, Any]:
-        index = Path(self.source) / MODEL_INDEX
-        has_relay = not index.is_file() or _index(self.source).get("relay_unet", [None])[0] is not None
-        relays = int(has_relay) if self.sampling.relays is None else self.sampling.relays
         keys = ("steps", "relay_steps", "guidance", "relay_guidance")
-        settled = {key: getattr(self.settled, key) for key in keys} | {"relays": relays}
+        settled = {key: getattr(self.settled, key) for key in keys} | {"relays": self._relays()}
         settled |= {key: value for key in ("sampler", "light") if (value := getattr(self.settled, key)) is not None}
         return {"kind": "model", "mode": self.mode_name} | settled
 
@@ -94,23 +90,16 @@ class Own(System):
         try:
             unet = UNet2DConditionModel.load_config(self.source, subfolder=self.mode.unet or "unet")
             vae = AutoencoderKL.load_config(self.source, subfolder="vae")
-            has_relay = CogView3Pipeline.load_config(self.source).get("relay_unet", [None])[0] is not None
         except OSError as error:
             raise unloadable(self.source, error) from error
-        side, relays = unet["sample_size"], self.sampling.relays
+        side = unet["sample_size"]
         sides = side if isinstance(side, list) else [side or 0] * 2  # without one, drawing refuses it
-        factor = vae_factor(vae["block_out_channels"]) * 2 ** (int(has_relay) if relays is None else relays)
+        factor = vae_factor(vae["block_out_channels"]) * 2 ** self._relays()
         return sides[0] * factor, sides[1] * factor
 
 
 class Foreign(System):
-    """Any other pipeline of diffusers, by the settings that its authors recommend or those given.
-
-    Args:
-        name: as given.
-        baseline: source and settings.
-        sampling: steps and guidance where they are given.
-    """
+    """Any other pipeline of diffusers, by the settings that its authors recommend or those given."""
 
     def __init__(self, name: str, baseline: Baseline, sampling: Overrides) -> None:
         alone = ("relay_steps", "relay_guidance", "relays", "sampler", "light")
@@ -139,8 +128,6 @@ class Foreign(System):
     def draw(
         self, prompts: Sequence[Prompt], indices: Sequence[int], seed: int, device: str, dtype: torch.dtype
     ) -> tuple[Pictures, float]:
-        import time
-
         if self._pipe is None:
             self._pipe = self.baseline.load(dtype).to(device)
             self._pipe.set_progress_bar_config(disable=True)

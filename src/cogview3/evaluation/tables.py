@@ -15,13 +15,7 @@ MAX_VALUES = 12
 
 @dataclass
 class Table:
-    """A table of words.
-
-    Attributes:
-        heads: of the columns.
-        title: above it.
-        rows: cells; None is a line between rows.
-    """
+    """A table of words; None among its rows is a line between them."""
 
     heads: Sequence[str]
     title: str = ""

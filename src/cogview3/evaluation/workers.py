@@ -3,7 +3,6 @@
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -29,14 +28,8 @@ def fill(
 ) -> None:
     """Draw the pictures that a store lacks; what cannot be drawn is noted there with the reason.
 
-    Args:
-        system: what draws.
-        store: where its pictures go.
-        batch: pictures at once.
-        device: where networks run; of several processes on "cuda", each takes the next GPU.
-        dtype: their number format.
-        processes: how many draw at the same time, each with a copy of the model.
-        progress: receives how many pictures there are.
+    Each of the `processes` has a copy of the model, on "cuda" on the next GPU; `progress` receives how many pictures
+    there are.
     """
     missing = store.missing()
     progress(len(store.prompts) - len(missing))
@@ -93,25 +86,23 @@ def _draw(
     done = len(store.there())
     for first in range(0, len(indices), batch):
         part = indices[first : first + batch]
-        try:
-            _keep(system, store, part, device, dtype)
-        except (UndrawnError, FloatingPointError):
-            for index in part:  # which of them it was
-                _keep_or_note(system, store, index, device, dtype)
+        _keep(system, store, part, device, dtype)
         done += len(part)
         progress(done)
 
 
-def _keep(system: System, store: Store, part: Sequence[int], *where: Any) -> None:
-    pictures, seconds = system.draw(store.prompts, part, store.seed, *where)
+def _keep(system: System, store: Store, part: Sequence[int], device: str, dtype: torch.dtype) -> None:
+    """Draw a batch; one that cannot be drawn is drawn picture by picture, to note of each why not."""
+    try:
+        pictures, seconds = system.draw(store.prompts, part, store.seed, device, dtype)
+    except (UndrawnError, FloatingPointError) as error:
+        if len(part) == 1:
+            store.fail(part[0], one_line(error))
+        else:
+            for index in part:
+                _keep(system, store, [index], device, dtype)
+        return
     if len(pictures) != len(part):
         raise UserError(f"{system.name} gave {len(pictures)} pictures of {len(part)} prompts; it cannot be evaluated")
     for index, (picture, base) in zip(part, pictures, strict=True):
         store.save(index, picture, base, seconds / len(part))
-
-
-def _keep_or_note(system: System, store: Store, index: int, *where: Any) -> None:
-    try:
-        _keep(system, store, [index], *where)
-    except (UndrawnError, FloatingPointError) as error:
-        store.fail(index, one_line(error))

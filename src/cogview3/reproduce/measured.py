@@ -20,6 +20,7 @@ from cogview3.data.scenes.score import Score, ScoredFact, score
 from cogview3.evaluation import frechet
 from cogview3.evaluation.drawing import generators
 from cogview3.evaluation.prompt_sets import Prompt
+from cogview3.evaluation.store import claim
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.generation.upscale import CogView3UpscalePipeline
@@ -107,7 +108,7 @@ class Bench:
         networks = (self.pipe.unet, self.pipe.relay_unet, self.pipe.vae, self.pipe.text_encoder)
         self.weights = weights_hash(*networks)
         if folder is not None:
-            _claim(folder / "run.json", {"weights": self.weights, "seed": seed})
+            claim(folder / "run.json", {"weights": self.weights, "seed": seed})
 
     batch = 4
     """Pictures at once. All ways draw a batch before any draws the next, so that a busy machine slows all alike."""
@@ -147,7 +148,7 @@ class Bench:
         prompts = [self.prompts[way.prompts][index] for index in part]
         path = self._path(key + self._networks(way), prompts, part, ".json")
         if path is not None and path.exists():
-            return _read(path)
+            return checkpoints.read_json(path, "delete it to measure it again")
         base = self._base(part) if way.stage == "relay" else None  # drawn before the clock starts
         start = time.perf_counter()
         pictures, seconds = self._draw(way, part) if base is None else self._relay(way, part, *base)
@@ -249,18 +250,3 @@ def weights_hash(*networks: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12] if networks else ""
-
-
-def _claim(path: Path, run: Mapping[str, Any]) -> None:
-    """Note whose measurements a folder holds. Raises UserError where they are of another model or seed."""
-    if not path.exists():
-        checkpoints.write_text(path, json.dumps(run) + "\n")
-    elif (stored := _read(path)) != run:
-        raise UserError(f"{path.parent} holds another run: {stored} there, {dict(run)} here; give another --out")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it to measure it again") from None

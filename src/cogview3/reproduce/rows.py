@@ -76,13 +76,7 @@ class Shape:
 
 
 def rows(shape: Shape, trained: Mapping[str, Trained], expands: bool) -> list[Row]:
-    """All rows.
-
-    Args:
-        shape: of the model.
-        trained: networks by training, `training.trainings`; their rows are left out without.
-        expands: whether there is an expander.
-    """
+    """All rows; those of trainings (`training.trainings`) that `trained` lacks are left out."""
     tables = (_single(shape, trained), _starts(shape, trained), _schedules(shape), _tiles(shape))
     return [row for table in (*tables, _expansion() if expands else ()) for row in table]
 

@@ -51,11 +51,6 @@ class Metric(ABC):
 
     Constructed before any model is loaded, so that it can refuse prompts that it cannot use.
 
-    Args:
-        prompts: the whole set.
-        seed: for whatever is drawn at random.
-        setting: weights and references.
-
     Raises:
         UserError: the prompts lack something that the metric needs, or weights are missing.
     """

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from PIL import Image
@@ -12,14 +11,7 @@ from cogview3.evaluation.scorers.weights import Asset, Weights, describe
 
 
 class Scorer(ABC):
-    """A number for each picture and its prompt.
-
-    Attributes:
-        name: the metric's.
-        protocol: what exactly is computed, for the result.
-        version: of the published scorer.
-        assets: the weights that it needs.
-    """
+    """A number for each picture and its prompt; `protocol` says what exactly is computed."""
 
     name: ClassVar[str]
     protocol: ClassVar[str]
@@ -48,9 +40,5 @@ class Scorer(ABC):
     @classmethod
     def how(cls, weights: Weights) -> dict[str, Any]:
         """Protocol, version and weights, for the result."""
-        found: list[tuple[Asset, Path]] = [(asset, weights.find(asset)) for asset in cls.assets]
-        return {
-            "protocol": cls.protocol,
-            "version": cls.version,
-            "weights": [describe(asset, path) for asset, path in found],
-        }
+        found = [describe(asset, weights.find(asset)) for asset in cls.assets]
+        return {"protocol": cls.protocol, "version": cls.version, "weights": found}

@@ -1,5 +1,6 @@
 """CLIP's embeddings of pictures and texts, CLIP score and PickScore."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
@@ -16,14 +17,9 @@ from cogview3.evaluation.scorers.weights import CLIP_H14, CLIP_L14, Asset, Weigh
 
 
 class Clip:
-    """A CLIP model and its tokenizer.
+    """A CLIP model in float32 and its tokenizer."""
 
-    Args:
-        model: in float32.
-        tokenizer: CLIP's; None where only pictures are embedded.
-    """
-
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer | None) -> None:
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.size = int(model.config.vision_config.image_size)
         self.length = int(model.config.text_config.max_position_embeddings)
@@ -67,35 +63,8 @@ def _unit(vectors: Tensor) -> Tensor:
     return vectors / torch.where(norms > 0, norms, 1)
 
 
-class ClipScore(Scorer):
-    """Hessel et al. 2021 (arXiv 2104.08718) as torchmetrics scales it: max(100 cos, 0)."""
-
-    name = "clip"
-    protocol = "max(100 cos, 0) of CLIP's projected embeddings; bicubic, center crop; 77 tokens; mean"
-    version = "ViT-L/14 (openai), or the model given as clip-l14"
-    assets = (CLIP_L14,)
-
-    def __init__(self, clip: Clip) -> None:
-        self.clip = clip
-
-    @classmethod
-    @override
-    def load(cls, weights: Weights) -> Self:
-        return cls(Clip.load(weights, CLIP_L14))
-
-    @override
-    def score(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        cosines = self.clip.cosines(pictures, [prompt.text for prompt in prompts])
-        return (100 * cosines).clamp(min=0).tolist()
-
-
-class PickScore(Scorer):
-    """Kirstain et al. 2023 (arXiv 2305.01569): exp(logit scale) cos of a CLIP ViT-H/14 tuned on choices."""
-
-    name = "pickscore"
-    protocol = "exp(logit_scale) cos; bicubic, center crop; 77 tokens; mean"
-    version = "PickScore_v1"
-    assets = (Asset("pickscore", "yuvalkirstain/PickScore_v1"), CLIP_H14)
+class _Cosine(Scorer):
+    """A multiple of the cosine of a picture's and its prompt's embeddings."""
 
     def __init__(self, clip: Clip) -> None:
         self.clip = clip
@@ -107,5 +76,33 @@ class PickScore(Scorer):
 
     @override
     def score(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        cosines = self.clip.cosines(pictures, [prompt.text for prompt in prompts])
-        return (self.clip.model.logit_scale.exp() * cosines).tolist()
+        return self._scaled(self.clip.cosines(pictures, [prompt.text for prompt in prompts])).tolist()
+
+    @abstractmethod
+    def _scaled(self, cosines: Tensor) -> Tensor: ...
+
+
+class ClipScore(_Cosine):
+    """Hessel et al. 2021 (arXiv 2104.08718) as torchmetrics scales it: max(100 cos, 0)."""
+
+    name = "clip"
+    protocol = "max(100 cos, 0) of CLIP's projected embeddings; bicubic, center crop; 77 tokens; mean"
+    version = "ViT-L/14 (openai), or the model given as clip-l14"
+    assets = (CLIP_L14,)
+
+    @override
+    def _scaled(self, cosines: Tensor) -> Tensor:
+        return (100 * cosines).clamp(min=0)
+
+
+class PickScore(_Cosine):
+    """Kirstain et al. 2023 (arXiv 2305.01569): exp(logit scale) cos of a CLIP ViT-H/14 tuned on choices."""
+
+    name = "pickscore"
+    protocol = "exp(logit_scale) cos; bicubic, center crop; 77 tokens; mean"
+    version = "PickScore_v1"
+    assets = (Asset("pickscore", "yuvalkirstain/PickScore_v1"), CLIP_H14)
+
+    @override
+    def _scaled(self, cosines: Tensor) -> Tensor:
+        return self.clip.model.logit_scale.exp() * cosines

@@ -20,9 +20,6 @@ from cogview3.errors import one_line
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
-HASH_LENGTH = 8
-"""Hexadecimal digits of SHA-256 by which a published file is known."""
-
 
 @dataclass(frozen=True)
 class Asset:

@@ -6,7 +6,7 @@ import json
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,11 @@ def hash_token(token: str) -> str:
 
 
 def read_study(folder: Path) -> dict[str, Any]:
-    """study.json of a folder. Raises UserError where there is none."""
-    try:
-        found = json.loads((folder / STUDY).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no study ({error}): make one with cogview3 study build {folder}") from None
-    if not (folder / DATABASE).is_file():
-        raise UserError(f"{folder / DATABASE} is missing: copy the whole folder of the study")
-    return found
+    """study.json of a folder. Raises UserError where there is none, or not the whole of a study."""
+    for file in (folder / STUDY, folder / DATABASE):
+        if not file.is_file():
+            raise UserError(f"{folder} holds no study, as {file.name} is missing: make one with cogview3 study build")
+    return checkpoints.read_json(folder / STUDY, "copy the study's folder again")
 
 
 def from_evaluation(folder: Path) -> dict[str, Path]:
@@ -166,4 +163,4 @@ def _tasks(
         left, right = sides if expected == "left" else sides[::-1]
         chosen.append(Task(annotator, 0, own, system, system, left, right, expected))
     order = rng.permutation(len(chosen))
-    return [chosen[place].at(position) for position, place in enumerate(order)]
+    return [replace(chosen[place], position=position) for position, place in enumerate(order)]

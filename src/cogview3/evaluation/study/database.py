@@ -4,9 +4,9 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 DATABASE = "study.db"
 CHOICES = ("left", "right", "tie", "both bad")
@@ -39,10 +39,6 @@ class Task:
     left_file: str
     right_file: str
     expected: str
-
-    def at(self, position: int) -> Self:
-        """The same at another place in the annotator's list."""
-        return replace(self, position=position)
 
 
 class Conflict(Exception):

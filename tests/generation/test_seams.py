@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cogview3.config import UserError
-from cogview3.evaluation.seams import seam_ratio
+from tests.generation.seams import seam_ratio
 
 
 def test_a_ramp_has_no_seams() -> None:
