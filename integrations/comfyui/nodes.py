@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
+from cogview3.data.latents import decode, encode
 
 try:  # inside of ComfyUI
     import comfy.model_management as management
@@ -148,19 +149,19 @@ class RelayUpscale:
         if latent is not None and not latent.get(MARK):
             raise ValueError("this latent is another model's: decode it, and connect the image")
         given = {"latents": latent["samples"]} if latent else {"image": image.movedim(-1, 1).clamp(0, 1)}
-        count = len(next(iter(given.values())))
         pipe = CogView3UpscalePipeline.from_pipe(model)
         pipe.set_progress_bar_config(disable=True)
-        shared = {
-            "prompt": prompt.strip() or None,
-            "tile_size": tile_size or None,
-            "callback_on_step_end": _watcher(),
-        }
-        if latent is not None:
-            latents = pipe(**given, **shared, generator=_generators(seed, count), output_type="latent").images
-            return _decode(model, latents, tile_size), {"samples": latents.cpu(), MARK: True}
-        pixels = pipe(**given, **shared, generator=_generators(seed, count), output_type="np").images
-        pixels = torch.from_numpy(pixels)
+        images = pipe(
+            **given,
+            prompt=prompt.strip() or None,
+            tile_size=tile_size or None,
+            callback_on_step_end=_watcher(),
+            generator=_generators(seed, len(next(iter(given.values())))),
+            output_type="latent" if latent else "np",
+        ).images
+        if latent:
+            return _decode(model, images, tile_size), {"samples": images.cpu(), MARK: True}
+        pixels = torch.from_numpy(images)
         return pixels, {"samples": _encode(model, pixels), MARK: True}
 
 
@@ -189,25 +190,18 @@ def _watcher() -> Callable[..., dict[str, Any]]:
     return watch
 
 
-@torch.no_grad()
 def _decode(pipe: CogView3Pipeline, latents: torch.Tensor, tile_size: int = 0) -> torch.Tensor:
     """Scaled latents to pictures (B, H, W, 3) in 0..1, on the CPU."""
-    config = pipe.vae.config
-    unscaled = latents.to(pipe.vae.device) / config.scaling_factor + (config.shift_factor or 0.0)
     if tile_size:
         pipe.vae.enable_tiling()
-    pixels = pipe.vae.decode(unscaled.to(pipe.vae.dtype), return_dict=False)[0]
-    return (pixels.float().cpu().clamp(-1, 1) / 2 + 0.5).movedim(1, -1)
+    return (decode(pipe.vae, latents.to(pipe.vae.device)).float().cpu() / 2 + 0.5).movedim(1, -1)
 
 
-@torch.no_grad()
 def _encode(pipe: CogView3Pipeline, pixels: torch.Tensor) -> torch.Tensor:
     """Pictures (B, H, W, 3) in 0..1 to scaled latents, on the CPU; sides are cut to multiples of 8."""
-    factor, config = pipe.vae_scale_factor, pipe.vae.config
+    factor = pipe.vae_scale_factor
     height, width = (side // factor * factor for side in pixels.shape[1:3])
-    given = pixels[:, :height, :width].movedim(-1, 1) * 2 - 1
-    mode = pipe.vae.encode(given.to(pipe.vae.device, pipe.vae.dtype)).latent_dist.mode().float()
-    return ((mode - (config.shift_factor or 0.0)) * config.scaling_factor).cpu()
+    return encode(pipe.vae, pixels[:, :height, :width].movedim(-1, 1) * 2 - 1).float().cpu()
 
 
 NODE_CLASS_MAPPINGS = {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cogview3 import CogView3Pipeline
 from cogview3.prompts.expand import Expander
-from cogview3.serving.service import MASKS, MOST_WARNINGS
+from cogview3.serving.service import MOST_WARNINGS
 from tests.serving.conftest import Served, Shouting, pixels, serving
 
 
@@ -176,7 +176,6 @@ def test_edits(served: Served) -> None:
     assert bare.json()["size"] == "32x32"
 
 
-@pytest.mark.skipif(not MASKS, reason="the pipeline has no masks")
 def test_edits_within_a_mask_keep_the_rest(served: Served) -> None:
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (32, 0, 64, 64))

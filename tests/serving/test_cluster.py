@@ -15,7 +15,7 @@ from PIL import Image
 
 from cogview3 import CogView3Pipeline
 from cogview3.models.modes import Mode, Sampling, write_sampling
-from cogview3.serving.cluster import Cluster, Replica, Scale, deployment, identity_of
+from cogview3.serving.cluster import DEPLOYMENT, Cluster, Replica, Scale, deployment, identity_of
 from cogview3.serving.metrics import Metrics
 from cogview3.serving.orders import Canceled, Partial
 from cogview3.serving.pipelines import Pipelines
@@ -187,6 +187,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     shutil.rmtree(place, ignore_errors=True)
 
 
+def connect(folder: Path, batch: int, scale: Scale) -> Cluster:
+    made = Cluster(Pipelines(str(folder)), Limits(batch=batch, threads=1), Metrics(), scale)
+    sizes = made.load("2+2", 2)
+    assert (str(sizes.own), sizes.relays) == ("64x64", 2)
+    return made
+
+
 @pytest.mark.slow
 def test_a_cluster_of_this_machine(
     cluster: Any, folder: Path, pipe: CogView3Pipeline, alone: Callable[..., Any]
@@ -196,25 +203,17 @@ def test_a_cluster_of_this_machine(
 
     expected = [alone("star", seed) for seed in range(4)]
 
-    def connect(batch: int) -> Any:
-        made = Cluster(Pipelines(str(folder)), Limits(batch=batch, threads=1), Metrics(), Scale(2, 2))
-        sizes = made.load("2+2", 2)
-        assert (str(sizes.own), sizes.relays) == ("64x64", 2)
-        return made
-
     async def draw(engine: Any, seeds: list[int]) -> None:
         jobs = engine.submit([order("star", seed) for seed in seeds], "me")
         for seed, job in zip(seeds, jobs, strict=True):
             assert_same((await job.result).image, expected[seed])
 
     async def serve_all() -> None:
-        first = await asyncio.to_thread(connect, 2)
+        first = await asyncio.to_thread(connect, folder, 2, Scale(2, 2))
         first.start()
         await draw(first, [0, 1, 2, 3] * 4)
         assert listening(psutil) == {"127.0.0.1"}
-        again = await asyncio.to_thread(
-            connect, 2
-        )  # as after a restart of the process before the replicas: they are taken over
+        again = await asyncio.to_thread(connect, folder, 2, Scale(2, 2))  # the process was restarted: taken over
         again.start()
         await draw(again, [0])
         work = asyncio.create_task(draw(first, [0, 1, 2, 3] * 20))
@@ -223,12 +222,43 @@ def test_a_cluster_of_this_machine(
         ray.kill(ray.get_actor(victim["name"], victim["namespace"]), no_restart=False)
         await work
         work = asyncio.create_task(draw(first, [0, 1, 2, 3] * 20))
-        update = await asyncio.to_thread(connect, 3)  # other settings: replicas are replaced one after the other
+        update = await asyncio.to_thread(connect, folder, 3, Scale(2, 2))  # other settings: replaced one by one
         await work
         update.start()
         await draw(update, [3])
         for each in (first, again, update):
             await each.close()
+
+    try:
+        asyncio.run(serve_all())
+    finally:
+        serve.shutdown()
+
+
+@pytest.mark.slow
+def test_replicas_come_while_requests_wait_and_go_when_idle(
+    cluster: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MORE_SECONDS", "FEWER_SECONDS"):
+        monkeypatch.setattr(f"cogview3.serving.cluster.{name}", 1.0)
+
+    async def until_running(wanted: int) -> None:
+        async with asyncio.timeout(300):
+            while True:
+                (application,) = serve.status().applications.values()
+                if application.deployments[DEPLOYMENT].replica_states.get("RUNNING") == wanted:
+                    return
+                await asyncio.sleep(1)
+
+    async def serve_all() -> None:
+        engine = await asyncio.to_thread(connect, folder, 1, Scale(1, 2))
+        engine.start()
+        await until_running(1)
+        jobs = engine.submit([order("star", seed, steps=1000) for seed in range(8)], "me")
+        await until_running(2)
+        engine.cancel(jobs)
+        await until_running(1)
+        await engine.close()
 
     try:
         asyncio.run(serve_all())
@@ -248,7 +278,7 @@ def test_the_command_draws_on_a_cluster_of_its_own_and_leaves_nothing(
     with patient(process.url) as client:
         assert ask(client, "star", 1)[0] == 200
     assert process.end() == 143
-    assert "error" not in process.log.read_text()
+    assert process.log.read_text().splitlines()[-1] == "stopped"
     _, alive = psutil.wait_procs(started, timeout=60)
     assert alive == []
 

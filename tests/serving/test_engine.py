@@ -233,7 +233,7 @@ def test_closing_finishes_what_was_begun_and_refuses_the_rest(alone: Alone, spy:
     async def serve() -> list[Any]:
         async with running(spy.pipelines, batch=1) as engine:
             first, second = engine.submit([order("star", 0), order("star", 1)], "me")
-            while not first.started:
+            while engine.position(first) is not None:
                 await asyncio.sleep(0)
             engine.stop_taking()
             assert not engine.ready

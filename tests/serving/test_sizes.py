@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogview3.serving.previews import Pace
+from cogview3.serving.painter import Pace
 from cogview3.serving.sizes import Sizes
 
 SCENES = Sizes(128, 128, 8, 2)

@@ -278,7 +278,10 @@ def start_ray(ray: Any, **options: Any) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what Ray calls listening beyond loopback, on any system
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # where it was imported before
         options["_node_ip_address"] = "127.0.0.1"
-    ray.init(**fixed, **options)
+    try:
+        ray.init(**fixed, **options)
+    except Exception as error:  # a plain one where its processes do not come up in time
+        raise ConnectionError(f"Ray did not start: {one_line(error)}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
 

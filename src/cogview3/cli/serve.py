@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cogview3.serving.keys import Keys
     from cogview3.serving.metrics import Metrics
     from cogview3.serving.pipelines import Pipelines
-    from cogview3.serving.queue import Drawing, Limits
+    from cogview3.serving.queue import Limits, Queue
 
 
 class EngineKind(StrEnum):
@@ -122,6 +122,7 @@ def serve(
     replicas = _check_replicas(engine_kind, least, most)
     known = Keys(read_keys(keys, os.environ.get(ENVIRONMENT)), rate)
     mode = pick_mode(mode, fast)
+    quiet_libraries()
     where, how, number_format = check_placement(
         device, dtype, (Offload.none, quantize, False, False, vae_tiling, compile_networks)
     )
@@ -129,7 +130,6 @@ def serve(
 
     from cogview3.serving.pipelines import Pipelines
 
-    quiet_libraries()
     pipelines = Pipelines(model, mode, where, number_format, how)
     listener = bind(host, port)
     written = None
@@ -176,7 +176,7 @@ def _check_replicas(kind: EngineKind, least: int | None, most: int | None) -> tu
 
 def _make_engine(
     replicas: tuple[int, int] | None, pipelines: "Pipelines", limits: "Limits", metrics: "Metrics"
-) -> "Drawing":
+) -> "Queue":
     """What draws: the thread of this process, or replicas."""
     if replicas is None:
         from cogview3.serving.engine import Engine

@@ -106,14 +106,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
 
 
 class Answer:
-    """How a request's pictures are sent.
-
-    Args:
-        service: what is served.
-        requests: takes note of it.
-        body: as `schemas.request_models` has them.
-        event: what its events are called before the dot.
-    """
+    """How a request's pictures are sent; `event` is what its events are called before the dot."""
 
     def __init__(self, service: Service, requests: Requests, body: BaseModel, event: str) -> None:
         self._service, self._requests, self._body, self._event = service, requests, body, event

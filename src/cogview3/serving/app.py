@@ -43,7 +43,7 @@ def create_app(
             service.engine.start()
             stack.push_async_callback(service.engine.close)
             if tools:
-                await stack.enter_async_context(running_tools(app))
+                await stack.enter_async_context(sessions.run())
             yield
 
     app = FastAPI(
@@ -62,9 +62,9 @@ def create_app(
     app.add_middleware(Bodies, most=MOST_BODY, most_upload=most_upload)
     app.add_middleware(Counted, service=service, paths=frozenset(app.openapi()["paths"]))
     if tools:
-        from cogview3.serving.tools import mount_tools, running_tools
+        from cogview3.serving.tools import mount_tools
 
-        mount_tools(app, service, requests, host)
+        sessions = mount_tools(app, service, requests, host)
     if page:
         from cogview3.serving.page import mount_page
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from cogview3 import __version__
 from cogview3.errors import UserError, one_line
 from cogview3.serving.engine import Engine
@@ -31,6 +33,9 @@ PROGRESS_SECONDS = 0.5
 
 TRIES = 3
 """Replicas that may be lost with a picture before it is given up."""
+
+MORE_SECONDS, FEWER_SECONDS = 30.0, 600.0
+"""That requests must wait until there is another replica, and that replicas must idle until there is one less."""
 
 DEPLOYMENT = "painter"
 
@@ -55,13 +60,7 @@ class Scale:
 class Replica:
     """A model in a process of its own, somewhere in the cluster: an `Engine` that Ray Serve calls.
 
-    Args:
-        pipelines: the model; loaded here.
-        mode: loaded first.
-        relays: most doublings.
-        limits: of its engine.
-        identity: of model and settings.
-        loopback: whether the cluster is of one machine and has to stay there.
+    `mode` is loaded first, and `loopback` tells that the cluster is of one machine and has to stay there.
     """
 
     async def __init__(
@@ -129,6 +128,8 @@ def deployment(
             "min_replicas": scale.least,
             "max_replicas": scale.most,
             "target_ongoing_requests": limits.batch,
+            "upscale_delay_s": MORE_SECONDS,
+            "downscale_delay_s": FEWER_SECONDS,
         },
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
         graceful_shutdown_timeout_s=limits.seconds,  # a replica that is replaced finishes what it has begun
@@ -150,11 +151,7 @@ def _stay_on_loopback() -> None:
 class Cluster(Queue):
     """Hands what is queued to replicas, the next to whoever has room.
 
-    Args:
-        pipelines: the model; only its names are read here.
-        limits: how much is taken on; `batch` and `threads` are those of each replica.
-        metrics: counts what happens.
-        scale: how many replicas there are.
+    Of `pipelines` only names are read here; the `batch` and `threads` of `limits` are those of each replica.
     """
 
     def __init__(self, pipelines: "Pipelines", limits: Limits, metrics: Metrics, scale: Scale) -> None:
@@ -164,8 +161,9 @@ class Cluster(Queue):
         self._handle: Any = None
         self._own = False
 
+    @override
     def load(self, mode: str, relays: int) -> Sizes:
-        """As `Drawing.load`: connect to the cluster of RAY_ADDRESS, or start one here, and have replicas in it.
+        """Connect to the cluster of RAY_ADDRESS, or start one here, and have replicas in it.
 
         Replicas of the same model and settings that run there are taken over; others of the same name are replaced, a
         few at a time, while the rest of them draw on.
@@ -208,14 +206,14 @@ class Cluster(Queue):
                 )
 
     @property
+    @override
     def running(self) -> int:
-        """As `Drawing.running`."""
         return len(self._at_work)
 
+    @override
     async def close(self) -> None:
-        """As `Drawing.close`; a cluster that was started here ends with it."""
         await super().close()
-        if self._own:
+        if self._own:  # the cluster was started here
             import ray
 
             await asyncio.to_thread(ray.shutdown)
@@ -252,7 +250,6 @@ class Cluster(Queue):
             stream = self._handle.options(stream=True).draw.remote(job.order, job.client)
             try:
                 async for event in stream:
-                    job.started = True
                     if isinstance(event, Drawn):
                         return event
                     if isinstance(event, Closing):

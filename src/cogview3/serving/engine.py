@@ -4,42 +4,38 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
+import torch
+from typing_extensions import override
+
+from cogview3 import CogView3Pipeline
 from cogview3.errors import UserError
 from cogview3.serving.line import Line
 from cogview3.serving.metrics import Metrics
-from cogview3.serving.orders import Job, Partial
+from cogview3.serving.orders import Job
+from cogview3.serving.painter import Painter
 from cogview3.serving.queue import Limits, Queue
 from cogview3.serving.sizes import Sizes
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from cogview3 import CogView3Pipeline
-    from cogview3.serving.painter import Painter
 
 
 class Engine(Queue):
     """Draws what is queued, in batches of one kind, base and relay stages of different batches by turns.
 
-    Args:
-        pipelines: a pipeline by mode; only the drawing thread asks for one.
-        limits: how much is taken on.
-        metrics: counts what happens.
+    Only the drawing thread asks for one of the `pipelines`, which are by mode.
     """
 
-    def __init__(self, pipelines: "Mapping[str, CogView3Pipeline]", limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, pipelines: Mapping[str, CogView3Pipeline], limits: Limits, metrics: Metrics) -> None:
         super().__init__(limits, metrics)
         self._pipelines, self._area = pipelines, 1
         self._begun = Line()
         self._running: list[Job] = []
-        self._thread = ThreadPoolExecutor(1, "painter", initializer=_set_threads, initargs=(limits.threads,))
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._painter: Painter | None = None
+        self._painter = Painter(pipelines)
+        # before the first sum of the thread: OpenMP keeps a number of threads for each thread of the program
+        threads = limits.threads or torch.get_num_threads()
+        self._thread = ThreadPoolExecutor(1, "painter", initializer=torch.set_num_threads, initargs=(threads,))
 
-    def load(self, mode: str, relays: int) -> Sizes:
-        """As `Drawing.load`; the mode's pipeline is loaded in the drawing thread."""
+    @override
+    def load(self, mode: str, relays: int) -> Sizes:  # the mode's pipeline is loaded in the drawing thread
         pipe = self._thread.submit(self._pipelines.__getitem__, mode).result()
         sides = pipe.unet.config.sample_size
         if sides is None:
@@ -49,24 +45,16 @@ class Engine(Queue):
         self._area = sizes.own.width * sizes.own.height
         return sizes
 
-    def start(self) -> None:
-        """As `Drawing.start`."""
-        from cogview3.serving.painter import Painter
-
-        self._loop = asyncio.get_running_loop()
-        self._painter = Painter(self._pipelines, self._tell)
-        super().start()
-
     @property
+    @override
     def running(self) -> int:
-        """As `Drawing.running`."""
         return len(self._running) + len(self._begun)
 
     def _stop(self, job: Job) -> None:
         self._begun.remove(job)
 
+    @override
     async def close(self) -> None:
-        """As `Drawing.close`."""
         await super().close()
         self._thread.shutdown()
 
@@ -104,9 +92,6 @@ class Engine(Queue):
     async def _draw(self, jobs: list[Job]) -> None:
         """Advance jobs by a stage in the drawing thread, and hand out what came of it."""
         start, self._running = time.monotonic(), jobs
-        for job in jobs:
-            job.started = True
-        assert self._painter is not None
         outcomes = await asyncio.get_running_loop().run_in_executor(self._thread, self._painter.advance, jobs)
         self._running = []
         self.metrics.batch(len(jobs), time.monotonic() - start)
@@ -116,16 +101,3 @@ class Engine(Queue):
                 self._begun.add(job)
             elif outcome is not None:
                 self._finish(job, outcome)
-
-    def _tell(self, job: Job, index: int, image: "Image") -> None:
-        """Hand an unfinished picture from the drawing thread to the loop."""
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(job.events.put_nowait, Partial(index, image))
-
-
-def _set_threads(threads: int | None) -> None:
-    """Before the first sum of the drawing thread: OpenMP keeps the number of threads for each thread of the program."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)

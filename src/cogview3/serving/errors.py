@@ -70,7 +70,7 @@ def api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, Busy):
         return too_many(str(error), error.seconds)
-    if isinstance(error, ValidationError):
+    if isinstance(error, ValidationError | RequestValidationError):
         return _invalid(error.errors()[0])
     if isinstance(error, UserError):
         return ApiError(400, str(error), "invalid_value")
@@ -106,14 +106,6 @@ def _invalid(found: dict[str, Any]) -> ApiError:
 def add_handlers(app: FastAPI) -> None:
     """Answer every error of an application in this shape."""
 
-    @app.exception_handler(ApiError)
-    async def _api(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(RequestValidationError)
-    async def _validation(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid(error.errors()[0]).response()
-
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "too_large"}
@@ -124,5 +116,5 @@ def add_handlers(app: FastAPI) -> None:
     async def told(_: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()
 
-    for kind in (*FORESEEN, Exception):
+    for kind in (ApiError, RequestValidationError, *FORESEEN, Exception):
         app.add_exception_handler(kind, told)

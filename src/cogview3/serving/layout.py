@@ -23,14 +23,7 @@ footer { display: none !important }
 
 
 class Layout:
-    """The page's parts.
-
-    Args:
-        service: whose modes and sizes are offered.
-
-    Attributes:
-        blocks: the page, for gradio.
-    """
+    """The page's parts; `blocks` is the page, for gradio."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -153,7 +153,6 @@ class Job:
     done: int = 0
     steps: int = 1
     canceled: bool = False
-    started: bool = False
     work: Any = None
 
     @property

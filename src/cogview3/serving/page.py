@@ -50,13 +50,7 @@ def mount_page(app: FastAPI, service: Service, requests: Requests) -> None:
 
 
 class Page(Layout):
-    """The page's parts and what they do.
-
-    Args:
-        service: draws.
-        requests: takes note of what is drawn.
-        folder: for pictures on their way to the browser.
-    """
+    """The page's parts and what they do; pictures are in `folder` on their way to the browser."""
 
     def __init__(self, service: Service, requests: Requests, folder: Path) -> None:
         super().__init__(service)

@@ -5,7 +5,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from cogview3.serving.line import Line
 from cogview3.serving.metrics import Metrics
@@ -36,58 +35,10 @@ class Limits:
     threads: int | None = None
 
 
-class Drawing(Protocol):
-    """What API and page need of an engine."""
-
-    @property
-    def waiting(self) -> int:
-        """Pictures that were not begun yet."""
-
-    @property
-    def running(self) -> int:
-        """Pictures that were begun and are not finished."""
-
-    def load(self, mode: str, relays: int) -> Sizes:
-        """Make ready to draw in a mode, before all else.
-
-        Returns:
-            The sizes drawn with up to `relays` doublings, none where the model has no relay.
-
-        Raises:
-            UserError: what loading raises, or the model names no size of its own.
-        """
-
-    def start(self) -> None:
-        """Begin to draw, in the running event loop."""
-
-    def stop_taking(self) -> None:
-        """Refuse what is new, and what was not begun."""
-
-    def submit(self, orders: Sequence[Order], client: str) -> list[Job]:
-        """Queue orders, all or none. Raises Busy or Closing."""
-
-    def cancel(self, jobs: Iterable[Job]) -> None:
-        """Stop jobs within one step; those that are done are left alone."""
-
-    def position(self, job: Job) -> int | None:
-        """How many pictures are likely to be begun before it; None where it was begun."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether new orders are taken."""
-
-    async def close(self) -> None:
-        """Refuse what is new and what waits, finish what was begun."""
-
-
 class Queue(ABC):
-    """The part of `Drawing` that is alike wherever is drawn: who waits, who is refused, who is told what.
+    """What API and page need of an engine: who waits, who is refused, who is told what.
 
     A subclass draws in `_run`, which takes jobs out of `_fresh` and hands them to `_finish`.
-
-    Args:
-        limits: how much is taken on.
-        metrics: counts what happens.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
@@ -99,6 +50,22 @@ class Queue(ABC):
         self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
+    def load(self, mode: str, relays: int) -> Sizes:
+        """Make ready to draw in a mode, before all else.
+
+        Returns:
+            The sizes drawn with up to `relays` doublings, none where the model has no relay.
+
+        Raises:
+            UserError: what loading raises, or the model names no size of its own.
+        """
+
+    @property
+    @abstractmethod
+    def running(self) -> int:
+        """Pictures that were begun and are not finished."""
+
+    @abstractmethod
     async def _run(self) -> None:
         """Draw until closed and nothing begun is left."""
 
@@ -107,21 +74,21 @@ class Queue(ABC):
         """Stop a job that was begun."""
 
     def start(self) -> None:
-        """As `Drawing.start`."""
+        """Begin to draw, in the running event loop."""
         self._task = asyncio.create_task(self._run())
 
     @property
     def ready(self) -> bool:
-        """As `Drawing.ready`."""
+        """Whether new orders are taken."""
         return self._task is not None and not self._task.done() and not self._closing
 
     @property
     def waiting(self) -> int:
-        """As `Drawing.waiting`."""
+        """Pictures that were not begun yet."""
         return len(self._fresh)
 
     def submit(self, orders: Sequence[Order], client: str) -> list[Job]:
-        """As `Drawing.submit`."""
+        """Queue orders, all or none. Raises Busy or Closing."""
         if not self.ready:
             raise Closing("the service is being stopped")
         own = self._fresh.count(client) + len(orders)
@@ -140,7 +107,7 @@ class Queue(ABC):
         return jobs
 
     def cancel(self, jobs: Iterable[Job]) -> None:
-        """As `Drawing.cancel`."""
+        """Stop jobs within one step; those that are done are left alone."""
         for job in jobs:
             if not job.result.done():
                 job.canceled = True
@@ -149,11 +116,11 @@ class Queue(ABC):
                 self._finish(job, Canceled())
 
     def position(self, job: Job) -> int | None:
-        """As `Drawing.position`."""
+        """How many pictures are likely to be begun before it; None where it was begun."""
         return self._fresh.position(job)
 
     def stop_taking(self) -> None:
-        """As `Drawing.stop_taking`."""
+        """Refuse what is new, and what was not begun."""
         self._closing = True
         for job in list(self._fresh):
             self._fresh.remove(job)
@@ -161,7 +128,7 @@ class Queue(ABC):
         self._wake.set()
 
     async def close(self) -> None:
-        """As `Drawing.close`."""
+        """Refuse what is new and what waits, finish what was begun."""
         self.stop_taking()
         if self._task is not None:
             await self._task

@@ -6,11 +6,12 @@ import socket
 from typing import Any
 
 import uvicorn
+from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from cogview3.errors import UserError
-from cogview3.serving.queue import Drawing
+from cogview3.serving.queue import Queue
 
 MOST_CONNECTIONS = 1000
 """Open connections; one more closes the oldest that asks for nothing, and is closed itself where there is none."""
@@ -41,8 +42,8 @@ class Connection(H11Protocol):
     _patience: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
+    @override
     def connection_made(self, transport: Any) -> None:
-        """Called by asyncio."""
         if len(self.server_state.by_age) >= MOST_CONNECTIONS and not self._make_room():
             transport.abort()
             return
@@ -50,8 +51,8 @@ class Connection(H11Protocol):
         self.server_state.by_age[self] = None
         self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio."""
         for timer in (self._patience, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -59,13 +60,13 @@ class Connection(H11Protocol):
             del self.server_state.by_age[self]
             super().connection_lost(exc)
 
-    def pause_writing(self) -> None:
-        """Called by asyncio where what is sent piles up."""
+    @override
+    def pause_writing(self) -> None:  # what is sent piles up
         super().pause_writing()
         self._unread = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
+    @override
     def resume_writing(self) -> None:
-        """Called by asyncio."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
@@ -87,13 +88,13 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Tells the engine of the end as soon as it is asked for, so that what waits is refused and not waited for."""
 
-    def __init__(self, config: uvicorn.Config, engine: Drawing) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Queue) -> None:
         super().__init__(config)
         self.server_state = State()
         self._engine = engine
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn on SIGTERM and SIGINT."""
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # on SIGTERM and SIGINT
         self._engine.stop_taking()
         await super().shutdown(sockets)
 
@@ -128,7 +129,7 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def create_server(app: Any, engine: Drawing, access_log: bool = False) -> Server:
+def create_server(app: Any, engine: Queue, access_log: bool = False) -> Server:
     """A server for an application and its engine."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(

@@ -1,30 +1,29 @@
 """From what people wish for to orders for the engine: modes, sizes, seeds, expansion."""
 
 import asyncio
-import inspect
 import re
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import torch
 from PIL.Image import Image
 
-from cogview3 import CogView3Pipeline
 from cogview3.errors import UserError
 from cogview3.models.modes import Mode, Overrides
 from cogview3.prompts.expand import Expander, Expansion
 from cogview3.serving.keys import Keys
 from cogview3.serving.metrics import Metrics
 from cogview3.serving.orders import Busy, Order, Settings
-from cogview3.serving.queue import Drawing, Limits
+from cogview3.serving.queue import Limits, Queue
 from cogview3.serving.sizes import Size, Sizes
 
 STRENGTH, MASKED_STRENGTH, FAITHFUL_STRENGTH = 0.6, 1.0, 0.35
 """How much of a given picture is redrawn by default; within a mask; where it is to be kept close to."""
 
-MASKS = "mask_image" in inspect.signature(CogView3Pipeline.__call__).parameters
-"""Whether pictures are redrawn within a mask."""
+LARGEST = 2048
+"""Side in pixels up to which pictures are enlarged."""
 
 MOST_CHECKED, MOST_WARNINGS = 2000, 10
 """Characters of a prompt that are looked at for warnings, and warnings that are given."""
@@ -43,7 +42,6 @@ class Wish:
         prompt: what to draw.
         count: pictures; the i-th has the seed `seed` + i.
         size: width and height in pixels.
-        strict: whether another size than the one asked for is refused rather than the nearest drawn.
         mode: a mode of the model.
         enlarge: how often the sides of `image` are doubled, instead of drawing anything.
         expand: whether a description of the prompt is drawn; by default where there is an expander, but not in
@@ -56,7 +54,6 @@ class Wish:
     negative_prompt: str | None = None
     count: int = 1
     size: tuple[int, int] | None = None
-    strict: bool = False
     mode: str | None = None
     steps: int | None = None
     relay_steps: int | None = None
@@ -108,10 +105,9 @@ class Service:
         problems: what of a prompt the model does not know or cannot draw, a sentence each.
         leave: why a prompt should not be expanded, "" where it should.
         strict_sizes: whether sizes that the model does not draw are refused.
-        largest: side in pixels up to which pictures are enlarged.
     """
 
-    engine: Drawing
+    engine: Queue
     model: str
     modes: dict[str, Mode]
     default_mode: str
@@ -123,10 +119,9 @@ class Service:
     problems: Callable[[str], list[str]] = lambda prompt: []
     leave: Callable[[str], str] = lambda prompt: ""
     strict_sizes: bool = False
-    largest: int = 2048
 
     def __post_init__(self) -> None:
-        self._writer = ThreadPoolExecutor(1, "expander", initializer=_one_thread)
+        self._writer = ThreadPoolExecutor(1, "expander", initializer=torch.set_num_threads, initargs=(1,))
         self._expanding = 0
 
     def pick_model(self, name: str | None) -> str | None:
@@ -236,17 +231,17 @@ class Service:
         if wish.enlarge:
             assert wish.image is not None
             width, height = (side << wish.enlarge for side in wish.image.size)
-            if max(width, height) > self.largest:
+            if max(width, height) > LARGEST:
                 raise UserError(
                     f"image is {wish.image.width}x{wish.image.height}: enlarged its sides would be longer than "
-                    f"{self.largest}; give a smaller one"
+                    f"{LARGEST}; give a smaller one"
                 )
             return Size(width, height, wish.enlarge)
         asked = wish.size or (wish.image.size if wish.image else None)
         if asked is None:
             return self.sizes.own
         size = self.sizes.nearest(*asked)
-        if wish.size and (wish.strict or self.strict_sizes) and (size.width, size.height) != wish.size:
+        if wish.size and self.strict_sizes and (size.width, size.height) != wish.size:
             raise UserError(f"size {asked[0]}x{asked[1]} is not drawn by this model: the nearest is {size}")
         return size
 
@@ -259,15 +254,11 @@ class Service:
             raise UserError(f"negative_prompt: mode {name!r} is distilled and cannot steer away; leave it out")
         if wish.image is None and (wish.strength is not None or wish.mask is not None):
             raise UserError("strength and mask are for an image: give one")
-        if wish.mask is not None and not MASKS:
-            raise UserError("mask: the pipeline cannot draw within a mask; leave it out")
+        if wish.prompt is None and not wish.enlarge:
+            raise UserError("prompt is missing: say what to draw; only enlarging goes without")
         strength = None
         if wish.image is not None and not wish.enlarge:
             strength = wish.strength or (STRENGTH if wish.mask is None else MASKED_STRENGTH)
-        elif wish.prompt is None and not wish.enlarge:
-            raise UserError("prompt is missing: say what to draw")
-        if strength is not None and wish.prompt is None:
-            raise UserError("prompt is missing: say what to draw; only enlarging goes without")
         given = wish.image.size if wish.image else None
         width, height = given if wish.enlarge and given else (size.width, size.height)
         return Settings(
@@ -296,9 +287,3 @@ def _clean(name: str, text: str | None) -> str | None:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{name} is not valid Unicode: it holds half of a surrogate pair")
     return _CONTROL.sub(" ", text).strip() or None
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)

@@ -2,12 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Image
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cogview3 import __version__
@@ -20,19 +19,12 @@ from cogview3.serving.sizes import parse_size
 CLIENT = "mcp"
 
 
-def mount_tools(app: FastAPI, service: Service, requests: Requests, host: str) -> None:
-    """Put the endpoint (streamable HTTP) at /mcp, behind the API keys where there are some."""
+def mount_tools(app: FastAPI, service: Service, requests: Requests, host: str) -> StreamableHTTPSessionManager:
+    """Put the endpoint (streamable HTTP) at /mcp, behind the API keys where there are some; it answers while run."""
     server = create_tools(service, requests)
     inner = server.streamable_http_app(streamable_http_path="/", stateless_http=True, json_response=True, host=host)
     app.mount("/mcp", Guarded(inner, service))
-    app.state.tools = server
-
-
-@asynccontextmanager
-async def running_tools(app: FastAPI) -> AsyncIterator[None]:
-    """Answer at /mcp until the block ends."""
-    async with app.state.tools.session_manager.run():
-        yield
+    return server.session_manager
 
 
 def create_tools(service: Service, requests: Requests) -> MCPServer:
