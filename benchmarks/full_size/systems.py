@@ -1,4 +1,4 @@
-"""What `bench inference --scale full` compares: this system in its modes, and what a user would take instead.
+"""What is compared: this system in its modes, and what a user would take instead.
 
 Each is run as its users run it: SDXL 50 Euler steps with guidance 5, LCM-SDXL 4 steps with guidance 8 as a condition,
 Stable Cascade 20 steps with guidance 4 and 10 without. How many operations each takes is counted on the meta device
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from benchmarks.full_size.networks import CLIP_LENGTH, TEXT_LENGTH, build, clip_tokenizer, t5_tokenizer
 from diffusers import (
     DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
@@ -25,7 +26,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cogview3.bench.networks import CLIP_LENGTH, TEXT_LENGTH, build, clip_tokenizer, t5_tokenizer
 from cogview3.bench.stopwatch import Watched
 from cogview3.generation.attention import constant_text
 from cogview3.generation.latents import LIGHT_COMPONENTS
@@ -51,7 +51,7 @@ class Networks:
         self.compiled: set[str] = set()
 
     def get(self, name: str) -> nn.Module:
-        """A network of `bench.networks.CONFIGS`, on the device."""
+        """A network of `networks.CONFIGS`, on the device."""
         if name not in self.built:
             self.built[name] = build(name, self.scale, self.device, self.dtype)
         return self.built[name]
