@@ -1,5 +1,6 @@
 """Runs in several processes of this machine, with an objective that takes milliseconds a step."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from torch import Tensor
 from cogview3.config import BaseRecipe, parse_recipe
 from cogview3.models.unet import unet_config
 from cogview3.training import loop, parallel
-from cogview3.training.objectives import Batch, Objective
+from cogview3.training.objectives import Batch, Objective, diffusion
 from cogview3.training.trainer import Trainer
 from tests.processes import Context
 
@@ -41,8 +42,18 @@ def tiny_run(**changes: Any) -> BaseRecipe:
     return parse_recipe(tables, "tiny")
 
 
+TWO_BLOCKS = {
+    "block_out_channels": (8,),
+    "attention_head_dim": (1,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "mid_block_type": None,
+    "up_block_types": ("UpBlock2D",),
+}
+"""Changes that leave the tiny UNet one block down and one up: few parts that processes gather from each other."""
+
+
 class Tiny(Objective):
-    """Denoise random latents with the tiny UNet.
+    """Denoise random latents with a UNet of two blocks.
 
     Data depend on how many batches were drawn before, as much as `data.text_dropout` says, which does nothing else.
     """
@@ -50,7 +61,7 @@ class Tiny(Objective):
     def __init__(self, recipe: BaseRecipe) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.trained = UNet2DConditionModel(**unet_config("tiny"))
+        self.trained = UNet2DConditionModel(**unet_config("tiny", **TWO_BLOCKS))
         self.drawn: dict[str, int] = {}
         self.memory = recipe.data.text_dropout
 
@@ -133,6 +144,25 @@ def terminate(run: loop._Run, images: int, process: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def train_and_count(recipe: BaseRecipe, run: Path, counts: Path) -> None:
+    """Train, and write how many calls of functions that takes: all, and in the writing of each checkpoint."""
+    save, number, saves = loop._Run._save, [0], {}
+
+    def save_and_count(this: loop._Run) -> None:
+        before = number[0]
+        save(this)
+        saves[this.images] = number[0] - before
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        number[0] += 1
+
+    loop._Run._save = save_and_count
+    sys.setprofile(count)
+    train_tiny(recipe, run)
+    sys.setprofile(None)
+    counts.with_name(f"{counts.name}-{os.environ['RANK']}").write_text(json.dumps({"run": number[0], **saves}))
+
+
 def die_at_call(recipe: BaseRecipe, run: Path, process: int, calls: int) -> None:
     """Train, but be killed at the given number of calls of functions, wherever that is."""
     if int(os.environ.get("RANK", "0")) == process:
@@ -212,6 +242,7 @@ def _begin(surroundings: dict[str, str], log: str, work: Callable[..., Any], *ar
     file = open(log, "w", buffering=1)  # noqa: SIM115
     sys.stdout = sys.stderr = file
     torch.set_num_threads(1)
+    diffusion.BASE_STEPS = diffusion.RELAY_STEPS = 2  # as tests/training/conftest.py has it
     try:
         work(*arguments)
     except SystemExit as end:

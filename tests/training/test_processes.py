@@ -20,18 +20,15 @@ from tests.training.processes import (
     in_processes,
     terminate,
     tiny_run,
+    train_and_count,
     train_tiny,
     write_gradients,
     write_keys_and_terminate,
 )
+from tests.training.test_loop import metrics
 from tests.training.test_sources import shard_recipe, write_pictures
 
 SHARDED = {"sharded": {"train__shard": True}, "copies": {}}
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 def losses(run: Path) -> list[float]:
@@ -43,7 +40,8 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Undisturbed runs: of two processes, sharded and with copies; and of one, without memory. For reading only."""
     folder = tmp_path_factory.mktemp("whole")
     for name, changes in SHARDED.items():
-        assert in_processes(2, train_tiny, tiny_run(**changes), folder / name, log=folder / f"{name}.log") == [0, 0]
+        recipe, counts = tiny_run(**changes), folder / f"{name}.calls"
+        assert in_processes(2, train_and_count, recipe, folder / name, counts, log=folder / f"{name}.log") == [0, 0]
     steady = tiny_run(data__text_dropout=0.0)
     assert in_processes(1, train_tiny, steady, folder / "one", log=folder / "one.log") == [0]
     return {name: folder / name for name in (*SHARDED, "one")}
@@ -178,18 +176,17 @@ def test_two_processes_train_from_shards_through_a_signal_on_each_picture_once(
         assert len(set(seen)) == 20
 
 
-CALLS, CHECKPOINT_CALLS = 800_000, 300_000  # somewhat less than a run, and a checkpoint, take
-
-
 def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
     """Kill one of two processes somewhere, even seeds within a checkpoint; the run goes on as if nothing had been."""
     recipe, run, log = tiny_run(**SHARDED[kind]), folder / f"{kind}-{seed}", folder / "log"
     rng = random.Random(seed)
     process = rng.randrange(2)
+    counts = json.loads(whole.with_name(f"{kind}.calls-{process}").read_text())
     if seed % 2:
-        work = partial(die_at_call, process=process, calls=rng.randint(1000, CALLS))
+        work = partial(die_at_call, process=process, calls=rng.randint(1000, int(0.9 * counts["run"])))
     else:
-        images, calls = 8 * rng.randint(1, 2), rng.randint(1, CHECKPOINT_CALLS)
+        images = 8 * rng.randint(1, 2)
+        calls = rng.randint(1, int(0.9 * counts[str(images)]))
         work = partial(die_in_checkpoint, process=process, images=images, calls=calls)
     codes = in_processes(2, work, recipe, run, log=log)
     assert min(codes) < 0, told(log)  # killed; the profile hook may also abort it within native code
