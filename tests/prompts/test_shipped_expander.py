@@ -17,8 +17,9 @@ from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.expand import LocalWriter
 
 
-def test_it_keeps_what_brief_prompts_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """48 prompts of what it was trained on: shapes alone, spelled right, without denials; it has not learned things."""
+@pytest.mark.parametrize("count", [20, pytest.param(48, marks=pytest.mark.slow)])
+def test_it_keeps_what_brief_prompts_ask_for(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Prompts of what it was trained on: shapes alone, spelled right, without denials; it has not learned things."""
     monkeypatch.setattr(scene, "THING_SHARE", 0.0)
     monkeypatch.setattr(scene, "GROUP_SHARE", 0.0)
     monkeypatch.setattr(brief, "TYPO_SHARE", 0.0)
@@ -30,7 +31,7 @@ def test_it_keeps_what_brief_prompts_ask_for(monkeypatch: pytest.MonkeyPatch) ->
         facts = prompt.facts
         if not (facts.denied or facts.different or any(relation.kind == "between" for relation in facts.relations)):
             prompts.append(prompt)
-        if len(prompts) == 48:
+        if len(prompts) == count:
             break
     written = [writer.write(prompt.text, 0, "", ())[0] for prompt in prompts]
     figures = expansion_figures([prompt.facts for prompt in prompts], written)

@@ -61,7 +61,14 @@ def shares_right(scenes, draw):
 @pytest.mark.parametrize("triples", ["seen", "held-out"])
 @pytest.mark.parametrize(
     ("condition", "number", "bar"),
-    [("clean", 100, 0.99), ("mild blur", 60, 0.98), ("mild noise", 60, 0.98)],
+    [
+        ("clean", 40, 0.99),
+        ("mild blur", 25, 0.98),
+        ("mild noise", 25, 0.98),
+        pytest.param("clean", 100, 0.99, marks=pytest.mark.slow),
+        pytest.param("mild blur", 60, 0.98, marks=pytest.mark.slow),
+        pytest.param("mild noise", 60, 0.98, marks=pytest.mark.slow),
+    ],
 )
 def test_facts_are_read_right(condition, number, bar, triples):
     rng = np.random.default_rng(21)
