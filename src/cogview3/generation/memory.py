@@ -320,7 +320,8 @@ def estimates(
     unused = ["unet"] * picture.upscale + ["text_encoder"] * (not picture.encoded)
     used = [name for name in networks if name not in unused]
     weights = {name: weight_bytes(networks[name], dtype, quantize) for name in used}
-    whole, offloaded = stages(networks, picture, dtype), stages(networks, sliced, dtype)
+    whole = stages(networks, picture, dtype)
+    offloaded = whole if picture.vae_slicing or picture.batch == 1 else stages(networks, sliced, dtype)
     without_text = sum(size for name, size in weights.items() if name != "text_encoder")
     of_text = max((stage.activations for stage in whole if stage.name == "text"), default=0)
     of_pictures = max(stage.activations for stage in whole if stage.name != "text")
