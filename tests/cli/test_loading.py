@@ -1,5 +1,6 @@
 """What commands check before they load a model, adapters, and which prompt cache they open."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from typer.testing import Result
 
 from cogview3 import CogView3Pipeline
+from cogview3.cli import drop_asides
 from cogview3.cli.loading import open_prompt_cache
 from cogview3.config import UserError
 from cogview3.generation import placement
@@ -112,3 +114,25 @@ def test_a_truncated_adapter_is_named(run: Run, tiny_model: Path, tmp_path: Path
     result = run("generate", "x", "--model", tiny_model, "--device", "cpu", "--lora", "adapter.safetensors")
     assert result.exit_code == 2, result.output
     assert "--lora adapter.safetensors: is damaged or does not fit this model" in error_line(result)
+
+
+def test_what_libraries_say_of_an_unused_torchao_is_dropped_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    said = {
+        "torchao": "Failed to load /x/_C_mxfp8.so: no such GPU",
+        "torch.utils._pytree": "<enum 'KernelPreference'> is an Enum subclass and is now natively supported",
+        "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects. This may",
+    }
+    loggers = {name: logging.getLogger(name) for name in said}
+    before = {name: list(logger.filters) for name, logger in loggers.items()}
+    drop_asides()
+    try:
+        for name, logger in loggers.items():
+            with caplog.at_level(logging.WARNING, name):
+                logger.addHandler(caplog.handler)  # some do not pass on what they are told
+                logger.warning(said[name])
+                logger.warning("another %s", name)
+                logger.removeHandler(caplog.handler)
+        assert {record.getMessage() for record in caplog.records} == {f"another {name}" for name in said}
+    finally:
+        for name, logger in loggers.items():
+            logger.filters[:] = before[name]

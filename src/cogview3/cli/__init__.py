@@ -1,11 +1,24 @@
 """The command line: one thin file per group of commands, each of which parses, checks and calls."""
 
+import logging
 import os
+from collections.abc import Callable
+
+ASIDES = {
+    "torchao": "Failed to load",
+    "torch.utils._pytree": "is an Enum subclass",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}
+"""What loggers say, by name, where torchao is installed, which diffusers and peft import whether it is used or not.
+
+Kernels for GPUs that are not there, torchao's own deprecated calls, and a class that its newer versions lack.
+"""
 
 
 def main() -> None:
     """Run the `cogview3` command; exits with 0, 1 (failure), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM)."""
     _wait_briefly()
+    drop_asides()
     from cogview3.cli.app import app
 
     app(prog_name="cogview3")
@@ -19,3 +32,13 @@ def _wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def drop_asides() -> None:
+    """Let `ASIDES` be dropped, and nothing else that the same loggers say."""
+    for name, words in ASIDES.items():
+        logging.getLogger(name).addFilter(_without(words))
+
+
+def _without(words: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: words not in record.getMessage()
