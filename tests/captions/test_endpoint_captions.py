@@ -18,7 +18,6 @@ from cogview3.captions.recaption import Task, caption_shard, recaption
 from cogview3.captions.request import request
 from cogview3.captions.rows import CannotGoOn
 from cogview3.cli.app import app
-from cogview3.cli.recaption import duration
 from cogview3.config import UserError
 from cogview3.data.entries import decode_entry
 from cogview3.data.formats import find_shards
@@ -227,7 +226,3 @@ def test_a_shard_that_is_given_up_is_a_failure(run: Run, tars: list[str], tmp_pa
         result = run(f"{tmp_path}/tars/{{00000..00002}}.tar", "--endpoint", server.url, "--model", "m")
     assert result.exit_code == 1
     assert f"given up: {tars[1]}: missing tar" in result.stdout
-
-
-def test_durations() -> None:
-    assert duration(3725.4) == "1:02:05"

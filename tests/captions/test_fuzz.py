@@ -10,9 +10,10 @@ import pytest
 from cogview3.captions.journal import Journal, Name
 from cogview3.captions.pairs import read_pairs
 from cogview3.captions.parts import Part, part_address
-from cogview3.captions.rows import SCHEMA, Row
+from cogview3.captions.rows import Row
 from cogview3.config import UserError
 from cogview3.data.formats import find_shards
+from cogview3.data.sidecars import CAPTIONS
 from cogview3.prompts.budget import Usage
 from tests.data.conftest import ordinary, write_tars
 from tests.hostile import json_mutant, mutant, within
@@ -78,7 +79,7 @@ def test_mutants_of_begun_shards(tmp_path: Path, count: int) -> None:
             path.write_bytes(with_a_line_damaged(content, rng))
             try:
                 rows = Part(shard, SETTINGS).rows.values()
-                pyarrow.Table.from_pylist([row.to_dict() for row in rows], SCHEMA)
+                pyarrow.Table.from_pylist([row.to_dict() for row in rows], CAPTIONS)
             except UserError:
                 refused += 1
     assert 0 < refused < count

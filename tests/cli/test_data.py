@@ -189,7 +189,7 @@ def test_stats_count_and_draw(run: Run, tmp_path: Path) -> None:
     }
     assert json.loads((tmp_path / "told" / "statistics.json").read_text()) == told
     with Image.open(tmp_path / "told" / "statistics.png") as drawn:
-        assert drawn.size == (1280, 3 * 320)  # three histograms, formats, what is left out
+        assert drawn.size == (1200, 3 * 300)  # three histograms, formats, what is left out
         assert len(drawn.getcolors(2**16)) > 2
     text = run("data", "stats", "a.tar", "b.tar", "--workers", 2)
     assert text.exit_code == 0, text.output

@@ -36,9 +36,10 @@ from cogview3.data.encoded import (
     write_latents,
 )
 from cogview3.data.encoder import encode_shard
-from cogview3.data.formats import LatentShard, find_shards, have_latents, latents_of
+from cogview3.data.formats import find_shards
 from cogview3.data.report import Broken
 from cogview3.data.shards import CaptionedImages
+from cogview3.data.tars import LatentShard, have_latents, latents_of
 from tests.data.conftest import all_keys, ordinary, parquet_bytes, picture, tar_bytes, write_tars
 from tests.data.conftest import encoded as picture_file
 from tests.processes import run_command

@@ -369,7 +369,8 @@ def test_a_budget_needs_the_endpoints_counts() -> None:
 
 
 def test_what_was_spent_before_counts() -> None:
-    budget = Budget(tokens=1000, price=Price(1, 1), spent=Usage(1, 400, 500, 0.1))
+    budget = Budget(tokens=1000, price=Price(1, 1))
+    budget.add(Usage(1, 400, 500, 0.1))
     budget.add(Usage(1, 50, 50, 0.1))
     assert budget.spent == Usage(2, 450, 550, 0.2)
     assert "1000 tokens is spent" in budget.reserve()
@@ -377,9 +378,10 @@ def test_what_was_spent_before_counts() -> None:
 
 def test_after_a_resumption_the_first_request_goes_alone() -> None:
     """What requests cost on average before, failed ones included, says little of what the next ones will cost."""
-    spent = Usage(1000, 190_000, 10_000)
+    budget = Budget(tokens=213_000)
+    budget.add(Usage(1000, 190_000, 10_000))
     with serving(lambda body, number: Reply(text="x", usage=(1900, 100), delay=0.05)) as server:
-        endpoint = Endpoint(server.url, "m", budget=Budget(tokens=213_000, spent=spent))
+        endpoint = Endpoint(server.url, "m", budget=budget)
         outcomes: list[str] = []
 
         def work() -> None:

@@ -21,8 +21,9 @@ from cogview3.captions.recaption import GivenUp, Task, caption_shard
 from cogview3.config import UserError
 from cogview3.data.entries import admit, decode_entry
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Shard, TarShard
+from cogview3.data.groups import Shard
 from cogview3.data.report import Skipped
+from cogview3.data.tars import TarShard
 from cogview3.evaluation.progress import Counter, silent
 
 

@@ -26,33 +26,21 @@ _REFUSED = "refused: "
 
 @dataclass(frozen=True)
 class EndpointJob:
-    """An endpoint to ask. Its model is asked what a fine-tuned recaptioner is asked.
+    """An endpoint to ask. Its model is asked what a fine-tuned recaptioner is asked."""
 
-    Args:
-        url, name, key_env, timeout, tries: as `prompts.endpoint.Endpoint` takes them.
-        requests: at once, of each worker.
-        side: pixels that the larger side of a picture is brought down to.
-        seed: sent along, with the temperature; what the endpoint makes of it is its own affair.
-        temperature: 0 asks for the likeliest.
-        max_new_tokens: of a caption; None leaves it to the endpoint.
-        limits: most requests, tokens and money; None for no limit. Of one worker.
-        price: of a million tokens of prompts and of completions.
-        fields: further fields of each request.
-    """
-
-    url: str
+    url: str  # this and the next four: as `prompts.endpoint.Endpoint` takes them
     name: str
     key_env: str | None = None
     timeout: float = 120.0
     tries: int = 6
-    requests: int = 8
-    side: int = 768
-    seed: int = 0
-    temperature: float = 0.0
-    max_new_tokens: int | None = None
-    limits: tuple[int | None, int | None, float | None] = (None, None, None)
-    price: tuple[float, float] | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    requests: int = 8  # at once, of each worker
+    side: int = 768  # pixels that the larger side of a picture is brought down to
+    seed: int = 0  # sent along, with the temperature; what the endpoint makes of it is its own affair
+    temperature: float = 0.0  # 0 asks for the likeliest
+    max_new_tokens: int | None = None  # of a caption; None leaves it to the endpoint
+    limits: tuple[int | None, int | None, float | None] = (None, None, None)  # requests, tokens, money of a worker
+    price: tuple[float, float] | None = None  # of a million tokens of prompts and of completions
+    fields: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
 
     def __post_init__(self) -> None:
         if self.requests < 1:

@@ -19,7 +19,7 @@ from typing import Any
 from cogview3.captions.recaption import Engine, GivenUp, Message, Task, Told, caption_shard
 from cogview3.captions.rows import CannotGoOn, Writer
 from cogview3.config import UserError
-from cogview3.data.formats import Shard
+from cogview3.data.groups import Shard
 from cogview3.data.parallel import begin_worker, interrupts_held
 from cogview3.errors import one_line
 
@@ -28,16 +28,10 @@ TRIES = 3
 
 
 def make_engine(name: str, workers: int | None, tries: int = TRIES, gpus: int = 0) -> Engine:
-    """The engine "local" or "ray" with so many workers.
+    """The engine "local" or "ray" with so many workers, by default one a GPU, or one CPU of the cluster on Ray.
 
-    Args:
-        name: which.
-        workers: None is one a GPU; without GPUs one here, and one a CPU of the cluster on Ray.
-        tries: as `TRIES`.
-        gpus: that local workers may use; for "ray", whether each actor takes one of the cluster's.
-
-    Raises:
-        UserError: another name, a number below 1, or Ray is not installed.
+    `gpus` are those that local workers may use; for "ray", whether each actor takes one of the cluster's. Raises
+    UserError for another name, a number below 1, or where Ray is not installed.
     """
     for what, value in (("workers", workers), ("tries", tries)):
         if value is not None and value < 1:

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,26 +30,15 @@ from cogview3.prompts.budget import Usage
 JOURNAL = "journal.jsonl"
 FORMAT = 2
 
+_COUNTS = ("requests", "prompt_tokens", "completion_tokens")
+
 SCHEMA = pyarrow.schema(
     [
-        ("image", pyarrow.string()),
-        ("shard", pyarrow.string()),
-        ("key", pyarrow.string()),
-        ("old", pyarrow.string()),
+        *((name, pyarrow.string()) for name in ("image", "shard", "key", "old")),
         ("queries", pyarrow.list_(pyarrow.struct([("question", pyarrow.string()), ("answer", pyarrow.string())]))),
         ("new", pyarrow.string()),
         ("model", pyarrow.string()),
-        (
-            "usage",
-            pyarrow.struct(
-                [
-                    ("requests", pyarrow.int64()),
-                    ("prompt_tokens", pyarrow.int64()),
-                    ("completion_tokens", pyarrow.int64()),
-                    ("money", pyarrow.float64()),
-                ]
-            ),
-        ),
+        ("usage", pyarrow.struct([*((name, pyarrow.int64()) for name in _COUNTS), ("money", pyarrow.float64())])),
     ]
 )
 """Columns of a part."""
@@ -79,13 +67,8 @@ class Journal:
         aside: images that were given up, with the reason.
         doubtful: images that were asked about without an outcome.
 
-    Args:
-        folder: made if need be.
-        settings: what the answers depend on; other ones are refused.
-        part_rows: triplets of a part.
-
-    Raises:
-        UserError: another run writes there, other settings, a damaged file, a folder with other things.
+    The folder is made if need be, parts have `part_rows` triplets. Raises UserError where another run writes there, for
+    other `settings` than the folder's, a damaged file, or a folder with other things.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], part_rows: int = 1000) -> None:
@@ -273,11 +256,6 @@ class Journal:
 def in_order(names: Iterable[Name]) -> list[Name]:
     """Names by shard and key."""
     return sorted(names, key=lambda name: (name.shard, name.key))
-
-
-def count_reasons(aside: Mapping[Name, str]) -> dict[str, int]:
-    """How many images were given up for each reason, the most frequent first."""
-    return dict(Counter(aside.values()).most_common())
 
 
 def read_triplets(folder: str | Path) -> pyarrow.Table:

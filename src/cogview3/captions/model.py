@@ -6,7 +6,6 @@ where two tokens are equally likely to within rounding, about 1e-6 in float32 (b
 """
 
 import copy
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from cogview3.data.entries import decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
 from cogview3.errors import one_line
+from cogview3.prompts.cache import folder_fingerprint
 
 MAX_NEW_TOKENS = 256
 """Of a caption, unless the model's own configuration tells."""
@@ -37,28 +37,15 @@ MOST_FAILED = 16
 
 @dataclass(frozen=True)
 class ModelJob:
-    """A model to load.
+    """A model to load. Raises UserError for a value out of range."""
 
-    Args:
-        model: folder, run, bundled name or name on the hub, as `inputs.find_model` takes them.
-        device: "cpu", "mps" or "cuda"; worker n takes CUDA device n, modulo their number.
-        dtype: of the weights, such as "float32".
-        batch: pictures at once.
-        seed: of samples; without effect at temperature 0.
-        temperature: 0 takes the likeliest token, 1 draws as the model's probabilities tell.
-        max_new_tokens: of a caption; None takes the model's own, else `MAX_NEW_TOKENS`.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    model: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    batch: int = 8
-    seed: int = 0
-    temperature: float = 0.0
-    max_new_tokens: int | None = None
+    model: str  # folder, run, bundled name or name on the hub, as `inputs.find_model` takes them
+    device: str = "cpu"  # "cpu", "mps" or "cuda"; worker n takes CUDA device n, modulo their number
+    dtype: str = "float32"  # of the weights, such as "float32"
+    batch: int = 8  # pictures at once
+    seed: int = 0  # of samples; without effect at temperature 0
+    temperature: float = 0.0  # 0 takes the likeliest token, 1 draws as the model's probabilities tell
+    max_new_tokens: int | None = None  # of a caption; None takes the model's own, else `MAX_NEW_TOKENS`
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -77,7 +64,7 @@ class ModelJob:
     def settings(self) -> dict[str, Any]:
         """What the texts depend on. Raises UserError where the model is not there."""
         return {
-            "weights": fingerprint(find_model(self.model)),
+            "weights": folder_fingerprint(find_model(self.model))[:12],
             "request": request(""),
             "dtype": self.dtype,
             "seed": self.seed if self.temperature else None,
@@ -97,21 +84,6 @@ class ModelJob:
         return ModelWriter(load_model(folder, self.dtype).to(device), load_processor(folder), self)
 
 
-def fingerprint(folder: Path) -> str:
-    """12 digits that tell models apart: of small files all, of weights their names, sizes, first and last MiB."""
-    digest = hashlib.sha256()
-    kinds = (".json", ".txt", ".jinja", ".model", ".safetensors", ".bin")
-    for path in sorted(path for path in folder.iterdir() if path.suffix in kinds):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            if size > 2**20:
-                file.seek(max(2**20, size - 2**20))
-                digest.update(file.read())
-    return digest.hexdigest()[:12]
-
-
 @dataclass(frozen=True)
 class _Batch:
     """Pictures ready for the model, with rows of those that are not."""
@@ -124,13 +96,7 @@ class _Batch:
 
 
 class ModelWriter:
-    """A model that writes captions, batch by batch, while the next batch is being made ready.
-
-    Args:
-        model: in evaluation mode, on its device.
-        asker: of its processor.
-        job: batch size, seed and so on.
-    """
+    """A model, in evaluation mode on its device, that writes captions by batches while the next one is made ready."""
 
     def __init__(self, model: Any, asker: Asker, job: ModelJob) -> None:
         self.model, self.asker, self.job = model, asker, job

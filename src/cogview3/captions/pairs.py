@@ -8,16 +8,17 @@ from pathlib import Path
 from PIL import Image
 
 from cogview3.captions.journal import read_triplets
-from cogview3.captions.rows import OK, admitted, read_verdicts
+from cogview3.captions.rows import OK, admitted
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.entries import decode_entry, take_apart
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Shard, find_shards
+from cogview3.data.formats import find_shards
+from cogview3.data.groups import Shard
 from cogview3.data.images import decode
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Broken, Report, Skipped, listed
-from cogview3.data.sidecars import read_columns, read_notes
+from cogview3.data.sidecars import read_columns, read_keep, read_notes
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,11 @@ class Pair:
 
 @dataclass
 class Pairs:
-    """Pairs of a data set, in its order.
+    """Pairs of a data set, in its order."""
 
-    Attributes:
-        shards: that hold the pictures.
-        pairs: whose pictures can be read.
-        report: counts of all, those left out by reason.
-    """
-
-    shards: list[Shard]
-    pairs: list[Pair] = field(default_factory=list)
-    report: Report = field(default_factory=Report)
+    shards: list[Shard]  # that hold the pictures
+    pairs: list[Pair] = field(default_factory=list)  # whose pictures can be read
+    report: Report = field(default_factory=Report)  # counts of all, those left out by reason
 
     def image(self, shard: int, offset: int) -> Image.Image:
         """The picture of a pair, RGB. Raises UserError where it is not there any more."""
@@ -86,14 +81,10 @@ def read_pairs(
 ) -> Pairs:
     """Find the pictures of all new captions, and look at every one.
 
-    Args:
-        addresses: folders of triplets (`part-N.parquet`), and shards as `formats.find_shards` takes them, whose
-            captions sidecars then tell the captions.
-        workers: processes.
-        progress: called with the number of finished shards.
+    `addresses` are folders of triplets (`part-N.parquet`), and shards as `formats.find_shards` takes them, of which the
+    captions sidecars are read; `progress` is given the number of finished shards.
 
-    Raises:
-        UserError: no new caption anywhere, a shard that is not there, or a damaged file.
+    Raises UserError where there is no new caption anywhere or a shard is not there, and for a damaged file.
     """
     wanted = [each for address in addresses for each in _wanted(address)]
     if not any(each.captions for each in wanted):
@@ -135,7 +126,7 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
     """Keys, offsets and captions of the pictures that are wanted and can be read. Each is decoded once, to be sure."""
     places, report = [], Report()
     left = set(wanted.captions)
-    keep = read_verdicts(wanted.shard) if left else None
+    keep = read_keep(wanted.shard) if left else None
     for group in wanted.shard.groups() if left else ():
         if group.key and group.key not in left:
             continue

@@ -18,24 +18,17 @@ from filelock import FileLock, Timeout
 from cogview3.captions.rows import Row
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.formats import Shard, filesystem, is_local
+from cogview3.data.addresses import filesystem, is_local
+from cogview3.data.groups import Shard
 
 PATIENCE = 60.0
 """Seconds to wait for a shard that another process writes; one that was killed lets go at once."""
 
 
 class Part:
-    """The rows of a shard so far.
+    """The rows of a shard so far: `rows`, of each key the last one that was written.
 
-    Attributes:
-        rows: by key; of each key the last one that was written.
-
-    Args:
-        shard: whose sidecar is being written.
-        settings: what the texts depend on; a part of others is refused, or dropped with `overwrite`.
-
-    Raises:
-        UserError: other settings.
+    `settings` are what the texts depend on. A part of others is dropped with `overwrite`; else it raises UserError.
     """
 
     def __init__(self, shard: Shard, settings: Mapping[str, Any], overwrite: bool = False) -> None:

@@ -18,7 +18,6 @@ from cogview3.captions.parts import Part, claimed
 from cogview3.captions.rows import (
     FAILED,
     OK,
-    SCHEMA,
     UNANSWERED,
     CannotGoOn,
     Job,
@@ -26,31 +25,26 @@ from cogview3.captions.rows import (
     Sample,
     Writer,
     admitted,
-    read_verdicts,
 )
 from cogview3.captions.triplets import whole_address
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.formats import FolderShard, Shard, TarShard, filesystem
+from cogview3.data.addresses import filesystem
+from cogview3.data.folders import FolderShard
+from cogview3.data.groups import Shard
 from cogview3.data.report import Broken, Filtered
-from cogview3.data.sidecars import read_columns, read_notes, write_sidecar
+from cogview3.data.sidecars import CAPTIONS, read_columns, read_keep, read_notes, write_sidecar
+from cogview3.data.tars import TarShard
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is done to each shard; pickled.
+    """What is done to each shard; pickled."""
 
-    Args:
-        job: who writes.
-        settings: the job's, found once.
-        again: whether images that failed are tried again.
-        overwrite: whether sidecars of other settings are replaced.
-    """
-
-    job: Job
-    settings: Mapping[str, Any]
-    again: bool = False
-    overwrite: bool = False
+    job: Job  # who writes
+    settings: Mapping[str, Any]  # the job's, found once
+    again: bool = False  # whether images that failed are tried again
+    overwrite: bool = False  # whether sidecars of other settings are replaced
 
     @property
     def version(self) -> str:
@@ -103,37 +97,24 @@ def caption_shard(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]
 
 @dataclass
 class _Reading:
-    """A shard on its way to the writer.
-
-    Attributes:
-        known: rows of earlier runs by key.
-        total: what the offsets of its groups go up to; None where nobody knows.
-        order: keys in the shard's order.
-        rows: of this run and the earlier ones.
-        faults, filtered: counts by reason of what has no row.
-        broken: how many rows are of images that no writer saw.
-        gone: why the shard itself, or its rest, could not be read now; "" where it could.
-        share: of the shard that was read.
-        unchanged: whether the shard is still as large as when it was captioned. If not, a picture that came without a
-            caption may be another one of the same key.
-    """
+    """A shard on its way to the writer."""
 
     shard: Shard
     task: Task
-    known: Mapping[str, Row]
-    total: int | None
-    order: list[str] = field(default_factory=list)
-    rows: dict[str, Row] = field(default_factory=dict)
-    faults: Counter[str] = field(default_factory=Counter)
-    filtered: Counter[str] = field(default_factory=Counter)
-    broken: int = 0
-    gone: str = ""
-    share: float = 0.0
-    unchanged: bool = True
+    known: Mapping[str, Row]  # rows of earlier runs by key
+    total: int | None  # what the offsets of its groups go up to; None where nobody knows
+    order: list[str] = field(default_factory=list)  # keys in the shard's order
+    rows: dict[str, Row] = field(default_factory=dict)  # of this run and the earlier ones
+    faults: Counter[str] = field(default_factory=Counter)  # of what has no row, by reason
+    filtered: Counter[str] = field(default_factory=Counter)  # likewise
+    broken: int = 0  # how many rows are of images that no writer saw
+    gone: str = ""  # why the shard itself, or its rest, could not be read now; "" where it could
+    share: float = 0.0  # of the shard that was read
+    unchanged: bool = True  # as large as when it was captioned; if not, a picture may be another one of the same key
 
     def samples(self) -> Iterator[Sample]:
         """Those that can be captioned, also the ones that are; of the others, the rows."""
-        keep, keys = read_verdicts(self.shard), set()
+        keep, keys = read_keep(self.shard), set()
         for group in self.shard.groups():
             if self.total and isinstance(group.offset, int) and group.offset >= 0:
                 self.share = min(1.0, group.offset / self.total)
@@ -207,7 +188,7 @@ def _caption(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
 def table(rows: Iterable[Row], task: Task) -> pyarrow.Table:
     """The sidecar's columns."""
     made = {"model": task.job.name, "version": task.version}
-    return pyarrow.Table.from_pylist([row.to_dict() | made for row in rows], SCHEMA)
+    return pyarrow.Table.from_pylist([row.to_dict() | made for row in rows], CAPTIONS)
 
 
 def finished(shard: Shard, task: Task) -> dict[str, Any] | None:
@@ -263,22 +244,15 @@ def _length(shard: Shard) -> int | None:
 
 @dataclass
 class Standing:
-    """How a whole job goes.
+    """How a whole job goes."""
 
-    Attributes:
-        shards, of: finished ones, and all.
-        share: of all shards that is done, begun ones included; 0 to `of`.
-        images, failed, tokens: of this run.
-        seconds: since the first worker began, its model loaded; or 0.
-    """
-
-    of: int
-    shards: int = 0
-    share: float = 0.0
-    images: int = 0
+    of: int  # shards in all
+    shards: int = 0  # finished ones
+    share: float = 0.0  # of all shards that is done, begun ones included; 0 to `of`
+    images: int = 0  # of this run
     failed: int = 0
     tokens: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # since the first worker began, its model loaded; or 0
 
 
 Engine = Callable[[Task, Sequence[Shard]], Iterator[tuple[int, Message]]]
@@ -296,17 +270,11 @@ def recaption(
 ) -> dict[str, Any]:
     """Write the captions sidecar of every shard that has none.
 
-    Args:
-        shards: from `formats.find_shards`.
-        job: who writes.
-        engine: where; see `engines`.
-        again: try images again that failed.
-        overwrite: replace sidecars of other settings.
-        progress: told of each step.
+    `engine` says where (`engines`), `again` tries images again that failed, `overwrite` replaces sidecars of other
+    settings, `progress` is told of each step.
 
-    Returns:
-        Counts: shards, those finished before, images and tokens of this run and how many a second, and the shards
-        that were given up with reasons.
+    Returns counts: shards, those finished before, images and tokens of this run and how many a second, and the shards
+    that were given up, with reasons.
 
     Raises:
         UserError: a sidecar of other settings, named with what differs; a model that cannot be used.

@@ -46,25 +46,18 @@ def finetune(
 
     Under torchrun or accelerate launch each process takes its part of every batch.
 
-    Args:
-        pairs: to learn from, and to hold out of.
-        model: as `inputs.find_model` takes it.
-        run: the run's folder.
-        settings: what the outcome depends on; a run of others is refused.
-        device: "cpu", "mps" or "cuda".
-        micro_batch: pictures at once on a device.
-        workers: processes that read pictures.
-        restart: move an earlier run aside.
-        progress: told the images seen, and the losses in words.
+    `model` is as `inputs.find_model` takes it, `micro_batch` the pictures at once on a device, `workers` the processes
+    that read them; `settings` are what the outcome depends on; `restart` moves an earlier run aside; `progress` is
+    given the images seen, and the losses in words.
 
-    Returns:
-        Steps, held-out losses before and after, whether it ended early, and so on; plain types.
+    Returns steps, held-out losses before and after, whether it ended early, and so on, in plain types.
 
-    Raises:
-        UserError: the run is another's or in another process's use, the model cannot be used, or a batch cannot be
-            split as asked.
+    Raises UserError where the run is another's or in another process's use, the model cannot be used, or a batch cannot
+    be split as asked.
     """
     trl = _import_trl()
+    from transformers.trainer_callback import PrinterCallback
+
     world, first = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
     if restart and world > 1:
         raise UserError("--restart is for one process; move the run aside by hand")
@@ -93,7 +86,7 @@ def finetune(
             peft_config=None if settings.full else _lora(settings),
             callbacks=[_watch(run, settings, progress)],
         )
-        _quiet(trainer)
+        trainer.remove_callback(PrinterCallback)  # `_watch` tells how it goes
         asker.tokenizer.padding_side = "left"  # trainers set it as they like
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         state = trainer.state
@@ -133,6 +126,8 @@ def _arguments(
     anew: bool,
 ) -> Any:
     every = max(1, min(settings.check_images // settings.batch, settings.steps))
+    recompute = "activation_checkpointing"  # what later versions of transformers call gradient checkpointing
+    recompute = recompute if recompute in trl.SFTConfig.__dataclass_fields__ else "gradient_checkpointing"
     return trl.SFTConfig(
         output_dir=str(run / "checkpoints"),
         max_steps=settings.steps,
@@ -156,7 +151,7 @@ def _arguments(
         disable_tqdm=True,
         bf16=device == "cuda" and computes_bfloat16(device),
         use_cpu=device == "cpu",
-        **{_checkpointing(trl): device == "cuda"},
+        **{recompute: device == "cuda"},
         dataloader_num_workers=workers,
         dataloader_pin_memory=device == "cuda",
         seed=settings.seed,
@@ -164,12 +159,6 @@ def _arguments(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-
-def _checkpointing(trl: ModuleType) -> str:
-    """The name of the argument for recomputing activations, which later versions of transformers rename."""
-    known = trl.SFTConfig.__dataclass_fields__
-    return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
 
 
 def _lora(settings: FinetuneSettings) -> Any:
@@ -228,13 +217,6 @@ def _trainer_class(trl: ModuleType, settings: FinetuneSettings) -> type:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     return Trainer
-
-
-def _quiet(trainer: Any) -> None:
-    """Leave telling how it goes to `_watch`."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
 
 
 def _held_out(state: Any) -> list[float]:

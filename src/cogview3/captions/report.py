@@ -19,7 +19,7 @@ from cogview3.checkpoints import write_text
 from cogview3.data import draws
 from cogview3.data.entries import decode_entry
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Shard
+from cogview3.data.groups import Shard
 from cogview3.data.report import Skipped
 from cogview3.data.sidecars import read_columns, read_notes
 

@@ -4,31 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import pyarrow
-
 from cogview3.data.entries import Entry, admit
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Group, Shard
-from cogview3.data.sidecars import read_keep
+from cogview3.data.groups import Group
 from cogview3.prompts.answers import is_refusal, plain
 
 OK, CUT, FAILED, UNANSWERED = "ok", "cut", "failed", "unanswered"
 """Status of a row: a new caption; one without an end, of no use; none; none, as the endpoint did not answer."""
 
-SCHEMA = pyarrow.schema(
-    [(name, pyarrow.string()) for name in ("key", "old", "new", "model", "version", "status", "error")]
-)
-"""Columns of a captions sidecar."""
-
 
 class CannotGoOn(OSError):
     """Nothing more can be written, by any worker, for the reason that the message gives."""
-
-
-def read_verdicts(shard: Shard) -> dict[str, str] | None:
-    """As `sidecars.read_keep`; pictures that only lack a caption are kept, as here they get one."""
-    keep = read_keep(shard)
-    return None if keep is None else {key: "" if why == "missing caption" else why for key, why in keep.items()}
 
 
 def admitted(group: Group, keep: Mapping[str, str] | None) -> Entry:
@@ -46,23 +32,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the sidecar, and how many tokens were generated for it.
+    """A row of the sidecar, and how many tokens were generated for it."""
 
-    Attributes:
-        key: of the image.
-        old: the caption that it came with.
-        new: the caption written, also where it has no end; None where there is none.
-        status: "ok", "cut", "failed" or "unanswered".
-        error: why it is not "ok"; "" where it is.
-        tokens: generated; not kept.
-    """
-
-    key: str
-    old: str
-    new: str | None
-    status: str = OK
-    error: str = ""
-    tokens: int = 0
+    key: str  # of the image
+    old: str  # the caption that it came with
+    new: str | None  # the caption written, also where it has no end; None where there is none
+    status: str = OK  # "ok", "cut", "failed" or "unanswered"
+    error: str = ""  # why it is not "ok"; "" where it is
+    tokens: int = 0  # generated; not kept
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, tokens left out."""

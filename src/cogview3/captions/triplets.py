@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from cogview3.captions import instruction
-from cogview3.captions.journal import Journal, Name, count_reasons, in_order, read_triplets
-from cogview3.captions.rows import admitted, read_verdicts
+from cogview3.captions.journal import Journal, Name, in_order, read_triplets
+from cogview3.captions.rows import admitted
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
+from cogview3.data.addresses import filesystem, is_local
 from cogview3.data.entries import Entry, decode_entry
 from cogview3.data.filters import Filters
-from cogview3.data.formats import Shard, filesystem, is_local
+from cogview3.data.groups import Shard
 from cogview3.data.report import Report, Skipped
+from cogview3.data.sidecars import read_keep
 from cogview3.prompts.budget import Usage
 from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, Spent, Stopped, Unusable
 
@@ -99,31 +101,15 @@ def collect(
     aside are left alone too, and those that were under way when a run was killed, since they may have been paid for;
     unless `again`. Keep sidecars are obeyed. A budget of the endpoint counts for all runs into `out` together.
 
-    Args:
-        shards: tars and image folders.
-        endpoint: whom to ask; its `stop` is set where the run ends early.
-        out: folder of the triplets, with nothing else in it.
-        count: most images to consider, from the first on; None for all.
-        every: consider only every Nth image, to spread a few over many shards.
-        side: pixels that the larger side of a picture is brought down to.
-        concurrency: requests at the same time.
-        again: ask again about what was set aside or is in doubt.
-        part_rows: triplets of a part.
-        progress: told of each image.
+    `count` and `every` consider only the first so many images, and only every Nth; `side` is what the larger side of a
+    picture is brought down to, in pixels; `again` asks again about what was set aside or is in doubt; `part_rows` is
+    the triplets of a part; `progress` is told of each image. Returns the report, in plain types.
 
-    Returns:
-        The report, in plain types.
-
-    Raises:
-        UserError: a value out of range, or `out` belongs to other settings.
-        EndpointError: the endpoint cannot be used; what was answered is kept.
+    Raises UserError for a value out of range, or where `out` belongs to other settings; EndpointError where the
+    endpoint cannot be used: what was answered is kept.
     """
-    for name, value, least in (
-        ("count", count, 1),
-        ("every", every, 1),
-        ("side", side, 64),
-        ("concurrency", concurrency, 1),
-    ):
+    limits = {"count": (count, 1), "every": (every, 1), "side": (side, 64), "concurrency": (concurrency, 1)}
+    for name, (value, least) in limits.items():
         if value is not None and value < least:
             raise UserError(f"{name} {value}: give {least} or more")
     settings = {"model": endpoint.model, "instruction": instruction.VERSION, "side": side}
@@ -169,7 +155,7 @@ def _candidates(shards: Sequence[Shard], every: int, count: int | None, run: _Ru
     """Images, in order."""
     given = 0
     for shard in shards:
-        address, keep = whole_address(shard.address), read_verdicts(shard)
+        address, keep = whole_address(shard.address), read_keep(shard)
         for group in shard.groups(piece=0, pieces=every):
             if count is not None and given >= count:
                 return
@@ -364,15 +350,11 @@ def _report(run: _Run, out: Path, before: int) -> dict[str, Any]:
         "model": run.endpoint.model,
         "triplets": len(journal.done),
         "new": len(journal.done) - before,
-        "aside": count_reasons(journal.aside),
+        "aside": dict(Counter(journal.aside.values()).most_common()),
         "in_doubt": len(journal.doubtful),
         "unanswered": dict(run.unanswered),
-        "broken": counts["broken"],
-        "filtered": counts["filtered"],
-        "moved": run.counts["moved"],
-        "repeated": run.counts["repeated"],
-        "repaired": run.counts["repaired"],
-        "asked_again": run.counts["asked_again"],
+        **{name: counts[name] for name in ("broken", "filtered")},
+        **{name: run.counts[name] for name in ("moved", "repeated", "repaired", "asked_again")},
         "schema": run.endpoint.takes_schema,
         "rules": dict(rules.most_common()),
         "words": words,

@@ -1,9 +1,8 @@
 """`data`: pictures with captions to train on."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,28 +34,7 @@ _MOST_LINES = 2**24  # bytes of a blocklist
 app = typer.Typer(rich_markup_mode=None)
 
 
-class Captions(StrEnum):
-    """The kinds of caption that can go beside a picture."""
-
-    comprehensive = "comprehensive"
-    brief = "brief"
-    alt_text = "alt-text"
-    plain = "plain"
-
-
-class Layout(StrEnum):
-    """Layout of the samples on disk."""
-
-    tar = "tar"
-    folder = "folder"
-
-
-class Crop(StrEnum):
-    """Where pictures are cropped."""
-
-    random = "random"
-    center = "center"
-
+Captions = Literal["comprehensive", "brief", "alt-text", "plain"]
 
 ShardsArgument = Annotated[
     list[str], typer.Argument(metavar="SHARDS...", help="Tars, folders or URLs; *, ? and {00000..00010} are expanded.")
@@ -78,11 +56,13 @@ def scenes(
     size: Annotated[int, typer.Option("--size", min=32, max=4096, help="Side of the pictures in pixels.")] = 256,
     captions: Annotated[
         Captions, typer.Option("--captions", help="Kind of caption in the .txt files.")
-    ] = Captions.comprehensive,
+    ] = "comprehensive",
     new: Annotated[
         Captions | None, typer.Option("--new", help="Kind of new caption, in a sidecar beside each tar.")
     ] = None,
-    layout: Annotated[Layout, typer.Option("--layout", help="WebDataset tars or plain files.")] = Layout.tar,
+    layout: Annotated[
+        Literal["tar", "folder"], typer.Option("--layout", help="WebDataset tars or plain files.")
+    ] = "tar",
     shard: Annotated[int, typer.Option("--shard", min=1, max=10_000, help="Pictures per tar.")] = 1000,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -92,7 +72,7 @@ def scenes(
     Captions are true of their pictures, but for some of the alt-texts.
     """
     check_writable(out)
-    if new is not None and layout is Layout.folder:
+    if new is not None and layout == "folder":
         raise UserError(f"--new {new} writes sidecars of tars; leave out --layout folder, or --new")
     from cogview3.cli.progress import counter
     from cogview3.data.scenes.write import write_scenes
@@ -103,14 +83,14 @@ def scenes(
             out,
             count,
             size=size,
-            caption=str(captions),
-            new=None if new is None else str(new),
+            caption=captions,
+            new=new,
             seed=seed,
-            shard=shard if layout is Layout.tar else None,
+            shard=shard if layout == "tar" else None,
             progress=progress,
         )
-    result = {"out": str(out), "count": count, "size": size, "captions": str(captions), "seed": seed}
-    result |= {} if new is None else {"new": str(new)}
+    result = {"out": str(out), "count": count, "size": size, "captions": captions, "seed": seed}
+    result |= {} if new is None else {"new": new}
     report(result, f"{count} scenes written to {out} (seed {seed})", as_json)
 
 
@@ -202,7 +182,9 @@ def encode(
     degraded_share: Annotated[
         float, typer.Option("--degraded-share", min=0, max=1, help="As data.degraded_share of a relay recipe.")
     ] = 0.0,
-    crop: Annotated[Crop, typer.Option("--crop", help="Crop at random or at the center.")] = Crop.random,
+    crop: Annotated[
+        Literal["random", "center"], typer.Option("--crop", help="Crop at random or at the center.")
+    ] = "random",
     buckets: Annotated[bool, typer.Option("--buckets/--squares", help="Aspect-ratio buckets, or square crops.")] = True,
     bucket_step: Annotated[int, typer.Option("--bucket-step", min=32, help="Bucket sides are multiples of this.")] = 64,
     bucket_ratio: Annotated[
@@ -245,7 +227,7 @@ def encode(
     Buckets(size, step, ratio)
     low = (reconstructed_share, degraded_share) if relay else None
     read = None if text is None else encoder_fingerprint(weights_folder(text, "text_encoder").parent)
-    settings = Preprocessing(vae_fingerprint(weights_folder(vae, "vae")), read, size, step, ratio, str(crop), low)
+    settings = Preprocessing(vae_fingerprint(weights_folder(vae, "vae")), read, size, step, ratio, crop, low)
     devices = pick_devices(device)
     precision = pick_dtype(dtype, devices[0].partition(":")[0])
     encoding = Encoding(vae, settings, text, devices, batch, str(precision).removeprefix("torch."), seed)
@@ -280,18 +262,12 @@ def _counts(counts: "Report", good: str) -> dict[str, Any]:
 
 
 def _write_statistics(out: Path, statistics: "Statistics") -> None:
-    from cogview3.checkpoints import whole_file, write_text
-    from cogview3.data.histograms import draw
+    from cogview3.checkpoints import write_text
+    from cogview3.data.statistics import plot
 
-    counts = statistics.report
-    names = {
-        "formats": statistics.formats,
-        "left out": counts.broken + counts.filtered,
-        "mended": counts.mended,
-    }
     write_text(out / "statistics.json", json.dumps(statistics.to_dict(), indent=2, ensure_ascii=False) + "\n")
-    with whole_file(out / "statistics.png") as temporary:
-        draw(statistics.values(), names).save(temporary)
+    if not plot(statistics, out / "statistics.png"):
+        typer.echo('no histograms: they need matplotlib; install it with pip install "cogview3[plots]"', err=True)
 
 
 def _quantiles(statistics: "Statistics") -> "Table":

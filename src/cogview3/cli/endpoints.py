@@ -24,28 +24,25 @@ FieldsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a field of every request, such as temperature=0; repeatable."),
 ]
-MaxRequestsOption = Annotated[int | None, typer.Option("--max-requests", min=0, help="Most requests to send.")]
-MaxTokensOption = Annotated[int | None, typer.Option("--max-tokens", min=0, help="Most tokens to spend.")]
-MaxMoneyOption = Annotated[float | None, typer.Option("--max-money", min=0, help="Most money to spend, by --price.")]
-SideOption = Annotated[
-    int, typer.Option("--side", min=64, max=8192, help="Longer side of the pictures sent, in pixels.")
-]
-PriceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--price", metavar="PROMPT,COMPLETION", help="Price of a million prompt and completion tokens, such as 2.5,10."
-    ),
-]
 
 
 class EndpointOptions(Table):
     """What collecting and re-captioning ask of an endpoint."""
 
-    side: SideOption = 768
-    max_requests: MaxRequestsOption = None
-    max_tokens: MaxTokensOption = None
-    max_money: MaxMoneyOption = None
-    price: PriceOption = None
+    side: Annotated[
+        int, typer.Option("--side", min=64, max=8192, help="Longer side of the pictures sent, in pixels.")
+    ] = 768
+    max_requests: Annotated[int | None, typer.Option("--max-requests", min=0, help="Most requests to send.")] = None
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=0, help="Most tokens to spend.")] = None
+    max_money: Annotated[float | None, typer.Option("--max-money", min=0, help="Most money to spend, by --price.")] = (
+        None
+    )
+    price: Annotated[
+        str | None,
+        typer.Option(
+            "--price", metavar="PROMPT,COMPLETION", help="Price of a million prompt and completion tokens, as 2.5,10."
+        ),
+    ] = None
     key_env: KeyOption = None
     timeout: TimeoutOption = 120.0
     tries: TriesOption = 6

@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -37,13 +37,6 @@ EVERY = 30.0
 """Seconds between lines on how it goes, where stderr is not a terminal."""
 
 
-class Engine(StrEnum):
-    """Where shards are worked on."""
-
-    local = "local"
-    ray = "ray"
-
-
 @with_options(asking=EndpointOptions)
 def recaption(
     shards: ShardsArgument,
@@ -58,7 +51,9 @@ def recaption(
         str | None,
         typer.Option("--endpoint", metavar="URL", help="Chat endpoint to use, such as http://localhost:8000/v1."),
     ] = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="Local processes or a Ray cluster.")] = Engine.local,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Local processes or a Ray cluster.")
+    ] = "local",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, max=4096, help="Shards at once; by default one per GPU.")
     ] = None,
@@ -105,10 +100,10 @@ def recaption(
         found = find_shards(shards)
         job, gpus = None, 0
         if endpoint is None:
-            elsewhere = engine is Engine.ray and bool(os.environ.get("RAY_ADDRESS"))
+            elsewhere = engine == "ray" and bool(os.environ.get("RAY_ADDRESS"))
             job, gpus = _model_job(model, device, dtype, batch, seed, temperature, max_new_tokens, elsewhere)
         else:
-            if limited and ((workers or 1) > 1 or engine is Engine.ray):
+            if limited and ((workers or 1) > 1 or engine == "ray"):
                 raise UserError("a budget is kept by one worker; use --engine local without --workers")
             from cogview3.captions.endpoint import EndpointJob
 
@@ -128,7 +123,7 @@ def recaption(
                 price=(cost.prompt, cost.completion) if cost else None,
                 fields=asking.extra,
             )
-        makes = make_engine(str(engine), workers, crashes, gpus)
+        makes = make_engine(engine, workers, crashes, gpus)
         with _standing(len(found)) as progress:
             result = run(found, job, makes, again=again, overwrite=overwrite, progress=progress)
         with counter("shards", len(found)) as progress:
@@ -179,40 +174,31 @@ def _standing(total: int) -> Iterator[Callable[["Standing"], None]]:
     """Shows how a job goes: shards, images and tokens a second, time left; a line at times where there is no screen."""
     from cogview3.cli.progress import counter
 
-    last = time.monotonic()
+    last, before = time.monotonic(), None
     with counter("shards", total, resumes=True) as tell:
 
         def show(standing: "Standing") -> None:
-            nonlocal last
-            note = rates(standing)
+            nonlocal last, before
+            before = standing.share if before is None else before  # finished earlier: no word on the time left
+            note = _rates(standing, standing.share - before)
             tell(standing.share, note)
             if not sys.stderr.isatty() and time.monotonic() - last > EVERY:
                 last = time.monotonic()
                 typer.echo(f"{standing.shards} of {standing.of} shards; {note}", err=True)
 
-        before: list[float] = []
-
-        def rates(standing: "Standing") -> str:
-            if not before:
-                before.append(standing.share)  # what was finished before says nothing about the time left
-            if not standing.seconds:
-                return ""
-            done = standing.share - before[0]
-            left = (standing.of - standing.share) / done * standing.seconds if done else None
-            failed = f" ({standing.failed} failed)" if standing.failed else ""
-            return (
-                f"{standing.images} images{failed}, {standing.images / standing.seconds:.1f} a second, "
-                f"{standing.tokens / standing.seconds:,.0f} tokens a second"
-                + (f", {duration(left)} left" if left is not None else "")
-            )
-
         yield show
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+def _rates(standing: "Standing", done: float) -> str:
+    """How fast a job goes, by the shards `done` in this run."""
+    if not standing.seconds:
+        return ""
+    images, tokens = standing.images / standing.seconds, standing.tokens / standing.seconds
+    failed = f" ({standing.failed} failed)" if standing.failed else ""
+    told = f"{standing.images} images{failed}, {images:.1f} a second, {tokens:,.0f} tokens a second"
+    if not done:
+        return told
+    return f"{told}, {timedelta(seconds=round((standing.of - standing.share) / done * standing.seconds))} left"
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -78,25 +78,17 @@ def fit(image: Image.Image, target: Size, across: float = 0.5, down: float = 0.5
 
 @dataclass(frozen=True)
 class Fitted:
-    """A sample in its bucket's size.
+    """A sample in its bucket's size."""
 
-    Attributes:
-        image: uint8, (H, W, 3); None where there are latents.
-        encoded: the latents of a picture that was encoded ahead.
-        caption: the one chosen.
-        original, crop, target: SDXL's size conditions: of the picture as stored, of the crop, of the bucket.
-        index, place, name: as `Sample.index` and `Sample.place`; "shard address: key".
-    """
-
-    image: np.ndarray | None
-    encoded: Encoded | None
-    caption: str
-    original: Size
-    crop: Size
-    target: Size
-    index: int
-    place: Place
-    name: str
+    image: np.ndarray | None  # uint8, (H, W, 3); None where there are latents
+    encoded: Encoded | None  # the latents of a picture that was encoded ahead
+    caption: str  # the one chosen
+    original: Size  # this and the next two: SDXL's size conditions; of the picture as stored
+    crop: Size  # top and left
+    target: Size  # of the bucket
+    index: int  # as `Sample.index`
+    place: Place  # as `Sample.place`
+    name: str  # "shard address: key"
 
 
 class FittedImages:
@@ -104,11 +96,7 @@ class FittedImages:
 
     The crop of a sample is drawn from (seed, `Sample.index`). Pictures that were encoded ahead are left as they are.
 
-    Args:
-        reader: gives the samples.
-        buckets: their sizes.
-        seed: of the crops.
-        center: crop the middle instead of a random part.
+    `center` crops the middle instead of a random part.
     """
 
     def __init__(self, reader: CaptionedImages, buckets: Buckets, *, seed: int = 0, center: bool = False) -> None:
@@ -172,27 +160,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one bucket, with their captions.
+    """Pictures of one bucket, with their captions."""
 
-    Attributes:
-        images: (B, 3, H, W), uint8; None where all have latents.
-        captions: B captions.
-        original: (B, 2), int64: height and width of the picture as stored, before it was resized.
-        crop: (B, 2), int64: top and left of the crop, in the resized picture.
-        target: (B, 2), int64: H and W. The three are what `models.unet.size_conditions` takes.
-        indices: (B,), int64: `Sample.index` of each, which what is random about it is drawn from.
-        keys: "shard address: key" of each, to name it in a message.
-        encoded: the latents of pictures that were encoded ahead.
-    """
-
-    images: Tensor | None
-    captions: list[str]
-    original: Tensor
-    crop: Tensor
-    target: Tensor
-    indices: Tensor
-    keys: list[str]
-    encoded: list[Encoded] = field(default_factory=list)
+    images: Tensor | None  # (B, 3, H, W), uint8; None where all have latents
+    captions: list[str]  # B captions
+    original: Tensor  # (B, 2), int64: height and width of the picture as stored, before it was resized
+    crop: Tensor  # (B, 2), int64: top and left of the crop, in the resized picture
+    target: Tensor  # (B, 2), int64: H and W. The three are what `models.unet.size_conditions` takes
+    indices: Tensor  # (B,), int64: `Sample.index` of each, which what is random about it is drawn from
+    keys: list[str]  # "shard address: key" of each, to name it in a message
+    encoded: list[Encoded] = field(default_factory=list)  # the latents of pictures that were encoded ahead
 
     def pixels(self) -> Tensor:
         """The images in [-1, 1], float32."""
@@ -205,12 +182,7 @@ class BucketBatches:
     A batch comes when its last picture does, so the order depends on the source's alone. Where the source ends,
     incomplete batches are left over (`waiting`).
 
-    Args:
-        source: gives the samples.
-        batch: pictures in each.
-
-    Raises:
-        UserError: a batch below 1; while reading, what the source raises.
+    Raises UserError for a batch below 1; while reading, what the source raises.
     """
 
     def __init__(self, source: Source, batch: int) -> None:

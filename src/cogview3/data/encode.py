@@ -21,25 +21,15 @@ from cogview3.data.tars import latents_of
 
 @dataclass(frozen=True)
 class Encoding:
-    """How to encode.
+    """How to encode."""
 
-    Attributes:
-        vae: a run, a model folder or a bundled model.
-        preprocessing: what becomes of a picture before.
-        text: where the text encoder lies whose embeddings of both captions are to be kept; None without.
-        devices: of torch; worker n takes the n-th, counted around.
-        batch: pictures encoded at once.
-        precision: name of the encoders' number format; latents and embeddings are kept in float16.
-        seed: of random crops, and of the faults of a relay's small pictures.
-    """
-
-    vae: str
-    preprocessing: Preprocessing
-    text: str | None = None
-    devices: tuple[str, ...] = ("cpu",)
-    batch: int = 16
-    precision: str = "float32"
-    seed: int = 0
+    vae: str  # a run, a model folder or a bundled model
+    preprocessing: Preprocessing  # what becomes of a picture before
+    text: str | None = None  # where the text encoder lies whose embeddings of captions are to be kept
+    devices: tuple[str, ...] = ("cpu",)  # of torch; worker n takes the n-th, counted around
+    batch: int = 16  # pictures encoded at once
+    precision: str = "float32"  # name of the encoders' number format; latents and embeddings are kept in float16
+    seed: int = 0  # of random crops, and of the faults of a relay's small pictures
 
 
 def encode_shards(
@@ -53,22 +43,13 @@ def encode_shards(
     """Write a tar of latents beside each shard that has none.
 
     Tars appear whole, so an interrupted call resumes with the first shard that has none; one that overwrites begins
-    again.
+    again. `progress` is given the number of finished shards.
 
-    Args:
-        shards: from `formats.find_shards`.
-        encoding: how.
-        workers: processes, each at a shard.
-        overwrite: encode all again, whatever is there.
-        progress: called with the number of finished shards.
+    Returns the counts over all shards, and {"shards", "finished_before", "images", "seconds", "images_per_second"}, the
+    last three of this call alone.
 
-    Returns:
-        The counts over all shards, and {"shards", "finished_before", "images", "seconds", "images_per_second"}, the
-        last three of this call alone.
-
-    Raises:
-        UserError: a tar made otherwise, named with what differs; a damaged one; workers below 1; a shard, or a file
-            of it, that is missing or cannot be read, for which nothing is written.
+    Raises UserError for a tar made otherwise, naming what differs; for a damaged one; for workers below 1; and for a
+    shard, or a file of it, that is missing or cannot be read, for which nothing is written.
     """
     report, todo = Report(), []
     clear_abandoned([latents_of(shard).address for shard in shards])

@@ -37,23 +37,16 @@ _PARTS = ("mean", "logvar", "low_mean", "low_logvar")
 
 @dataclass(frozen=True)
 class Encoded:
-    """The latents of a picture, float16, unscaled, as its autoencoder's encoder gives them.
+    """The latents of a picture, float16, unscaled, as its autoencoder's encoder gives them."""
 
-    Attributes:
-        mean, logvar: of the posterior, (C, H/8, W/8).
-        low_mean, low_logvar: of the picture that a relay stage starts from; None where it was encoded without.
-        texts: embeddings (L, D) by caption, of those that were encoded.
-        original, crop, target: height and width of the picture as stored; top and left of the crop; H and W.
-    """
-
-    mean: np.ndarray
-    logvar: np.ndarray
-    low_mean: np.ndarray | None
+    mean: np.ndarray  # of the posterior, (C, H/8, W/8)
+    logvar: np.ndarray  # likewise
+    low_mean: np.ndarray | None  # of the picture that a relay stage starts from; None where it was encoded without
     low_logvar: np.ndarray | None
-    original: Size
-    crop: Size
-    target: Size
-    texts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    original: Size  # height and width of the picture as stored
+    crop: Size  # top and left
+    target: Size  # H and W
+    texts: Mapping[str, np.ndarray] = field(default_factory=dict)  # embeddings (L, D) by caption, of those encoded
     mended: tuple[str, ...] = ()
 
 
@@ -70,16 +63,7 @@ def read_encoded(data: bytes) -> Encoded:
         texts = {caption: tensors[f"text_{which}"] for which, caption in captions.items()}
         sizes = ((height, width), (top, left), (target[0], target[1]))
         return Encoded(tensors["mean"], tensors["logvar"], *parts[2:], *sizes, texts)
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        RecursionError,
-        OverflowError,
-    ):
+    except (SafetensorError, ValueError, LookupError, AttributeError, TypeError, RecursionError, OverflowError):
         raise Broken("damaged latents") from None
 
 
@@ -93,10 +77,7 @@ def encoded_bytes(encoded: Encoded, old: str = "", new: str = "") -> bytes:
 
 
 def latent_notes(shard: LatentShard) -> dict[str, Any] | None:
-    """What a tar of latents says of itself; None where there is none.
-
-    Raises UserError for a damaged one.
-    """
+    """What a tar of latents says of itself; None where there is none. Raises UserError for a damaged one."""
     try:
         with addresses.open_address(shard.address) as file:
             head = file.read(512 + _ROOM)
@@ -112,37 +93,21 @@ def latent_notes(shard: LatentShard) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What latents depend on beside the picture.
+    """What latents depend on beside the picture."""
 
-    Attributes:
-        vae: hash of the autoencoder (`vae_fingerprint`).
-        text: hash of the text encoder (`prompts.cache.encoder_fingerprint`) whose embeddings lie beside; None without.
-        size, bucket_step, bucket_ratio, crop: as in a recipe's [data]; without buckets, step is size and ratio 1.
-        low: `reconstructed_share` and `degraded_share` of a relay's small pictures; None for a base stage, for which
-            latents with any small pictures will do.
-    """
-
-    vae: str
-    text: str | None
-    size: int
+    vae: str  # hash of the autoencoder (`vae_fingerprint`)
+    text: str | None  # hash (`encoder_fingerprint`) of the text encoder whose embeddings lie beside; None without
+    size: int  # this and the next three: as in a recipe's [data]; without buckets, step is size and ratio 1
     bucket_step: int = 64
     bucket_ratio: float = 2.0
     crop: str = "random"
-    low: tuple[float, float] | None = None
+    low: tuple[float, float] | None = None  # reconstructed_share and degraded_share of a relay's small pictures
 
     def to_dict(self) -> dict[str, Any]:
         """In plain types, as in the notes of a tar."""
+        values = {name: value for name, value in vars(self).items() if name != "low"}
         low = {} if self.low is None else {"reconstructed_share": self.low[0], "degraded_share": self.low[1]}
-        return {
-            "vae": self.vae,
-            "text": self.text,
-            "size": self.size,
-            "bucket_step": self.bucket_step,
-            "bucket_ratio": self.bucket_ratio,
-            "crop": self.crop,
-            "relay": self.low is not None,
-            **low,
-        }
+        return {**values, "relay": self.low is not None, **low}
 
 
 def check_latents(shard: LatentShard, wanted: Preprocessing) -> None:

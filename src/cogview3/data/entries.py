@@ -19,27 +19,16 @@ MAX_METADATA = 2**24
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample before its picture is decoded.
+    """A sample before its picture is decoded."""
 
-    Attributes:
-        key: name in its shard.
-        picture: the file that holds it, or its latents.
-        suffix: of this file.
-        old: the caption that came with the picture; "" where there is only a new one.
-        new: from the captions sidecar; None where it has none.
-        metadata: from the .json file, or the other columns of a table; {} without one.
-        mended: what was missing or corrected, in words.
-        others: further captions that came with the picture, to choose from.
-    """
-
-    key: str
-    picture: bytes
-    suffix: str
-    old: str
-    new: str | None
-    metadata: Mapping[str, Any]
-    mended: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    key: str  # name in its shard
+    picture: bytes  # the file that holds it, or its latents
+    suffix: str  # of this file
+    old: str  # the caption that came with the picture; "" where there is only a new one
+    new: str | None  # from the captions sidecar; None where it has none
+    metadata: Mapping[str, Any]  # from the .json file, or the other columns of a table; {} without one
+    mended: tuple[str, ...] = ()  # what was missing or corrected, in words
+    others: tuple[str, ...] = ()  # further captions that came with the picture, to choose from
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which pictures to leave out: rules of metadata, caption, size and likeness. Each gives a reason, or None to keep."""
+"""Which pictures to leave out, by metadata, caption, size and likeness, and the reasons."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -26,70 +26,38 @@ _NSFW_WORDS = {"unlikely": 0.0, "unsure": 0.5, "nsfw": 1.0}
 
 
 def judge_text(filters: Filters, metadata: Mapping[str, Any], caption: str) -> str | None:
-    """The first reason against a sample in its metadata and its old caption ("" where it has none)."""
-    return (
-        blocked_link(metadata, filters.block)
-        or low_aesthetic(metadata, filters.min_aesthetic)
-        or unsafe(metadata, filters.max_nsfw)
-        or watermarked(metadata, filters.max_watermark)
-        or caption_length(caption, filters.min_caption, filters.max_caption)
-    )
+    """The first reason against a sample in its metadata and its old caption; not having one yet is none."""
+    lower = {str(name).lower(): value for name, value in metadata.items()}
+    link = str(_first(lower, LINK) or "").lower()
+    reasons = {
+        "blocked link": any(part.lower() in link for part in filters.block),
+        "low aesthetic score": _exceeds(filters.min_aesthetic, _score(lower, AESTHETIC)),
+        "high nsfw score": _exceeds(_score(lower, NSFW), filters.max_nsfw),
+        "high watermark score": _exceeds(_score(lower, WATERMARK), filters.max_watermark),
+        "short caption": 0 < len(caption) < filters.min_caption,
+        "long caption": _exceeds(len(caption), filters.max_caption),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def judge_size(filters: Filters, width: int, height: int) -> str | None:
     """The first reason against a picture of this size in pixels."""
-    return too_small(width, height, filters.min_side) or too_long(width, height, filters.max_ratio)
+    if min(width, height) < filters.min_side:
+        return "small image"
+    return "long image" if _exceeds(max(width, height) / min(width, height), filters.max_ratio) else None
 
 
-def blocked_link(metadata: Mapping[str, Any], block: tuple[str, ...]) -> str | None:
-    """Against a link that has one of the parts."""
-    link = str(_find(metadata, LINK) or "").lower()
-    return "blocked link" if any(part.lower() in link for part in block) else None
+def _exceeds(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit
 
 
-def low_aesthetic(metadata: Mapping[str, Any], least: float | None) -> str | None:
-    """Against an aesthetic score below `least`."""
-    score = None if least is None else _score(metadata, AESTHETIC)
-    return "low aesthetic score" if score is not None and score < least else None
-
-
-def unsafe(metadata: Mapping[str, Any], most: float | None) -> str | None:
-    """Against an NSFW score above `most`."""
-    score = None if most is None else _score(metadata, NSFW)
-    return "high nsfw score" if score is not None and score > most else None
-
-
-def watermarked(metadata: Mapping[str, Any], most: float | None) -> str | None:
-    """Against a watermark score above `most`."""
-    score = None if most is None else _score(metadata, WATERMARK)
-    return "high watermark score" if score is not None and score > most else None
-
-
-def caption_length(caption: str, least: int = 0, most: int | None = None) -> str | None:
-    """Against captions of fewer than `least` or more than `most` characters; not against having none yet."""
-    if 0 < len(caption) < least:
-        return "short caption"
-    return "long caption" if most is not None and len(caption) > most else None
-
-
-def too_small(width: int, height: int, least: int) -> str | None:
-    """Against a smaller side below `least`."""
-    return "small image" if min(width, height) < least else None
-
-
-def too_long(width: int, height: int, most: float | None) -> str | None:
-    """Against sides whose ratio is above `most`."""
-    return "long image" if most is not None and max(width, height) > most * min(width, height) else None
-
-
-def _find(metadata: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+def _first(metadata: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The first value under one of the names that is not None."""
-    lower = {str(name).lower(): value for name, value in metadata.items()}
-    return next((lower[name] for name in names if lower.get(name) is not None), None)
+    return next((metadata[name] for name in names if metadata.get(name) is not None), None)
 
 
 def _score(metadata: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
-    value = _find(metadata, names)
+    value = _first(metadata, names)
     if isinstance(value, str) and value.lower() in _NSFW_WORDS:
         return _NSFW_WORDS[value.lower()]
     try:

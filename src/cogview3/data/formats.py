@@ -16,35 +16,16 @@ from cogview3.data.addresses import (
     is_local,
     list_folder,
     name_of,
-    open_address,
     parent,
     read_address,
     walk,
 )
 from cogview3.data.folders import FolderShard
-from cogview3.data.groups import Group, Shard, all_groups
+from cogview3.data.groups import Shard
 from cogview3.data.images import SUFFIXES
-from cogview3.data.names import LATENTS, TEXTS, split_name
+from cogview3.data.names import split_name
 from cogview3.data.tables import TABLES, TableShard
-from cogview3.data.tars import LatentShard, TarShard, have_latents, latents_of
-
-__all__ = [
-    "LATENTS",
-    "TEXTS",
-    "FolderShard",
-    "Group",
-    "LatentShard",
-    "Shard",
-    "TableShard",
-    "TarShard",
-    "all_groups",
-    "filesystem",
-    "find_shards",
-    "have_latents",
-    "is_local",
-    "latents_of",
-    "open_address",
-]
+from cogview3.data.tars import TarShard
 
 SIDECARS = ("captions.parquet", "keep.parquet")
 """Tables that lie beside shards."""

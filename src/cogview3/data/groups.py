@@ -10,30 +10,17 @@ from cogview3.data.addresses import unread
 
 @dataclass(frozen=True)
 class Group:
-    """One sample as it lies in a shard, or something wrong in its place.
+    """One sample as it lies in a shard, or something wrong in its place."""
 
-    Attributes:
-        number: position in the shard; the first is 0.
-        offset: where `Shard.at` finds it again: a number, or the key in folders.
-        key: name without suffix.
-        files: content by suffix, in lower case: pictures or latents, "txt" and "json".
-        caption: what a table or a metadata file gives as caption: a text, or a list of texts to choose from.
-        record: the other columns of such a row.
-        fault: why there is no sample here; "" where there is one.
-        error: what the system says where something is missing or cannot be read, which may pass; "" where what was
-            read is wrong in itself.
-        left_out: why the set itself says that this is no sample, such as "failed download"; "" where it does not.
-    """
-
-    number: int
-    offset: int | str
-    key: str
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    caption: Any = None
-    record: Mapping[str, Any] = field(default_factory=dict)
-    fault: str = ""
-    error: str = ""
-    left_out: str = ""
+    number: int  # position in the shard; the first is 0
+    offset: int | str  # where `Shard.at` finds it again: a number, or the key in folders
+    key: str  # name without suffix
+    files: Mapping[str, bytes] = field(default_factory=dict)  # content by suffix, in lower case
+    caption: Any = None  # what a table or a metadata file gives as caption: a text, or a list of texts to choose from
+    record: Mapping[str, Any] = field(default_factory=dict)  # the other columns of such a row
+    fault: str = ""  # why there is no sample here; "" where there is one
+    error: str = ""  # what the system says of what it cannot read, which may pass; "" of what is wrong in itself
+    left_out: str = ""  # why the set itself says that this is no sample, such as "failed download"
 
 
 class Shard(Protocol):

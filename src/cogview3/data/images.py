@@ -45,17 +45,11 @@ _PROFILE_SPACES = {"RGB ": ("RGB", "RGBA"), "GRAY": ("L",), "CMYK": ("CMYK",)}
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture.
+    """A decoded picture."""
 
-    Attributes:
-        image: RGB.
-        format: what the file really is, such as "JPEG".
-        mended: what had to be done to it, in words; empty for an ordinary picture.
-    """
-
-    image: Image.Image
-    format: str
-    mended: tuple[str, ...] = ()
+    image: Image.Image  # RGB
+    format: str  # what the file really is, such as "JPEG"
+    mended: tuple[str, ...] = ()  # what had to be done to it, in words; empty for an ordinary picture
 
 
 def open_image(source: Path | bytes) -> Image.Image:

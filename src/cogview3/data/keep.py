@@ -18,6 +18,7 @@ from cogview3.data.sidecars import clear_abandoned, read_captions, read_columns,
 
 _DUPLICATE = "duplicate"
 _FORMAT = 3  # of sidecars: with thumbnails
+_SCHEMA = pyarrow.schema([("key", "str"), ("keep", "bool"), ("reason", "str"), ("hash", "u8"), ("colors", "binary")])
 
 
 @dataclass
@@ -46,19 +47,11 @@ def write_keep(
     a finished shard was judged beside others, its marks of duplicates are made again. That a picture has no caption yet
     is no verdict on it.
 
-    Args:
-        shards: from `formats.find_shards`.
-        filters: what to leave out.
-        workers: processes.
-        overwrite: replace sidecars that were made with other filters.
-        progress: called with the number of finished shards.
+    `progress` is given the number of finished shards; `overwrite` replaces sidecars that were made with other filters.
+    Returns the counts over all shards, and the number of those that were finished before.
 
-    Returns:
-        The counts over all shards, and the number of those that were finished before.
-
-    Raises:
-        UserError: a sidecar made with other filters, named with what differs; a damaged one; a shard, or a file of
-            it, that is missing or cannot be read, for which nothing is written.
+    Raises UserError for a sidecar made with other filters, naming what differs; for a damaged one; and for a shard, or
+    a file of it, that is missing or cannot be read, for which nothing is written.
     """
     settings = filters.model_dump(mode="json")
     clear_abandoned([shard.sidecar("keep") for shard in shards])
@@ -162,17 +155,7 @@ def _read(address: str, notes: dict[str, Any]) -> Judged:
 
 
 def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:
+    keep = [not reason for reason in judged.reasons]
+    table = pyarrow.table([judged.keys, keep, judged.reasons, judged.hashes, judged.colors], schema=_SCHEMA)
     notes = {"format": _FORMAT, "settings": settings, "report": judged.report.to_dict()}
-    write_sidecar(address, _table(judged), notes)
-
-
-def _table(judged: Judged) -> pyarrow.Table:
-    return pyarrow.table(
-        {
-            "key": pyarrow.array(judged.keys, pyarrow.string()),
-            "keep": pyarrow.array([not reason for reason in judged.reasons], pyarrow.bool_()),
-            "reason": pyarrow.array(judged.reasons, pyarrow.string()),
-            "hash": pyarrow.array(judged.hashes, pyarrow.uint64()),
-            "colors": pyarrow.array(judged.colors, pyarrow.binary()),
-        }
-    )
+    write_sidecar(address, table, notes)

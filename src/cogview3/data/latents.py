@@ -30,21 +30,12 @@ _CHUNK_PIXELS = 2**20  # pixels encoded at once
 
 @dataclass(frozen=True)
 class SceneLatents:
-    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; for a relay stage also z_L.
+    """Which latents: `pictures` scenes of side `size`, drawn from `seed`; for a relay stage also z_L."""
 
-    Attributes:
-        size: side of the pictures, in pixels.
-        pictures: how many.
-        seed: of the scenes, and of the faults of their small pictures.
-        low: None for a base stage. For a relay stage, the shares of pictures whose z_L is made of a small picture
-            that went through the VAE, as from a base stage without fault, and of one that was disturbed as well;
-            the others' is made of a clean one.
-    """
-
-    size: int
-    pictures: int
-    seed: int
-    low: tuple[float, float] | None = None
+    size: int  # side of the pictures, in pixels
+    pictures: int  # how many
+    seed: int  # of the scenes, and of the faults of their small pictures
+    low: tuple[float, float] | None = None  # of a relay stage: `hand_over`'s shares, reconstructed and degraded
 
     def scene(self, index: int) -> Scene:
         """The scene of a picture; the same index gives the same scene at every size."""

@@ -37,19 +37,12 @@ SECOND = "second picture of a name"
 
 @dataclass
 class Named:
-    """The files of a sample.
+    """The files of a sample."""
 
-    Attributes:
-        key: their common name, in Unicode's composed form.
-        files: number of each among the names given, by suffix.
-        fault: why it is no sample; "" where it is one.
-        left_out: why it is left out on purpose.
-    """
-
-    key: str
-    files: dict[str, int] = field(default_factory=dict)
-    fault: str = ""
-    left_out: str = ""
+    key: str  # their common name, in Unicode's composed form
+    files: dict[str, int] = field(default_factory=dict)  # number of each among the names given, by suffix
+    fault: str = ""  # why it is no sample; "" where it is one
+    left_out: str = ""  # why it is left out on purpose
 
     @property
     def first(self) -> int:

@@ -34,14 +34,8 @@ class Stream:
     A reader whose part holds nothing usable, as where readers are more than pictures, reads all parts in its next
     epochs (`widen`).
 
-    Args:
-        source: its number.
-        shards: the shards of the source.
-        admit: entry of a group of the shard of that number; None to leave it out.
-        seed: of the order.
-        buffer: entries held, still encoded.
-        part: this reader's number, 0 to parts - 1.
-        parts: number of readers.
+    `admit` gives the entry of a group of the shard of that number, None to leave it out; `buffer` is the entries held,
+    still encoded; `part` of `parts` is this reader.
     """
 
     def __init__(

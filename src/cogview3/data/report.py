@@ -29,18 +29,14 @@ class Filtered(Skipped):
 
 @dataclass
 class Report:
-    """Counts of samples.
+    """Counts of samples."""
 
-    Attributes:
-        samples: given out.
-        broken: skipped because something is wrong with them, by reason. A tar that is cut or missing counts once.
-        filtered: skipped on purpose, by a filter's or a keep sidecar's reason.
-        mended: given out, but corrected or lacking something, by what was done.
-    """
-
-    samples: int = 0
+    samples: int = 0  # given out
+    # skipped because something is wrong with them, by reason. A tar that is cut or missing counts once
     broken: Counter[str] = field(default_factory=Counter)
+    # skipped on purpose, by a filter's or a keep sidecar's reason
     filtered: Counter[str] = field(default_factory=Counter)
+    # given out, but corrected or lacking something, by what was done
     mended: Counter[str] = field(default_factory=Counter)
 
     def skip(self, reason: Skipped) -> None:

@@ -7,7 +7,7 @@ and `sample.caption`; the reader's `report` counts what was skipped, by reason.
 import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -20,12 +20,13 @@ from cogview3.data.addresses import name_of
 from cogview3.data.encoded import Encoded, Preprocessing, check_latents
 from cogview3.data.entries import Entry, admit, decode_entry, take_apart
 from cogview3.data.filters import Filters
-from cogview3.data.formats import find_shards, latents_of
+from cogview3.data.formats import find_shards
 from cogview3.data.groups import Group
 from cogview3.data.images import Picture
 from cogview3.data.order import Place, Stream
 from cogview3.data.report import Broken, Report, Skipped, Tolerance, listed
 from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.data.tars import latents_of
 
 BARREN_EPOCHS = 3
 """Epochs in a row without one usable sample, after which reading stops."""
@@ -36,32 +37,18 @@ GONE = "gone since the position was saved"
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with its captions.
+    """A picture with its captions."""
 
-    Attributes:
-        key: name in its shard.
-        shard: the shard's address.
-        image: RGB; None where there are latents.
-        encoded: the latents of a picture that was encoded ahead.
-        caption: the one chosen of old and new.
-        old: the caption that came with the picture, or the one chosen of several; "" where there is only a new one.
-        new: from the captions sidecar; None where it has none.
-        metadata: from the .json file; {} without one.
-        index: 0 to 2^63 - 1; of this sample in this epoch, the same however the work is split. What is random about a
-            sample is drawn from (seed, index).
-        place: where to read it again.
-    """
-
-    key: str
-    shard: str
-    image: Image.Image | None
-    encoded: Encoded | None
-    caption: str
-    old: str
-    new: str | None
-    metadata: Mapping[str, Any]
-    index: int
-    place: Place
+    key: str  # name in its shard
+    shard: str  # the shard's address
+    image: Image.Image | None  # RGB; None where there are latents
+    encoded: Encoded | None  # the latents of a picture that was encoded ahead
+    caption: str  # the one chosen of old and new
+    old: str  # the caption that came with the picture, or the one chosen of several; "" where there is only a new one
+    new: str | None  # from the captions sidecar; None where it has none
+    metadata: Mapping[str, Any]  # from the .json file; {} without one
+    index: int  # 0 to 2^63 - 1; of this sample in this epoch. What is random about it is drawn from (seed, index)
+    place: Place  # where to read it again
 
 
 class CaptionedImages:
@@ -78,10 +65,8 @@ class CaptionedImages:
         epochs: times that everything is read; None for ever.
         new_share: probability of the new caption, 0 to 1.
         filters: which samples to leave out.
-        part: this reader's number, 0 to parts - 1.
-        parts: number of readers (processes times workers of each) among which the samples are split.
-        broken_share: the largest share of broken samples among the last `broken_window`.
-        broken_window: samples of that share; nothing is judged before that many.
+        part, parts: number of this reader, and of all readers, among which the samples are split.
+        broken_share, broken_window: the largest share of broken samples among the last so many, once they were read.
         encoded: read the latents that were made of the shards with this preprocessing, instead of the pictures.
         needs_caption: whether pictures without any caption are broken; if not, theirs is "".
 
@@ -121,7 +106,7 @@ class CaptionedImages:
             self._shards = [list(map(latents_of, shards)) for shards in self._shards]
         self._bounds = list(accumulate(weights or [1.0]))
         self._streams = [
-            Stream(source, shards, self._admitter(source), seed=seed, buffer=buffer, part=part, parts=parts)
+            Stream(source, shards, partial(self._admit, source), seed=seed, buffer=buffer, part=part, parts=parts)
             for source, shards in enumerate(self._shards)
         ]
         self._fruitful = [-1] * len(sources)  # the last epoch of each source that gave a sample
@@ -206,9 +191,6 @@ class CaptionedImages:
         chance = draws.chance("source", self._seed, self._part, self._taken) * self._bounds[-1]
         return min(bisect.bisect_right(self._bounds, chance), len(self._bounds) - 1)
 
-    def _admitter(self, source: int) -> Any:
-        return lambda shard, group: self._admit(source, shard, group)
-
     def _admit(self, source: int, shard: int, group: Group) -> Entry | None:
         """The entry of a group, unless it is broken or left out, which is counted."""
         try:
@@ -239,8 +221,9 @@ class CaptionedImages:
         old = entry.old
         if entry.others:
             old = entry.choices[draws.number("choice", self._seed, index) % len(entry.choices)]
-        use_new = entry.new is not None and (not old or draws.chance("caption", self._seed, index) < self._new_share)
-        caption = entry.new if use_new and entry.new is not None else old
+        caption = old
+        if entry.new is not None and (not old or draws.chance("caption", self._seed, index) < self._new_share):
+            caption = entry.new
         return Sample(
             key=entry.key,
             shard=self._address(place),
@@ -257,9 +240,10 @@ class CaptionedImages:
     def _check_barren(self, stream: Stream) -> None:
         """After an epoch without a usable sample, read everything; stop where that is no use."""
         barren = stream.epoch - 1 - self._fruitful[stream.source]
-        if self._epochs is None and barren:
-            stream.widen()
-        if self._epochs is None and barren >= BARREN_EPOCHS:
+        if self._epochs is not None or not barren:
+            return
+        stream.widen()
+        if barren >= BARREN_EPOCHS:
             raise UserError(
                 f"no usable sample in {BARREN_EPOCHS} epochs of {len(self._shards[stream.source])} shards from "
                 f"{self._shards[stream.source][0].address} on; broken: {listed(self.report.broken)}; filtered: "

@@ -20,6 +20,11 @@ from cogview3.data.report import NO_CAPTION, Report
 from cogview3.data.tables import DAMAGE, TableFile, UnreadError
 from cogview3.errors import one_line
 
+CAPTIONS = pyarrow.schema(
+    [(name, pyarrow.string()) for name in ("key", "old", "new", "model", "version", "status", "error")]
+)
+"""Columns of a captions sidecar."""
+
 _NOTES = b"cogview3"
 _TYPES: dict[str, type] = {"keep": bool, "hash": int, "colors": bytes}  # of columns; the others hold text
 

@@ -1,11 +1,17 @@
 """What is in a data set: sizes, ratios, caption lengths, formats, and what is wrong with the rest."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cogview3.checkpoints import whole_file
 from cogview3.data.entries import admit, decode_entry
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
@@ -16,34 +22,26 @@ from cogview3.references import weights_folder
 
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
 
+BINS, BARS = 40, 12
+"""Most bars of a histogram, and most names in a panel."""
+
 Values = Counter[float]
 """How often each value occurs."""
 
 
 @dataclass
 class Statistics:
-    """Counts over the samples that a reader would give out, and the report of the others.
+    """Counts over the samples that a reader would give out, and the report of the others."""
 
-    Attributes:
-        shards: tars and folders.
-        sides: smaller side, pixels.
-        ratios: width / height, rounded to 0.01.
-        old, new: length of old and new captions, characters.
-        formats: what the files really hold, such as "JPEG".
-        tokens: length of captions, old and new, in tokens of a text encoder; empty without one.
-        cut: captions of more tokens than that encoder reads.
-        report: samples given out, broken, filtered, mended.
-    """
-
-    shards: int = 0
-    sides: Values = field(default_factory=Counter)
-    ratios: Values = field(default_factory=Counter)
-    old: Values = field(default_factory=Counter)
-    new: Values = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    tokens: Values = field(default_factory=Counter)
-    cut: int = 0
-    report: Report = field(default_factory=Report)
+    shards: int = 0  # tars and folders
+    sides: Values = field(default_factory=Counter)  # smaller side, pixels
+    ratios: Values = field(default_factory=Counter)  # width / height, rounded to 0.01
+    old: Values = field(default_factory=Counter)  # length of old captions, characters
+    new: Values = field(default_factory=Counter)  # of new ones
+    formats: Counter[str] = field(default_factory=Counter)  # what the files really hold, such as "JPEG"
+    tokens: Values = field(default_factory=Counter)  # length of all captions in a text encoder's tokens
+    cut: int = 0  # captions of more tokens than that encoder reads
+    report: Report = field(default_factory=Report)  # samples given out, broken, filtered, mended
 
     def add(self, other: "Statistics") -> None:
         """Add another's counts to these."""
@@ -97,14 +95,8 @@ def collect(
 ) -> Statistics:
     """Read every sample, pictures included, and count. Keep sidecars are obeyed.
 
-    Args:
-        shards: from `formats.find_shards`.
-        text: a run, model folder or bundled model by whose tokenizer captions are counted; None for none.
-        workers: processes.
-        progress: called with the number of finished shards.
-
-    Raises:
-        UserError: a damaged sidecar, workers below 1.
+    `text` is a run, model folder or bundled model whose tokenizer counts captions; `progress` is given the number of
+    finished shards. Raises UserError for a damaged sidecar or workers below 1.
     """
     statistics = Statistics()
     with over_shards(partial(_count, text=text), shards, workers) as parts:
@@ -132,22 +124,52 @@ def _count(shard: Shard, text: str | None) -> Statistics:
         counts.old.update([len(entry.old)] if entry.old else [])
         counts.new.update([len(entry.new)] if entry.new else [])
         for caption in dict.fromkeys((*entry.choices, *filter(None, [entry.new]))) if text else ():
-            length, most = _token_count(caption, str(text))
+            tokenizer, most = _tokenizer(text)
+            length = len(tokenizer(caption, verbose=False).input_ids)  # the end mark included
             counts.tokens[length] += 1
             counts.cut += length > most
     return counts
 
 
-def _token_count(caption: str, text: str) -> tuple[int, int]:
-    """Tokens of a caption, the end mark included, and how many the text encoder reads."""
-    tokenizer, most = _tokenizer(text)
-    return len(tokenizer(caption, verbose=False).input_ids), most
-
-
 @lru_cache(maxsize=1)
 def _tokenizer(text: str) -> tuple[Any, int]:
+    """A tokenizer, and the tokens that its text encoder reads."""
     from cogview3.prompts.encode import text_length
     from cogview3.prompts.text_models import load_tokenizer
 
     tokenizer = load_tokenizer(weights_folder(text, "tokenizer"))
     return tokenizer, text_length(tokenizer)
+
+
+def plot(statistics: Statistics, path: Path) -> bool:
+    """Histograms of what was counted, the last bar from the 99 % quantile on, and bars of formats and reasons, as PNG.
+
+    False, and no file, where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    report = statistics.report
+    named = {"formats": statistics.formats, "left out": report.broken + report.filtered, "mended": report.mended}
+    named = {title: counts for title, counts in named.items() if counts}
+    rows = max(1, ceil((len(statistics.values()) + len(named)) / 2))
+    figure = Figure(figsize=(12, 3 * rows), layout="constrained")
+    panels = iter(figure.subplots(rows, 2, squeeze=False).flat)
+    for (title, counts), axes in zip(statistics.values().items(), panels, strict=False):
+        numbers, weights = np.array(sorted(counts.items()), float).T
+        most = numbers[np.searchsorted(weights.cumsum(), 0.99 * weights.sum())]
+        axes.hist(numbers.clip(max=most), min(BINS, len(numbers)), weights=weights)
+        axes.set_title(title)
+    for title, counts in named.items():
+        axes = next(panels)
+        reasons, heights = zip(*reversed(counts.most_common(BARS)), strict=True)
+        axes.bar_label(axes.barh(range(len(reasons)), heights))
+        axes.set_yticks(range(len(reasons)), reasons, parse_math=False)
+        axes.set_title(title)
+    for axes in panels:
+        axes.set_axis_off()
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # letters that the font lacks
+        figure.savefig(temporary, dpi=100, format="png")
+    return True

@@ -29,11 +29,9 @@ class WorkerSamples:
         make: makes the samples of a part; pickled, so a function of a module, or a partial of one.
         workers: processes; 0 reads in this one.
         readers: how many there are, those of all processes that train together.
-        rank: this process's number among those that train: it has the readers rank, rank + world, ...
-        world: how many of them there are.
+        rank, world: number of this process, and of all that train: it has the readers rank, rank + world, ...
 
-    Raises:
-        UserError: a value out of range; what the readers raise.
+    Raises UserError for a value out of range, and what the readers raise.
     """
 
     def __init__(self, make: Make, workers: int, *, readers: int = 1, rank: int = 0, world: int = 1) -> None:

@@ -63,15 +63,8 @@ class Budget:
     and where tokens or money are limited, the first request goes alone. So a limit is exceeded by no more than what
     the last answers cost beyond the dearest before them.
 
-    Args:
-        requests: most requests, failed ones included; None for no limit.
-        tokens: most tokens, of prompts and completions together.
-        money: most money; needs a price.
-        price: of a million tokens.
-        spent: before, by the same job.
-
-    Raises:
-        UserError: a limit below 0, or money without a price.
+    `requests` counts failed ones too, `tokens` prompts and completions together, `money` needs a price; None is no
+    limit. Raises UserError for a limit below 0, or money without a price.
     """
 
     def __init__(
@@ -80,7 +73,6 @@ class Budget:
         tokens: int | None = None,
         money: float | None = None,
         price: Price | None = None,
-        spent: Usage | None = None,
     ) -> None:
         for name, limit in (("requests", requests), ("tokens", tokens), ("money", money)):
             if limit is not None and not 0 <= limit < float("inf"):
@@ -95,7 +87,6 @@ class Budget:
         self._told = False
         self._flying = 0
         self._blind = False
-        self.add(spent or Usage())
 
     @property
     def spent(self) -> Usage:
@@ -129,12 +120,8 @@ class Budget:
     def settle(self, tokens: tuple[int, int] | None, answered: bool = True) -> Usage:
         """Count what a reserved request cost: tokens of prompt and completion, None where nobody knows.
 
-        Args:
-            tokens: as the endpoint counts them.
-            answered: whether an answer came; only of answers is it taken amiss that their tokens are unknown.
-
-        Returns:
-            The cost, the request left out, as that is counted already.
+        `answered` says whether an answer came; only of answers is it taken amiss that their tokens are unknown. Returns
+        the cost, the request left out, as that is counted already.
         """
         with self._changed:
             self._flying -= 1

@@ -64,10 +64,8 @@ def _update(update: Callable[[bytes], None], path: Path) -> None:
 class PromptCache:
     """A folder of embeddings, one file a prompt, named by the hash of encoder, number format and text.
 
-    Args:
-        folder: made at the first write. Several processes may share it: files are written whole.
-        encoder: what the embeddings depend on beside the text, such as `encoder_fingerprint` of the model.
-        dtype: number format that the encoder runs in.
+    Several processes may share it: files are written whole. `encoder` is what the embeddings depend on beside the text
+    and `dtype`, such as `encoder_fingerprint` of the model.
     """
 
     def __init__(self, folder: str | os.PathLike[str], encoder: str, dtype: torch.dtype) -> None:
@@ -75,30 +73,31 @@ class PromptCache:
 
     def has(self, prompts: Sequence[str]) -> bool:
         """Whether all prompts' embeddings are there."""
-        return all(self._path(prompt).is_file() for prompt in prompts)
+        return all(map(self._holds, prompts))
 
     def encode(self, prompts: Sequence[str], encoder: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-        """Embeddings of B prompts, (B, L, C), on the CPU; those that are not there yet are made and kept.
+        """Embeddings of B prompts, (B, L, C), on the CPU; `encoder` makes those that are not there yet.
 
-        Args:
-            prompts: B texts.
-            encoder: maps texts to embeddings (B, L, C); not called where all are there.
-
-        Raises:
-            UserError: a damaged file.
+        Raises UserError for a damaged file.
         """
-        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._path(prompt).is_file()]
+        missing = [prompt for prompt in dict.fromkeys(prompts) if not self._holds(prompt)]
         if missing:
             for prompt, embeds in zip(missing, encoder(missing).cpu(), strict=True):
-                with whole_file(self._path(prompt)) as temporary:
-                    save_file({"embeds": embeds.contiguous()}, temporary, metadata={"prompt": prompt})
-        return torch.stack([self._read(self._path(prompt)) for prompt in prompts])
+                self._keep(prompt, embeds)
+        return torch.stack([self._read(prompt) for prompt in prompts])
 
     def _path(self, prompt: str) -> Path:
         return self.folder / f"{hashlib.sha256((self._prefix + prompt).encode()).hexdigest()[:40]}.safetensors"
 
-    @staticmethod
-    def _read(path: Path) -> torch.Tensor:
+    def _holds(self, prompt: str) -> bool:
+        return self._path(prompt).is_file()
+
+    def _keep(self, prompt: str, embeds: torch.Tensor) -> None:
+        with whole_file(self._path(prompt)) as temporary:
+            save_file({"embeds": embeds.contiguous()}, temporary, metadata={"prompt": prompt})
+
+    def _read(self, prompt: str) -> torch.Tensor:
+        path = self._path(prompt)
         try:
             return load_file(path)["embeds"]
         except (SafetensorError, KeyError) as error:
@@ -112,13 +111,14 @@ class HeldPrompts(PromptCache):
         self.folder = Path("held in memory")
         self._held: dict[str, torch.Tensor] = {}
 
-    def has(self, prompts: Sequence[str]) -> bool:
-        """Whether all prompts' embeddings are there."""
-        return all(prompt in self._held for prompt in prompts)
+    @override
+    def _holds(self, prompt: str) -> bool:
+        return prompt in self._held
 
     @override
-    def encode(self, prompts: Sequence[str], encoder: Callable[[list[str]], torch.Tensor]) -> torch.Tensor:
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._held]
-        if missing:
-            self._held.update(zip(missing, encoder(missing).cpu(), strict=True))
-        return torch.stack([self._held[prompt] for prompt in prompts])
+    def _keep(self, prompt: str, embeds: torch.Tensor) -> None:
+        self._held[prompt] = embeds
+
+    @override
+    def _read(self, prompt: str) -> torch.Tensor:
+        return self._held[prompt]

@@ -70,19 +70,12 @@ class Stopped(EndpointError):
 
 @dataclass(frozen=True)
 class Retry:
-    """How failures that may pass are met: rate limits, faults of the server, time-outs, dropped connections.
+    """How failures that may pass are met: rate limits, faults of the server, time-outs, dropped connections."""
 
-    Attributes:
-        tries: requests until it is given up, the first one included.
-        first: seconds before the second; doubled each time, and then drawn from half of that to all of it.
-        longest: most seconds of that.
-        patience: most seconds that the endpoint may ask for (Retry-After); for more it is given up at once.
-    """
-
-    tries: int = 6
-    first: float = 1.0
-    longest: float = 60.0
-    patience: float = 600.0
+    tries: int = 6  # requests until it is given up, the first one included
+    first: float = 1.0  # seconds before the second; doubled each time, and then drawn from half of that to all of it
+    longest: float = 60.0  # most seconds of that
+    patience: float = 600.0  # most seconds that the endpoint may ask for (Retry-After); for more it is given up at once
 
     def __post_init__(self) -> None:
         if self.tries < 1:
@@ -104,30 +97,19 @@ class _Failure(Exception):
 class Endpoint:
     """A chat endpoint with one of its models. Threads may share it.
 
-    Args:
-        url: address up to and with "/v1", or of the chat completions themselves.
-        model: the model's name there.
-        key_env: environment variable of the key; None takes `DEFAULT_KEY` if that is set and the address is of https
-            or of this machine, where nobody can read it on its way.
-        timeout: seconds for one request, its whole answer included.
-        retry: what is done about failures that may pass.
-        budget: what may be spent; shared by all that asks.
-        extra: further fields of each request, such as {"temperature": 0}.
-        stop: set it to end waiting; requests under way are then still waited for.
-
     Raises:
         UserError: not an address of http or https, one with a password in it, an unset or unprintable key, a time-out
             of 0 or less, fields that are not the user's to set, or the HTTP library is missing.
     """
 
-    url: str
-    model: str
-    key_env: str | None = None
-    timeout: float = 120.0
-    retry: Retry = Retry()
-    budget: Budget = field(default_factory=Budget)
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    stop: threading.Event = field(default_factory=threading.Event)
+    url: str  # address up to and with "/v1", or of the chat completions themselves
+    model: str  # the model's name there
+    key_env: str | None = None  # variable of the key; None takes `DEFAULT_KEY` if nobody can read it on its way
+    timeout: float = 120.0  # seconds for one request, its whole answer included
+    retry: Retry = Retry()  # what is done about failures that may pass
+    budget: Budget = field(default_factory=Budget)  # what may be spent; shared by all that asks
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request, such as {"temperature": 0}
+    stop: threading.Event = field(default_factory=threading.Event)  # set it to end waiting, but for requests under way
 
     def __post_init__(self) -> None:
         self.url = addresses.chat_address(self.url)

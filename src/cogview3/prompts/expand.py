@@ -85,19 +85,12 @@ VERSION = hashlib.sha256(json.dumps([INSTRUCTION, EXAMPLES]).encode()).hexdigest
 
 @dataclass(frozen=True)
 class Expansion:
-    """A prompt and what is drawn in its place.
+    """A prompt and what is drawn in its place."""
 
-    Attributes:
-        prompt: as it was given.
-        text: the description; the prompt itself where there is none.
-        model: what wrote it.
-        reason: why there is none; "" where there is.
-    """
-
-    prompt: str
-    text: str
-    model: str
-    reason: str = ""
+    prompt: str  # as it was given
+    text: str  # the description; the prompt itself where there is none
+    model: str  # what wrote it
+    reason: str = ""  # why there is none; "" where there is
 
 
 class Writer(Protocol):

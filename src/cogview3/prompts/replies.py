@@ -15,21 +15,13 @@ from cogview3.prompts.budget import MOST_TOKENS, Usage
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """What came back."""
 
-    Attributes:
-        text: of the first choice; "" where there is none.
-        finish: why it ends there, such as "stop", "length" or "content_filter", in the server's words.
-        refusal: the model's own words against answering.
-        usage: spent on it, failed tries included.
-        most: tokens that the request allowed; None where it did not say.
-    """
-
-    text: str
-    finish: str
-    refusal: str
-    usage: Usage
-    most: int | None = None
+    text: str  # of the first choice; "" where there is none
+    finish: str  # why it ends there, such as "stop", "length" or "content_filter", in the server's words
+    refusal: str  # the model's own words against answering
+    usage: Usage  # spent on it, failed tries included
+    most: int | None = None  # tokens that the request allowed; None where it did not say
 
     @property
     def cut(self) -> bool:

@@ -14,6 +14,7 @@ from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.brief import brief_text
 from cogview3.data.scenes.clauses import (
     Noun,
+    absent,
     counted_objects,
     enumerated,
     ground_words,
@@ -202,7 +203,7 @@ def _with_one_change(scene: Scene, rng: np.random.Generator) -> Scene:
     names = ("ground", "size", "position", *names)
     name = names[rng.integers(len(names))]
     if name == "ground":
-        return replace(scene, ground=_other(GROUNDS, scene.ground, rng))
+        return replace(scene, ground=absent(GROUNDS, {scene.ground}, rng))
     if name == "position":
         taken = {other.position for other in scene.objects}
         free = [cell for cell in POSITIONS if cell not in taken]
@@ -212,13 +213,8 @@ def _with_one_change(scene: Scene, rng: np.random.Generator) -> Scene:
         changed = replace(item, outline=not item.outline)
     else:
         values = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "size": tuple(SIZES), "thing": tuple(THINGS)}[name]
-        changed = replace(item, **{name: _other(values, getattr(item, name), rng)})
+        changed = replace(item, **{name: absent(values, {getattr(item, name)}, rng)})
     return replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
-
-
-def _other(values: Sequence[str], value: str, rng: np.random.Generator) -> str:
-    left = [other for other in values if other != value]
-    return left[rng.integers(len(left))]
 
 
 def _count_wrong(facts: Facts, mentioned: list[int], scene: Scene) -> int:

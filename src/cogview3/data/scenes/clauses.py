@@ -206,18 +206,19 @@ def denial(items: Sequence[SceneObject], rng: np.random.Generator) -> tuple[dict
     colors = {item.color for item in items}
     chance = rng.random()
     if chance < 0.45:
-        denied = ObjectFacts(thing=_absent(tuple(THINGS), {item.thing for item in items}, rng))
+        denied = ObjectFacts(thing=absent(tuple(THINGS), {item.thing for item in items}, rng))
     elif chance < 0.85 or shapes == {None}:
-        denied = ObjectFacts(shape=_absent(SHAPES, shapes, rng))
+        denied = ObjectFacts(shape=absent(SHAPES, shapes, rng))
     else:
         shape = next(item.shape for item in items if item.shape)
-        denied = ObjectFacts(shape=shape, color=_absent(COLORS, colors, rng))
+        denied = ObjectFacts(shape=shape, color=absent(COLORS, colors, rng))
     color = f"{w.COLORS[denied.color].pick(rng)} " if denied.color else ""
     noun = Noun(color.strip(), _noun(denied, rng), "", color.strip())
     return {"one": noun.phrase(""), "a": noun.phrase("a"), "many": noun.plural}, denied
 
 
-def _absent(values: Sequence[str], present: set, rng: np.random.Generator) -> str:
+def absent(values: Sequence[str], present: set, rng: np.random.Generator) -> str:
+    """One of the values that are not present."""
     left = [value for value in values if value not in present]
     return left[rng.integers(len(left))]
 

@@ -105,20 +105,14 @@ def read(image: np.ndarray | Image.Image) -> Reading:
         for part in _parts(mask, match):
             region = pixels[top : top + mask.shape[0], left : left + mask.shape[1]]
             item = _describe(region, part, top, left, match if part is mask else _match(part), ground)
-            shapes.append(_Piece(*item, _placed(part, top, left)))
+            whole = np.zeros((SIDE, SIDE, 1), np.float32)
+            whole[top : top + mask.shape[0], left : left + mask.shape[1], 0] = part
+            shapes.append(_Piece(*item, thing_reader.to_cells(whole)[..., 0]))
     found = _with_things(shapes, pixels, ground)
     found.sort(key=lambda item: POSITIONS.index(item.facts.position))
     objects, centers = tuple(item.facts for item in found), tuple(item.center for item in found)
     facts = Facts(ground.name, ground.texture, len(objects), objects, relations_between(list(centers)))
     return Reading(facts, centers, tuple(item.box for item in found))
-
-
-def _placed(mask: np.ndarray, top: int, left: int) -> np.ndarray:
-    """A piece's mask in the whole picture, as the share of each of thing_reader's cells that it covers."""
-    whole = np.zeros((SIDE, SIDE), np.float32)
-    whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
-    side = SIDE // thing_reader.CELL
-    return whole.reshape(side, thing_reader.CELL, side, thing_reader.CELL).mean((1, 3))
 
 
 def _with_things(shapes: list[_Piece], pixels: np.ndarray, ground: _Ground) -> list[_Piece]:
@@ -241,7 +235,7 @@ def _pieces(distance: np.ndarray, ground: _Ground) -> list[tuple[int, int, np.nd
 
 def _trimmed(mask: np.ndarray, distance: np.ndarray, half_outline: float) -> np.ndarray:
     """A piece without the blur around it: cut where it is half as far from the ground as its inside or outline."""
-    inside = distance[_deepest(_depth(mask), INNER_OUTLINED)]
+    inside = distance[_deepest(render.depth(mask), INNER_OUTLINED)]
     level = min(float(np.percentile(inside, 10)) / 2, half_outline)
     return mask & _without_holes(distance > level)
 
@@ -257,7 +251,7 @@ def _parts(mask: np.ndarray, match: _Match) -> list[np.ndarray]:
     """A piece as one mask, or cut at its narrow places if its parts look more like shapes than the whole does."""
     if match.overlap >= SPLIT_BELOW:
         return [mask]
-    depth = _depth(mask)
+    depth = render.depth(mask)
     for cut in range(2, 12, 2):
         labels, _ = label(depth > cut)
         areas = np.bincount(labels.ravel())
@@ -269,11 +263,6 @@ def _parts(mask: np.ndarray, match: _Match) -> list[np.ndarray]:
             parts = [owner == index for index in large]
             return parts if np.mean([_match(part).overlap for part in parts]) > match.overlap else [mask]
     return [mask]
-
-
-def _depth(mask: np.ndarray) -> np.ndarray:
-    """Distance in pixels from each pixel of a mask to the nearest one outside."""
-    return distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
 
 
 @lru_cache(maxsize=1)
@@ -323,7 +312,7 @@ def _describe(
     region: np.ndarray, mask: np.ndarray, top: int, left: int, match: _Match, ground: _Ground
 ) -> tuple[ObjectFacts, tuple[float, float], tuple[float, float, float, float]]:
     """Facts, center and box of the piece `mask`, whose region of the picture begins at (left, top)."""
-    depth = _depth(mask)
+    depth = render.depth(mask)
     color = _color(region[_deepest(depth, INNER_OUTLINED)][::3])
     main, accent = (np.array(value, np.float32) for value in render.OBJECT_COLORS[color])
     near = mask & (depth <= OUTLINE_DEPTH)

@@ -110,8 +110,12 @@ def _layer_shares(shape: str, fill: str, outlined: bool, name: str, size: int) -
 @lru_cache(maxsize=128)
 def _border(shape: str, name: str, size: int) -> np.ndarray:
     mask = shape_mask(shape, name, size, SUPERSAMPLING)
-    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    return mask & (depth <= OUTLINE_WIDTH * size * SUPERSAMPLING)
+    return mask & (depth(mask) <= OUTLINE_WIDTH * size * SUPERSAMPLING)
+
+
+def depth(mask: np.ndarray) -> np.ndarray:
+    """Distance in pixels from each pixel of a mask to the nearest one outside."""
+    return distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
 
 
 def shape_mask(shape: str, size_name: str, size: int, scale: int = 1) -> np.ndarray:

@@ -308,7 +308,7 @@ def sample_scene(rng: np.random.Generator, combinations: str = "seen", count: in
         SceneObject(*kind[:4], size, x, y, kind[4])
         for kind, (size, x, y) in zip(kinds, _sample_layout(rng, number), strict=True)
     ]
-    return Scene(ground, texture, tuple(sorted(objects, key=_reading_order)))
+    return Scene(ground, texture, tuple(sorted(objects, key=lambda item: POSITIONS.index(item.position))))
 
 
 _Kind = tuple[str | None, str | None, str | None, bool | None, str | None]  # shape, color, fill, outline; thing
@@ -338,10 +338,6 @@ def _with_group(kinds: list[_Kind], ground: str, rng: np.random.Generator) -> li
                 break
         kinds[index] = (*triple, first[3] if same_outline else bool(rng.integers(2)), None)
     return kinds
-
-
-def _reading_order(item: SceneObject) -> tuple[int, int]:
-    return POSITIONS.index(item.position) // len(COLUMNS), POSITIONS.index(item.position) % len(COLUMNS)
 
 
 def _sample_triple(rng: np.random.Generator, triples: tuple, ground: str) -> tuple[str, str, str]:

@@ -79,9 +79,9 @@ class _Drawings:
 
 
 def to_cells(difference: np.ndarray) -> np.ndarray:
-    """Mean over cells of CELL x CELL pixels: (S, S, 3) to (S / CELL, S / CELL, 3) float32."""
+    """Mean over cells of CELL x CELL pixels: (S, S, C) to (S / CELL, S / CELL, C) float32."""
     side = difference.shape[0] // CELL
-    return difference.reshape(side, CELL, side, CELL, 3).mean((1, 3), dtype=np.float32)
+    return difference.reshape(side, CELL, side, CELL, -1).mean((1, 3), dtype=np.float32)
 
 
 def likeness(picture: np.ndarray, drawing: np.ndarray, support: np.ndarray) -> float:
@@ -155,7 +155,7 @@ def _drawings(backdrop: Backdrop, side: int) -> _Drawings:
         corner = (side - canvas // CELL) // 2
         where = slice(corner, corner + canvas // CELL)
         colors[index, where, where] = to_cells(backdrop.taken_away(drawn + (1 - cover) * backdrop.base))
-        shares[index, where, where] = to_cells(np.broadcast_to(cover, drawn.shape))[..., 0]
+        shares[index, where, where] = to_cells(cover)[..., 0]
     supports = binary_dilation(shares > COVER, iterations=RIM, axes=(1, 2)).astype(np.float32)
     centered = (-(side // 2), -(side // 2))
     shifted = np.roll(colors.transpose(0, 3, 1, 2), centered, (2, 3))

@@ -8,7 +8,7 @@ from pathlib import Path
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
 from cogview3.data.scenes.things import THINGS
-from cogview3.data.scenes.vocabulary import suggestions, unknown_words, without_long_names
+from cogview3.data.scenes.vocabulary import WORD, suggestions, unknown_words, without_long_names
 from cogview3.prompts.words import NUMBERS, is_english
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
@@ -88,7 +88,7 @@ def why_not_expand(prompt: str) -> str:
     """Why the world's own expander should leave a prompt alone, "" where it should not."""
     if not is_english(prompt):
         return "it is not in English"
-    words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”–—…]", prompt)
+    words = WORD.findall(prompt)
     unknown = unknown_words(prompt)
     named = [word for word in re.findall(r"[a-z-]+", prompt.lower()) if word in _NOUNS or word in _ADJECTIVES]
     if unknown and not named and without_long_names(prompt) == prompt:

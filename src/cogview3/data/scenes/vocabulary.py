@@ -10,7 +10,7 @@ from cogview3.data.scenes import sentences as s
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.things import THINGS
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”–—…]")  # a word, or a sign such as an emoji
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”–—…]")  # a word, or a sign such as an emoji
 _NEVER_ALONE = {"five", "pointed"}  # "five-pointed" is known, but there are no five objects
 _MAX_SUGGESTIONS = 3
 _MIN_GUESSED = 4  # letters of a word that is guessed by its letters
@@ -147,7 +147,7 @@ def suggestions(word: str) -> list[str]:
 
 
 def _words(text: str) -> Iterator[str]:
-    return (found.replace("’", "'") for found in _WORD.findall(text.lower().replace("w/o", "without")))
+    return (found.replace("’", "'") for found in WORD.findall(text.lower().replace("w/o", "without")))
 
 
 def _is_known(word: str) -> bool:

@@ -16,6 +16,7 @@ from cogview3.config import UserError
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
+from cogview3.data.sidecars import CAPTIONS as COLUMNS
 from cogview3.data.sidecars import write_sidecar
 
 CAPTIONS: dict[str, Callable[[Scene, np.random.Generator], captions.Caption]] = {
@@ -25,11 +26,6 @@ CAPTIONS: dict[str, Callable[[Scene, np.random.Generator], captions.Caption]] = 
     "plain": lambda scene, rng: captions.plain(scene),
 }
 """The kinds of caption that can go beside a picture."""
-
-SIDECAR = pyarrow.schema(
-    [(name, pyarrow.string()) for name in ("key", "old", "new", "model", "version", "status", "error")]
-)
-"""Columns of a captions sidecar."""
 
 MAX_SHARD = 10_000
 """Scenes that a tar can hold: keys are a shard's five digits and a sample's four, as in img2dataset."""
@@ -54,18 +50,11 @@ def write_scenes(
     The JSON holds caption, width, height, the scene, and the facts that the caption states. Picture i depends
     on `seed` and i alone, as do its captions. The folder appears whole or not at all.
 
-    Args:
-        out: folder to make; it must not exist yet, or be empty.
-        count: number of scenes, 1 or more.
-        size: side of the pictures in pixels.
-        caption: kind of caption, a key of `CAPTIONS`.
-        new: kind of the new captions in a sidecar beside each tar, as a recaptioner writes them; None for no sidecar.
-        seed: 0 or more.
-        shard: scenes in one tar (`00000.tar`, `00001.tar`, ...), up to `MAX_SHARD`; None writes plain files.
-        progress: called with the number of scenes drawn so far.
+    `size` is the pictures' side in pixels; `caption` and `new` are kinds of captions, keys of `CAPTIONS`, the new ones
+    in a sidecar beside each tar, as a recaptioner writes them. Tars (`00000.tar`, ...) hold `shard` scenes each, up to
+    `MAX_SHARD`; None writes plain files. `progress` is given the number of scenes drawn so far.
 
-    Raises:
-        UserError: a value outside these ranges, or `out` holds something already.
+    Raises UserError for a value outside these ranges, or where `out` holds something already.
     """
     _check(out, count, caption, new, seed, shard)
     per_shard = shard or count
@@ -77,7 +66,9 @@ def write_scenes(
             }
             samples = ((key, _files(seed, index, size, caption, progress)) for index, key in keys.items())
             if shard is None:
-                _write_folder(folder, samples)
+                for key, files in samples:
+                    for suffix, content in files:
+                        (folder / f"{key}.{suffix}").write_bytes(content)
             else:
                 write_samples(folder / f"{number:05}.tar", samples)
             if new is not None:
@@ -98,7 +89,7 @@ def _write_new(path: Path, keys: dict[int, str], seed: int, caption: str, new: s
         _, (old, told) = _draw(seed, index, caption, new)
         rows.append({"key": key, "old": old.text, "new": told.text, "status": "ok", "error": ""})
     made = {"model": f"scenes/{new}", "version": __version__}
-    write_sidecar(str(path), pyarrow.Table.from_pylist([row | made for row in rows], SIDECAR), {**made, "seed": seed})
+    write_sidecar(str(path), pyarrow.Table.from_pylist([row | made for row in rows], COLUMNS), {**made, "seed": seed})
 
 
 def _check(out: Path, count: int, caption: str, new: str | None, seed: int, shard: int | None) -> None:
@@ -135,12 +126,6 @@ def _files(
     yield "txt", told.text.encode()
     yield "json", json.dumps(record).encode()
     progress(index + 1)
-
-
-def _write_folder(folder: Path, samples: Iterable[Sample]) -> None:
-    for key, files in samples:
-        for suffix, content in files:
-            (folder / f"{key}.{suffix}").write_bytes(content)
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:

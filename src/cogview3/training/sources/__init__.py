@@ -18,24 +18,14 @@ from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, 
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one size.
+    """Samples of one size."""
 
-    Attributes:
-        latents: "z0" and, for a relay stage, "zL": (B, C, H/8, W/8), float32, scaled.
-        sizes: (B, 3, 2): SDXL's size conditions: (height, width) of the original, (top, left) of the crop, and
-            (height, width) of the picture.
-        seeds: of each sample's generator, from which all that is random about it is drawn.
-        captions: writes or chooses a caption for each sample, given their generators.
-        texts: embeddings (L, D) of the captions, of those that were encoded ahead; None for the others.
-        keys: names of the samples, for messages.
-    """
-
-    latents: dict[str, Tensor]
-    sizes: Tensor
-    seeds: list[list[int]]
-    captions: Callable[[list[np.random.Generator]], list[str]]
-    texts: Sequence[np.ndarray | None] = ()
-    keys: list[str] = field(default_factory=list)
+    latents: dict[str, Tensor]  # "z0" and, for a relay stage, "zL": (B, C, H/8, W/8), float32, scaled
+    sizes: Tensor  # (B, 3, 2), SDXL's: (height, width) of the original, (top, left) of the crop, the picture's (H, W)
+    seeds: list[list[int]]  # of each sample's generator, from which all that is random about it is drawn
+    captions: Callable[[list[np.random.Generator]], list[str]]  # one for each sample, given their generators
+    texts: Sequence[np.ndarray | None] = ()  # the captions' embeddings (L, D), where they were encoded ahead
+    keys: list[str] = field(default_factory=list)  # names of the samples, for messages
 
 
 class Epochs:

@@ -335,4 +335,4 @@ def bucket_settings(data: ShardTables) -> tuple[int, float]:
 
 def filters_of(data: PictureFilters) -> Filters:
     """The part of a recipe's [data] that tells what to leave out."""
-    return Filters(**{name: getattr(data, name) for name in Filters.model_fields if hasattr(data, name)})
+    return Filters(**{name: getattr(data, name) for name in PictureFilters.model_fields})
