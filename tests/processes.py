@@ -105,6 +105,7 @@ def _begin(log: Path, work: Callable[..., Any], *arguments: Any) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as the server that forks may have been started held
     work(*arguments)
 
 
