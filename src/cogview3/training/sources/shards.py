@@ -36,10 +36,11 @@ from cogview3.config import (
 from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages
 from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
 from cogview3.data.filters import Filters
-from cogview3.data.formats import find_shards, have_latents, latents_of
+from cogview3.data.formats import find_shards
 from cogview3.data.latents import posteriors, reconstruct, scaled
 from cogview3.data.report import Report, listed
 from cogview3.data.shards import CaptionedImages
+from cogview3.data.tars import have_latents, latents_of
 from cogview3.data.workers import WorkerSamples
 from cogview3.prompts.cache import encoder_fingerprint
 from cogview3.prompts.encode import left_out, text_length
