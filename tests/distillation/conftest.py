@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from cogview3.config import DistillRecipe, parse_recipe
-from tests.training.conftest import COMMON, TABLES, runs
+from tests.training.conftest import COMMON, TABLES, few_steps, runs
 
-__all__ = ["runs"]  # a fixture
+__all__ = ["few_steps", "runs"]  # fixtures
 
 STEPS = {"base": [4, 2, 1], "relay": [4, 2, 1]}
 

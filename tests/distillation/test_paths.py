@@ -173,7 +173,7 @@ def test_pictures_in_shards_go_on_where_they_were(
 
 
 def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_distillation("relay", runs, **{**POOL, "train__images": 16})
+    recipe = tiny_distillation("relay", runs, **{**POOL, "train__images": 16, "distill__steps": [4, 2]})
     folders = []
     for name in ("through", "stopped"):
         out = tmp_path / name / "run"
@@ -182,13 +182,13 @@ def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monk
             def stop() -> None:
                 raise RuntimeError("killed")
 
-            after_step(monkeypatch, "round-1", 6, stop)
+            after_step(monkeypatch, "round-2", 6, stop)
             with pytest.raises(RuntimeError, match="killed"):
                 in_fresh_state(lambda out=out: distill(recipe, out, device="cpu"))
         in_fresh_state(lambda out=out: distill(recipe, out, device="cpu"))
         folders.append(content(out))
     assert folders[0] == folders[1]
-    assert "round-1/weights/relay_unet/config.json" in folders[0]
+    assert "round-2/weights/relay_unet/config.json" in folders[0]
 
 
 def test_a_stop_is_heeded_while_paths_are_drawn_again(runs: Path) -> None:

@@ -1,14 +1,19 @@
 """Tiny recipes of all four kinds, and runs of them that went through undisturbed."""
 
 import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 
 from cogview3.config import Recipe, parse_recipe
 from cogview3.training.loop import train
+from cogview3.training.objectives import diffusion
 
 KINDS = ("vae", "text", "base", "relay")
 
@@ -53,13 +58,35 @@ def tiny_recipe(kind: str, runs: Path, **changes: Any) -> Recipe:
     return parse_recipe(tables, "tiny")
 
 
+@contextmanager
+def drawn_in_two_steps() -> Iterator[pytest.MonkeyPatch]:
+    """What is drawn in between, to look at or to count, takes two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "BASE_STEPS", 2)
+        patch.setattr(diffusion, "RELAY_STEPS", 2)
+        yield patch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """For runs of a module's fixtures too."""
+    with drawn_in_two_steps():
+        yield
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of undisturbed runs, vae, text, base and relay: for reading only."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
+    """Folder of undisturbed runs, vae, text, base and relay: for reading only.
+
+    Trained once for the tests of all folders, and of all of pytest's processes.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, done = root / "trained-runs", root / "trained-runs" / "done"
+    with FileLock(root / "trained-runs.lock"), drawn_in_two_steps() as patch:
         patch.setenv("COGVIEW3_TENSORBOARD", "0")
-        for kind in KINDS:
+        for kind in KINDS if not done.exists() else ():
             AcceleratorState._reset_state(reset_partial_state=True)
             train(tiny_recipe(kind, folder), folder / kind, device="cpu")
+        done.touch()
     return folder

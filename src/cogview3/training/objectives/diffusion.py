@@ -28,6 +28,7 @@ from cogview3.training.objectives.latents import LatentTraining
 STEPS = 1000  # noise levels of the schedule
 _SHOWN = 6  # pictures in a grid
 _DRAWN = 32  # pictures drawn at once
+BASE_STEPS, RELAY_STEPS = 25, 10  # of what is drawn for grids and figures
 _GUIDANCE = 3.0  # of what is drawn for grids and figures
 
 
@@ -143,7 +144,7 @@ class DiffusionTraining(LatentTraining):
             relay_unet=self.trained,
             relay_scheduler=self.relay_scheduler(),
         )
-        return self._draw(pipe, image=[Image.fromarray(picture) for picture in small], prompt=texts, steps=10)
+        return self._draw(pipe, image=[Image.fromarray(picture) for picture in small], prompt=texts, steps=RELAY_STEPS)
 
     def samples(self) -> Image.Image:
         """Pictures of fixed captions: the base's; for the relay the small ones above the finished ones."""
@@ -167,7 +168,7 @@ class DiffusionTraining(LatentTraining):
             unet=self.trained,
             scheduler=base_scheduler(self.recipe.objective.prediction),
         )
-        return self._draw(pipe, prompt=texts, num_relays=0, steps=25)
+        return self._draw(pipe, prompt=texts, num_relays=0, steps=BASE_STEPS)
 
     def _draw(self, pipe: Any, steps: int, **options: Any) -> np.ndarray:
         """Pictures, uint8, (B, H, W, 3), of noise that is always the same."""
