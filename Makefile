@@ -8,7 +8,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := benchmarks docs examples integrations scripts src tests
 # Neighbors share what their files set up, so each process takes a stretch of the tests, and then some of the slower ones'.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal
+# Compiled modules are kept, for the processes that tests start and for the next run.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --quiet --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: help generate test coverage test-long docs results lint types format clean
 
