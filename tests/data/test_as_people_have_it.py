@@ -110,6 +110,7 @@ OTHER = tar_bytes([("b.png", PNG), ("b.txt", b"b")])
         (TAR + b"x" * 2000, "a", ["bytes after the tar's end"]),
         (gzip.compress(TAR), "", ["packed with gzip: unpack it first"]),
         (b"", "", ["cut tar"]),
+        (b"\0" * 10240, "", ["empty tar"]),
     ],
 )
 def test_what_follows_a_tar_and_what_is_none(tmp_path: Path, content: bytes, got: str, reasons: list[str]) -> None:
@@ -169,6 +170,19 @@ def test_line_ends_of_all_systems_and_characters_that_only_look_like_one(tmp_pat
         write(tmp_path, {f"{n}.png": PNG for n in range(3)} | {"metadata.jsonl": end.join(lines).encode()})
     )
     assert (sorted(text[0] for text in got.values()), reasons) == (["0", "1", "2"], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.tsv", b"file_name\ttext\na.png\tone\n"),
+        ("Metadata.JSONL", b'{"file_name": "a.png", "text": "one"}'),
+        ("metadata.jsonl", b'{"image": "a.png", "text": "one"}'),
+        ("metadata.csv", "\ufeffFilename;text\na.png;one\n".encode("utf-16")),  # two marks
+    ],
+)
+def test_metadata_under_other_names(tmp_path: Path, name: str, content: bytes) -> None:
+    assert read(write(tmp_path, {"a.png": PNG, name: content})) == ({"a": "one"}, {})
 
 
 def test_one_bad_cell_costs_its_row_alone(tmp_path: Path) -> None:

@@ -67,6 +67,6 @@ def parse_price(text: str | None) -> "Price | None":
         return None
     try:
         prompt, completion = (float(part) for part in text.split(","))
+        return Price(prompt, completion)
     except ValueError:
-        raise UserError(f"--price {text}: write two numbers, such as 2.5,10") from None
-    return Price(prompt, completion)
+        raise UserError(f"--price {text}: write two numbers, 0 or more, such as 2.5,10") from None

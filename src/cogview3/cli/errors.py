@@ -1,6 +1,7 @@
 """From exceptions to exit codes: 0, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
 
 import errno
+import re
 import signal
 import sys
 from types import FrameType
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from cogview3.errors import OutOfMemory, one_line
+from cogview3.errors import OutOfMemory, UserError, one_line
 
 FAILURE, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -73,6 +74,7 @@ class ReportingGroup(TyperGroup):
     def invoke(self, ctx: typer.Context) -> object:
         """Run the chosen command; with --debug the traceback is shown instead of the line."""
         previous = signal.signal(signal.SIGTERM, _on_sigterm)
+        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
@@ -80,7 +82,32 @@ class ReportingGroup(TyperGroup):
             if known is None:
                 raise
             code, message = known
+            if isinstance(error, UserError):
+                message = self._with_option(message, words)
             typer.echo(f"error: {message}", err=True)
             raise typer.Exit(code) from error
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+    def _with_option(self, message: str, words: list[str]) -> str:
+        """A message that begins with a parameter and its value, "timeout 0.0: ...", with the option in its place."""
+        command: object = self
+        for word in words:
+            command = getattr(command, "commands", {}).get(word, command)
+        options = {each.name: max(each.opts, key=len) for each in getattr(command, "params", ())}
+        found = _PARAMETER.match(message)
+        given = {part for word in words for part in (word, *word.partition("=")[::2])}
+        if found is None or found[1] not in options or not any(_is_same(found[2], each) for each in given):
+            return message
+        return options[found[1]] + message[found.end(1) :]
+
+
+_PARAMETER = re.compile(r"(\w+) ([^\s:]+): ")
+
+
+def _is_same(told: str, given: str) -> bool:
+    """Whether a value in a message is one of the command line's, as text or as a number."""
+    try:
+        return told == given or float(told) == float(given)
+    except ValueError:
+        return False

@@ -1,6 +1,7 @@
 """Options of a command made from the fields of its settings: names, defaults, limits and helps stand once."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import wraps
 from itertools import chain
@@ -50,7 +51,9 @@ def _made(kind: type[BaseModel], values: dict[str, Any]) -> BaseModel:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{_flag(str(first['loc'][0]))} {first['input']}: {said(first)}") from None
+        names = "|".join(name for name in kind.model_fields if "_" in name)  # others are words of the language too
+        told = re.sub(rf"\b({names})\b", lambda found: _flag(found[0]), said(first)) if names else said(first)
+        raise UserError(f"{_flag(str(first['loc'][0]))} {first['input']}: {told}") from None
 
 
 def _flag(field: str) -> str:

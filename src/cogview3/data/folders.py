@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,8 +22,11 @@ from cogview3.data.report import Broken
 from cogview3.data.tables import plain_row
 from cogview3.data.texts import decode_text, find_caption
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""Files that tell of the pictures of their folder and those below, by the column `file_name`."""
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
+"""Files, in any case, that tell of the pictures of their folder and those below, by a column of `FILE_NAMES`."""
+
+FILE_NAMES = ("file_name", "filename", "file", "image", "image_path", "path")
+"""Columns under which they name pictures, in this order, without regard to case."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class FolderShard:
 
     @cached_property
     def _metadata_files(self) -> list[str]:
-        return sorted(name for name in self._names if name_of(name) in METADATA)
+        return sorted(name for name in self._names if name_of(name).lower() in METADATA)
 
     @cached_property
     def _listing(self) -> list[_Listed]:
@@ -148,7 +151,8 @@ class FolderShard:
             try:
                 rows += list(_from_metadata(name, read_address(f"{self.address}/{name}"), spelled))
             except OSError as problem:
-                faults.append(_Listed(name, fault=f"unreadable {name_of(name)}: {unread('file', problem)[1]}"))
+                what, why = unread("file", problem)
+                faults.append(_Listed(name, fault=f"unreadable {name_of(name)}: {why or what}"))
         if not rows:
             return [*faults, *(_listed(sample, names) for sample in plain)]
         return [*faults, *_joined(rows, plain, names)]
@@ -188,7 +192,8 @@ def _joined(rows: Sequence[_Listed], plain: Sequence[Named], names: Sequence[str
 def _from_metadata(file: str, content: bytes, spelled: Mapping[str, str]) -> Iterator[_Listed]:
     """The rows of a metadata file; bad ones are faults of their own."""
     kind, prefix = name_of(file), file.removesuffix(name_of(file))
-    reader = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}[kind.rpartition(".")[2]]
+    readers = {"jsonl": _json_rows, "csv": _csv_rows, "tsv": _csv_rows, "parquet": _parquet_rows}
+    reader = readers[kind.lower().rpartition(".")[2]]
     try:
         for number, record in enumerate(reader(content)):
             yield _from_record(f"{prefix}{kind} row {number + 1}", kind, prefix, record, spelled)
@@ -197,7 +202,8 @@ def _from_metadata(file: str, content: bytes, spelled: Mapping[str, str]) -> Ite
 
 
 def _from_record(row: str, kind: str, prefix: str, record: Any, spelled: Mapping[str, str]) -> _Listed:
-    name = record.get("file_name") if isinstance(record, Mapping) else None
+    told = _name_column(record) if isinstance(record, Mapping) else None
+    name = None if told is None else record[told]
     if not isinstance(name, str) or not name:
         return _Listed(row, fault=f"unreadable line of {kind}")
     name = _on_disk(prefix, name, spelled)
@@ -205,10 +211,16 @@ def _from_record(row: str, kind: str, prefix: str, record: Any, spelled: Mapping
     if ".." in name.split("/") or name.startswith("/"):
         return _Listed(key or row, fault="file outside of the folder", named=True)
     where = find_caption(record)
-    rest = {name: value for name, value in record.items() if name not in ("file_name", where)}
+    rest = {name: value for name, value in record.items() if name not in (told, where)}
     fault = f"format not read: {suffix}" if suffix in UNREAD_SUFFIXES else ""
     names = {suffix: name} if suffix in SUFFIXES else {}
     return _Listed(key or row, names, record[where] if where else None, rest, fault, named=True)
+
+
+def _name_column(names: Iterable[str]) -> str | None:
+    """The column that names pictures; None where there is none."""
+    known = {str(name).lower(): name for name in reversed(list(names))}
+    return next((known[name] for name in FILE_NAMES if name in known), None)
 
 
 def _on_disk(prefix: str, name: str, spelled: Mapping[str, str]) -> str:
@@ -248,7 +260,7 @@ def _csv_rows(content: bytes) -> Iterator[Any]:
         names = [name.strip() for name in next(rows, [])]
     except csv.Error:
         names = []
-    if "file_name" not in names:
+    if _name_column(names) is None:
         raise Broken("no column file_name")
     while True:
         try:
@@ -267,7 +279,7 @@ def _parquet_rows(content: bytes) -> Iterator[Any]:
     try:
         table = parquet.ParquetFile(io.BytesIO(content))
         names = table.schema_arrow.names
-        if "file_name" not in names:
+        if _name_column(names) is None:
             raise Broken("no column file_name")
         for batch in table.iter_batches(use_threads=False):
             for row in range(batch.num_rows):

@@ -55,6 +55,8 @@ class TarShard:
             with _opened(self.address) as (file, stamp):
                 index = _index(file, self.address, stamp, self.contents)
                 fault, error, number = index.fault, index.error, len(index.samples) - 1
+                if not (fault or index.members or isinstance(self, LatentShard)):
+                    fault = "empty tar"
                 seen: set[str] = set()
                 for place, sample in enumerate(index.samples):
                     repeated = sample.key in seen

@@ -39,7 +39,7 @@ def decode_text(content: bytes) -> str:
         if len(content) % 2 == 0 and 8 * max(even, odd) > len(content):  # a fourth of the characters are Latin
             encoding = "utf-16-be" if even > odd else "utf-16-le"
     try:
-        text = content[skipped:].decode(encoding)
+        text = content[skipped:].decode(encoding).removeprefix("\ufeff")  # some programs write two marks
     except UnicodeDecodeError:
         raise Broken("undecodable text") from None
     if "\0" in text:

@@ -62,7 +62,7 @@ def read_key(name: str | None) -> SecretStr | None:
     key = os.environ.get(name or DEFAULT_KEY, "").strip()
     if not key:
         if name is not None:
-            raise UserError(f"the environment variable {name} is not set; it should hold the endpoint's key")
+            raise UserError(f"key_env {name}: this environment variable is not set; it should hold the endpoint's key")
         return None
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise UserError(f"the environment variable {name or DEFAULT_KEY} holds no key: it has spaces or other letters")

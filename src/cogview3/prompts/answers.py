@@ -3,7 +3,10 @@
 import json
 import re
 
-_THOUGHT = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratch_?pad|inner_monologue)"
+_THOUGHT = (
+    r"(?:\w+:)?(?:\w*(?:think|thought|reason|reflect|analy[sz]|scratch|monologue|ponder|delibera|contempla)\w*"
+    r"|cot|plan(?:ning)?)"
+)
 _MARKS = re.compile(
     rf"(?P<close><\|?/\s*{_THOUGHT}\s*\|?>|<\|?end_(?:of_)?{_THOUGHT}\|?>|(?-i:\[/(?:THINK(?:ING)?|REASONING)\])"
     r"|◁/think▷|<channel\|>|<unused95>|</details>)"
@@ -17,12 +20,11 @@ _FINAL = re.compile(
     r"<\|channel\|>\s*final\b.*?<\|message\|>(.*?)(?=<\|(?:channel|end|return|start|call)\|>|$)", re.DOTALL
 )
 _BARE_CHANNELS = re.compile(r"^\s*analysis(?=[A-Z\s]).*?assistant\s?final", re.DOTALL)  # special tokens left out
-_WRAPPERS = (
-    re.compile(r"<(answer|final_answer|response|output|caption|description)>(?P<text>.*?)</\1>", re.DOTALL),
-    re.compile(r"<\|(?:begin_of|START)_(\w+)\|>(?P<text>.*?)<\|(?:end_of|END)_\1\|>", re.DOTALL),
-)
-_TURN_END = re.compile(r"<\|(?:im_end|eot_id|eom_id|end|end_?of_?text|return|call)\|>|</s>|<end_of_turn>|<eos>")
-_TURN_START = re.compile(r"^(?:<s>|<bos>)?\s*<(?:\|im_start\||start_of_turn)>\s*(?:assistant|model)\s")
+_WRAPPERS = (re.compile(r"<(answer|final_answer|response|output|caption|description)>(?P<text>.*?)</\1>", re.DOTALL),)
+_SPECIAL = r"<[|｜][\w▁]+[|｜]>"  # <|im_end|>, <｜end▁of▁sentence｜>
+_TURN_START = re.compile(rf"^(?:\s*(?:{_SPECIAL}|<(?:s|bos|start_of_turn)>)\s*(?:(?:assistant|model)\b\s*)?)+")
+_TURN_END = re.compile(rf"{_SPECIAL}|</s>|<end_of_(?:turn|utterance)>|<eos>|\[/INST\]")
+_HELD = ("caption", "description", "answer", "result", "prompt", "text", "output")
 _OPENING = re.compile(r"^(?:sure|certainly|of course|here is|here's|here’s)\b[^.:]{0,80}:\s*", re.IGNORECASE)
 _LABEL = re.compile(r"^[#*\s]*(?:caption|description|prompt|answer)\**:\**\s*", re.IGNORECASE)
 _REFUSAL = re.compile(
@@ -80,15 +82,17 @@ def plain(text: str) -> str | None:
 
 
 def _from_json(text: str) -> str:
-    """The only text of a JSON object or list, else the text as it is."""
+    """The text of a JSON object or list that holds one, or one under a name for it; else the text as it is."""
     if text[:1] not in ("{", "["):
         return text
     try:
         held = json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return text
-    values = list(held.values()) if isinstance(held, dict) else held
-    return values[0] if len(values) == 1 and isinstance(values[0], str) else text
+    named = {str(name).lower(): value for name, value in held.items()} if isinstance(held, dict) else {}
+    texts = [value for value in (named.values() if named else held) if isinstance(value, str)]
+    found = next((named[name] for name in _HELD if isinstance(named.get(name), str)), None)
+    return found or (texts[0] if len(texts) == 1 else text)
 
 
 def is_refusal(text: str) -> bool:

@@ -118,7 +118,7 @@ class Endpoint:
         if not 0 < self.timeout < float("inf"):
             raise UserError(f"timeout {self.timeout}: give seconds above 0")
         if taken := sorted({"model", "messages", "response_format", "stream", "n"} & self.extra.keys()):
-            raise UserError(f"{', '.join(taken)}: not to be set; give other fields, such as temperature")
+            raise UserError(f"fields {','.join(taken)}: not to be set; give other fields, such as temperature")
         self._key = addresses.read_key(self.key_env) if self.key_env or is_private(self.url) else None
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
         self._poster = Poster(self.url, headers, self.timeout)
