@@ -181,10 +181,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    start_ray(ray, num_cpus=4, object_store_memory=100 * 2**20, _temp_dir=place)
-    yield ray
-    ray.shutdown()
-    shutil.rmtree(place, ignore_errors=True)
+    try:
+        start_ray(ray, num_cpus=4, object_store_memory=100 * 2**20, _temp_dir=place)
+        yield ray
+    finally:
+        ray.shutdown()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def connect(folder: Path, batch: int, scale: Scale) -> Cluster:
