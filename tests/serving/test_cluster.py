@@ -181,8 +181,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     place = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"num_cpus": 4, "object_store_memory": 100 * 2**20, "_temp_dir": place}
     try:
-        start_ray(ray, num_cpus=4, object_store_memory=100 * 2**20, _temp_dir=place)
+        try:
+            start_ray(ray, **options)
+        except ConnectionError:  # on a busy machine its processes may be too slow the first time
+            ray.shutdown()
+            start_ray(ray, **options)
         yield ray
     finally:
         ray.shutdown()
