@@ -285,7 +285,9 @@ def test_the_command_draws_on_a_cluster_of_its_own_and_leaves_nothing(
     with patient(process.url) as client:
         assert ask(client, "star", 1)[0] == 200
     assert process.end() == 143
-    assert process.log.read_text().splitlines()[-1] == "stopped"
+    told = process.log.read_text().splitlines()
+    assert "stopped" in told  # Ray's own lines may follow
+    assert not [line for line in told if line.startswith("error")]
     _, alive = psutil.wait_procs(started, timeout=60)
     assert alive == []
 

@@ -23,8 +23,7 @@ def quiet_libraries() -> None:
     """No bars and no asides of the libraries while models are loaded, one for each component; errors still show."""
     import logging
 
-    asides = ("torch.distributed.elastic.multiprocessing.redirects", "torch.utils._pytree")
-    for name in ("torchao", "diffusers.quantizers.torchao.torchao_quantizer", *asides):
+    for name in ("torchao", "torch.distributed.elastic.multiprocessing.redirects"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import diffusers
     import transformers
