@@ -146,7 +146,7 @@ def test_a_fine_tuning_goes_before_the_rounds_of_another_start(relay: Path) -> N
     assert part["distill"]["teacher"] == str(relay / "fine-tune")
 
 
-@pytest.mark.parametrize("stage", ["base", "relay"])
+@pytest.mark.parametrize("stage", ["base", pytest.param("relay", marks=pytest.mark.slow)])
 def test_two_rounds_lower_their_losses(runs: Path, tmp_path: Path, stage: str) -> None:
     """On 64 samples that the rounds do not see, against the student as it begins."""
     changes = {"images": 96, "batch": 8, "log_images": 48, "checkpoint_images": 96}
