@@ -67,7 +67,7 @@ def test_what_the_user_has_to_give_is_named(name: str) -> None:
         del needed["text"]
     for missing in needed:
         rest = [place for key, place in needed.items() if key != missing]
-        with pytest.raises(UserError, match=rf"data\.{missing}: Field required: give it in the recipe, or with --set"):
+        with pytest.raises(UserError, match=rf"data\.{missing}: .*--set"):
             load_recipe(name, rest)
     recipe = load_recipe(name, list(needed.values()))
     assert parse_recipe(tomllib.loads(tomli_w.dumps(recipe.to_dict())), "again") == recipe
