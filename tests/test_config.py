@@ -1,5 +1,6 @@
 """Recipes: what is accepted, what is refused and how the refusal reads."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,10 @@ def test_a_line_break_ends_no_override(stage: Path) -> None:
     assert "train.images" in refusal(stage, "train.images=8\nbatch=1")
     assert "data.vae" in refusal(stage, "data.vae=" + "[" * 600)
     assert load_recipe(str(stage), ['data.vae="a"\nb = 2']).data.vae == '"a"\nb = 2'
+
+
+@pytest.mark.parametrize("name", ["vae", "text", "base", "relay"])
+def test_shards_that_are_forgotten_are_asked_for(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape("""--set 'data.shards=["pictures"]'""")):
+        load_recipe(f"scenes/own_{name}")
+    assert load_recipe(f"scenes/own_{name}", ['data.shards=["pictures"]']).data.shards == ("pictures",)

@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,8 @@ def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Iterat
     if restart and run.is_dir():
         with _held(run):
             pass
-        run.rename(_free_name(run))
+        names = (run.with_name(f"{run.name}.old-{number}") for number in count(1))
+        run.rename(next(name for name in names if not name.exists()))
     check_run(run, recipe)
     with _held(run):
         text, stored = tomli_w.dumps(recipe), run / "recipe.toml"
@@ -252,13 +254,6 @@ def _clear_leftovers(run: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _free_name(run: Path) -> Path:
-    number = 1
-    while (aside := run.with_name(f"{run.name}.old-{number}")).exists():
-        number += 1
-    return aside
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -107,14 +107,10 @@ def split(reference: str) -> tuple[str, str | None]:
 
 
 def find(reference: str | os.PathLike[str], mode: str | None = None) -> Reference:
-    """The model or run of a name; whether there is such a mode is only seen by `Reference.settings`.
+    """The model or run of NAME or NAME@MODE, as above; `mode` may be asked for beside the name.
 
-    Args:
-        reference: NAME or NAME@MODE, as above.
-        mode: a mode that is asked for beside the name.
-
-    Raises:
-        UserError: no such model or run, or two modes.
+    Whether there is such a mode is only seen by `Reference.settings`. Raises UserError where there is no such model or
+    run, or for two modes.
     """
     name, named = split(os.fspath(reference))
     if None not in (named, mode) and named != mode:
@@ -136,14 +132,9 @@ def find(reference: str | os.PathLike[str], mode: str | None = None) -> Referenc
 
 
 def weights_folder(reference: str | os.PathLike[str], component: str) -> Path:
-    """Folder of a component of a run, of a model or, as NAME@MODE, of one of its modes; fetched where it is on the hub.
+    """Folder of a component, such as "vae", of a run, a model or, as NAME@MODE, a mode; fetched where it is on the hub.
 
-    Args:
-        reference: as `find` takes it.
-        component: such as "vae" or "relay_unet".
-
-    Raises:
-        UserError: there is no such model, run or mode, or no such component in it.
+    Raises UserError where there is no such model, run or mode, or no such component in it.
     """
     text, place = os.fspath(reference), component
     try:

@@ -22,7 +22,7 @@ from cogview3 import CogView3Pipeline, references
 from cogview3.cli import drawing, upscale
 from cogview3.cli.errors import Terminated
 from cogview3.cli.expand import wants_expansion
-from cogview3.cli.typed import gather_prompts
+from cogview3.cli.typed import MAX_FILE, gather_prompts
 from cogview3.config import UserError
 from cogview3.models.light import LightDecoder
 from tests.cli.conftest import error_line
@@ -266,6 +266,14 @@ def test_prompts_that_are_none(tmp_path: Path, prompts: list[str], content: byte
         file.write_bytes(content)
     with pytest.raises(UserError, match=reason):
         gather_prompts(prompts, file)
+
+
+def test_a_file_too_large_for_prompts_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    with file.open("wb") as opened:
+        opened.truncate(MAX_FILE + 1)
+    with pytest.raises(UserError, match=f"{MAX_FILE + 1} .*{MAX_FILE}"):
+        gather_prompts([], file)
 
 
 @pytest.mark.parametrize(

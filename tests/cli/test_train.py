@@ -8,7 +8,7 @@ import pytest
 from typer.testing import Result
 
 from cogview3.checkpoints import open_run
-from cogview3.cli.train import parse_mode_runs
+from cogview3.cli.train import parse_modes
 from cogview3.config import UserError, load_recipe
 from cogview3.config.settings import parse_settings
 from tests.cli.conftest import error_line
@@ -48,10 +48,12 @@ def test_a_run_of_another_recipe_is_kept(run: Run, tmp_path: Path) -> None:
 
 
 def test_mode_runs() -> None:
-    assert parse_mode_runs("4+1=a,runs/b") == ("4+1", ("a", "runs/b"))
+    assert parse_modes(["4+1=a,runs/b"]) == {"4+1": ("a", "runs/b")}
     for entry in ("4+1", "=a,b", "4+1=a", "4+1=a,b,a"):
         with pytest.raises(UserError, match="--mode"):
-            parse_mode_runs(entry)
+            parse_modes([entry])
+    with pytest.raises(UserError, match=re.escape("--mode 4+1 is given twice")):
+        parse_modes(["4+1=a,b", "4+1=c,d"])
 
 
 def test_settings() -> None:

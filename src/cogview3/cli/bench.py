@@ -6,17 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    JsonOption,
-    clean_stdout,
-    pick_device,
-    pick_dtype,
-    report,
-)
+from cogview3.cli import options
 from cogview3.config import UserError
 
 
@@ -52,26 +42,26 @@ def group() -> None:
 @app.command()
 def inference(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind.")] = 3,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Relay against a single stage at the final size, prompt to picture, with the networks of scenes."""
-    _run("inference", as_json, repeats=repeats, device=pick_device(device))
+    _run("inference", as_json, repeats=repeats, device=options.pick_device(device))
 
 
-def _run(module: str, as_json: bool, *arguments: Any, **options: Any) -> None:
+def _run(module: str, as_json: bool, *arguments: Any, **how: Any) -> None:
     """Run and report a benchmark of `cogview3.bench`."""
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         from cogview3.cli.progress import counter
 
         bench = import_module(f"cogview3.bench.{module}")
-        result = bench.run(*arguments, counter=counter, **options)
-    report(result, bench.describe(result), as_json)
+        result = bench.run(*arguments, counter=counter, **how)
+    options.report(result, bench.describe(result), as_json)
 
 
-def pick_full_device(device: Device, instead: str) -> str:
+def pick_full_device(device: options.Device, instead: str) -> str:
     """A GPU: without one, networks of that size would take hours. Raises UserError, with what to do instead."""
-    where = pick_device(device)
+    where = options.pick_device(device)
     if where != "cuda":
         raise UserError(f"--scale full needs a CUDA GPU, not {where}: give {instead}")
     return where
@@ -83,7 +73,7 @@ def data(
     size: Annotated[int, typer.Option("--size", min=64, max=4096, help="Side of the square bucket.")] = 512,
     shards: Annotated[int, typer.Option("--shards", min=10, max=100_000, help="Tars in the larger set.")] = 10_000,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Tars to batches against bare JPEG decoding and resizing, on one core."""
     _run("data", as_json, pictures=pictures, size=size, shards=shards, repeats=repeats)
@@ -107,12 +97,13 @@ def training(
     compiled: Annotated[
         bool | None, typer.Option("--compile/--eager", help="Compile the loop's network; default on a GPU.")
     ] = None,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """The loop's step against a plain diffusers step, on the same UNet."""
-    options = {"checkpoint_activations": checkpoint_activations, "compiled": compiled, "device": pick_device(device)}
-    _run("training", as_json, str(scale), batch=batch, steps=steps, repeats=repeats, **options)
+    how = {"checkpoint_activations": checkpoint_activations, "compiled": compiled}
+    where = options.pick_device(device)
+    _run("training", as_json, str(scale), batch=batch, steps=steps, repeats=repeats, device=where, **how)
 
 
 @app.command()
@@ -127,13 +118,14 @@ def distillation(
         bool,
         typer.Option("--checkpoint-activations/--keep-activations", help="Recompute activations in the backward pass."),
     ] = True,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Time and memory of a step of distillation, teacher and student on one device."""
-    where = pick_full_device(device, "--scale narrow") if scale is DistillationScale.full else pick_device(device)
-    options = {"checkpoint_activations": checkpoint_activations, "device": where}
-    _run("distillation", as_json, str(stage), str(scale), batch=batch, steps=steps, **options)
+    full = scale is DistillationScale.full
+    where = pick_full_device(device, "--scale narrow") if full else options.pick_device(device)
+    how = {"checkpoint_activations": checkpoint_activations, "device": where}
+    _run("distillation", as_json, str(stage), str(scale), batch=batch, steps=steps, **how)
 
 
 @app.command()
@@ -145,17 +137,17 @@ def captions(
         int | None, typer.Option("--max-new-tokens", min=1, help="Longest caption in tokens.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    dtype: options.DtypeOption = options.Dtype.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Re-captioning whole shards against bare generation of the same pictures."""
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         from cogview3.captions.model import ModelJob
         from cogview3.data.formats import find_shards
 
-        where = pick_device(device)
-        kind = str(pick_dtype(dtype, where)).removeprefix("torch.")
+        where = options.pick_device(device)
+        kind = str(options.pick_dtype(dtype, where)).removeprefix("torch.")
         job = ModelJob(model, where, kind, batch, max_new_tokens=max_new_tokens)
         found = find_shards(shards)
     _run("captions", as_json, found, job, repeats=repeats)

@@ -8,7 +8,7 @@ import typer
 
 from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.options import JsonOption, check_writable, clean_stdout, report
-from cogview3.cli.train import parse_mode_runs, warn_of_replacing
+from cogview3.cli.train import parse_modes, warn_of_replacing
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def convert(
         Path | None, typer.Option(metavar="DIR", help="Transformers folder with T5's encoder and tokenizer.")
     ] = None,
     mode: Annotated[
-        list[str] | None,
-        typer.Option("--mode", metavar="NAME=UNET,RELAY", help="Distilled UNets, such as 4+1=a,b."),
+        list[str] | None, typer.Option("--mode", metavar="NAME=UNET,RELAY", help="Distilled UNets, such as 4+1=a,b.")
     ] = None,
     dtype: Annotated[
         Stored | None, typer.Option("--dtype", help="Number format to write; as stored by default.")
@@ -58,7 +57,7 @@ def convert(
     """
     files = {"--unet": unet, "--relay-unet": relay_unet, "--vae": vae, "--text-encoder": text_encoder}
     check_choice(to, model, files, mode or [])
-    modes = parse_modes(mode or [])
+    modes = {name: (Path(base), Path(relay)) for name, (base, relay) in parse_modes(mode or []).items()}
     check_writable(out)
     warn_of_replacing(out)
     with clean_stdout(as_json):
@@ -87,16 +86,6 @@ def check_choice(to: Format, model: str | None, files: dict[str, Path | None], m
         raise UserError(f"{model}: a model is only converted with --to release; give it, or the published files")
     if missing := [name for name, path in files.items() if path is None]:
         raise UserError(f"{', '.join(missing)} missing; give the published files, or a model with --to release")
-
-
-def parse_modes(entries: list[str]) -> dict[str, tuple[Path, Path]]:
-    """Base and relay UNet by mode; the same mode twice is a `UserError`."""
-    modes = {name: (Path(base), Path(relay)) for name, (base, relay) in map(parse_mode_runs, entries)}
-    if len(modes) < len(entries):
-        names = [entry.partition("=")[0] for entry in entries]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"--mode {twice} is given twice; give each mode once")
-    return modes
 
 
 def torch_dtype(dtype: Stored | None) -> "torch.dtype | None":

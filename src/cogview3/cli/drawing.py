@@ -23,7 +23,7 @@ class DrawOptions(BaseModel):
     model: options.ModelOption = "scenes"
     mode: options.ModeOption = None
     fast: options.FastOption = False
-    negative: Annotated[str | None, typer.Option("--negative", help="What to steer away from.")] = None
+    negative: Annotated[str | None, typer.Option("--negative", help="Negative prompt.")] = None
     relay_steps: options.RelayStepsOption = None
     guidance: options.GuidanceOption = None
     light: options.LightOption = False

@@ -6,17 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    JsonOption,
-    RestartOption,
-    check_writable,
-    clean_stdout,
-    lines,
-    pick_device,
-    report,
-)
+from cogview3.cli import options
 from cogview3.cli.settings import with_options
 from cogview3.config import FinetuneSettings
 
@@ -33,21 +23,21 @@ def finetune(
         int, typer.Option("--at-once", min=1, help="Images at once on a device; the rest by gradient accumulation.")
     ] = 8,
     workers: Annotated[int, typer.Option("--workers", min=0, max=1024, help="Data loader processes.")] = 0,
-    restart: RestartOption = False,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    restart: options.RestartOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Fine-tune a model to write new captions from pictures and old ones.
 
     The same command resumes a stopped run. Its folder is a model for `captions recaption`.
     """
-    check_writable(out)
-    with clean_stdout(as_json):
+    options.check_writable(out)
+    with options.clean_stdout(as_json):
         from cogview3.captions.pairs import read_pairs
         from cogview3.captions.recaptioner import finetune as run
         from cogview3.cli.progress import counter
 
-        where = pick_device(device)
+        where = options.pick_device(device)
         with counter("shards", None) as tell:
             found = read_pairs(pairs, max(1, workers), tell)
         with counter("images", settings.steps * settings.batch, resumes=True) as tell:
@@ -63,4 +53,4 @@ def finetune(
                 progress=tell,
             )
     if os.environ.get("RANK", "0") == "0":  # of several processes, one tells
-        report(result, lines(result), as_json)
+        options.report(result, options.lines(result), as_json)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.drawing import DrawOptions, Gallery, generators, tell
 from cogview3.cli.endpoints import KeyOption
 from cogview3.cli.expand import (
@@ -19,17 +20,6 @@ from cogview3.cli.expand import (
     wants_expansion,
 )
 from cogview3.cli.loading import check_placement, free_memory, load, parse_lora
-from cogview3.cli.options import (
-    BatchOption,
-    RelayGuidanceOption,
-    RelaysOption,
-    SamplerOption,
-    StepsOption,
-    check_finite,
-    clean_stdout,
-    parse_size,
-    pick_mode,
-)
 from cogview3.cli.pictures import MAX_SHEET, contact_sheet, grid_file, open_picture, plan_files, slug
 from cogview3.cli.settings import with_options
 from cogview3.cli.typed import check_utf8, gather_prompts, hint_quotes, unexpandable, warn_of_prompts
@@ -41,22 +31,28 @@ if TYPE_CHECKING:
 
 @with_options(draw=DrawOptions)
 def generate(
-    draw: DrawOptions,
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw, in quotes.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Text file with a prompt a line.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Text file with one prompt per line.")] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Pictures of each prompt.")] = 1,
-    steps: StepsOption = None,
-    relays: RelaysOption = None,
-    relay_guidance: RelayGuidanceOption = None,
+    steps: options.StepsOption = None,
+    relays: options.RelaysOption = None,
+    relay_guidance: options.RelayGuidanceOption = None,
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Size of the final picture, such as 256x256.")
     ] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Picture to begin with instead of noise.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Image to start from instead of noise.")] = None,
     strength: Annotated[
-        float | None, typer.Option("--strength", min=0, max=1, help="How much of it is redrawn; 0.6 by default.")
+        float | None,
+        typer.Option(
+            "--strength",
+            min=0,
+            max=1,
+            help="Share of the base steps that redraw --image; default 0.6.",
+        ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="Picture, white where --image is redrawn, black elsewhere.")
+        Path | None,
+        typer.Option("--mask", help="Inpainting mask, white where --image is redrawn."),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -64,14 +60,16 @@ def generate(
             "--lora", metavar="PATH[:SCALE]", help="Run or file of an adapter; repeatable; scale 1 by default."
         ),
     ] = None,
-    sampler: SamplerOption = None,
+    sampler: options.SamplerOption = None,
     expand: ExpandOption = None,
     expander: ExpanderOption = None,
     expander_model: ExpanderModelOption = None,
     expander_cache: ExpanderCacheOption = None,
     key_env: KeyOption = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
-    batch: BatchOption = 4,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet of all pictures.")] = False,
+    batch: options.BatchOption = 4,
+    *,
+    draw: DrawOptions,
 ) -> None:
     """Draw pictures of prompts.
 
@@ -80,9 +78,9 @@ def generate(
     texts = [text for text in gather_prompts(prompts or [], file) for _ in range(count)]
     hint_quotes(prompts or [])
     check_utf8("--negative", draw.negative)
-    width, height = parse_size(size)
+    width, height = options.parse_size(size)
     for name, scale in (("--guidance", draw.guidance), ("--relay-guidance", relay_guidance), ("--strength", strength)):
-        check_finite(name, scale)
+        options.check_finite(name, scale)
     for name, given in (("--relay-steps", draw.relay_steps), ("--relay-guidance", relay_guidance)):
         if relays == 0 and given is not None:
             raise UserError(f"{name} {given:g} is for a relay, but --relays 0 has none: leave it out")
@@ -93,7 +91,7 @@ def generate(
         raise UserError(f"--grid shows at most {MAX_SHEET} pictures, not {len(texts)}: leave it out")
     begin_with = None if image is None else open_picture(image)
     masked = None if mask is None else open_picture(mask)
-    mode, seeds = pick_mode(draw.mode, draw.fast), draw.seeds(len(texts))
+    mode, seeds = options.pick_mode(draw.mode, draw.fast), draw.seeds(len(texts))
     files = plan_files(draw.out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(draw.out, seeds[0], files) if grid else None
     gallery = Gallery(files, draw.out)
@@ -107,7 +105,7 @@ def generate(
         "guided": any(scale is None or scale > 1 for scale in (draw.guidance, relay_guidance)),
         "light": draw.light or None,
     }
-    with clean_stdout(draw.as_json), ExitStack() as stack:
+    with options.clean_stdout(draw.as_json), ExitStack() as stack:
         if not adapters:  # an adapter may have taught what the model has not learned
             warn_of_prompts(draw.model, texts)
         written = None

@@ -43,7 +43,7 @@ def load(
     """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
 
     Without its text encoder where there is no prompt, or the prompt cache has all. Running out of a GPU's memory
-    within the block is told with the mode that would fit.
+    within the block is reported with the mode that would fit.
 
     Args:
         pipeline: name of the class.

@@ -69,8 +69,7 @@ RelayStepsOption = Annotated[
     int | None, typer.Option("--relay-steps", min=1, max=1000, help="Sampling steps of each relay stage.")
 ]
 TileSizeOption = Annotated[
-    int | None,
-    typer.Option("--tile-size", help="Tile larger pictures by this side in pixels, to save memory."),
+    int | None, typer.Option("--tile-size", help="Tile larger pictures by this side in pixels, to save memory.")
 ]
 PromptCacheOption = Annotated[
     Path | None,

@@ -7,21 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.loading import quiet_libraries
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    JsonOption,
-    OverridesOption,
-    RecipeArgument,
-    RestartOption,
-    RunFolderOption,
-    check_writable,
-    clean_stdout,
-    lines,
-    pick_device,
-    report,
-)
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
@@ -29,12 +16,12 @@ RunOption = Annotated[str, typer.Option(metavar="RUN", help="Run or model whose 
 
 
 def train(
-    recipe: RecipeArgument,
-    overrides: OverridesOption = None,
-    out: RunFolderOption = None,
-    restart: RestartOption = False,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    recipe: options.RecipeArgument,
+    overrides: options.OverridesOption = None,
+    out: options.RunFolderOption = None,
+    restart: options.RestartOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Train, or resume, what a recipe describes.
 
@@ -43,17 +30,17 @@ def train(
     with _loaded(recipe, overrides, out, as_json) as (loaded, run):
         from cogview3.training.loop import train
 
-        result = train(loaded, out=run, restart=restart, device=pick_device(device))
-    _report(result, lines(result), as_json)
+        result = train(loaded, out=run, restart=restart, device=options.pick_device(device))
+    _report(result, options.lines(result), as_json)
 
 
 def distill(
-    recipe: RecipeArgument,
-    overrides: OverridesOption = None,
-    out: RunFolderOption = None,
-    restart: RestartOption = False,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    recipe: options.RecipeArgument,
+    overrides: options.OverridesOption = None,
+    out: options.RunFolderOption = None,
+    restart: options.RestartOption = False,
+    device: options.DeviceOption = options.Device.auto,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Distill a base or relay stage into few steps, or resume a distillation.
 
@@ -62,7 +49,7 @@ def distill(
     with _loaded(recipe, overrides, out, as_json) as (loaded, run):
         from cogview3.distillation.rounds import distill
 
-        result = distill(loaded, out=run, restart=restart, device=pick_device(device))
+        result = distill(loaded, out=run, restart=restart, device=options.pick_device(device))
     _report(result, "\n".join([f"run: {result['run']}", *map(_round_line, result["rounds"])]), as_json)
 
 
@@ -75,7 +62,7 @@ def _loaded(recipe: str, overrides: list[str] | None, out: Path | None, as_json:
     run = out or Path("runs") / loaded.name
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run}: is a file; give a run folder")
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         quiet_libraries()
         yield loaded, run
 
@@ -88,7 +75,7 @@ def _report(result: dict[str, Any], text: str, as_json: bool) -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if main:
-        report(result, text, as_json)
+        options.report(result, text, as_json)
 
 
 def _round_line(entry: dict[str, Any]) -> str:
@@ -128,26 +115,26 @@ def export(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set the default mode's steps, guidance and so on."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Put trained runs together as a model.
 
     Writes EMA weights in float16 as a folder in diffusers' format.
     """
-    modes = dict(parse_mode_runs(entry) for entry in mode or [])
+    modes = parse_modes(mode or [])
     sampling = parse_settings(settings or [], "guidance=4.5")
-    check_writable(out)
+    options.check_writable(out)
     warn_of_replacing(out)
     if int8 and not modes:
         raise UserError("--int8 is for the UNets of --mode; give one, such as --mode 4+1=scenes@4+1,scenes@4+1")
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         quiet_libraries()
         from cogview3.training.export import export as write
 
         light = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
         light = {name: run for name, run in light.items() if run is not None}
         result = write(vae, text, base, relay, modes, out, sampling, light, expander, int8)
-    report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
+    options.report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 
 def warn_of_replacing(out: Path) -> None:
@@ -156,10 +143,15 @@ def warn_of_replacing(out: Path) -> None:
         typer.echo(f"{out} holds a model already, which is replaced", err=True)
 
 
-def parse_mode_runs(entry: str) -> tuple[str, tuple[str, str]]:
-    """A mode's name with its base and its relay, from `NAME=BASE,RELAY`."""
-    name, _, runs = entry.partition("=")
-    stages = [run for run in runs.split(",") if run]
-    if not name or len(stages) != 2:
-        raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=some/base,some/relay")
-    return name, (stages[0], stages[1])
+def parse_modes(entries: list[str]) -> dict[str, tuple[str, str]]:
+    """Base and relay by mode, from `NAME=BASE,RELAY` each; the same mode twice is a `UserError`."""
+    modes: dict[str, tuple[str, str]] = {}
+    for entry in entries:
+        name, _, runs = entry.partition("=")
+        stages = [run for run in runs.split(",") if run]
+        if not name or len(stages) != 2:
+            raise UserError(f"--mode {entry}: write NAME=BASE,RELAY, such as 4+1=some/base,some/relay")
+        if name in modes:
+            raise UserError(f"--mode {name} is given twice; give each mode once")
+        modes[name] = stages[0], stages[1]
+    return modes

@@ -10,6 +10,8 @@ from cogview3.config import UserError
 
 MAX_WARNINGS = 10
 MAX_SHOWN = 60  # characters of a prompt in a warning
+MAX_FILE = 2**24
+"""Bytes of a file of prompts; a larger one is refused."""
 
 
 def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
@@ -25,7 +27,12 @@ def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
         check_utf8(f"prompt {number}", prompt)
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            with file.open("rb") as opened:
+                held = opened.read(MAX_FILE + 1)  # what is no regular file does not tell its size
+            if len(held) > MAX_FILE:
+                size = file.stat().st_size or f"more than {MAX_FILE}"
+                raise UserError(f"--file {file}: {size} bytes; at most {MAX_FILE} are read, so split it")
+            lines = held.decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"--file {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
         gathered += [line.strip() for line in lines if line.strip()]

@@ -18,14 +18,18 @@ from cogview3.config import UserError
 
 @with_options(draw=DrawOptions)
 def upscale(
-    draw: DrawOptions,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of any size.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What they show, if known.")] = None,
-    relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="How often the side is doubled.")] = 1,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Prompt: what the pictures show, if known.")] = None,
+    relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="Relay stages, each doubling the size.")] = 1,
     keep_colors: Annotated[
         bool | None,
-        typer.Option("--keep-colors/--free-colors", help="Hold the picture's colors; on by default without a prompt."),
+        typer.Option(
+            "--keep-colors/--free-colors",
+            help="Keep the picture's colors; default without a prompt.",
+        ),
     ] = None,
+    *,
+    draw: DrawOptions,
 ) -> None:
     """Enlarge pictures with the relay stage.
 

@@ -25,6 +25,7 @@ from cogview3.config.distill import DistillRelayRound as DistillRelayRound
 from cogview3.config.distill import DistillRound as DistillRound
 from cogview3.config.finetune import FinetuneSettings as FinetuneSettings
 from cogview3.config.load import Recipe as Recipe
+from cogview3.config.load import RunRecipe as RunRecipe
 from cogview3.config.load import distillation_of as distillation_of
 from cogview3.config.load import load_recipe as load_recipe
 from cogview3.config.load import parse_recipe as parse_recipe

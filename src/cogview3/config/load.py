@@ -24,7 +24,10 @@ from cogview3.config.settings import parse_setting
 from cogview3.config.tables import Kind, Table
 from cogview3.errors import UserError, said
 
-Recipe = TrainRecipe | DistillRound | DistillRecipe
+RunRecipe = TrainRecipe | DistillRound
+"""What the training loop runs."""
+
+Recipe = RunRecipe | DistillRecipe
 
 KINDS: dict[str, type[TrainRecipe | DistillRecipe]] = {
     **TRAIN_KINDS,

@@ -21,8 +21,9 @@ from cogview3.distillation.step import Levels, StepLevels
 from cogview3.distillation.teacher import begin_as, load_teacher, sampler_levels, student_of, teacher_scheduler
 from cogview3.generation.attention import constant_text
 from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
-from cogview3.training.objectives import Batch
+from cogview3.training.objectives import Batch, grid
 from cogview3.training.objectives.latents import LatentTraining
+from cogview3.training.sources import autocast, standard_normal
 
 _CHUNK = 32  # pictures sampled at once
 _SHOWN = 6  # pictures in a grid
@@ -58,7 +59,9 @@ class Distillation(LatentTraining):
         self.trained = student_of(load_teacher(settings, self.is_relay), settings.guidance_width)
         if recipe.recipe.start_from:
             begin_as(self.trained, recipe.recipe.start_from, self.is_relay)
-        self._pool = self._new_pool() if settings.paths else None
+        self._pool = None
+        if settings.paths:
+            self._pool = PathPool(recipe, self.source, self._take, self._path, lambda: self.stop_asked())
         self._pictures: Batch = {}
         self._states: Batch = {}  # of the validation's paths
         self._teacher_finals: dict[int, Tensor] = {}  # by number of steps
@@ -109,9 +112,6 @@ class Distillation(LatentTraining):
     @override
     def state(self) -> dict[str, Any]:
         return super().state() if self._pool is None else self._pool.state()
-
-    def _new_pool(self) -> PathPool:
-        return PathPool(self.recipe, self.source, self._take, self._path, lambda: self.stop_asked())
 
     def _take(self, first: int, indices: list[int]) -> tuple[Batch, list[str]]:
         samples = self.source.take(first, indices)
@@ -199,13 +199,7 @@ class Distillation(LatentTraining):
             return step.run_steps(denoise, z, low, levels, first, count, self.estimate)
 
     def _output(
-        self,
-        network: UNet2DConditionModel,
-        z: Tensor,
-        levels: Levels,
-        number: Tensor,
-        batch: Batch,
-        text: Tensor,
+        self, network: UNet2DConditionModel, z: Tensor, levels: Levels, number: Tensor, batch: Batch, text: Tensor
     ) -> Tensor:
         """A network's output, float32, at z_t (B, C, H, W) before steps `number` (B,), with the batch's sizes and w.
 
@@ -220,7 +214,7 @@ class Distillation(LatentTraining):
         if takes_guidance(network):
             condition = guidance_condition(batch["guidance"], config["time_cond_proj_dim"]).to(z)
         times = levels.times[number].to(z.device).repeat(branches)
-        with self._precision():
+        with autocast(self.recipe, self._frozen["text"].device):
             output: Tensor = network(
                 torch.cat([given] * branches),
                 times,
@@ -262,7 +256,7 @@ class Distillation(LatentTraining):
         shown = min(_SHOWN, self.recipe.validate_.images)
         few, teachers = self.student_steps, self._teacher(self.student_steps * self.stride)
         rows = [teachers[:shown], self._finals(self.trained, self.levels[few], shown)]
-        return Image.fromarray(np.vstack([np.hstack(list(self._decoded(latents))) for latents in rows]))
+        return grid(*map(self._decoded, rows))
 
     def _validation_pictures(self) -> Batch:
         """What is drawn of the validation's captions is begun with: text, noise, w, sizes and a relay's z_L."""
@@ -270,8 +264,7 @@ class Distillation(LatentTraining):
         z0 = fixed.latents["z0"]
         count, size = len(z0), self.recipe.data.size
         rngs = [np.random.default_rng([seed, index, 6]) for index in range(count)]
-        noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
-        pictures = {"noise": noise, "guidance": torch.full((count,), self.recipe.distill.guidance)}
+        pictures = {"noise": standard_normal(rngs, z0), "guidance": torch.full((count,), self.recipe.distill.guidance)}
         pictures["sizes"] = torch.tensor([[size] * 2, [0, 0], [size] * 2]).repeat(count, 1, 1)
         pictures["text"] = self._encoded(self.source.shown(count, size)[0])
         if self.is_relay:

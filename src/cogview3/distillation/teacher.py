@@ -8,7 +8,7 @@ import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
-from cogview3.config import Distill, UserError, distillation_of
+from cogview3.config import Distill, DistillRelay, UserError, distillation_of
 from cogview3.diffusion import schedule
 from cogview3.distillation import step
 from cogview3.distillation.step import Levels
@@ -21,7 +21,9 @@ from cogview3.references import find, weights_folder
 def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
     """The teacher's UNet, for inference, in `dtype`, whatever it is stored in. Raises UserError where there is none."""
     folder = weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
-    return load_unet(folder, dtype).eval().requires_grad_(False)
+    network = load_unet(folder, dtype)
+    network.requires_grad_(False)
+    return network
 
 
 def check_distilled(settings: Distill, is_relay: bool) -> None:
@@ -127,7 +129,7 @@ def _alike(one: Any, other: Any) -> bool:
         one, other = other, one
     if isinstance(one, list | tuple) and not isinstance(other, list | tuple):
         other = [other] * len(one)
-    return one == other
+    return bool(one == other)
 
 
 def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteScheduler | RelayScheduler:
@@ -138,9 +140,10 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
     Raises UserError where there is none, or the teacher was trained for another start.
     """
     folder = weights_folder(settings.teacher, "relay_scheduler" if is_relay else "scheduler")
-    if not is_relay:
-        return EulerDiscreteScheduler.from_pretrained(folder)
-    scheduler = RelayScheduler.from_pretrained(folder)
+    if not isinstance(settings, DistillRelay):
+        base: EulerDiscreteScheduler = EulerDiscreteScheduler.from_pretrained(folder)
+        return base
+    scheduler: RelayScheduler = RelayScheduler.from_pretrained(folder)
     start = settings.relay_start or scheduler.config.relay_start
     if start != scheduler.config.relay_start:
         raise UserError(
@@ -148,12 +151,13 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
             f"{scheduler.config.relay_start}; leave it out, or train the teacher for it first with fine_tune_images"
         )
     estimate = settings.blur_estimate or scheduler.config.blur_estimate
-    return RelayScheduler.from_config(scheduler.config, blur_estimate=estimate, solver_order=1)
+    first_order: RelayScheduler = RelayScheduler.from_config(scheduler.config, blur_estimate=estimate, solver_order=1)
+    return first_order
 
 
 def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps: int) -> Levels:
     """The steps that a pipeline with this scheduler makes. Raises UserError where so many steps are not possible."""
-    config = scheduler.config
+    config: Any = scheduler.config
     names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     sigmas = schedule.make_sigmas(*(config[name] for name in names))
     try:

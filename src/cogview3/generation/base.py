@@ -27,17 +27,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True)
 class RelaySettings:
-    """How a call's relays are sampled.
-
-    Attributes:
-        count: how often the side is doubled.
-        steps: steps of each relay.
-        start: T_r; None leaves the scheduler's.
-        eta: stochasticity of the steps, 0 to 1.
-        tile_size: side in pixels of the tiles that larger pictures are cut into; None never cuts.
-        light: whether the latent enlarger, where there is one, stands in for the VAE between stages.
-        keep_colors: whether the relays' predictions keep the low frequencies of what they enlarge.
-    """
+    """How a call's relays are sampled, checked: the arguments of pipelines' calls, `count` being `num_relays`."""
 
     count: int
     steps: int

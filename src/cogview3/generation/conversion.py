@@ -1,6 +1,5 @@
 """The published release's files to a model folder, and a model folder to such files; whole or not at all."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import AutoConfig, PreTrainedTokenizerBase, T5EncoderModel
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
@@ -213,18 +213,10 @@ def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     if not (folder / "tokenizer.json").is_file():
         if not (folder / "spiece.model").is_file():
             raise UserError(f"{folder} has no tokenizer (tokenizer.json or spiece.model): put T5's there")
-        needed = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
-        if needed:
+        if not (is_sentencepiece_available() and is_protobuf_available()):
             raise UserError(f"{folder}/spiece.model cannot be read: install sentencepiece and protobuf")
     with _text_encoder(folder):
         return load_tokenizer(folder, model_max_length=TEXT_LENGTH)
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:

@@ -30,15 +30,10 @@ def fetch_model(model: Reference, left_out: Collection[str] = (), **hub_options:
     """Folder, in the hub's cache, of a hub model's mode: its components' safetensors, the mode's UNets and the tables.
 
     diffusers' own download wants the code of components that are not its own, such as `RelayScheduler`, in the
-    repository; here it comes with the package.
+    repository; here it comes with the package. Components in `left_out` are not needed; `hub_options` are those of
+    `huggingface_hub.snapshot_download`.
 
-    Args:
-        model: a name on the hub, in a mode.
-        left_out: components that are not needed.
-        hub_options: those of `huggingface_hub.snapshot_download`.
-
-    Raises:
-        UserError: no such mode, no model there, or the hub could not be asked.
+    Raises UserError where there is no such mode or model, or the hub could not be asked.
     """
     name, (_, entry) = model.source, model.settings(**hub_options)
     try:

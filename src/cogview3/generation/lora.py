@@ -57,12 +57,7 @@ class RelayLoraMixin(LoraBaseMixin):
                 raise UserError(f"the LoRA is for {name}, which this pipeline does not have: load the complete model")
         for name in sorted(prefixes):
             getattr(self, name).load_lora_adapter(
-                state,
-                prefix=name,
-                network_alphas=alphas,
-                adapter_name=adapter_name,
-                metadata=metadata,
-                _pipeline=self,
+                state, prefix=name, network_alphas=alphas, adapter_name=adapter_name, metadata=metadata, _pipeline=self
             )
 
     def fuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
@@ -94,21 +89,14 @@ class RelayLoraMixin(LoraBaseMixin):
         unet_lora_adapter_metadata: dict[str, Any] | None = None,
         relay_unet_lora_adapter_metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Write adapters.
+        """Write adapters, as diffusers' pipelines do. Raises UserError where neither is given.
 
         Args:
             save_directory: folder to write into, made if need be.
-            unet_lora_layers: the base's adapter, as `peft.get_peft_model_state_dict` gives it.
-            relay_unet_lora_layers: the relay's adapter, alike.
-            is_main_process: whether this is the one of several processes that `save_function` writes in.
-            weight_name: file name, `pytorch_lora_weights.safetensors` by default.
-            save_function: called with tensors and path in place of the library's own.
-            safe_serialization: write safetensors; else torch's format, of tensors alone.
-            unet_lora_adapter_metadata: the base's `peft_config` as a dictionary; without it, alpha is read as the rank.
-            relay_unet_lora_adapter_metadata: the relay's, alike.
-
-        Raises:
-            UserError: neither adapter is given.
+            unet_lora_layers, relay_unet_lora_layers: adapters, as `peft.get_peft_model_state_dict` gives them.
+            is_main_process, weight_name, save_function, safe_serialization: as of diffusers' pipelines.
+            unet_lora_adapter_metadata, relay_unet_lora_adapter_metadata: their `peft_config` as dictionaries; without
+                it, alpha is read as the rank.
         """
         layers = {"unet": unet_lora_layers, "relay_unet": relay_unet_lora_layers}
         layers = {name: state for name, state in layers.items() if state}

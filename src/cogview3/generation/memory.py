@@ -196,10 +196,7 @@ def peak_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
 def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dtype) -> list[Stage]:
     """The parts of drawing a picture in the order of their first run, each with what it needs beside the weights.
 
-    Args:
-        networks: as `skeletons` gives them; cast to `dtype`.
-        picture: what is drawn.
-        dtype: of all networks.
+    `networks` are as `skeletons` gives them, and are cast to `dtype`.
     """
     for network in networks.values():
         nn.Module.to(network, dtype)  # diffusers' own warns of layers that need float32, a line each
@@ -308,13 +305,8 @@ def estimates(
 
     none: everything is there from the beginning. drop-text-encoder: the prompts are encoded first, by the text encoder
     alone. model: the network that runs, and those that diffusers leaves there. sequential: a layer at a time; left out
-    for quantized weights, which it cannot move. The two kinds of offload switch VAE slicing on.
-
-    Args:
-        networks: as `skeletons` gives them.
-        picture: what is drawn.
-        dtype: number format of the networks.
-        quantize: "int8" or "fp8" for weights of a byte in text encoder and UNets; None for none.
+    for quantized weights, which it cannot move. The two kinds of offload switch VAE slicing on. `networks` are as
+    `skeletons` gives them; `quantize` is "int8" or "fp8" for weights of a byte in text encoder and UNets.
     """
     sliced = replace(picture, vae_slicing=True)
     unused = ["unet"] * picture.upscale + ["text_encoder"] * (not picture.encoded)

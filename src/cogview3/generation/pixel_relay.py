@@ -230,25 +230,20 @@ class PixelRelayPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> ImagePipelineOutput:
-        """Draw.
+        """Draw pictures of `factor` times the small ones' size.
 
         Args:
             image: small pictures: PIL, arrays (B, H, W, 3) or tensors (B, 3, H, W) in 0..1, all of one size. By default
-                the base draws them.
-            batch_size: how many pictures are drawn without `image`.
+                the base draws `batch_size` of them in `base_steps`.
+            batch_size, base_steps: see `image`.
             num_inference_steps: steps of the scheduler; Heun's take the network twice each.
-            base_steps: steps of the base.
             generator: draws all noise; one, or one for each picture.
             output_type: "pil", "np" or "pt".
             return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
             callback_on_step_end: called as (pipeline, index, timestep, {"latents"}) after each call of the network;
                 what it returns as "latents" replaces the noisy pictures.
 
-        Returns:
-            Pictures of `factor` times the small ones' size.
-
-        Raises:
-            UserError: neither pictures nor a base, or pictures of a size that the network cannot take.
+        Raises UserError without pictures and a base, or for pictures of a size that the network cannot take.
         """
         factor = self.scheduler.config.factor
         small = None

@@ -84,13 +84,9 @@ def _import_torchao() -> Any:
 
 
 def place(pipe: DiffusionPipeline, device: str, placement: Placement, prompts: Sequence[str | None] = ()) -> None:
-    """Bring a pipeline, loaded into main memory, to a device.
+    """Bring a pipeline of ours, loaded into main memory, to a device.
 
-    Args:
-        pipe: one of ours.
-        device: where its networks run.
-        placement: how; checked for this device.
-        prompts: all that will be asked for; only needed to drop the text encoder.
+    `prompts` are all that will be asked for; only needed to drop the text encoder.
     """
     placement.check(device)
 
@@ -219,15 +215,9 @@ def advice(needs: Mapping[str, int], free: int, placement: Placement) -> str:
 
 
 def check_free(needs: Mapping[str, int], placement: Placement, free: int | None = None) -> None:
-    """Refuse, before anything is loaded, what will not fit on the GPU.
+    """Refuse, before anything is loaded, what will not fit in the GPU's `free` bytes, asked of it by default.
 
-    Args:
-        needs: bytes by mode.
-        placement: the mode asked for.
-        free: bytes free on the GPU; asked of it by default.
-
-    Raises:
-        OutOfMemory: names the mode that would fit.
+    `needs` are bytes by mode. Raises OutOfMemory naming the mode that would fit.
     """
     free = torch.cuda.mem_get_info()[0] if free is None else free
     mode = chosen(placement)

@@ -338,20 +338,11 @@ def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> N
 def load_mode_unets(
     source: str, mode: Mode, names: Collection[str], dtype: Any, variant: str | None = None
 ) -> dict[str, UNet2DConditionModel]:
-    """The UNets that a mode has of its own.
+    """UNets of a model folder by component: those of "unet" and "relay_unet", `names`, that a mode has of its own.
 
-    Args:
-        source: model folder.
-        mode: the mode's entry in `sampling.json`.
-        names: those of "unet" and "relay_unet" that the mode has of its own.
-        dtype: a torch dtype, or a dictionary of them by component with "default", as diffusers takes it.
-        variant: of the files, as in diffusers.
+    `dtype` is a torch dtype, or a dictionary of them by component with "default"; it and `variant` as in diffusers.
 
-    Returns:
-        By component.
-
-    Raises:
-        UserError: a UNet is missing or damaged.
+    Raises UserError where a UNet is missing or damaged.
     """
     unets = {}
     for name in names:

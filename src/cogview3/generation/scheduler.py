@@ -135,10 +135,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = begin_index
 
     def set_timesteps(
-        self,
-        num_inference_steps: int,
-        device: str | torch.device | None = None,
-        relay_start: int | None = None,
+        self, num_inference_steps: int, device: str | torch.device | None = None, relay_start: int | None = None
     ) -> None:
         """Choose the steps, before sampling.
 

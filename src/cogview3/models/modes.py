@@ -1,6 +1,5 @@
 """Sampling modes: `sampling.json` at the root of a model folder says how each of its modes is sampled."""
 
-import json
 import math
 import os
 import re
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cogview3.checkpoints import write_text
 from cogview3.config import UserError
 
 SAMPLING_FILE = "sampling.json"
@@ -175,26 +175,14 @@ def mode_steps(name: str) -> tuple[int, int]:
 
 
 def distilled_mode(name: str, **settings: Any) -> Mode:
-    """The entry of a distilled mode with UNets of its own, its step counts from its name.
+    """The entry of a distilled mode with UNets of its own in `modes/<name>`, its step counts from its name, as "4+1".
 
-    Args:
-        name: such as "4+1"; the UNets are in `modes/<name>`.
-        settings: further attributes of `Mode`.
-
-    Raises:
-        UserError: the name is not of that form.
+    `settings` are further attributes of `Mode`. Raises UserError where the name is not of that form.
     """
     steps, relay_steps = mode_steps(name)
-    own = {
-        "steps": steps,
-        "relay_steps": relay_steps,
-        "unet": f"modes/{name}/unet",
-        "relay_unet": f"modes/{name}/relay_unet",
-        "distilled": True,
-        "sampler": None,
-        "relay_order": None,
-    }
-    return Mode(**{**settings, **own})
+    own: dict[str, Any] = {"steps": steps, "relay_steps": relay_steps, "distilled": True}
+    own |= {"unet": f"modes/{name}/unet", "relay_unet": f"modes/{name}/relay_unet", "sampler": None}
+    return Mode(**settings | own | {"relay_order": None})
 
 
 def read_sampling(path: str | os.PathLike[str]) -> Sampling:
@@ -216,26 +204,14 @@ def read_sampling(path: str | os.PathLike[str]) -> Sampling:
 
 def write_sampling(sampling: Sampling, folder: str | os.PathLike[str]) -> None:
     """Write `sampling.json` into a model folder, whole or not at all. Unset entries are left out."""
-    target = Path(folder) / SAMPLING_FILE
-    part = target.with_name(f".{SAMPLING_FILE}.{os.getpid()}")
-    try:
-        part.write_text(json.dumps(sampling.model_dump(mode="json", exclude_none=True), indent=2) + "\n")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(Path(folder) / SAMPLING_FILE, sampling.model_dump_json(exclude_none=True, indent=2) + "\n")
 
 
 def pick_mode(sampling: Sampling | None, name: str | None, source: str) -> tuple[str | None, Mode]:
-    """The mode asked for, or the default one, with its name.
+    """The mode of that name, or the default one for None, with its name; `source` is the model, for the error.
 
-    Args:
-        sampling: the model's table; None where it has no `sampling.json`: then there are no modes, and the
-            defaults of `Mode` hold.
-        name: the mode asked for, None for the default one.
-        source: the model, for the error.
-
-    Raises:
-        UserError: there is no such mode; the message lists those that there are.
+    Without a table, `sampling.json`, there are no modes, and the defaults of `Mode` hold. Raises UserError where there
+    is no such mode, listing those that there are.
     """
     if sampling is None:
         if name is not None:

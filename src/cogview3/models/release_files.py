@@ -59,7 +59,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}: give the weights' file")
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if path.suffix == ".safetensors":
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            reason = one_line(error, 150)
+            raise UserError(f"{path} is damaged or no safetensors file ({reason}): download it again") from None
+    else:
+        tensors = _read_pickle(path)
     for name, tensor in tensors.items():
         dense = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
         if not isinstance(name, str) or not dense or not tensor.is_floating_point():
@@ -73,14 +80,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if told > size:  # as views of few numbers can be of any shape
         raise UserError(f"{path} has {size} bytes, but its tensors {told}: give a file in which none share numbers")
     return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        reason = one_line(error, 150)
-        raise UserError(f"{path} is damaged or no safetensors file ({reason}): download it again") from None
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -107,16 +106,9 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 def check_tensors(
     path: Path, expected: Mapping[str, Sequence[int]], found: Mapping[str, torch.Tensor], kind: str
 ) -> None:
-    """Refuse names or shapes other than the expected ones.
+    """Refuse names or shapes other than the expected ones, those of a `kind` of network in the file `path`.
 
-    Args:
-        path: the file, for the error.
-        expected: shapes by name.
-        found: tensors by name.
-        kind: what `expected` describes, for the error.
-
-    Raises:
-        UserError: counts the missing, unexpected and misshapen names and lists the first of each.
+    Raises UserError, which counts the missing, unexpected and misshapen names and lists the first of each.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]

@@ -9,7 +9,6 @@ import re
 
 import torch
 from diffusers.models import UNet2DConditionModel
-from torch import Tensor
 
 _SILENT = (".conv2.weight", ".conv2.bias", ".proj_out.weight", ".proj_out.bias", ".conv_shortcut.bias")
 _LAYER = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)")
@@ -41,7 +40,7 @@ def deepen(shallow: UNet2DConditionModel, deep: UNet2DConditionModel) -> None:
         elif name.endswith(_SILENT):
             value.zero_()
         elif name.endswith(".conv_shortcut.weight"):
-            value.copy_(_first_channels(value))
+            value.zero_()[:, : len(value), 0, 0] = torch.eye(len(value))  # all but the skip's channels pass
     deep.load_state_dict(state)
 
 
@@ -56,13 +55,6 @@ def _origin(name: str, few: int, more: int) -> str | None:
     if layer < 0 or (path == "down" and layer >= few):
         return None
     return f"{path}_blocks.{block}.{kind}.{layer}.{rest}"
-
-
-def _first_channels(weight: Tensor) -> Tensor:
-    """A convolution (out, in, 1, 1) that passes the first `out` of its channels on: those that are not the skip's."""
-    passing = torch.zeros_like(weight)
-    passing[:, : len(weight), 0, 0] = torch.eye(len(weight))
-    return passing
 
 
 def _plain(value: object) -> object:

@@ -67,12 +67,7 @@ class Log:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
-        )
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
         self.progress = Progress(*columns, console=console, disable=not (self.enabled and console.is_terminal))
         self.progress.start()
         self.task = self.progress.add_task("images", total=self.total, completed=self.since, text="")

@@ -25,7 +25,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from cogview3 import checkpoints
-from cogview3.config import Recipe, UserError
+from cogview3.config import RunRecipe, UserError
 from cogview3.errors import one_line
 from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
@@ -38,7 +38,7 @@ PATIENCE = timedelta(hours=2)
 
 
 def train(
-    recipe: Recipe,
+    recipe: RunRecipe,
     out: Path | None = None,
     restart: bool = False,
     device: str = "auto",
@@ -92,8 +92,8 @@ def _beginning(run: "_Run", before: int | None) -> str:
     recipe, images, total = run.recipe, run.images, run.recipe.train.images
     if images >= total:
         return (
-            f"{run.run} is finished: {images} of {total} images are trained. Train on with --set "
-            f"train.images={2 * total}, or begin again with --restart"
+            f"{run.run} is finished: {images} of {total} images are trained. Train longer with --set "
+            f"train.images={2 * total}, or start over with --restart"
         )
     told = f"{recipe.name}: {images} of {total} images trained; the run is in {run.run}"
     if not images or before in (None, total):
@@ -107,7 +107,7 @@ def _beginning(run: "_Run", before: int | None) -> str:
     )
 
 
-def _settle_precision(recipe: Recipe, process: PartialState) -> Recipe:
+def _settle_precision(recipe: RunRecipe, process: PartialState) -> RunRecipe:
     """The recipe with the `train.precision` that "auto" means on the device; tells of a choice that costs time."""
     train, fast = recipe.train, computes_bfloat16(process.device)
     if train.precision == "bf16" and not fast and process.is_main_process:
@@ -121,7 +121,7 @@ def _settle_precision(recipe: Recipe, process: PartialState) -> Recipe:
     return recipe.model_copy(update={"train": train.model_copy(update={"precision": "bf16" if fast else "no"})})
 
 
-def _check_processes(recipe: Recipe, accelerator: Accelerator) -> None:
+def _check_processes(recipe: RunRecipe, accelerator: Accelerator) -> None:
     processes = accelerator.num_processes
     if recipe.train.batch % (processes * recipe.train.accumulation):
         raise UserError(
@@ -137,7 +137,7 @@ def _check_processes(recipe: Recipe, accelerator: Accelerator) -> None:
 class _Run:
     """State of one run: its steps, its log and the number of images seen."""
 
-    def __init__(self, recipe: Recipe, run: Path, objective: Objective, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: RunRecipe, run: Path, objective: Objective, accelerator: Accelerator) -> None:
         self.recipe, self.run, self.objective, self.accelerator = recipe, run, objective, accelerator
         with accelerator.main_process_first():
             objective.prepare(str(accelerator.device))
@@ -318,7 +318,11 @@ class _Run:
                 f"checkpoint {folder} is damaged ({reason}); delete it to resume from the one before"
             ) from error
         try:
-            self._go_on_in_data(stored.get("objective", [{}]))
+            states = stored.get("objective", [{}])
+            alike = len(states) == self.accelerator.num_processes
+            self.objective.load_state(
+                states[self.accelerator.process_index] if alike else functools.reduce(_union, states)
+            )
         except (LookupError, TypeError, AttributeError) as error:
             told = f"checkpoint {folder} is damaged (its position in the data: {error!r})"
             raise UserError(f"{told}; delete it to resume from the one before") from error
@@ -328,15 +332,9 @@ class _Run:
         if before != now and self.accelerator.is_main_process:
             print(
                 f"resuming with precision {before} -> {now}: losses agree in about two digits, no longer in all; "
-                f"--set train.precision={before} goes on as before",
+                f"--set train.precision={before} resumes exactly",
                 file=sys.stderr,
             )
-
-    def _go_on_in_data(self, states: list[dict[str, Any]]) -> None:
-        if len(states) == self.accelerator.num_processes:
-            self.objective.load_state(states[self.accelerator.process_index])
-        else:
-            self.objective.load_state(functools.reduce(_union, states))
 
 
 def _union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

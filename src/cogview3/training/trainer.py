@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from cogview3.config import DistillRound, Optimizer, TrainRecipe, UserError
+from cogview3.config import Optimizer, RunRecipe, UserError
 from cogview3.generation.compiling import allow_variants
 from cogview3.training import parallel
 from cogview3.training.objectives import Batch, Objective
@@ -39,14 +39,17 @@ class Trainer:
         sharded: whether each process holds only a part of the weights, their averages and the optimizer's state.
     """
 
-    def __init__(self, recipe: TrainRecipe | DistillRound, objective: Objective, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: RunRecipe, objective: Objective, accelerator: Accelerator) -> None:
         self.recipe, self.objective, self.accelerator = recipe, objective, accelerator
         trained, train, device = objective.trained, recipe.train, accelerator.device
         self.sharded = train.shard and accelerator.num_processes > 1
         self.bf16 = train.precision == "bf16"
         self.skeleton = parallel.skeleton(trained)
         if train.checkpoint_activations:
-            _checkpoint_activations(trained)
+            enable = getattr(trained, "enable_gradient_checkpointing", None)
+            if enable is None:
+                raise UserError("train.checkpoint_activations: this kind of network cannot; leave it out")
+            enable()
         objective.to(device)
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True
@@ -110,7 +113,8 @@ class Trainer:
             seeds = np.random.SeedSequence([self.recipe.train.seed, first, number, process])
             torch.manual_seed(int(seeds.generate_state(1)[0]))  # for dropout and the like
             weight = len(indices) * processes / count  # processes' gradients are averaged
-            with self._keeping(number + 1 < len(own)):
+            keeps = number + 1 < len(own) and not self.sharded  # gradients, up to the last part; sharded, memory counts
+            with self.accelerator.no_sync(self.module) if keeps else nullcontext():
                 with self.accelerator.autocast():
                     losses = self.module(batch)
                 self.accelerator.backward(losses["loss"] * weight)
@@ -126,10 +130,6 @@ class Trainer:
         accelerator = self.accelerator
         split = accelerator.process_index, accelerator.num_processes, self.recipe.train.accumulation
         return parallel.parts(first, count, *split)
-
-    def _keeping(self, more: bool) -> AbstractContextManager[Any]:
-        """Keep gradients back from the other processes while `more` parts follow; sharded, memory comes first."""
-        return self.accelerator.no_sync(self.module) if more and not self.sharded else nullcontext()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -167,10 +167,3 @@ class Trainer:
             yield
         finally:
             self.objective.trained = trained
-
-
-def _checkpoint_activations(trained: nn.Module) -> None:
-    enable = getattr(trained, "enable_gradient_checkpointing", None)
-    if enable is None:
-        raise UserError("train.checkpoint_activations: this kind of network cannot; leave it out")
-    enable()

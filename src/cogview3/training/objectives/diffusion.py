@@ -73,7 +73,7 @@ class DiffusionTraining(LatentTraining):
                 told = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
                 if self.recipe.lora is not None:
                     raise UserError(f"{told}; an adapter must be for the same: --set objective.{key}={held[name]}")
-                print(f"{told}, and has to learn it again", file=sys.stderr)
+                print(f"{told}, and has to relearn it", file=sys.stderr)
 
     @property
     def times(self) -> int:

@@ -18,13 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5EncoderModel,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5ForConditionalGeneration
 from typing_extensions import override
 
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError

@@ -1,7 +1,6 @@
 """What base, relay and their distillation train on: latents, their noise, and their captions' embeddings."""
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from cogview3.prompts.encode import embed_text, encode_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
 from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch, SourcedTraining
-from cogview3.training.sources import Samples, Source, make_source
+from cogview3.training.sources import Samples, Source, autocast, make_source, standard_normal
 
 
 class LatentTraining(SourcedTraining):
@@ -61,7 +60,7 @@ class LatentTraining(SourcedTraining):
         rngs = [np.random.default_rng(seed) for seed in samples.seeds]
         z0 = samples.latents["z0"]
         batch = {"z0": z0, "t": torch.tensor([int(rng.integers(self.times)) for rng in rngs])}
-        noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
+        noise = standard_normal(rngs, z0)
         offset = torch.tensor([rng.standard_normal() for rng in rngs], dtype=torch.float32)
         batch["noise"] = relay.add_offset_noise(noise, offset, self.offset_noise)
         if self.is_relay:
@@ -89,13 +88,8 @@ class LatentTraining(SourcedTraining):
         them are float32, and autocast narrows both alike.
         """
         encode = encode_text if isinstance(self.recipe.data, SceneData) else embed_text
-        with self._precision():
+        with autocast(self.recipe, self._frozen["text"].device):
             return encode(self.tokenizer, self._frozen["text"], texts).float()
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        """Autocast as the recipe says, for where the loop has none."""
-        device = self._frozen["text"].device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
 
     @property
     @abstractmethod

@@ -5,7 +5,6 @@ The pictures are scenes, or come from shards.
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.prompts.text_models import load_network
 from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch, SourcedTraining, grid, psnr, start_from, weighted
-from cogview3.training.sources import Epochs, Source, make_source
+from cogview3.training.sources import Epochs, Source, autocast, make_source
 
 _CHUNK = 4  # pictures of a validation worked on at once
 
@@ -59,9 +58,6 @@ class LightTraining(SourcedTraining):
         """Move the VAE to where it is used."""
         self.vae.to(device)
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.vae.device.type, torch.bfloat16, enabled=self.recipe.train.precision == "bf16")
-
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Latents "z", (B, C, h, w), and what the VAE makes of them, "target"; of scenes once for each."""
         if self.source is not None:
@@ -81,14 +77,14 @@ class LightTraining(SourcedTraining):
             if rng.random() < share:
                 noise = rng.uniform(0, MAX_LATENT_NOISE) * rng.standard_normal(z.shape[1:], np.float32)
                 z[place] += torch.from_numpy(noise)
-        with self._precision():
+        with autocast(self.recipe, self.vae.device):
             target = self._target(z.to(self.vae.device))
         return {"z": z, "target": target.float().cpu()}
 
     def _pair(self, number: int) -> tuple[Tensor, Tensor]:
         """Latents and target of a picture, kept in memory in float16."""
         if number not in self._made:  # one by one, so that it does not depend on the batch that asks first
-            with self._precision():
+            with autocast(self.recipe, self.vae.device):
                 z = self._latents(number)
                 target = self._target(z)
             self._made[number] = z[0].to("cpu", torch.float16), target[0].to("cpu", torch.float16)

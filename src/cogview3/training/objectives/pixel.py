@@ -17,6 +17,7 @@ from cogview3.diffusion import pixel_relay
 from cogview3.generation.pixel_relay import PixelRelayPipeline, PixelRelayScheduler
 from cogview3.models.pixel_unet import TIME_SCALE, build_pixel_unet, on_patches
 from cogview3.training.objectives import Batch, Objective, by_bands, grid
+from cogview3.training.sources import standard_normal
 
 _SHOWN = 6  # pictures in a grid
 _SHOWN_STEPS = 20
@@ -42,10 +43,7 @@ class PixelTraining(Objective):
         """As `batch`, at the noise levels of given quantiles; in float32, before any autocast."""
         x0, objective = self._pictures(seed, indices), self.recipe.objective
         rngs = [np.random.default_rng([seed, index, 1]) for index in indices]
-        white, other = (
-            torch.from_numpy(np.stack([rng.standard_normal(x0.shape[1:], np.float32) for rng in rngs]))
-            for _ in range(2)
-        )
+        white, other = standard_normal(rngs, x0), standard_normal(rngs, x0)
         noise = pixel_relay.relay_noise(white, other, objective.factor, objective.block_share)
         sigma = pixel_relay.training_sigma(uniform.float(), objective.length)
         strength = pixel_relay.blur_strength(pixel_relay.time_of(sigma, objective.length), objective.max_blur)

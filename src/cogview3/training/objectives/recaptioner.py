@@ -32,19 +32,9 @@ from cogview3.captions.inputs import IGNORED
 from cogview3.captions.request import request
 from cogview3.config import RecaptionerModel, RecaptionerRecipe
 from cogview3.data.scenes import captions
+from cogview3.data.scenes import scene as world
 from cogview3.data.scenes.render import render
-from cogview3.data.scenes.scene import (
-    COLORS,
-    COUNT_WEIGHTS,
-    FILLS,
-    GROUNDS,
-    POSITIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Scene,
-    sample_scene,
-)
+from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.data.scenes.things import THINGS
 from cogview3.evaluation.written import recaption_figures
 from cogview3.prompts.tokenizer import build_tokenizer
@@ -57,10 +47,11 @@ MAX_TEXT = 144  # tokens of request and caption; longer alt-texts are left out i
 
 PATCH_WEIGHT = 5.0  # of what a level's patches tell, against the caption's tokens
 
-_NUMBERS = len(COUNT_WEIGHTS)
+_NUMBERS = len(world.COUNT_WEIGHTS)
 _PATCH_CLASSES = (  # number of the object that covers a patch (0: none), its facts, the scene's
-    *(_NUMBERS + 1, len(SHAPES), len(COLORS), len(FILLS), 2, len(SIZES), len(POSITIONS), len(THINGS)),
-    *(len(GROUNDS), len(TEXTURES), _NUMBERS),
+    *(_NUMBERS + 1, len(world.SHAPES), len(world.COLORS), len(world.FILLS), 2),
+    *(len(world.SIZES), len(world.POSITIONS), len(THINGS)),
+    *(len(world.GROUNDS), len(world.TEXTURES), _NUMBERS),
 )
 
 
@@ -73,16 +64,16 @@ def patch_labels(scene: Scene, side: int) -> np.ndarray:
     labels = np.full((len(_PATCH_CLASSES), side, side), IGNORED)
     labels[0] = 0
     labels[-3:] = np.reshape(
-        [GROUNDS.index(scene.ground), TEXTURES.index(scene.texture), len(scene.objects) - 1], (3, 1, 1)
+        [world.GROUNDS.index(scene.ground), world.TEXTURES.index(scene.texture), len(scene.objects) - 1], (3, 1, 1)
     )
     centers = (np.arange(side) + 0.5) / side
     for number, item in enumerate(scene.objects, 1):
-        half = SIZES[item.size] / 2
+        half = world.SIZES[item.size] / 2
         inside = np.ix_(abs(centers - item.y) < half, abs(centers - item.x) < half)
         facts = (
-            *(_class(SHAPES, item.shape), _class(COLORS, item.color), _class(FILLS, item.fill)),
-            *(_class((False, True), item.outline), _class(tuple(SIZES), item.size)),
-            *(_class(POSITIONS, item.position), _class(tuple(THINGS), item.thing)),
+            *(_class(world.SHAPES, item.shape), _class(world.COLORS, item.color), _class(world.FILLS, item.fill)),
+            *(_class((False, True), item.outline), _class(tuple(world.SIZES), item.size)),
+            *(_class(world.POSITIONS, item.position), _class(tuple(THINGS), item.thing)),
         )
         for respect, value in enumerate((number, *facts)):
             labels[respect][inside] = value

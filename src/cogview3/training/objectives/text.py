@@ -24,41 +24,28 @@ from typing_extensions import override
 
 from cogview3.config import TextData, TextModel, TextRecipe
 from cogview3.data.scenes import captions, wording
-from cogview3.data.scenes.scene import (
-    BETWEEN,
-    COLORS,
-    COUNT_WEIGHTS,
-    DIFFERENT,
-    FILLS,
-    GROUNDS,
-    POSITIONS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Facts,
-    sample_scene,
-)
+from cogview3.data.scenes import scene as world
+from cogview3.data.scenes.scene import Facts, sample_scene
 from cogview3.data.scenes.things import THINGS
 from cogview3.prompts.tokenizer import build_tokenizer
 from cogview3.training.objectives import Batch, start_from
 from cogview3.training.objectives.language import LanguageTraining, known_tokenizer, t5_config
 
-MAX_OBJECTS = len(COUNT_WEIGHTS)
+MAX_OBJECTS = len(world.COUNT_WEIGHTS)
 _COUNTS = tuple(range(1, MAX_OBJECTS + 1))
 _OBJECT_VALUES: tuple[tuple[Any, ...], ...] = (  # in the order of ObjectFacts
-    *(SHAPES, COLORS, FILLS, (False, True)),
-    *(tuple(SIZES), POSITIONS, tuple(THINGS)),
+    *(world.SHAPES, world.COLORS, world.FILLS, (False, True)),
+    *(tuple(world.SIZES), world.POSITIONS, tuple(THINGS)),
 )
 _PAIRS = tuple((i, j) for i in range(MAX_OBJECTS) for j in range(i + 1, MAX_OBJECTS))
-_PAIR_VALUES = (*RELATIONS, BETWEEN, "end of")  # of the first to the second; one between others has two ends
-_DENIABLE = (*SHAPES, *THINGS)
-_SCENE_VALUES = (GROUNDS, TEXTURES, _COUNTS, DIFFERENT, _DENIABLE)
+_PAIR_VALUES = (*world.RELATIONS, world.BETWEEN, "end of")  # of first to second; one between others has two ends
+_DENIABLE = (*world.SHAPES, *THINGS)
+_SCENE_VALUES = (world.GROUNDS, world.TEXTURES, _COUNTS, world.DIFFERENT, _DENIABLE)
 _SLOTS = _SCENE_VALUES + _OBJECT_VALUES * MAX_OBJECTS + (_PAIR_VALUES,) * len(_PAIRS)
 _OFFSETS = tuple(np.cumsum([0] + [len(values) + 1 for values in _SLOTS]))  # each slot: "not stated", then its values
 OBJECT_CLASSES = tuple(len(values) + 1 for values in _OBJECT_VALUES)
 _SCENE_SLOTS, _OBJECT_SLOTS = len(_SCENE_VALUES), len(_OBJECT_VALUES) * MAX_OBJECTS
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", BETWEEN: "end of"}
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", world.BETWEEN: "end of"}
 
 
 def fact_labels(facts: Facts) -> tuple[list[int], list[list[int]]]:
@@ -133,10 +120,7 @@ def naming_words() -> dict[tuple[str, ...], tuple[str, str]]:
 
 
 def named_objects(
-    pieces: list[str],
-    facts: Facts,
-    words: dict[tuple[str, ...], tuple[str, str]],
-    places: Sequence[int] | None = None,
+    pieces: list[str], facts: Facts, words: dict[tuple[str, ...], tuple[str, str]], places: Sequence[int] | None = None
 ) -> list[int]:
     """For each token of a caption the object that it names, -1 where it names none or several.
 

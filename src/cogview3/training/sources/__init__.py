@@ -5,15 +5,17 @@ Tiny autoencoders get their latents here, too, where they come from shards.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
-from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, SceneData
+from cogview3.config import BaseRecipe, DistillRound, LightRecipe, RelayRecipe, RunRecipe, SceneData
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class Samples:
     captions: Callable[[list[np.random.Generator]], list[str]]  # one for each sample, given their generators
     texts: Sequence[np.ndarray | None] = ()  # the captions' embeddings (L, D), where they were encoded ahead
     keys: list[str] = field(default_factory=list)  # names of the samples, for messages
+
+
+def autocast(recipe: RunRecipe, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast as `train.precision` says, for where the loop has none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.precision == "bf16")
+
+
+def standard_normal(rngs: list[np.random.Generator], like: Tensor) -> Tensor:
+    """Noise for samples (B, ...), float32, each one's from its own generator."""
+    return torch.from_numpy(np.stack([rng.standard_normal(like.shape[1:], np.float32) for rng in rngs]))
 
 
 class Epochs:

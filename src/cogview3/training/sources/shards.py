@@ -47,7 +47,7 @@ from cogview3.prompts.encode import left_out, text_length
 from cogview3.prompts.text_models import load_tokenizer
 from cogview3.references import weights_folder
 from cogview3.training import parallel
-from cogview3.training.sources import Samples, Source
+from cogview3.training.sources import Samples, Source, autocast, standard_normal
 
 FEWEST_DECIBELS = 24.0
 """PSNR below which a run on an autoencoder's latents is warned of."""
@@ -257,8 +257,7 @@ class ShardSource(PictureSource, Source):
         z0 = parts["mean"]
         if not mode:
             rngs = [np.random.default_rng([seed, index, 4]) for index in indices]
-            noise = torch.from_numpy(np.stack([rng.standard_normal(z0.shape[1:], np.float32) for rng in rngs]))
-            z0 = z0 + (0.5 * parts["logvar"]).exp() * noise
+            z0 = z0 + (0.5 * parts["logvar"]).exp() * standard_normal(rngs, z0)
         latents = {"z0": scaled(self._vae, z0)}
         if self._low is not None:
             latents["zL"] = scaled(self._vae, parts["low_mean"])
@@ -277,7 +276,7 @@ class ShardSource(PictureSource, Source):
         device = torch.device(self._vae.device)
         count = max(1, _CHUNK_PIXELS // (pictures.shape[2] * pictures.shape[3]))
         parts = []
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._recipe.train.precision == "bf16"):
+        with autocast(self._recipe, device):
             for start in range(0, len(pictures), count):
                 chunk = pictures[start : start + count].to(device)
                 parts.append(posteriors(self._vae, chunk, self._low, rngs[start : start + count]))
