@@ -40,17 +40,19 @@ def said(error: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def as_user_error(what: str, fix: str = "copy or export it again") -> Iterator[None]:
+def as_user_error(what: str, fix: str = "copy or export it again", *, ours: bool = False) -> Iterator[None]:
     """Turn whatever libraries raise in the block into a UserError: `what`: `fix` (the reason).
 
-    Full memory, Ctrl-C and errors that are a UserError already pass unchanged. A panic of compiled code, which is no
-    Exception, is turned too.
+    Full memory and Ctrl-C pass unchanged, and so do errors that are a UserError already, but for `ours`. A panic of
+    compiled code, which is no Exception, is turned too.
     """
     try:
         yield
-    except (UserError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
+        if isinstance(error, UserError) and not ours:
+            raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"{what}: {fix} ({one_line(error, 200)})") from None

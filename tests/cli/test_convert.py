@@ -1,6 +1,5 @@
 """`convert`: published files to a model that draws, and back."""
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -265,7 +264,7 @@ def test_text_encoders_that_do_not_fit_are_refused(
     refused("holds no T5 encoder that can be loaded", "as safetensors")
     (text / "tokenizer.json").rename(text / "spiece.model")
     refused("holds no T5 encoder that can be loaded")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    monkeypatch.setattr(conversion, "is_sentencepiece_available", lambda: False)
     refused("spiece.model cannot be read: install sentencepiece and protobuf")
 
 

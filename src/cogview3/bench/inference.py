@@ -33,7 +33,7 @@ from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.prompts.tokenizer import build_tokenizer
 from cogview3.references import bundled_models
 from cogview3.training.objectives.diffusion import build_unet
-from cogview3.training.objectives.text import t5_config
+from cogview3.training.objectives.language import t5_config
 from cogview3.training.objectives.vae import build_vae
 
 SCALES = {"small": "scenes"}

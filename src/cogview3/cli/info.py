@@ -39,10 +39,10 @@ def describe(folder: Path) -> dict[str, Any]:
 
     Raises UserError where it is no model folder, or a damaged one.
     """
-    from cogview3.generation.loading import PIPELINE_CLASSES, check_component, check_model_folder, read_index
+    from cogview3.generation.loading import check_component, check_model_folder, read_index
     from cogview3.references import MODEL_INDEX, find
 
-    check_model_folder(str(folder), PIPELINE_CLASSES, ("vae",), ())
+    check_model_folder(str(folder), ("vae",), ())
     index = read_index(folder / MODEL_INDEX)
     names = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
     sampling = find(folder).sampling()

@@ -134,11 +134,8 @@ def load_loras(pipe: Any, adapters: Sequence[tuple[Path, float]]) -> None:
 
     names = [f"lora-{number}" for number in range(1, len(adapters) + 1)]
     for name, (path, _) in zip(names, adapters, strict=True):
-        try:
-            with as_user_error("its tensors", "other ones are needed"):
-                pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
-        except UserError as error:
-            raise UserError(f"--lora {path}: is damaged or does not fit this model ({error})") from None
+        with as_user_error(f"--lora {path}", "is damaged or does not fit this model", ours=True):
+            pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
     pipe.set_adapters(names, [scale for _, scale in adapters])
 
 

@@ -254,15 +254,10 @@ class VaeShardData(_Shards, _WholePictures):
     latents: Literal["never"] = "never"
 
 
-class _CaptionPictures(Table):
-    """Side of the squares that captions are compared with, and captions read to build the tokenizer."""
+class TextShardData(_Shards):
+    """Pictures with captions in shards, for a text encoder; `size` is the side of the squares that it learns from."""
 
     size: Annotated[int, Field(ge=64, multiple_of=32)] = 64
     tokenizer_captions: Positive = 8_000
-
-
-class TextShardData(_Shards, _CaptionPictures):
-    """Pictures with captions in shards, for a text encoder."""
-
     latents: Literal["never"] = "never"
     buckets: Literal[False] = False

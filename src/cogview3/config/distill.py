@@ -94,39 +94,37 @@ class DistillRelay(Distill):
         return images
 
 
-def _check_paths(distill: Distill, info: ValidationInfo) -> Distill:
-    """Paths are drawn, and learned from, in whole batches."""
+def _check_lengths(distill: Distill, info: ValidationInfo) -> Distill:
+    """One length for all rounds, or one for each; paths are drawn, and learned from, in whole batches."""
     train = info.data.get("train")
-    if distill.paths and train is not None:
-        if distill.paths % train.batch:
-            raise ValueError(f"paths is {distill.paths}, not a multiple of train.batch {train.batch}")
-        for images in train.images if isinstance(train, DistillTrain) else (train.images,):
-            if images % train.batch:
-                raise ValueError(
-                    f"with paths, train.images must be a multiple of train.batch {train.batch}, not {images}"
-                )
+    if train is None:
+        return distill
+    lengths = train.images if isinstance(train, DistillTrain) else (train.images,)
+    rounds = len(distill.steps) - 1
+    if len(lengths) not in (1, rounds):
+        raise ValueError(
+            f"steps has {rounds} rounds, but train.images has {len(lengths)}; give one number, or one for each"
+        )
+    if distill.paths % train.batch:
+        raise ValueError(f"paths is {distill.paths}, not a multiple of train.batch {train.batch}")
+    for images in lengths if distill.paths else ():
+        if images % train.batch:
+            raise ValueError(f"with paths, train.images must be a multiple of train.batch {train.batch}, not {images}")
     return distill
-
-
-def _check_images(distill: Distill, info: ValidationInfo) -> Distill:
-    given, rounds = len(info.data["train"].images) if "train" in info.data else 1, len(distill.steps) - 1
-    if given not in (1, rounds):
-        raise ValueError(f"steps has {rounds} rounds, but train.images has {given}; give one number, or one for each")
-    return _check_paths(distill, info)
 
 
 class DistillBaseRound(BaseTables):
     """One round of a base stage's distillation, made by `DistillBaseRecipe.round`: `distill.steps` are two."""
 
     data: BaseData
-    distill: Annotated[Distill, AfterValidator(_check_paths)]
+    distill: Annotated[Distill, AfterValidator(_check_lengths)]
 
 
 class DistillRelayRound(BaseTables):
     """One round of a relay stage's distillation, made by `DistillRelayRecipe.round`: `distill.steps` are two."""
 
     data: RelayData
-    distill: Annotated[DistillRelay, AfterValidator(_check_paths)]
+    distill: Annotated[DistillRelay, AfterValidator(_check_lengths)]
 
 
 DistillRound = DistillBaseRound | DistillRelayRound
@@ -162,14 +160,14 @@ class DistillBaseRecipe(_Rounds):
     """How to distill a base stage."""
 
     data: BaseData
-    distill: Annotated[Distill, AfterValidator(_check_images)]
+    distill: Annotated[Distill, AfterValidator(_check_lengths)]
 
 
 class DistillRelayRecipe(_Rounds):
     """How to distill a relay stage."""
 
     data: RelayData
-    distill: Annotated[DistillRelay, AfterValidator(_check_images)]
+    distill: Annotated[DistillRelay, AfterValidator(_check_lengths)]
 
 
 DistillRecipe = DistillBaseRecipe | DistillRelayRecipe

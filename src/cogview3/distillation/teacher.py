@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models import UNet2DConditionModel
@@ -14,7 +14,7 @@ from cogview3.distillation import step
 from cogview3.distillation.step import Levels
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet
-from cogview3.models.unet import takes_guidance
+from cogview3.models.unet import same_entry, takes_guidance
 from cogview3.references import find, weights_folder
 
 
@@ -64,7 +64,7 @@ def student_of(teacher: UNet2DConditionModel, guidance_width: int) -> UNet2DCond
     new = not takes_guidance(teacher)
     if new:
         config["time_cond_proj_dim"] = guidance_width
-    student = UNet2DConditionModel(**config)
+    student: UNet2DConditionModel = UNet2DConditionModel(**config)
     state = teacher.state_dict()
     if new:
         name = "time_embedding.cond_proj.weight"
@@ -94,7 +94,7 @@ def check_start(settings: Distill, start: str, is_relay: bool) -> None:
             f"recipe.start_from {start!r} embeds guidance {width} wide, not {wanted}; "
             f"set distill.guidance_width to {width}, and give a teacher that is not distilled or as wide"
         )
-    different = sorted(key for key in teacher.keys() & student.keys() if not _alike(teacher[key], student[key]))
+    different = sorted(key for key in teacher.keys() & student.keys() if not same_entry(teacher[key], student[key]))
     if different:
         key = different[0]
         raise UserError(
@@ -123,15 +123,6 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two entries of a configuration say the same; a number stands for a list of it, one for each block."""
-    if isinstance(other, list | tuple) and not isinstance(one, list | tuple):
-        one, other = other, one
-    if isinstance(one, list | tuple) and not isinstance(other, list | tuple):
-        other = [other] * len(one)
-    return bool(one == other)
-
-
 def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteScheduler | RelayScheduler:
     """The teacher's scheduler, with the recipe's relay start and blur estimate, and steps of first order.
 
@@ -143,7 +134,7 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
     if not isinstance(settings, DistillRelay):
         base: EulerDiscreteScheduler = EulerDiscreteScheduler.from_pretrained(folder)
         return base
-    scheduler: RelayScheduler = RelayScheduler.from_pretrained(folder)
+    scheduler: Any = RelayScheduler.from_pretrained(folder)
     start = settings.relay_start or scheduler.config.relay_start
     if start != scheduler.config.relay_start:
         raise UserError(
@@ -151,8 +142,8 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
             f"{scheduler.config.relay_start}; leave it out, or train the teacher for it first with fine_tune_images"
         )
     estimate = settings.blur_estimate or scheduler.config.blur_estimate
-    first_order: RelayScheduler = RelayScheduler.from_config(scheduler.config, blur_estimate=estimate, solver_order=1)
-    return first_order
+    first_order = RelayScheduler.from_config(scheduler.config, blur_estimate=estimate, solver_order=1)
+    return cast(RelayScheduler, first_order)
 
 
 def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps: int) -> Levels:

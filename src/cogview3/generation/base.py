@@ -21,6 +21,7 @@ from cogview3.generation.masks import keep_in_relay
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.prompts import PromptsMixin
 from cogview3.models.modes import Mode
+from cogview3.models.unet import takes_guidance
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -49,7 +50,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         *("latents", "pred_original_sample"),
         *("prompt_embeds", "negative_prompt_embeds"),
     ]
-    _relay_guidance = "_relay_guidance_scale"
+    _relay_guidance, _first_unet = "_relay_guidance_scale", "unet"
 
     def _register(self, mode: Mode | str | None, **components: Any) -> None:
         check_components(components)
@@ -71,6 +72,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     def guidance_scale(self) -> float:
         """Guidance scale of the call's first stage; 1 and less means a single branch."""
         return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the first stage runs a second, unconditional branch where there is a prompt."""
+        return self._guidance_scale > 1 and not takes_guidance(getattr(self, self._first_unet))
 
     @property
     def num_timesteps(self) -> int:

@@ -22,6 +22,6 @@ def low_frequencies(latents: Tensor, spread: float = SPREAD) -> Tensor:
     return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
 
-def with_colors_of(latents: Tensor, reference: Tensor, spread: float = SPREAD) -> Tensor:
+def with_colors_of(latents: Tensor, reference: Tensor) -> Tensor:
     """Latents (B, C, h, w) whose low frequencies are replaced by those of `reference`, of the same shape."""
-    return latents + low_frequencies(reference - latents, spread)
+    return latents + low_frequencies(reference - latents)

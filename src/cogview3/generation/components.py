@@ -24,8 +24,11 @@ def check_components(components: Mapping[str, Any]) -> None:
     if vae is not None and not isinstance(getattr(vae, "_orig_mod", vae), AUTOENCODERS):
         known = " or ".join(kind.__name__ for kind in AUTOENCODERS)
         raise UserError(f"vae is a {type(vae).__name__}: give {known}")
-    if vae is not None:
-        _check_scaling(vae.config)
+    scaling = {} if vae is None else {name: vae.config.get(name) for name in ("scaling_factor", "shift_factor")}
+    for name, value in scaling.items():
+        given = value is not None or name == "scaling_factor"
+        if given and (not isinstance(value, Real) or not math.isfinite(value)):
+            raise UserError(f"the vae's {name} is {value!r}: give it a finite number, as its config.json should have")
     unets = {name: components[name] for name in ("unet", "relay_unet") if components.get(name) is not None}
     channels = vae.config.latent_channels if vae is not None else None
     width = getattr(getattr(text_encoder, "config", None), "d_model", None)
@@ -46,15 +49,6 @@ def check_components(components: Mapping[str, Any]) -> None:
     relay = components.get("relay_scheduler")
     if relay is not None and not hasattr(relay, "add_start_noise"):
         raise UserError(f"relay_scheduler is a {type(relay).__name__}: give a RelayScheduler")
-
-
-def _check_scaling(config: Mapping[str, Any]) -> None:
-    """Refuse latents that cannot be scaled."""
-    for name in ("scaling_factor", "shift_factor"):
-        value = config.get(name)
-        given = value is not None or name == "scaling_factor"
-        if given and (not isinstance(value, Real) or not math.isfinite(value)):
-            raise UserError(f"the vae's {name} is {value!r}: give it a finite number, as its config.json should have")
 
 
 def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:

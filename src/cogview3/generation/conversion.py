@@ -1,20 +1,20 @@
 """The published release's files to a model folder, and a model folder to such files; whole or not at all."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import AutoConfig, PreTrainedTokenizerBase, T5EncoderModel
-from transformers.utils import is_protobuf_available, is_sentencepiece_available
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
 from cogview3.errors import as_user_error
-from cogview3.generation.loading import PIPELINE_CLASSES, check_model_folder, check_target, folder_sizes
+from cogview3.generation.loading import check_model_folder, check_target, folder_sizes
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.pretrained import check_weights_complete
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
@@ -122,7 +122,7 @@ def convert_to_release(
         raise UserError(f"{out} is not empty and holds no converted release; give another folder with -o")
     found = find(model)
     source = found.folder
-    check_model_folder(str(source), PIPELINE_CLASSES, ("vae", "unet"), ())
+    check_model_folder(str(source), ("vae", "unet"), ())
     _check_predictions(source)
     sampling = found.sampling()
     places = {place for mode in (sampling.modes if sampling else {}).values() for place in (mode.unet, mode.relay_unet)}
@@ -229,15 +229,9 @@ def _load_text_encoder(path: Path, dtype: torch.dtype | None) -> T5EncoderModel:
     return encoder if dtype is None else encoder.to(dtype)
 
 
-@contextmanager
-def _text_encoder(folder: Path) -> Iterator[None]:
-    try:
-        with as_user_error("not loaded", "damaged"):
-            yield
-    except UserError as error:
-        raise UserError(
-            f"{folder} holds no T5 encoder that can be loaded ({error}): download it again, as safetensors"
-        ) from None
+def _text_encoder(folder: Path) -> AbstractContextManager[None]:
+    what = f"{folder} holds no T5 encoder that can be loaded"
+    return as_user_error(what, "download it again, as safetensors", ours=True)
 
 
 def _write_pipeline(

@@ -70,13 +70,6 @@ def check_numbers(what: str, numbers: torch.Tensor, dtype: torch.dtype) -> None:
         raise FloatingPointError(f"{what} produced non-finite numbers in {dtype}: use it in bfloat16 or float32")
 
 
-def check_embeds(name: str, embeds: Any, width: int) -> None:
-    """Refuse prompt embeddings that are not (B, L, width) tensors."""
-    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[2] != width:
-        shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
-        raise UserError(f"{name} is {shape}: give a tensor of shape (B, tokens, {width}), as encode_prompt does")
-
-
 def raw_sizes(image: Picture | Sequence[Picture]) -> list[tuple[int, int]]:
     """Width and height of each picture as it is given, before anything is computed; what is no picture is left out."""
     sizes = []

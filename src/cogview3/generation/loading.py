@@ -50,19 +50,11 @@ def fetch_model(model: Reference, left_out: Collection[str] = (), **hub_options:
     return fetch(name, [MODEL_INDEX, SAMPLING_FILE, *files], **hub_options)
 
 
-def check_model_folder(
-    folder: str, classes: Collection[str], required: Collection[str], given: Collection[str]
-) -> None:
+def check_model_folder(folder: str, required: Collection[str], given: Collection[str]) -> None:
     """Refuse a foreign or damaged model folder; reads the headers of the weights only.
 
-    Args:
-        folder: an existing folder.
-        classes: names of the pipeline classes whose folders are ours.
-        required: components that the folder must have.
-        given: components that the caller brings along; they need not be there.
-
-    Raises:
-        UserError: names the file or component at fault.
+    The folder must have the components `required`, but for those that the caller brings along, `given`. Raises
+    UserError naming the file or component at fault.
     """
     index_path = Path(folder) / MODEL_INDEX
     if not index_path.is_file():
@@ -71,8 +63,8 @@ def check_model_folder(
             mend = "it is a run; make a model of runs with cogview3 export"
         raise UserError(f"{folder} is no model folder ({MODEL_INDEX} is missing): {mend}")
     index = read_index(index_path)
-    if index["_class_name"] not in classes:
-        raise UserError(f"{folder} holds a {index['_class_name']} model: give one of {', '.join(classes)}")
+    if index["_class_name"] not in PIPELINE_CLASSES:
+        raise UserError(f"{folder} holds a {index['_class_name']} model: give one of {', '.join(PIPELINE_CLASSES)}")
     present = {name for name, entry in index.items() if isinstance(entry, list) and None not in entry}
     if missing := sorted(set(required) - present - set(given)):
         raise UserError(f"model folder {folder} has no {', '.join(missing)}: give a complete model")

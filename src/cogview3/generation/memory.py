@@ -138,12 +138,6 @@ def quantizes(module: nn.Module, name: str = "") -> bool:
     return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0
 
 
-def largest_layer(network: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the largest single layer's weights: what sequential offload has on the device at once."""
-    layers = (sum(each.numel() for each in module.parameters(recurse=False)) for module in network.modules())
-    return max(layers) * dtype.itemsize
-
-
 class _LiveBytes(TorchDispatchMode):
     """The most bytes of storages that live at once, those of `weights` apart."""
 
@@ -317,12 +311,14 @@ def estimates(
     without_text = sum(size for name, size in weights.items() if name != "text_encoder")
     of_text = max((stage.activations for stage in whole if stage.name == "text"), default=0)
     of_pictures = max(stage.activations for stage in whole if stage.name != "text")
+    modules = (module for name in used for module in networks[name].modules())
+    layers = [sum(each.numel() for each in module.parameters(recurse=False)) for module in modules]
     peaks = {
         "none": sum(weights.values()) + max(of_text, of_pictures),
         "drop-text-encoder": max(weights.get("text_encoder", 0) + of_text, without_text + of_pictures),
         "model": max(sum(weights.get(name, 0) for name in each.networks) + each.activations for each in offloaded)
         + sum(weights.get(name, 0) for name in LIGHT_COMPONENTS),
-        "sequential": max(largest_layer(networks[name], dtype) for name in used)
+        "sequential": max(layers) * dtype.itemsize  # the largest layer's weights
         + max(each.activations for each in offloaded),
     }
     if quantize:

@@ -81,11 +81,6 @@ class CogView3Pipeline(RelayPipelineBase):
         self._relay_guidance_scale = 1.0
 
     @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the base runs a second, unconditional branch."""
-        return self._guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None
-
-    @property
     def relay_guidance_scale(self) -> float:
         """Guidance scale of the relay stages."""
         return self._relay_guidance_scale
@@ -244,7 +239,7 @@ class CogView3Pipeline(RelayPipelineBase):
     ) -> tuple[int, int, int, int]:
         """The base latents' shape for `size` (height, width) pixels, which given ones must have."""
         height, width = (side // self.vae_scale_factor for side in size)
-        shape = (pictures, self.unet.config.in_channels, height, width)
+        shape = (pictures, self.unet.config["in_channels"], height, width)
         if latents is not None and tuple(latents.shape) != shape:
             raise UserError(f"latents are {tuple(latents.shape)}: give {shape} for this size and number of pictures")
         return shape
@@ -252,7 +247,7 @@ class CogView3Pipeline(RelayPipelineBase):
     def _base_size(self, height: int | None, width: int | None, num_relays: int) -> tuple[int, int]:
         """Height and width of the base picture in pixels."""
         multiple = self.vae_scale_factor * 2**num_relays
-        sides = self.unet.config.sample_size
+        sides = self.unet.config["sample_size"]
         defaults = sides if isinstance(sides, list | tuple) else (sides, sides)
         size = []
         for name, value, default in zip(("height", "width"), (height, width), defaults, strict=True):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import UNet2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
@@ -18,6 +18,7 @@ from PIL import Image
 from cogview3.config import UserError
 from cogview3.diffusion import pixel_relay
 from cogview3.models.pixel_unet import TIME_SCALE, on_patches, patch_of, side_multiple
+from cogview3.models.registered import register_to_config
 
 Generators = torch.Generator | list[torch.Generator] | None
 

@@ -63,8 +63,10 @@ class Placement:
             raise UserError(f"--offload sequential moves single weights, which {other} cannot: use --offload model")
         if self.quantize == "fp8":
             if kind != "cuda" or torch.cuda.get_device_capability() < FP8_CAPABILITY:
-                has = ".".join(map(str, torch.cuda.get_device_capability())) if kind == "cuda" else kind
-                raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, not {has}: use int8")
+                found = f"not {kind}"
+                if kind == "cuda":
+                    found = f"and this GPU has {'.'.join(map(str, torch.cuda.get_device_capability()))}"
+                raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, {found}: use int8")
             if dtype not in (None, torch.bfloat16):
                 raise UserError("--quantize fp8 goes with --dtype bfloat16 alone: leave --dtype out, or use int8")
         if self.quantize:

@@ -18,7 +18,6 @@ from cogview3.config import UserError
 from cogview3.errors import as_user_error
 from cogview3.generation.loading import (
     EXPANDER_FOLDER,
-    PIPELINE_CLASSES,
     check_component,
     check_model_folder,
     fetch_model,
@@ -57,6 +56,7 @@ class ModePipeline(DiffusionPipeline):
 
     mode_name: str | None = None
     mode: Mode = NO_MODE
+    relay_scheduler: Any
     _asked_mode: str | None = None
     _required_components: ClassVar[tuple[str, ...]] = ()
     _skipped_components: ClassVar[tuple[str, ...]] = ()
@@ -165,7 +165,7 @@ class ModePipeline(DiffusionPipeline):
     @classmethod
     def _check_folder(cls, source: str, mode: Mode, given: Collection[str]) -> None:
         own = _own_unets(mode, given)
-        check_model_folder(source, PIPELINE_CLASSES, cls._required_components, {*given, *own})
+        check_model_folder(source, cls._required_components, {*given, *own})
         for name in own:
             check_component(Path(source) / getattr(mode, name))
 

@@ -8,7 +8,6 @@ from diffusers.models import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from cogview3.config import UserError
-from cogview3.generation import inputs
 from cogview3.models.unet import takes_guidance
 from cogview3.prompts.cache import PromptCache
 from cogview3.prompts.encode import check_prompt, embed_text, encode_text, warn_of_cuts
@@ -150,7 +149,12 @@ class PromptsMixin(DiffusionPipeline):
         if text is not None and embeds is not None:
             raise UserError(f"both {name} and {name}_embeds are given: leave one out")
         if embeds is not None:
-            inputs.check_embeds(f"{name}_embeds", embeds, unet.config.cross_attention_dim)
+            width = unet.config["cross_attention_dim"]
+            if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3 or embeds.shape[2] != width:
+                shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+                raise UserError(
+                    f"{name}_embeds is {shape}: give a tensor of shape (B, tokens, {width}), as encode_prompt does"
+                )
             return len(embeds)
         if text is None:
             return 0

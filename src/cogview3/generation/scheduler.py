@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cogview3.diffusion import relay, schedule
 from cogview3.generation.colors import with_colors_of
+from cogview3.models.registered import register_to_config
 
 
 def base_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
@@ -89,6 +90,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    _begin_index: int | None
 
     @register_to_config
     def __init__(
@@ -158,7 +160,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = schedule.step_sigmas(self._all_sigmas, timesteps)
         self._blur_fractions = relay.sampler_blur_fractions(num_inference_steps, power, self.config.blur, self.sigmas)
         self._step_index: int | None = None
-        self._begin_index: int | None = None
+        self._begin_index = None
         self._blurred: torch.Tensor | None = None
         self._x0_before: torch.Tensor | None = None
 

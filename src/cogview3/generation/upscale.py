@@ -34,7 +34,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
     _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler", *LIGHT_COMPONENTS]
     _required_components: ClassVar[tuple[str, ...]] = ("vae", "relay_unet", "relay_scheduler")
     _skipped_components: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
-    _relay_guidance = "_guidance_scale"
+    _relay_guidance, _first_unet = "_guidance_scale", "relay_unet"
 
     def __init__(
         self,
@@ -62,11 +62,6 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             latent_enlarger=latent_enlarger,
             light_decoder=light_decoder,
         )
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the relay runs a second, unconditional branch where there is a prompt."""
-        return self._guidance_scale > 1 and self.relay_unet.config.time_cond_proj_dim is None
 
     @torch.no_grad()
     def __call__(
@@ -203,16 +198,14 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         Attention to zeros, none of them masked, is the same for any number of them.
         """
         if [prompt, negative_prompt, prompt_embeds, negative_prompt_embeds].count(None) == 4:
-            width = self.relay_unet.config.cross_attention_dim
+            width = self.relay_unet.config["cross_attention_dim"]
             return torch.zeros(pictures, 1, width, device=device), None
         if prompt is not None or prompt_embeds is not None:
             positive, negative = self.encode_prompt(
                 prompt, negative_prompt, 1, prompt_embeds, negative_prompt_embeds, device
             )
         else:
-            negative = negative_prompt_embeds
-            if negative is None:
-                negative = self._encode("negative_prompt", negative_prompt, device)
-            negative = negative.to(device)
+            given = negative_prompt_embeds
+            negative = (self._encode("negative_prompt", negative_prompt, device) if given is None else given).to(device)
             positive = torch.zeros_like(negative)
         return positive.expand(pictures, -1, -1), negative.expand(pictures, -1, -1)

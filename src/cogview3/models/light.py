@@ -5,10 +5,12 @@ normalization: what they put out at a place depends on its neighborhood alone, s
 Latents are scaled, that is as the UNets see them.
 """
 
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cogview3.models.registered import register_to_config
 
 
 class _Block(nn.Module):

@@ -106,6 +106,16 @@ def takes_guidance(unet: UNet2DConditionModel) -> bool:
     return unet.config.time_cond_proj_dim is not None
 
 
+def same_entry(one: Any, other: Any) -> bool:
+    """Whether two entries of UNets' configurations say the same; a number stands for a list of it, one a block."""
+    one, other = (list(each) if isinstance(each, tuple) else each for each in (one, other))
+    if isinstance(one, list) and not isinstance(other, list):
+        other = [other] * len(one)
+    if isinstance(other, list) and not isinstance(one, list):
+        one = [one] * len(other)
+    return bool(one == other)
+
+
 def guidance_condition(guidance: torch.Tensor | Sequence[float] | float, width: int) -> torch.Tensor:
     """The guidance strength as a condition of distilled UNets, given as `timestep_cond`.
 

@@ -10,6 +10,8 @@ import re
 import torch
 from diffusers.models import UNet2DConditionModel
 
+from cogview3.models.unet import same_entry
+
 _SILENT = (".conv2.weight", ".conv2.bias", ".proj_out.weight", ".proj_out.bias", ".conv_shortcut.bias")
 _LAYER = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)")
 
@@ -21,7 +23,7 @@ def further_layers(shallow: UNet2DConditionModel, deep: UNet2DConditionModel) ->
     if not all(isinstance(count, int) for count in counts) or counts[0] <= counts[1]:
         return 0
     keys = {key for key in own.keys() | other.keys() if not key.startswith("_") and key != "sample_size"}
-    alike = all(_plain(own.get(key)) == _plain(other.get(key)) for key in keys)
+    alike = all(same_entry(own.get(key), other.get(key)) for key in keys)
     return counts[0] - counts[1] if alike else 0
 
 
@@ -55,7 +57,3 @@ def _origin(name: str, few: int, more: int) -> str | None:
     if layer < 0 or (path == "down" and layer >= few):
         return None
     return f"{path}_blocks.{block}.{kind}.{layer}.{rest}"
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

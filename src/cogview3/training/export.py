@@ -24,7 +24,7 @@ from cogview3.models.unet import takes_guidance
 from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
 from cogview3.references import find, split, weights_folder
 
-LIGHT_PARTS = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
+LIGHT_PARTS: dict[str, Any] = {"latent_enlarger": LatentEnlarger, "light_decoder": LightDecoder}
 _INHERITED = ("steps", "relay_steps", "guidance", "relay_guidance", "sampler")
 _RELAY_ENTRIES = ("relay_start", "blur_estimate", "relay_power")
 _RELAY_INHERITED = (*_RELAY_ENTRIES, "relay_order")
@@ -126,7 +126,7 @@ def _forget_origins(folder: Path) -> None:
 
 def _assemble(vae: str, text: str, base: str, relay: str | None, light: dict[str, str]) -> CogView3Pipeline:
     folder = weights_folder
-    relay_parts = {}
+    relay_parts: dict[str, Any] = {}
     if relay is not None:
         scheduler = RelayScheduler.from_pretrained(folder(relay, "relay_scheduler"))
         relay_parts = {"relay_unet": _load_unet(relay, "relay_unet"), "relay_scheduler": scheduler}
@@ -202,7 +202,7 @@ def _known(mode: str, reference: str, component: str, steps: int) -> dict[str, A
 
 def _relay_steps(run: str) -> dict[str, Any]:
     """How a run's distilled relay is sampled: `_RELAY_ENTRIES` of its mode."""
-    config = RelayScheduler.load_config(weights_folder(run, "relay_scheduler"))
+    config: Any = RelayScheduler.load_config(weights_folder(run, "relay_scheduler"))
     return {
         "relay_start": config["relay_start"],
         "blur_estimate": config["blur_estimate"],

@@ -18,14 +18,14 @@ from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from cogview3 import checkpoints
-from cogview3.config import RunRecipe, UserError
+from cogview3.config import Recipe, RunRecipe, UserError
 from cogview3.errors import one_line
 from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
@@ -38,7 +38,7 @@ PATIENCE = timedelta(hours=2)
 
 
 def train(
-    recipe: RunRecipe,
+    recipe: Recipe,
     out: Path | None = None,
     restart: bool = False,
     device: str = "auto",
@@ -69,10 +69,10 @@ def train(
     run = Path(out) if out else Path("runs") / recipe.name
     wandb_project()
     process = PartialState(cpu=device == "cpu", timeout=PATIENCE)
-    settled = _settle_precision(recipe, process)
+    settled = _settle_precision(cast(RunRecipe, recipe), process)
     options = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     accelerator = Accelerator(mixed_precision=settled.train.precision, cpu=device == "cpu", kwargs_handlers=options)
-    _check_processes(recipe, accelerator)
+    _check_processes(settled, accelerator)
     before = None
     if not restart:
         checkpoints.check_run(run, recipe.to_dict())

@@ -177,15 +177,15 @@ def grid(*rows: Sequence[np.ndarray] | np.ndarray) -> Image.Image:
     return Image.fromarray(np.vstack([np.hstack(list(row)) for row in rows]))
 
 
-def by_bands(errors: Tensor, share: Tensor, bands: int = 4) -> dict[str, float]:
+def by_bands(errors: Tensor, share: Tensor) -> dict[str, float]:
     """Mean of errors (B,) in all, "loss", and by the quarter of the noise levels that they are of, from the lowest.
 
     share: (B,), of the noise levels, those below a sample's own; 0 up to 1.
     """
-    figures, band = {"loss": errors.mean().item()}, (share * bands).long()
-    for number in range(bands):
+    figures, band = {"loss": errors.mean().item()}, (share * 4).long()
+    for number in range(4):
         if (band == number).any():
-            figures[f"loss_{number + 1}_of_{bands}"] = errors[band == number].mean().item()
+            figures[f"loss_{number + 1}_of_4"] = errors[band == number].mean().item()
     return figures
 
 

@@ -183,10 +183,9 @@ class DiffusionTraining(LatentTraining):
         """The scheduler that samples what this recipe trains."""
         objective = self.recipe.objective
         assert isinstance(objective, RelayObjective)
-        scheduler: RelayScheduler = RelayScheduler(
+        return RelayScheduler(
             relay_start=objective.relay_start, prediction_type=objective.prediction, blur=objective.blur
         )
-        return scheduler
 
     def save(self, folder: Path) -> None:
         """Write the UNet and the scheduler that fits it, as `unet/` and `scheduler/` or `relay_...`; or the adapter."""

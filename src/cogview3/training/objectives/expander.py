@@ -146,7 +146,11 @@ class ExpanderTraining(LanguageTraining):
         super().__init__()
         self.recipe = recipe
         reference = recipe.recipe.start_from
-        self.tokenizer = self._known_tokenizer(reference) if reference else self._new_tokenizer()
+        if reference:
+            component = "expander" if _has_expander(reference) else "tokenizer"
+            self.tokenizer = writes_text(known_tokenizer(reference, component, recipe.model))
+        else:
+            self.tokenizer = self._new_tokenizer()
         torch.manual_seed(recipe.train.seed)
         self.trained = Expander(expander_config(recipe.model, self.tokenizer))
         self._words = naming_words()
@@ -158,10 +162,6 @@ class ExpanderTraining(LanguageTraining):
         pairs = (self._sample(seed, index) for index in range(self.recipe.data.tokenizer_captions))
         texts = (f"{prompt.text} {captions.plain(scene).text}" for scene, prompt in pairs)
         return build_tokenizer(texts, model.vocab_size, model.max_length)
-
-    def _known_tokenizer(self, reference: str) -> PreTrainedTokenizerBase:
-        component = "expander" if _has_expander(reference) else "tokenizer"
-        return writes_text(known_tokenizer(reference, component, self.recipe.model))
 
     def _start(self, reference: str) -> None:
         """Take over an expander's weights, else a text encoder's; then the decoder starts untrained."""

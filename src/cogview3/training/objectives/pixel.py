@@ -97,8 +97,7 @@ class PixelTraining(Objective):
 
     def scheduler(self) -> PixelRelayScheduler:
         """The scheduler that samples what this recipe trains."""
-        scheduler: PixelRelayScheduler = PixelRelayScheduler(**self.recipe.objective.model_dump())
-        return scheduler
+        return PixelRelayScheduler(**self.recipe.objective.model_dump())
 
     def save(self, folder: Path) -> None:
         """Write a `PixelRelayPipeline` without a base: `unet/` and `scheduler/` beside its index."""

@@ -68,9 +68,7 @@ class PictureSource:
         assert isinstance(data, ShardTables)
         self._recipe, self._data, self._encoded = recipe, data, encoded
         self._seed = recipe.train.seed
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if together else 0
-        self.world = torch.distributed.get_world_size() if together else 1
+        self.rank, self.world = _place()
         make = partial(read_part, data, self._seed, self._encoded)
         self._samples = WorkerSamples(make, data.workers, readers=data.readers, rank=self.rank, world=self.world)
         self._batches = BucketBatches(self._samples, recipe.train.batch)
@@ -336,3 +334,10 @@ def bucket_settings(data: ShardTables) -> tuple[int, float]:
 def filters_of(data: PictureFilters) -> Filters:
     """The part of a recipe's [data] that tells what to leave out."""
     return Filters(**{name: getattr(data, name) for name in PictureFilters.model_fields})
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of the processes that train together."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
