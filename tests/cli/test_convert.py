@@ -310,12 +310,6 @@ def test_the_text_encoders_numbers_are_checked(
     assert not (tmp_path / "model").exists()
 
 
-def test_a_package_is_told_from_none() -> None:
-    assert conversion._installed("torch.nn")
-    assert not conversion._installed("torch.no_such_module")
-    assert not conversion._installed("no_such_package.module")
-
-
 def test_an_autoencoder_of_other_channels_is_refused(run: Run, tmp_path: Path, release: Path) -> None:
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     structure = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "latent_channels": 8}

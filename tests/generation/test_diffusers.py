@@ -293,7 +293,7 @@ def test_a_vae_that_overflows_in_float16_runs_in_float32(pipe: CogView3Pipeline,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vae": VQModel(block_out_channels=(4,), norm_num_groups=2)}, "vae is a VQModel: give AutoencoderKL, "),
+        ({"vae": VQModel(block_out_channels=(4,), norm_num_groups=2)}, "vae is a VQModel: give AutoencoderKL"),
         ({"scheduler": DDIMScheduler()}, "scheduler DDIMScheduler takes no list of timesteps"),
         ({"scheduler": RelayScheduler()}, "scheduler RelayScheduler takes no list of timesteps"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "scheduler FlowMatchEulerDiscreteScheduler"),

@@ -181,6 +181,8 @@ def test_the_keys_name_and_the_key_open_the_page(browser: Any, pipe: CogView3Pip
             page.get_by_label("username").fill("ann")
             page.get_by_label("password").fill(secret)
             page.get_by_role("button", name="Login").click()
+            if secret == "wrong":  # what is filled in before the answer would be cleared
+                expect(page.get_by_text("Incorrect Credentials")).to_be_visible(timeout=60_000)
         expect(page.locator("#draw")).to_be_visible(timeout=60_000)
         write(page, "star")
         page.locator("#draw").click()
