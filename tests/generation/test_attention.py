@@ -1,6 +1,8 @@
 """Cross attention to a constant text: the same numbers as plain attention, and less work."""
 
+import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -47,6 +49,39 @@ def test_samples_without_a_text_are_as_with_zeros(make_unet: MakeUNet) -> None:
     expected = call(unet, torch.cat([torch.zeros_like(text), text]), 4)
     with constant_text(unet):
         torch.testing.assert_close(call(unet, text, 4), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_overlapping_uses_of_one_network_do_not_end_each_others(make_unet: MakeUNet) -> None:
+    unet, text = make_unet().double(), texts(2)
+    expected = call(unet, torch.cat([torch.zeros_like(text), text]), 4)
+    one, other = constant_text(unet), constant_text(unet)
+    plain = dict(unet.attn_processors)
+    assert one.__enter__() is True
+    assert other.__enter__() is True
+    one.__exit__(None, None, None)
+    torch.testing.assert_close(call(unet, text, 4), expected, rtol=1e-10, atol=1e-12)
+    other.__exit__(None, None, None)
+    assert unet.attn_processors == plain
+
+
+def test_threads_with_pipelines_around_the_same_networks_draw_as_alone(components: dict[str, Any]) -> None:
+    pipes = [CogView3Pipeline(**components | copies(components)) for _ in range(2)]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+
+    def draw(number: int) -> list[torch.Tensor]:
+        calls = [{**CALL, "generator": torch.Generator().manual_seed(number + 10 * time)} for time in range(4)]
+        return [pipes[number]("a red star" if number else "a blue circle", **call).images for call in calls]
+
+    alone = [draw(number) for number in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(draw, range(2)))
+    for given, expected in zip(together, alone, strict=True):
+        assert all(map(torch.equal, given, expected))
+
+
+def copies(components: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy.deepcopy(components[name]) for name in ("scheduler", "relay_scheduler")}
 
 
 def test_another_text_is_projected_anew(make_unet: MakeUNet) -> None:

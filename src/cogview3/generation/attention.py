@@ -7,6 +7,9 @@ whatever the weights of attention, its output is that of the output projection f
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +28,8 @@ class TextAttention:
     """
 
     def __init__(self) -> None:
-        self._text: torch.Tensor | None = None
-        self._keys_values: tuple[torch.Tensor, torch.Tensor] | None = None
+        # A text, its keys and its values: one attribute, so that threads with other texts never mix them.
+        self._known: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def __call__(
         self,
@@ -36,21 +39,22 @@ class TextAttention:
         attention_mask: None = None,
     ) -> torch.Tensor:
         """Attend from (B, N, C) to texts (B or fewer, L, D), which are never masked: (B, N, C)."""
-        self.project(attn, encoder_hidden_states)
+        keys, values = self.project(attn, encoder_hidden_states)
         without = len(hidden_states) - len(encoder_hidden_states)
         query = _by_head(attn.to_q(hidden_states[without:]), attn)
-        attended = F.scaled_dot_product_attention(query, *self._keys_values, scale=attn.scale)
+        attended = F.scaled_dot_product_attention(query, keys, values, scale=attn.scale)
         output = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         if without:
             of_zeros = attn.to_out[0](torch.zeros_like(output[:1, :1, :1]).expand(1, 1, attn.inner_dim))
             output = torch.cat([of_zeros.expand(without, *output.shape[1:]), output])
         return attn.to_out[1](output) / attn.rescale_output_factor
 
-    def project(self, attn: Attention, text: torch.Tensor) -> None:
-        """Keys and values of a text (B, L, D), unless they are those at hand."""
-        if self._text is not text:
-            keys_values = attn.to_k(text), attn.to_v(text)
-            self._text, self._keys_values = text, tuple(_by_head(item, attn) for item in keys_values)
+    def project(self, attn: Attention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a text (B, L, D), (B, heads, L, C) each: computed, unless it is the text at hand."""
+        known = self._known
+        if known is None or known[0] is not text:
+            known = self._known = text, _by_head(attn.to_k(text), attn), _by_head(attn.to_v(text), attn)
+        return known[1:]
 
 
 def project_text(unet: UNet2DConditionModel, text: torch.Tensor) -> None:
@@ -70,22 +74,44 @@ def _by_head(values: torch.Tensor, attn: Attention) -> torch.Tensor:
     return values.unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
+@dataclass
+class _Replaced:
+    """Of a UNet in use: the processors that it had, whether these are all its cross attentions', and its users."""
+
+    before: dict[Attention, AttnProcessor | AttnProcessor2_0]
+    is_whole: bool
+    users: int = 0
+
+
+_replaced: WeakKeyDictionary[nn.Module, _Replaced] = WeakKeyDictionary()
+_lock = Lock()
+
+
 @contextmanager
 def constant_text(unet: UNet2DConditionModel) -> Iterator[bool]:
-    """Let a UNet's cross attentions be `TextAttention` within the block.
+    """Let a UNet's cross attentions be `TextAttention` within the block, and as long as another thread is in one.
 
     Gives whether the UNet may be given fewer texts than samples. It may not where an attention is not a plain one
     (an adapter's, say) or has biases: such ones are left as they are.
     """
-    crossing = [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]
-    before = {module: module.processor for module in crossing if _fits(module)}
-    for module in before:  # not by set_attn_processor, which searches the whole network for them
-        module.processor = TextAttention()
+    with _lock:
+        if unet not in _replaced:
+            crossing = [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]
+            before = {module: module.processor for module in crossing if _fits(module)}
+            _replaced[unet] = _Replaced(before, len(before) == len(crossing))
+            for module in before:  # not by set_attn_processor, which searches the whole network for them
+                module.processor = TextAttention()
+        used = _replaced[unet]
+        used.users += 1
     try:
-        yield len(before) == len(crossing)
+        yield used.is_whole
     finally:
-        for module, processor in before.items():
-            module.processor = processor
+        with _lock:
+            used.users -= 1
+            if not used.users:
+                del _replaced[unet]
+                for module, processor in used.before.items():
+                    module.processor = processor
 
 
 def _fits(attn: nn.Module) -> bool:
