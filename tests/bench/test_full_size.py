@@ -208,10 +208,11 @@ def test_a_system_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest
     "name",
     [
         "CogView3 4+1 light",
-        pytest.param("CogView3 50+10", marks=pytest.mark.slow),
-        pytest.param("LCM-SDXL 4", marks=pytest.mark.slow),
+        "CogView3 50+10",
+        "LCM-SDXL 4",
     ],
 )
+@pytest.mark.slow
 def test_compiled_networks_are_not_compiled_again_while_the_clock_runs(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

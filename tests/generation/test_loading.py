@@ -21,10 +21,23 @@ from cogview3.prompts.cache import HeldPrompts
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the folder that `model` copies is written, once a module."""
+    return tmp_path_factory.mktemp("written") / "model"
+
+
 @pytest.fixture
-def model(components: dict[str, Any], make_unet: Callable[..., UNet2DConditionModel], tmp_path: Path) -> Path:
+def model(
+    request: pytest.FixtureRequest, written: Path, make_unet: Callable[..., UNet2DConditionModel], tmp_path: Path
+) -> Path:
     """A model folder with a plain mode, one with its own UNets, and one with only its own relay UNet."""
-    folder = tmp_path / "model"
+    if not written.exists():
+        write_model(written, request.getfixturevalue("components"), make_unet)
+    return Path(shutil.copytree(written, tmp_path / "model"))
+
+
+def write_model(folder: Path, components: dict[str, Any], make_unet: Callable[..., UNet2DConditionModel]) -> None:
     CogView3Pipeline(**components).save_pretrained(folder)
     own = {"time_cond_proj_dim": 8}
     make_unet(10, **own).save_pretrained(folder / "modes/4+1/unet")
@@ -36,7 +49,6 @@ def model(components: dict[str, Any], make_unet: Callable[..., UNet2DConditionMo
         "50+1": {"relay_steps": 1, "relay_unet": "modes/4+1/relay_unet", "blur_estimate": "carry", "relay_power": 2},
     }
     (folder / "sampling.json").write_text(json.dumps({"format": 1, "default": "50+10", "modes": modes}))
-    return folder
 
 
 def draw(pipe: CogView3Pipeline) -> torch.Tensor:

@@ -27,21 +27,21 @@ def full_shapes(distilled: bool = True) -> dict[str, list[int]]:
     return shapes
 
 
-def tiny_shapes(distilled: bool = False) -> dict[str, list[int]]:
-    """The same network at a tenth of its widths, its deepest transformers 3 blocks instead of 10."""
+def tiny_shapes(distilled: bool = False, blocks: int = 3) -> dict[str, list[int]]:
+    """The same network at a tenth of its widths, its transformers of so many blocks at most instead of 10."""
     sizes = {4096: TEXT_WIDTH, 1536: LABEL_WIDTH, 512: 8}
     return {
         name: [sizes.get(side, side // 10 if side % 320 == 0 else side) for side in shape]
         for name, shape in full_shapes(distilled).items()
-        if not re.search(r"transformer_blocks\.[3-9]\.", name)
+        if not (block := re.search(r"transformer_blocks\.(\d+)\.", name)) or int(block[1]) < blocks
     }
 
 
-def tiny_tensors(seed: int, distilled: bool = False) -> dict[str, torch.Tensor]:
+def tiny_tensors(seed: int, distilled: bool = False, blocks: int = 3) -> dict[str, torch.Tensor]:
     """Random weights for `tiny_shapes`, by the names in the file; float16, as published."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in tiny_shapes(distilled).items():
+    for name, shape in tiny_shapes(distilled, blocks).items():
         noise = torch.randn(shape, generator=generator)
         if len(shape) > 1:
             noise /= noise[0].numel() ** 0.5

@@ -184,7 +184,7 @@ def test_diffusers_reads_what_is_written(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_too_large_for_the_format_are_refused(tmp_path: Path) -> None:
-    tensors = {name: tensor.float() for name, tensor in tiny_tensors(0).items()}
+    tensors = {name: tensor.float() for name, tensor in tiny_tensors(0, blocks=1).items()}
     tensors[f"{PREFIX}out.2.bias"][1] = 1e5
     unet = load_unet(written(tmp_path / "unet.safetensors", tensors))
     with pytest.raises(UserError, match=r"conv_out\.bias holds a number too large for float16: choose --dtype"):
@@ -269,7 +269,7 @@ def other_prefix(tensors: dict[str, torch.Tensor]) -> None:
 def test_wrong_tensors_are_listed_and_refused(
     tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], words: str
 ) -> None:
-    tensors = tiny_tensors(0)
+    tensors = tiny_tensors(0, blocks=1)
     change(tensors)
     path = written(tmp_path / "unet.safetensors", tensors)
     with pytest.raises(UserError, match=words) as caught:
@@ -292,7 +292,7 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     path = tmp_path / "unet.pt"
-    torch.save({"module": tiny_tensors(0), "more": Hostile(mark)}, path)
+    torch.save({"module": tiny_tensors(0, blocks=1), "more": Hostile(mark)}, path)
     with pytest.raises(
         UserError, match=r"unet\.pt holds more than tensors \(\w+\.mkdir\); nothing in it was run: give"
     ) as caught:
@@ -305,7 +305,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 
 def test_tensors_larger_than_their_file_are_refused(tmp_path: Path) -> None:
     """A view of one number can have any shape: small files that would be written out as terabytes."""
-    path, tensors = tmp_path / "unet.pt", tiny_tensors(0)
+    path, tensors = tmp_path / "unet.pt", tiny_tensors(0, blocks=1)
     wide = {name: torch.zeros(()).half().expand([30 * side for side in each.shape]) for name, each in tensors.items()}
     torch.save({"module": wide}, path)
     assert path.stat().st_size < 10**6
@@ -315,10 +315,10 @@ def test_tensors_larger_than_their_file_are_refused(tmp_path: Path) -> None:
 
 def test_other_objects_are_refused_but_plain_values_are_not(tmp_path: Path) -> None:
     path = tmp_path / "unet.pt"
-    torch.save({"module": tiny_tensors(0), "args": argparse.Namespace(fp16=True)}, path)
+    torch.save({"module": tiny_tensors(0, blocks=1), "args": argparse.Namespace(fp16=True)}, path)
     with pytest.raises(UserError, match=r"more than tensors \(argparse\.Namespace\)"):
         load_unet(path)
-    torch.save({"module": tiny_tensors(0), "iteration": 1, "names": ["a"], "rate": None}, path)
+    torch.save({"module": tiny_tensors(0, blocks=1), "iteration": 1, "names": ["a"], "rate": None}, path)
     load_unet(path)
 
 
@@ -349,7 +349,7 @@ def test_other_files_are_refused(tmp_path: Path, content: Any, words: str) -> No
 def test_truncated_files_are_refused(tiny: Path, tmp_path: Path, suffix: str, share: float) -> None:
     whole = tiny / "1" / "mp_rank_00_model_states.pt"
     if suffix == ".safetensors":
-        whole = written(tmp_path / "whole.safetensors", tiny_tensors(0))
+        whole = written(tmp_path / "whole.safetensors", tiny_tensors(0, blocks=1))
     data = whole.read_bytes()
     path = tmp_path / f"unet{suffix}"
     path.write_bytes(data[: int(len(data) * share)])
@@ -369,7 +369,7 @@ def test_truncated_files_are_refused(tiny: Path, tmp_path: Path, suffix: str, sh
     ],
 )
 def test_folders(tmp_path: Path, latest: bytes | None, words: str | None) -> None:
-    folder = write_release(tmp_path / "unet", tiny_tensors(0))
+    folder = write_release(tmp_path / "unet", tiny_tensors(0, blocks=1))
     (folder / "latest").unlink()
     if latest is not None:
         (folder / "latest").write_bytes(latest)

@@ -28,7 +28,10 @@ def recipe_of(kind: str, runs: Path, precision: str) -> Recipe:
     return tiny_recipe(kind, runs, train__precision=precision)
 
 
-@pytest.mark.parametrize("kind", ["base", "relay", "lora", "distill"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("base", marks=pytest.mark.slow), pytest.param("relay", marks=pytest.mark.slow), "lora", "distill"],
+)
 def test_steps_validation_and_counted_operations_bear_it(
     runs: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

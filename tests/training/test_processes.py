@@ -195,7 +195,7 @@ def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
     assert not list(run.rglob(".*")), "leftovers"
 
 
-@pytest.mark.parametrize(("seed", "kind"), [(0, "sharded"), (1, "copies"), (2, "copies")])
+@pytest.mark.parametrize(("seed", "kind"), [(0, "sharded"), (1, "copies")])
 def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(
     whole_runs: dict[str, Path], tmp_path: Path, seed: int, kind: str
 ) -> None:
@@ -203,8 +203,8 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3, 23))
-def test_twenty_killed_runs_go_on_alike(whole_runs: dict[str, Path], tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2, 23))
+def test_many_killed_runs_go_on_alike(whole_runs: dict[str, Path], tmp_path: Path, seed: int) -> None:
     kind = ("sharded", "copies")[seed // 2 % 2]
     survive(tmp_path, seed, whole_runs[kind], kind)
 
