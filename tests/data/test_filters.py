@@ -163,6 +163,16 @@ def test_keep_sidecars_say_what_to_keep(tmp_path: Path, workers: int) -> None:
     assert sum(reader.report.filtered.values()) == 4
 
 
+def test_a_row_without_a_key_is_no_samples(tmp_path: Path) -> None:
+    path = make_set(tmp_path)[0]
+    columns = {"key": ["0000000", None, "0000001", "0000002"], "keep": [False, False, True, True]}
+    table = pyarrow.table(columns | {"reason": ["blocked link", "x", "", None]})
+    pyarrow.parquet.write_table(table, path.replace(".tar", ".keep.parquet"))
+    reader = CaptionedImages([path], epochs=1)
+    assert sorted(sample.key for sample in reader) == ["0000001", "0000002"]
+    assert (reader.report.filtered, reader.report.broken) == ({"blocked link": 1}, {})
+
+
 def test_finished_shards_are_not_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = make_set(tmp_path)
     shards = find_shards(paths)

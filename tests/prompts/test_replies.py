@@ -37,6 +37,10 @@ THOUGHT, SAID = "The user wants stars. Perhaps {two}.", "Two red stars."
         "<|channel|>analysis<|message|>{0}<|end|><|start|>assistant<|channel|>final<|message|>{1}<|return|>",
         "<|channel|>analysis<|message|>{0}<|end|><|channel|>final <|constrain|>json<|message|>{1}",
         "analysisThe user. {0}assistantfinal{1}",
+        "**Thinking:** {0}\n\n**Caption:** {1}",
+        "**Thinking**: {0}\n**Answer**: {1}",
+        "## Reasoning\n{0}\nPrompt: three\n## Final answer\n{1}",
+        "Thought process: {0}\nDescription: {1}",
     ],
 )
 def test_thoughts_go_whatever_marks_them(form: str) -> None:
@@ -52,6 +56,8 @@ def test_thoughts_go_whatever_marks_them(form: str) -> None:
         "◁think▷Two",
         "<|channel|>analysis<|message|>Two stars.",
         "<|channel>thought\nTwo stars.",
+        "**Thinking:** Two stars.",
+        "# Thoughts\nTwo stars.",
     ],
 )
 def test_thoughts_without_an_end_leave_nothing(text: str) -> None:
@@ -72,6 +78,9 @@ def test_thoughts_without_an_end_leave_nothing(text: str) -> None:
         ("Two stars. [/INST]", "Two stars."),
         ('{"a": 1}', '{"a": 1}'),
         ("<answer>Two stars.</answer>", "Two stars."),
+        ("**Thoughtful woman** beside two stars.", "**Thoughtful woman** beside two stars."),
+        ("Thinking: a man under two stars.", "Thinking: a man under two stars."),
+        ("Reasoning machines. Description: none.", "Reasoning machines. Description: none."),
         ("<|begin_of_box|>Two stars.<|end_of_box|>", "Two stars."),
         ("<|im_start|>assistant\nTwo stars.<|im_end|>\n<|im_start|>user\nMore", "Two stars."),
         ("Two stars.</s>", "Two stars."),

@@ -16,6 +16,17 @@ _MARKS = re.compile(
     r"|<details\b[^<>]*\breasoning\b[^<>]*>",  # Open WebUI
     re.IGNORECASE,
 )
+_THOUGHT_HEADING = re.compile(  # "**Thinking:**", "## Reasoning", "Thought process:"
+    r"\s*(?P<mark>[#*_]{1,4}\s*)?(?:(?:my|model) )?"
+    r"(?:thinking|thoughts?|reasoning|analysis|scratchpad|chain of thought)(?: process| steps)?"
+    r"(?:\s*:[*_]{0,2}|[*_]{1,2}:?|\s*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ANSWER_HEADING = re.compile(
+    r"^[ \t]*(?:[#*_]{1,4}[ \t]*)?(?:(?:the|my) )?(?:final )?(?:caption|description|prompt|answer|response|output)"
+    r"(?:\s*:[*_]{0,2}|[*_]{1,2}:?|[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _FINAL = re.compile(
     r"<\|channel\|>\s*final\b.*?<\|message\|>(.*?)(?=<\|(?:channel|end|return|start|call)\|>|$)", re.DOTALL
 )
@@ -41,8 +52,9 @@ _SENTENCE = re.compile(r"[a-z]{3,}[\"'”’)]*[.!?]\s+[A-Z]")
 def without_thoughts(text: str) -> str | None:
     """An answer without the thoughts of a model that reasons first; None where they do not end.
 
-    Known are <think>...</think> and its like in other words and brackets, and harmony's channels. The opening mark may
-    be missing, as some chat templates hold it.
+    Known are <think>...</think> and its like in other words and brackets, harmony's channels, and a heading at the
+    beginning ("**Thinking:**") with the answer under the last heading of its own. The opening mark may be missing, as
+    some chat templates hold it.
     """
     if "<|channel|>" in text and "<|message|>" in text:
         finals = _FINAL.findall(text)
@@ -57,7 +69,18 @@ def without_thoughts(text: str) -> str | None:
         elif not thinking:
             kept += text[at : mark.start()]
         thinking, at = not mark["close"], mark.end()
-    return None if thinking else kept + text[at:]
+    return None if thinking else _under_its_heading(kept + text[at:])
+
+
+def _under_its_heading(text: str) -> str | None:
+    """Of a text that begins with a heading of thoughts what is under the last heading of an answer."""
+    heading = _THOUGHT_HEADING.match(text)
+    if heading is None:
+        return text
+    answers = list(_ANSWER_HEADING.finditer(text, heading.end()))
+    if answers:
+        return text[answers[-1].end() :]
+    return None if heading["mark"] else text
 
 
 def plain(text: str) -> str | None:

@@ -36,22 +36,23 @@ def create_tools(service: Service, requests: Requests) -> MCPServer:
         instructions=f"Draws pictures of prompts with the text-to-image model {service.model}.",
     )
 
-    async def draw(wish: Wish) -> Image:
+    async def draw(wish: Wish) -> list[Image | str]:
         plan = await service.plan(wish)
         ask = requests.begin(f"mcp_{secrets.token_hex(12)}", CLIENT, plan)
         (drawn,) = await requests.drawn(ask)
         facts = service.facts(plan, plan.orders[0])
-        return Image(data=await asyncio.to_thread(write_picture, drawn.image, "png", None, facts), format="png")
+        image = Image(data=await asyncio.to_thread(write_picture, drawn.image, "png", None, facts), format="png")
+        return [image, *plan.warnings]
 
-    @server.tool()
+    @server.tool(structured_output=False)
     async def generate_image(
         prompt: str,
         size: str = "auto",
         seed: int | None = None,
         negative_prompt: str | None = None,
         expand: bool | None = None,
-    ) -> Image:
-        """Draw a picture of a prompt.
+    ) -> list[Image | str]:
+        """Draw a picture of a prompt; sentences behind it say what of the prompt it will not show.
 
         `size` is WIDTHxHEIGHT or auto; the nearest one that the model draws is taken. Where the service can describe
         prompts in full, it draws a description of the prompt unless `expand` is false.
@@ -59,8 +60,8 @@ def create_tools(service: Service, requests: Requests) -> MCPServer:
         sides = None if size == "auto" else parse_size(size)
         return await draw(Wish(prompt, negative_prompt, size=sides, seed=seed, expand=expand))
 
-    @server.tool()
-    async def enlarge_image(image: str, prompt: str | None = None, seed: int | None = None) -> Image:
+    @server.tool(structured_output=False)
+    async def enlarge_image(image: str, prompt: str | None = None, seed: int | None = None) -> list[Image | str]:
         """Double the sides of a picture, given as base64 text; the prompt says what it shows, if that is known."""
         picture = await asyncio.to_thread(read_upload, "image", from_base64("image", image))
         return await draw(Wish(prompt, image=picture, enlarge=1, seed=seed))
