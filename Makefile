@@ -39,8 +39,9 @@ lint: .venv/.installed-dev types  ## Check style, formatting and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-types: .venv/.installed-dev  ## Check types: no errors where strict, elsewhere no more than before
+types: .venv/.installed-dev  ## Check types: no errors where strict, elsewhere no more than before; those that users see by pyright, too
 	$(BIN)/python scripts/check_types.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/.installed-dev  ## Apply formatting and the fixes that are safe
 	$(BIN)/ruff check --fix $(SOURCES)

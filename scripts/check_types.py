@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LIMITS = Path(__file__).with_name("mypy_errors.json")
-ERROR = re.compile(r"src/cogview3/(\w+)(?:\.py)?[/:].*: error: ")
+ERROR = re.compile(r"(?:src/cogview3|tests)/(\w+)(?:\.py)?[/:].*: error: ")
 
 
 def errors() -> list[str]:
@@ -26,7 +26,7 @@ def errors() -> list[str]:
 
 
 def count(lines: list[str]) -> Counter[str]:
-    """Errors by part: a folder or a module of the package."""
+    """Errors by part: a folder or a module of the package, or the test of what users see of it."""
     return Counter(match[1] for line in lines if (match := ERROR.match(line.replace("\\", "/"))))
 
 

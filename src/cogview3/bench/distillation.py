@@ -50,7 +50,7 @@ class Synthetic(Distillation):
         self.scheduler = RelayScheduler(relay_start=settings.relay_start) if self.is_relay else base_scheduler()
         self.levels = {steps: sampler_levels(self.scheduler, steps) for steps in settings.steps}
         self.trained, self._frozen, self._pool = student, frozen, None
-        side, width = recipe.data.size // 8, student.config.cross_attention_dim
+        side, width = recipe.data.size // 8, student.config["cross_attention_dim"]
         sizes = torch.tensor([[recipe.data.size] * 2, [0, 0], [recipe.data.size] * 2])
         self._batch: Batch = {
             "z0": torch.randn(count, 4, side, side),

@@ -164,7 +164,7 @@ def measure(
 
 def final_side(pipe: CogView3Pipeline) -> int:
     """Side in pixels of what base and one relay draw."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor * 2
+    return pipe.unet.config["sample_size"] * pipe.vae_scale_factor * 2
 
 
 def drawers(pipe: CogView3Pipeline, settings: Settings) -> tuple[Draw, Draw]:

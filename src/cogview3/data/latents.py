@@ -60,7 +60,7 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
 
 def scaled(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents of the encoder (B, C, H/8, W/8), shifted and scaled as the UNets see them."""
-    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return (latents - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
 
 
 @torch.no_grad()
@@ -78,8 +78,8 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Pictures (B, 3, H, W), clamped to [-1, 1], of scaled latents (B, C, H/8, W/8)."""
-    shift = vae.config.shift_factor or 0.0
-    return vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype)).sample.clamp(-1, 1)
+    shift = vae.config["shift_factor"] or 0.0
+    return vae.decode((latents / vae.config["scaling_factor"] + shift).to(vae.dtype)).sample.clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import PartialState
 from diffusers.models import UNet2DConditionModel
@@ -146,8 +146,7 @@ def check_teacher(recipe: DistillRecipe, begun: bool = False) -> RelayRecipe | N
                     f"{scheduler.config[name]}, and a fine-tuning is for {plain_config[name]}; leave it out"
                 )
         fine_tuning = fine_tune_recipe(recipe, network, scheduler)
-        changed = RelayScheduler.from_config(scheduler.config, relay_start=recipe.distill.relay_start)
-        scheduler = cast(RelayScheduler, changed)
+        scheduler = scheduler.changed(relay_start=recipe.distill.relay_start)
     else:
         weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
         scheduler = teacher_scheduler(settings, is_relay)

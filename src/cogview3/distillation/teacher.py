@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.models import UNet2DConditionModel
@@ -134,16 +134,17 @@ def teacher_scheduler(settings: Distill, is_relay: bool) -> EulerDiscreteSchedul
     if not isinstance(settings, DistillRelay):
         base: EulerDiscreteScheduler = EulerDiscreteScheduler.from_pretrained(folder)
         return base
-    scheduler: Any = RelayScheduler.from_pretrained(folder)
-    start = settings.relay_start or scheduler.config.relay_start
-    if start != scheduler.config.relay_start:
+    scheduler = RelayScheduler.from_pretrained(folder)
+    assert isinstance(scheduler, RelayScheduler)
+    trained = scheduler.config["relay_start"]
+    start = settings.relay_start or trained
+    if start != trained:
         raise UserError(
-            f"distill.relay_start is {start}, but the teacher {settings.teacher!r} was trained for "
-            f"{scheduler.config.relay_start}; leave it out, or train the teacher for it first with fine_tune_images"
+            f"distill.relay_start is {start}, but the teacher {settings.teacher!r} was trained for {trained}; "
+            "leave it out, or train the teacher for it first with fine_tune_images"
         )
-    estimate = settings.blur_estimate or scheduler.config.blur_estimate
-    first_order = RelayScheduler.from_config(scheduler.config, blur_estimate=estimate, solver_order=1)
-    return cast(RelayScheduler, first_order)
+    estimate = settings.blur_estimate or scheduler.config["blur_estimate"]
+    return scheduler.changed(blur_estimate=estimate, solver_order=1)
 
 
 def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps: int) -> Levels:
@@ -153,7 +154,7 @@ def sampler_levels(scheduler: EulerDiscreteScheduler | RelayScheduler, num_steps
     sigmas = schedule.make_sigmas(*(config[name] for name in names))
     try:
         if isinstance(scheduler, RelayScheduler):
-            return step.relay_levels(num_steps, config.relay_start, sigmas, config.blur, config.power)
+            return step.relay_levels(num_steps, config["relay_start"], sigmas, config["blur"], config["power"])
         return step.base_levels(num_steps, sigmas)
     except ValueError as error:
         raise UserError(f"distill.steps: {error}") from None

@@ -43,11 +43,12 @@ class TextAttention:
         without = len(hidden_states) - len(encoder_hidden_states)
         query = _by_head(attn.to_q(hidden_states[without:]), attn)
         attended = F.scaled_dot_product_attention(query, keys, values, scale=attn.scale)
-        output = attn.to_out[0](attended.transpose(1, 2).flatten(2))
+        output: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
         if without:
             of_zeros = attn.to_out[0](torch.zeros_like(output[:1, :1, :1]).expand(1, 1, attn.inner_dim))
             output = torch.cat([of_zeros.expand(without, *output.shape[1:]), output])
-        return attn.to_out[1](output) / attn.rescale_output_factor
+        dropped: torch.Tensor = attn.to_out[1](output)
+        return dropped / attn.rescale_output_factor
 
     def project(self, attn: Attention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a text (B, L, D), (B, heads, L, C) each: computed, unless it is the text at hand."""
@@ -71,14 +72,15 @@ def project_text(unet: UNet2DConditionModel, text: torch.Tensor) -> None:
 
 def _by_head(values: torch.Tensor, attn: Attention) -> torch.Tensor:
     """(B, N, heads * C) -> (B, heads, N, C)."""
-    return values.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+    by_head: torch.Tensor = values.unflatten(2, (attn.heads, -1))
+    return by_head.transpose(1, 2)
 
 
 @dataclass
 class _Replaced:
     """Of a UNet in use: the processors that it had, whether these are all its cross attentions', and its users."""
 
-    before: dict[Attention, AttnProcessor | AttnProcessor2_0]
+    before: dict[Attention, AttnProcessor]
     is_whole: bool
     users: int = 0
 
@@ -97,7 +99,9 @@ def constant_text(unet: UNet2DConditionModel) -> Iterator[bool]:
     with _lock:
         if unet not in _replaced:
             crossing = [module for module in unet.modules() if getattr(module, "is_cross_attention", False)]
-            before = {module: module.processor for module in crossing if _fits(module)}
+            before = {
+                module: module.processor for module in crossing if isinstance(module, Attention) and _fits(module)
+            }
             _replaced[unet] = _Replaced(before, len(before) == len(crossing))
             for module in before:  # not by set_attn_processor, which searches the whole network for them
                 module.processor = TextAttention()
@@ -114,9 +118,7 @@ def constant_text(unet: UNet2DConditionModel) -> Iterator[bool]:
                     module.processor = processor
 
 
-def _fits(attn: nn.Module) -> bool:
-    if not isinstance(attn, Attention):
-        return False
+def _fits(attn: Attention) -> bool:
     extras = (attn.norm_cross, attn.norm_q, attn.norm_k, attn.group_norm, attn.spatial_norm)
     plain = type(attn.processor) in _PLAIN and not attn.residual_connection and not any(extras)
     return plain and attn.to_k.bias is None and attn.to_v.bias is None

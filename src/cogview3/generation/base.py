@@ -3,23 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.models import UNet2DConditionModel
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
 from cogview3.config import UserError
 from cogview3.generation import inputs
+from cogview3.generation.calls import Generators, RelayPipelineOutput, StepCallback
 from cogview3.generation.components import check_components
-from cogview3.generation.denoising import DenoisingMixin, Generators, Run, StepCallback
+from cogview3.generation.denoising import DenoisingMixin, Run
 from cogview3.generation.latents import LIGHT_COMPONENTS, LatentsMixin
 from cogview3.generation.loading import vae_factor
 from cogview3.generation.lora import RelayLoraMixin
 from cogview3.generation.masks import keep_in_relay
 from cogview3.generation.pretrained import ModePipeline
 from cogview3.generation.prompts import PromptsMixin
+from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.modes import Mode
 from cogview3.models.unet import takes_guidance
 
@@ -42,11 +45,17 @@ class RelaySettings:
 class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin, DenoisingMixin):
     """Base of `CogView3Pipeline` and `CogView3UpscalePipeline`."""
 
-    model_cpu_offload_seq = "text_encoder->unet->relay_unet->vae"
+    unet: UNet2DConditionModel | None
+    scheduler: EulerDiscreteScheduler | None
+    relay_unet: UNet2DConditionModel | None
+    image_processor: VaeImageProcessor
+
+    # Without ClassVar, and in the first case without a type, because diffusers declares them so.
+    model_cpu_offload_seq: Any = "text_encoder->unet->relay_unet->vae"
     # The next network sends only the one before it back to main memory, and a tiny one may not run at all: were they
     # in the chain, both UNets would stay. They are small, and simply on the device.
-    _exclude_from_cpu_offload: ClassVar[list[str]] = list(LIGHT_COMPONENTS)
-    _callback_tensor_inputs: ClassVar[list[str]] = [
+    _exclude_from_cpu_offload: list[str] = list(LIGHT_COMPONENTS)  # noqa: RUF012
+    _callback_tensor_inputs: list[str] = [  # noqa: RUF012
         *("latents", "pred_original_sample"),
         *("prompt_embeds", "negative_prompt_embeds"),
     ]
@@ -57,7 +66,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         self.register_modules(**components)
         self._begin_mode(mode)
         vae = components["vae"]
-        self.vae_scale_factor = vae_factor(vae.config.block_out_channels) if vae is not None else 8
+        self.vae_scale_factor = vae_factor(vae.config["block_out_channels"]) if vae is not None else 8
         if vae is not None:
             vae.to(memory_format=torch.channels_last)  # spares convolutions the reordering: a fifth of its time on CPUs
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
@@ -99,7 +108,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         self, settled: Mode, count: Any, start: Any, eta: Any, tile_size: Any, keep_colors: bool = False
     ) -> RelaySettings:
         """How this call's relays are sampled; refuses wrong settings, and sets the scheduler's steps as a trial."""
-        levels = 1000 if self.relay_scheduler is None else self.relay_scheduler.config.num_train_timesteps
+        levels = 1000 if self.relay_scheduler is None else self.relay_scheduler.config["num_train_timesteps"]
         if tile_size is not None:  # the autoencoder works in tiles even without a relay
             tile_size = inputs.check_side("tile_size", tile_size, 8 * self.vae_scale_factor)
         settings = RelaySettings(
@@ -117,14 +126,19 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     def _check_relays(self, settings: RelaySettings) -> None:
         if settings.count == 0:
             return
-        if self.relay_unet is None or self.relay_scheduler is None:
-            raise UserError(f"num_relays is {settings.count}, but relay_unet or relay_scheduler is missing: give 0")
-        if settings.eta and self.relay_scheduler.config.get("solver_order", 1) == 2:
+        _, scheduler = self._relay_parts(settings.count)
+        if settings.eta and scheduler.config.get("solver_order", 1) == 2:
             raise UserError(f"eta is {settings.eta}, but the relay's solver is of second order: leave eta out")
         try:
-            self.relay_scheduler.set_timesteps(settings.steps, relay_start=settings.start)
+            scheduler.set_timesteps(settings.steps, relay_start=settings.start)
         except ValueError as error:
             raise UserError(f"relay steps: {error}") from None
+
+    def _relay_parts(self, count: int) -> tuple[UNet2DConditionModel, RelayScheduler]:
+        """The relay's network and scheduler for a call of `count` relays, which must be there."""
+        if self.relay_unet is None or self.relay_scheduler is None:
+            raise UserError(f"num_relays is {count}, but relay_unet or relay_scheduler is missing: give 0")
+        return self.relay_unet, self.relay_scheduler
 
     def _start_run(
         self,
@@ -154,11 +168,14 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         self._interrupt = False
         return Run(device, generator, callback, callback_tensors)
 
-    def _output(self, images: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:
+    def _output(
+        self, pixels: torch.Tensor, output_type: str, return_dict: bool
+    ) -> RelayPipelineOutput[Any] | tuple[Any]:
+        images: Any = pixels
         if output_type != "latent":
-            images = self.image_processor.postprocess(images, output_type=output_type)
+            images = self.image_processor.postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return RelayPipelineOutput(images=images) if return_dict else (images,)
 
     # Relay
 
@@ -175,7 +192,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     def _relay(self, low_res_latents: torch.Tensor, number: int, settings: RelaySettings, run: Run) -> torch.Tensor:
         """One relay: z_L to latents of a picture of the same size."""
         height, width = (side * self.vae_scale_factor for side in low_res_latents.shape[2:])
-        scheduler = self.relay_scheduler
+        unet, scheduler = self._relay_parts(settings.count)
         scheduler.set_timesteps(settings.steps, device=run.device, relay_start=settings.start)
         noise, keep = self._noise(low_res_latents.shape, run), None
         if run.masked is not None:
@@ -185,7 +202,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         stage = self._stage(
             run,
             f"relay {number}",
-            self.relay_unet,
+            unet,
             scheduler,
             self._relay_guidance,
             (height, width),

@@ -30,19 +30,18 @@ def check_components(components: Mapping[str, Any]) -> None:
         if given and (not isinstance(value, Real) or not math.isfinite(value)):
             raise UserError(f"the vae's {name} is {value!r}: give it a finite number, as its config.json should have")
     unets = {name: components[name] for name in ("unet", "relay_unet") if components.get(name) is not None}
-    channels = vae.config.latent_channels if vae is not None else None
+    channels = vae.config["latent_channels"] if vae is not None else None
     width = getattr(getattr(text_encoder, "config", None), "d_model", None)
     for name, unet in unets.items():
-        config = unet.config
-        if channels is not None and {config.in_channels, config.out_channels} != {channels}:
+        taken, given, text = (unet.config[key] for key in ("in_channels", "out_channels", "cross_attention_dim"))
+        if channels is not None and {taken, given} != {channels}:
             raise UserError(
-                f"{name} takes {config.in_channels} and gives {config.out_channels} channels, but the VAE's latents "
+                f"{name} takes {taken} and gives {given} channels, but the VAE's latents "
                 f"have {channels}: give networks that belong together"
             )
-        if width is not None and config.cross_attention_dim != width:
+        if width is not None and text != width:
             raise UserError(
-                f"{name} takes text {config.cross_attention_dim} wide, but the text encoder gives {width}: "
-                "give networks that belong together"
+                f"{name} takes text {text} wide, but the text encoder gives {width}: give networks that belong together"
             )
     if components.get("scheduler") is not None:
         check_base_scheduler(components["scheduler"])
@@ -62,6 +61,6 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
         return
     try:  # schedulers of other kinds fail in all of these ways, deep inside
         copy = type(scheduler).from_config(scheduler.config)
-        copy.set_timesteps(timesteps=base_timesteps(2, copy.config.num_train_timesteps))
+        copy.set_timesteps(timesteps=base_timesteps(2, copy.config["num_train_timesteps"]))
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise UserError(f"scheduler {kind} cannot take the base's step list ({error}): {mend}") from None

@@ -125,9 +125,10 @@ def convert_to_release(
     check_model_folder(str(source), ("vae", "unet"), ())
     _check_predictions(source)
     sampling = found.sampling()
-    places = {place for mode in (sampling.modes if sampling else {}).values() for place in (mode.unet, mode.relay_unet)}
+    modes = sampling.modes.values() if sampling else ()
+    places = {place for mode in modes for place in (mode.unet, mode.relay_unet) if place}
     places |= {name for name in SIDES if (source / name).is_dir()}
-    unets = {place: read_component(UNet2DConditionModel, source / place) for place in sorted(places - {None})}
+    unets = {place: read_component(UNet2DConditionModel, source / place) for place in sorted(places)}
     autoencoder = read_component(AutoencoderKL, source / "vae")
     with checkpoints.whole_folder(out) as folder:
         progress("vae")
@@ -158,27 +159,29 @@ def _check_fit(
     unets: Mapping[str, UNet2DConditionModel], sources: Mapping[str, Path], vae: AutoencoderKL, text_width: int
 ) -> None:
     """Refuse networks that do not belong together, or that are not in their place."""
+    channels = vae.config["latent_channels"]
     for place, unet in unets.items():
-        config, source = unet.config, sources[place]
-        distilled = config.time_cond_proj_dim is not None
+        source, guidance = sources[place], unet.config["time_cond_proj_dim"]
+        taken, given, text = (unet.config[key] for key in ("in_channels", "out_channels", "cross_attention_dim"))
+        distilled = guidance is not None
         if distilled and place in SIDES:
             raise UserError(f"{source} is distilled: give it with --mode, and an undistilled network for {place}")
         if not distilled and place not in SIDES:
             raise UserError(f"{source} is not distilled, but {place} must be: give a distilled network with --mode")
-        if distilled and config.time_cond_proj_dim == _GUIDANCE_WIDTHS[_OTHER[Path(place).name]]:
+        if guidance == _GUIDANCE_WIDTHS[_OTHER[Path(place).name]]:
             raise UserError(
-                f"{source} embeds guidance {config.time_cond_proj_dim} wide, as the release's other stage does: swap "
+                f"{source} embeds guidance {guidance} wide, as the release's other stage does: swap "
                 f"base and relay of --mode {Path(place).parent.name}"
             )
-        if config.cross_attention_dim != text_width:
+        if text != text_width:
             raise UserError(
-                f"{source} takes text {config.cross_attention_dim} wide, but --text-encoder gives {text_width}: "
+                f"{source} takes text {text} wide, but --text-encoder gives {text_width}: "
                 "give the text encoder that belongs to it"
             )
-        if {config.in_channels, config.out_channels} != {vae.config.latent_channels}:
+        if {taken, given} != {channels}:
             raise UserError(
-                f"{source} takes {config.in_channels} and gives {config.out_channels} channels, but --vae has "
-                f"{vae.config.latent_channels}: give the VAE that belongs to it"
+                f"{source} takes {taken} and gives {given} channels, but --vae has {channels}: "
+                "give the VAE that belongs to it"
             )
 
 
@@ -205,7 +208,7 @@ def _text_width(path: Path) -> int:
         config = AutoConfig.from_pretrained(folder, **SAFE)
     if config.model_type != "t5":
         raise UserError(f"{folder} holds a {config.model_type} model: give T5's encoder")
-    return config.d_model
+    return int(config.d_model)
 
 
 def _load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -242,17 +245,18 @@ def _write_pipeline(
     unets: Mapping[str, UNet2DConditionModel],
 ) -> None:
     """Everything but the UNets and the VAE: model_index.json, schedulers, tokenizer and text encoder."""
+    scheduler, relay_scheduler = base_scheduler("epsilon"), RelayScheduler(relay_start=500)
     pipe = CogView3Pipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=vae,
         unet=unets["unet"],
-        scheduler=base_scheduler("epsilon"),
+        scheduler=scheduler,
         relay_unet=unets["relay_unet"],
-        relay_scheduler=RelayScheduler(relay_start=500),
+        relay_scheduler=relay_scheduler,
     )
     pipe.save_config(folder)
     tokenizer.save_pretrained(folder / "tokenizer")
     encoder.save_pretrained(folder / "text_encoder", max_shard_size="2GB")
-    pipe.scheduler.save_pretrained(folder / "scheduler")
-    pipe.relay_scheduler.save_pretrained(folder / "relay_scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
+    relay_scheduler.save_pretrained(folder / "relay_scheduler")

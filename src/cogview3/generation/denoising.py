@@ -1,7 +1,7 @@
 """The denoising loop that all stages share: guided predictions, steps, callbacks."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,13 +13,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cogview3.config import UserError
 from cogview3.generation.attention import constant_text, project_text
+from cogview3.generation.calls import StepCallback
 from cogview3.generation.compiling import compile_networks
 from cogview3.generation.masks import Keep, Masked
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
-
-StepCallback = Callable[[DiffusionPipeline, int, torch.Tensor, dict[str, Any]], dict[str, Any]]
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @dataclass
@@ -99,7 +97,10 @@ class DenoisingMixin(DiffusionPipeline):
 
     def _noise(self, shape: Sequence[int], run: Run) -> torch.Tensor:
         """Standard normal numbers from the run's generators, in float32: the same in every precision."""
-        return randn_tensor(tuple(shape), generator=run.generator, device=run.device, dtype=torch.float32)
+        noise: torch.Tensor = randn_tensor(
+            tuple(shape), generator=run.generator, device=run.device, dtype=torch.float32
+        )
+        return noise
 
     def _stage(
         self,
@@ -117,14 +118,15 @@ class DenoisingMixin(DiffusionPipeline):
 
         In tiles, each is drawn as a picture of its own size.
         """
-        tile = None if tile_size is None or max(size) <= tile_size else tile_size // self.vae_scale_factor
-        if tile is not None:
+        tile = None
+        if tile_size is not None and max(size) > tile_size:
+            tile = tile_size // self.vae_scale_factor
             size = min(size[0], tile_size), min(size[1], tile_size)
         known = inspect.signature(scheduler.step).parameters
         arguments = {key: value for key, value in arguments.items() if key in known}
         labels, dtype = None, unet.dtype
-        if unet.config.class_embed_type is not None:
-            width = unet.config.projection_class_embeddings_input_dim // 6
+        if unet.config["class_embed_type"] is not None:
+            width = unet.config["projection_class_embeddings_input_dim"] // 6
             labels = size_conditions(size, (0, 0), size, width).to(run.device, dtype)
         return Stage(name, unet, dtype, scheduler, guidance, labels, arguments, tile, keep)
 
@@ -157,24 +159,26 @@ class DenoisingMixin(DiffusionPipeline):
 
         That is guidance of D as well: at fixed z_t, D is affine in the output for every prediction type.
         """
-        unet, guidance = stage.unet, getattr(self, stage.guidance)
+        unet, scale = stage.unet, float(getattr(self, stage.guidance))
         sample = stage.scheduler.scale_model_input(latents, timestep).to(stage.dtype)
-        guided = guidance > 1 and not takes_guidance(unet) and run.negative_prompt_embeds is not None
-        if run.text is None or run.text[0] != guided:
-            run.text = guided, _text(run, guided, fewer_texts).to(stage.dtype)
+        guided = scale > 1 and not takes_guidance(unet) and run.negative_prompt_embeds is not None
+        text = None if run.text is None or run.text[0] != guided else run.text[1]
+        if text is None:
+            text = _text(run, guided, fewer_texts).to(stage.dtype)
+            run.text = guided, text
             if self.compiled:
-                project_text(unet, run.text[1])
+                project_text(unet, text)
         rows = len(sample) * (2 if guided else 1)
         condition = None
         if takes_guidance(unet):
-            condition = guidance_condition(guidance, unet.config.time_cond_proj_dim).to(sample).expand(rows, -1)
+            condition = guidance_condition(scale, unet.config["time_cond_proj_dim"]).to(sample).expand(rows, -1)
         labels = None if stage.labels is None else stage.labels.expand(rows, -1)
 
         def predict(part: torch.Tensor) -> torch.Tensor:
-            output = unet(
+            output: torch.Tensor = unet(
                 torch.cat([part, part]) if guided else part,
                 timestep,
-                encoder_hidden_states=run.text[1],
+                encoder_hidden_states=text,
                 timestep_cond=condition,
                 class_labels=labels,
                 return_dict=False,
@@ -182,7 +186,7 @@ class DenoisingMixin(DiffusionPipeline):
             if not guided:
                 return output
             unconditional, conditional = output.chunk(2)
-            return unconditional + guidance * (conditional - unconditional)
+            return unconditional + scale * (conditional - unconditional)
 
         return blend_tiles(predict, sample, stage.tile)
 
@@ -209,7 +213,8 @@ class DenoisingMixin(DiffusionPipeline):
         if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
             run.text = None  # it may have been changed in place, too
         run.rows = None if "rows" not in changed else check_rows(changed["rows"], len(latents))
-        return changed.get("latents", latents)
+        returned: torch.Tensor = changed.get("latents", latents)
+        return returned
 
 
 def _kept(name: str, own: torch.Tensor | None, given: torch.Tensor | None, rows: int) -> torch.Tensor | None:
@@ -230,9 +235,10 @@ def _text(run: Run, guided: bool, fewer_texts: bool) -> torch.Tensor:
 
     Always a new tensor, for that is how `TextAttention` knows another text.
     """
-    if not guided or (fewer_texts and not run.negative_prompt_embeds.any()):
+    negative = run.negative_prompt_embeds if guided else None
+    if negative is None or (fewer_texts and not negative.any()):
         return run.prompt_embeds.clone()
-    return torch.cat([run.negative_prompt_embeds, run.prompt_embeds])
+    return torch.cat([negative, run.prompt_embeds])
 
 
 def drop(stage: Stage, latents: torch.Tensor, run: Run) -> tuple[Stage, torch.Tensor]:

@@ -128,7 +128,7 @@ def _one_to_pixels(image: Any) -> torch.Tensor:
         image = image / 255
     if not image.is_floating_point():
         raise UserError(f"image holds {image.dtype} numbers: give floats in 0..1 or uint8")
-    pixels = image.float()
+    pixels: torch.Tensor = image.float()
     if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
         raise UserError("image has values outside 0..1: give floats in 0..1 or uint8")
     return (pixels if pixels.ndim == 4 else pixels[None]) * 2 - 1

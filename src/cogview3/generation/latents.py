@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.models import AutoencoderKL
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from cogview3.config import UserError
@@ -24,7 +25,7 @@ class LatentsMixin(DiffusionPipeline):
         vae_tile_size: side in pixels of the tiles that the VAE works in where a call cuts nothing; None never cuts.
     """
 
-    vae: Any
+    vae: AutoencoderKL
     latent_enlarger: LatentEnlarger | None
     light_decoder: LightDecoder | None
     vae_scale_factor: int
@@ -76,16 +77,17 @@ class LatentsMixin(DiffusionPipeline):
     def _scaling(self) -> tuple[float, float]:
         """Shift and factor of the VAE's latents, scaled ones being (z - shift) * factor."""
         config = self.vae.config
-        return config.get("shift_factor") or 0.0, config.scaling_factor
+        return config.get("shift_factor") or 0.0, config["scaling_factor"]
 
     def _to_latents(self, pixels: torch.Tensor, tile_size: int | None = None) -> torch.Tensor:
         """Pictures (B, 3, H, W) in -1..1 to scaled latents (B, C, H/8, W/8), the posterior's mode."""
         cell, (shift, factor) = self.vae_scale_factor, self._scaling()
 
         def encode(part: torch.Tensor) -> torch.Tensor:
-            encoded = self.vae.encode(part.to(dtype))
+            encoded: Any = self.vae.encode(part.to(dtype))
             posterior = getattr(encoded, "latent_dist", None)
-            return (encoded.latents if posterior is None else posterior.mode()).float()
+            found: torch.Tensor = encoded.latents if posterior is None else posterior.mode()
+            return found.float()
 
         with self._safe_vae() as dtype:
             found = blend_tiles(encode, pixels, self._tile(tile_size), cell=cell)
@@ -99,7 +101,8 @@ class LatentsMixin(DiffusionPipeline):
             return self._by("the tiny decoder", self.light_decoder, latents, tile_size, cell).clamp(-1, 1)
 
         def decode(part: torch.Tensor) -> torch.Tensor:
-            return self.vae.decode((part / factor + shift).to(dtype), return_dict=False)[0].float()
+            pixels: torch.Tensor = self.vae.decode((part / factor + shift).to(dtype), return_dict=False)[0]
+            return pixels.float()
 
         with self._safe_vae() as dtype:
             pixels = blend_tiles(decode, latents, self._tile(tile_size), cell_out=cell)

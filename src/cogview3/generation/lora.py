@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LoraBaseMixin
@@ -18,7 +18,7 @@ class RelayLoraMixin(LoraBaseMixin):
     base, `relay_unet.` for the relay.
     """
 
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet", "relay_unet"]
+    _lora_loadable_modules: list[str] = ["unet", "relay_unet"]  # noqa: RUF012, as diffusers declares it
     unet_name = "unet"
     lora_state_dict = StableDiffusionLoraLoaderMixin.lora_state_dict
 
@@ -39,13 +39,11 @@ class RelayLoraMixin(LoraBaseMixin):
         Raises:
             UserError: the file names no UNet, or one that this pipeline does not have.
         """
-        if isinstance(pretrained_model_name_or_path_or_dict, dict):
-            pretrained_model_name_or_path_or_dict = dict(pretrained_model_name_or_path_or_dict)
-        named = kwargs.get("weight_name") or pretrained_model_name_or_path_or_dict
+        given = pretrained_model_name_or_path_or_dict
+        source = dict(given) if isinstance(given, dict) else os.fspath(given)
+        named = kwargs.get("weight_name") or source
         kwargs.setdefault("use_safetensors", not str(named).endswith(".bin"))  # torch's own format: tensors alone
-        state, alphas, metadata = self.lora_state_dict(
-            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
-        )
+        state, alphas, metadata = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
         prefixes = {key.split(".", 1)[0] for key in state}
         if not prefixes or prefixes - set(self._lora_loadable_modules):
             raise UserError(
@@ -60,9 +58,9 @@ class RelayLoraMixin(LoraBaseMixin):
                 state, prefix=name, network_alphas=alphas, adapter_name=adapter_name, metadata=metadata, _pipeline=self
             )
 
-    def fuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
+    def fuse_lora(self, components: Sequence[str] | None = None, *args: Any, **kwargs: Any) -> None:
         """As diffusers' own; `components` are by default all UNets that have adapters."""
-        super().fuse_lora(self._adapted() if components is None else list(components), **kwargs)
+        super().fuse_lora(self._adapted() if components is None else list(components), *args, **kwargs)
 
     def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
         """As diffusers' own; `components` as in `fuse_lora`."""
@@ -98,8 +96,10 @@ class RelayLoraMixin(LoraBaseMixin):
             unet_lora_adapter_metadata, relay_unet_lora_adapter_metadata: their `peft_config` as dictionaries; without
                 it, alpha is read as the rank.
         """
-        layers = {"unet": unet_lora_layers, "relay_unet": relay_unet_lora_layers}
-        layers = {name: state for name, state in layers.items() if state}
+        given = {"unet": unet_lora_layers, "relay_unet": relay_unet_lora_layers}
+        layers: dict[str, dict[str, torch.nn.Module | torch.Tensor]] = {
+            name: {**state} for name, state in given.items() if state
+        }
         if not layers:
             raise UserError("no LoRA layers: give unet_lora_layers or relay_unet_lora_layers")
         metadata = {"unet": unet_lora_adapter_metadata, "relay_unet": relay_unet_lora_adapter_metadata}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cogview3.config import UserError
 from cogview3.generation.inputs import cover
+from cogview3.generation.scheduler import RelayScheduler
 
 Keep = Callable[[torch.Tensor, int], torch.Tensor]
 """Latents (B, C, h, w) after a step, and the step's index, to latents with what is kept put back."""
@@ -71,7 +72,7 @@ def keep_in_base(
 
 
 def keep_in_relay(
-    scheduler: Any,
+    scheduler: RelayScheduler,
     known: torch.Tensor,
     low_res_latents: torch.Tensor,
     mask: torch.Tensor,
@@ -82,12 +83,13 @@ def keep_in_relay(
     """The same for a relay: the kept latents are the forward process's (equation 5), blurred towards z_L.
 
     Args:
-        scheduler: a `RelayScheduler` with its steps set.
+        scheduler: with its steps set.
         known: latents of the pictures at this relay's size, (B, C, h, w), scaled.
         low_res_latents: z_L, alike.
         mask, noise, latents, index: as for `keep_in_base`.
     """
-    return mask * latents + (1 - mask) * scheduler.noised(known, low_res_latents, noise, index + 1)
+    at = scheduler.noised(known, low_res_latents, noise, index + 1)
+    return mask * latents + (1 - mask) * at
 
 
 def to_mask(mask: Image.Image | np.ndarray | torch.Tensor | Sequence[Any]) -> torch.Tensor:
@@ -121,7 +123,7 @@ def _one_mask(mask: Any) -> torch.Tensor:
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
     if mask.ndim != 4 or mask.shape[1] != 1 or not mask.numel():
         raise UserError(f"mask_image has shape {tuple(mask.shape)}: give one channel, such as (height, width)")
-    values = mask.float() / 255 if mask.dtype == torch.uint8 else mask.float()
+    values: torch.Tensor = mask.float() / 255 if mask.dtype == torch.uint8 else mask.float()
     if not (values.isfinite().all() and values.min() >= 0 and values.max() <= 1):
         raise UserError("mask_image has values outside 0..1: give floats in 0..1, bool or uint8")
     return values

@@ -9,6 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cogview3.errors import as_user_error
 from cogview3.generation.attention import constant_text
 from cogview3.generation.latents import LIGHT_COMPONENTS
 from cogview3.generation.loading import vae_factor
+from cogview3.models.component_folders import untrained
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.prompts.text_models import check_folder
 
@@ -70,11 +72,11 @@ class Picture:
     light: bool | None = None
     encoded: bool = True
 
-    def settled(self, networks: Mapping[str, nn.Module]) -> "Picture":
-        """With the model's own sizes where they are unset. Raises UserError where it has none."""
+    def sizes(self, networks: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Height, width and relays, the model's own where they are unset. Raises UserError where it has none."""
         relays = int("relay_unet" in networks) if self.relays is None else self.relays
-        side = vae_factor(networks["vae"].config.block_out_channels) * 2**relays
-        own = networks["unet"].config.sample_size if "unet" in networks else 1
+        side = vae_factor(networks["vae"].config["block_out_channels"]) * 2**relays
+        own = networks["unet"].config["sample_size"] if "unet" in networks else 1
         sides = own if isinstance(own, list | tuple) else (own, own)
         for name, given, default in zip(("height", "width"), (self.height, self.width), sides, strict=True):
             if given is None and default is None:
@@ -83,7 +85,7 @@ class Picture:
             side * default if given is None else math.ceil(given / side) * side
             for given, default in zip((self.height, self.width), sides, strict=True)
         )
-        return replace(self, relays=relays, height=height, width=width)
+        return height, width, relays
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,12 @@ def skeletons(folders: Mapping[str, Path]) -> dict[str, nn.Module]:
     """
     kinds: dict[str, Callable[[Path], nn.Module]] = {
         "text_encoder": lambda folder: T5EncoderModel(T5Config.from_pretrained(folder)),
-        "vae": lambda folder: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
-        "unet": lambda folder: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
+        "vae": partial(untrained, AutoencoderKL),
+        "unet": partial(untrained, UNet2DConditionModel),
+        "relay_unet": partial(untrained, UNet2DConditionModel),
+        "latent_enlarger": partial(untrained, LatentEnlarger),
+        "light_decoder": partial(untrained, LightDecoder),
     }
-    kinds["relay_unet"] = kinds["unet"]
-    for name, light in zip(LIGHT_COMPONENTS, (LatentEnlarger, LightDecoder), strict=True):
-        kinds[name] = lambda folder, light=light: light.from_config(light.load_config(folder))  # type: ignore[misc]
     networks = {}
     for name, folder in folders.items():
         check_folder(folder)
@@ -128,7 +130,7 @@ def weight_bytes(network: nn.Module, dtype: torch.dtype, quantize: str | None = 
     total = sum(parameter.numel() for parameter in network.parameters()) * size
     if quantize is None or isinstance(network, AutoencoderKL):
         return total
-    linear = [module for module in network.modules() if quantizes(module)]
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear) and quantizes(module)]
     scale = torch.float32.itemsize
     return total - sum(each.weight.numel() * (size - 1) - each.out_features * scale for each in linear)
 
@@ -157,10 +159,10 @@ class _LiveBytes(TorchDispatchMode):
             key, size = storage._cdata, storage.nbytes()
             self.now += size
             self.peak = max(self.peak, self.now)
-            self._seen[key] = weakref.ref(storage, lambda _, key=key, size=size: self._free(key, size))
+            self._seen[key] = weakref.ref(storage, partial(self._free, key, size))
         return outputs
 
-    def _free(self, key: int, size: int) -> None:
+    def _free(self, key: int, size: int, _: object) -> None:
         del self._seen[key]
         self.now -= size
 
@@ -179,7 +181,8 @@ class _FusedAttention(TorchFunctionMode):
 @torch.no_grad()
 def peak_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
     """The most bytes that a call on the meta device holds at once, the network's weights not counted."""
-    with _FusedAttention(), _LiveBytes(network) as live:
+    live = _LiveBytes(network)
+    with _FusedAttention(), live:
         call()
     return live.peak
 
@@ -187,7 +190,7 @@ def peak_bytes(network: nn.Module, call: Callable[[], Any]) -> int:
 # Stages
 
 
-def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dtype) -> list[Stage]:
+def stages(networks: Mapping[str, Any], picture: Picture, dtype: torch.dtype) -> list[Stage]:
     """The parts of drawing a picture in the order of their first run, each with what it needs beside the weights.
 
     `networks` are as `skeletons` gives them, and are cast to `dtype`.
@@ -195,9 +198,9 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
     for network in networks.values():
         nn.Module.to(network, dtype)  # diffusers' own warns of layers that need float32, a line each
     vae = networks["vae"]
-    factor, picture = vae_factor(vae.config.block_out_channels), picture.settled(networks)
+    factor, (height, width, relays) = vae_factor(vae.config["block_out_channels"]), picture.sizes(networks)
     enlarger, decoder = (networks.get(name) if picture.light else None for name in LIGHT_COMPONENTS)
-    sides = [(picture.height >> number, picture.width >> number) for number in range(picture.relays, -1, -1)]
+    sides = [(height >> number, width >> number) for number in range(relays, -1, -1)]
     found = []
     on_device: tuple[str, ...] = ()  # what the stage before leaves there under model offload
 
@@ -214,7 +217,7 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
     if not picture.upscale:
         found.append(Stage("base", ("unet",), _unet_peak(networks["unet"], sides[0], None, picture, dtype, factor)))
         on_device = ("unet",)
-        if enlarger is None or not picture.relays:
+        if enlarger is None or not relays:
             found.append(decoding(sides[0]))
     for number, size in enumerate(sides[1:]):
         if enlarger is not None and (number or not picture.upscale):
@@ -226,7 +229,7 @@ def stages(networks: Mapping[str, nn.Module], picture: Picture, dtype: torch.dty
         left = ("vae",) if "vae" in on_device else ()
         found.append(Stage("relay", (*left, "relay_unet"), relay))
         on_device = ("relay_unet",) if enlarger is not None or decoder is not None else ()
-        if enlarger is None or number == picture.relays - 1:
+        if enlarger is None or number == relays - 1:
             found.append(decoding(size))
     return found
 
@@ -236,17 +239,19 @@ def _unet_peak(
 ) -> int:
     height, width = (min(side, tile or side) // factor for side in size)
     config, batch = unet.config, picture.batch
-    guided = picture.guided and config.time_cond_proj_dim is None
+    guided = picture.guided and config["time_cond_proj_dim"] is None
     rows = batch * (2 if guided else 1)
-    meta = {"device": "meta", "dtype": dtype}
+    meta: dict[str, Any] = {"device": "meta", "dtype": dtype}
     labels = None
-    if config.class_embed_type is not None:
-        labels = torch.empty(rows, config.projection_class_embeddings_input_dim, **meta)
-    condition = None if config.time_cond_proj_dim is None else torch.empty(rows, config.time_cond_proj_dim, **meta)
-    text = torch.empty(batch, picture.tokens, config.cross_attention_dim, **meta)
+    if config["class_embed_type"] is not None:
+        labels = torch.empty(rows, config["projection_class_embeddings_input_dim"], **meta)
+    condition = (
+        None if config["time_cond_proj_dim"] is None else torch.empty(rows, config["time_cond_proj_dim"], **meta)
+    )
+    text = torch.empty(batch, picture.tokens, config["cross_attention_dim"], **meta)
 
     def call() -> None:
-        sample = torch.empty(rows, config.in_channels, height, width, **meta)
+        sample = torch.empty(rows, config["in_channels"], height, width, **meta)
         unet(
             sample,
             torch.empty((), device="meta"),
@@ -265,26 +270,28 @@ def _vae_peak(
     tile = picture.tile_size or picture.vae_tile_size
     height, width = (min(side, tile or side) for side in size)
     rows = 1 if picture.vae_slicing else picture.batch
-    meta = {"device": "meta", "dtype": dtype}
+    meta: dict[str, Any] = {"device": "meta", "dtype": dtype}
 
     def call() -> None:
         if encode:
             vae.encode(torch.empty(rows, 3, height, width, **meta)).latent_dist.mode()
         else:
-            channels = vae.config.latent_channels
+            channels = vae.config["latent_channels"]
             vae.decode(torch.empty(rows, channels, height // factor, width // factor, **meta)).sample.float()
 
     # beside it the whole batch's pictures in float32, twice: what comes out, and what is made of it
     return peak_bytes(vae, call) + 2 * picture.batch * 3 * size[0] * size[1] * 4
 
 
-def _light_peak(network: nn.Module, size: tuple[int, int], factor: int, picture: Picture, dtype: torch.dtype) -> int:
+def _light_peak(
+    network: LatentEnlarger | LightDecoder, size: tuple[int, int], factor: int, picture: Picture, dtype: torch.dtype
+) -> int:
     """Of a tiny network that takes latents `factor` times smaller than `size`; a batch goes through it at once."""
     height, width = (min(side, picture.tile_size or side) // factor for side in size)
-    channels, meta = network.config.latent_channels, {"device": "meta", "dtype": dtype}
+    shape = picture.batch, network.config["latent_channels"], height, width
 
     def call() -> None:
-        network(torch.empty(picture.batch, channels, height, width, **meta)).float()
+        network(torch.empty(shape, device="meta", dtype=dtype)).float()
 
     return peak_bytes(network, call) + 2 * picture.batch * 3 * size[0] * size[1] * 4
 

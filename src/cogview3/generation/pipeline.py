@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Unpack, overload
 
+import numpy as np
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.diffusion.schedule import base_timesteps, log_timesteps
 from cogview3.generation import inputs
 from cogview3.generation.base import RelayPipelineBase
+from cogview3.generation.calls import DrawArguments, Generators, RelayPipelineOutput, StepCallback
 from cogview3.generation.components import check_base_scheduler
-from cogview3.generation.denoising import Generators, StepCallback
 from cogview3.generation.latents import LIGHT_COMPONENTS
 from cogview3.generation.masks import Masked, keep_in_base, to_mask
 from cogview3.generation.scheduler import SAMPLERS, RelayScheduler, sampler_scheduler
@@ -46,7 +47,10 @@ class CogView3Pipeline(RelayPipelineBase):
         UserError: components that do not fit each other, or of a kind that is not drawn with.
     """
 
-    _optional_components: ClassVar[list[str]] = [
+    unet: UNet2DConditionModel
+    scheduler: EulerDiscreteScheduler
+
+    _optional_components: list[str] = [  # noqa: RUF012, as diffusers declares it
         *("tokenizer", "text_encoder", "relay_unet", "relay_scheduler"),
         *LIGHT_COMPONENTS,
     ]
@@ -85,6 +89,58 @@ class CogView3Pipeline(RelayPipelineBase):
         """Guidance scale of the relay stages."""
         return self._relay_guidance_scale
 
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[DrawArguments],
+    ) -> RelayPipelineOutput[list[Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[DrawArguments],
+    ) -> RelayPipelineOutput[np.ndarray]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[DrawArguments],
+    ) -> RelayPipelineOutput[torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **arguments: Unpack[DrawArguments],
+    ) -> Any: ...
+
     @torch.no_grad()
     def __call__(
         self,
@@ -114,7 +170,7 @@ class CogView3Pipeline(RelayPipelineBase):
         eta: float = 0.0,
         light: bool | None = None,
         sampler: str | None = None,
-    ) -> ImagePipelineOutput:
+    ) -> RelayPipelineOutput[Any] | tuple[Any]:
         """Draw pictures of prompts.
 
         Args:
@@ -144,7 +200,7 @@ class CogView3Pipeline(RelayPipelineBase):
                 between blend the finished picture. Latents keep what lies in cells that the mask does not touch.
             output_type: "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in 0..1, or "latent" (B, C, H/8, W/8)
                 as the UNet sees them, that is scaled.
-            return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
+            return_dict: a `RelayPipelineOutput`; a plain tuple if False.
             callback_on_step_end: called as (pipeline, step, timestep, tensors) after every step; `step` runs
                 over all stages up to `num_timesteps - 1`. Tensors that it returns replace ours; `rows`, indices of
                 some of the pictures, drops the others, here and from what is returned.
@@ -211,7 +267,7 @@ class CogView3Pipeline(RelayPipelineBase):
         noise = noise.to(device, torch.float32)
         known = None if pixels is None else self._to_latents(pixels.to(device), tile_size)
         keep = None
-        if masked is not None:
+        if masked is not None and known is not None:
             run.masked = masked.to(device)
             keep = partial(keep_in_base, scheduler, known, run.masked.for_latents(*shape[2:]), noise)
         stage = self._stage(
@@ -300,7 +356,7 @@ class CogView3Pipeline(RelayPipelineBase):
 
         The list is the published one, and for "dpm++" even in log sigma from the same time on.
         """
-        levels = scheduler.config.num_train_timesteps
+        levels = scheduler.config["num_train_timesteps"]
         steps = inputs.check_whole("num_inference_steps", steps, 1, levels)
         taken = max(1, round(share * steps))
         times = base_timesteps(steps, levels)[-taken:]

@@ -1,15 +1,15 @@
 """`PixelRelayPipeline` and its scheduler: the original relay diffusion, in pixels, as diffusers has its parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import UNet2DModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -17,10 +17,10 @@ from PIL import Image
 
 from cogview3.config import UserError
 from cogview3.diffusion import pixel_relay
+from cogview3.generation.calls import Generators, PixelArguments, RelayPipelineOutput, StepCallback
+from cogview3.generation.inputs import Picture
 from cogview3.models.pixel_unet import TIME_SCALE, on_patches, patch_of, side_multiple
 from cogview3.models.registered import register_to_config
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -58,6 +58,8 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         ValueError: a value out of range.
     """
 
+    config_name: Any  # diffusers' two bases disagree on its type
+
     @register_to_config
     def __init__(
         self,
@@ -80,7 +82,7 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
     @property
     def order(self) -> int:
         """Calls of the network a step."""
-        return 1 if self.config.solver == "euler" else 2
+        return 1 if self.config["solver"] == "euler" else 2
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Choose the steps, before sampling.
@@ -91,10 +93,12 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         Raises ValueError where `num_inference_steps` is no whole number of at least 1.
         """
         config = self.config
-        self.sigmas = pixel_relay.edm_sigmas(num_inference_steps, config.sigma_start, config.sigma_min, config.rho)
-        times = pixel_relay.time_of(self.sigmas, config.length)
-        strengths = pixel_relay.blur_strength(times, config.max_blur)
-        self.alphas = pixel_relay.damping(strengths, config.factor, config.floor)
+        self.sigmas = pixel_relay.edm_sigmas(
+            num_inference_steps, config["sigma_start"], config["sigma_min"], config["rho"]
+        )
+        times = pixel_relay.time_of(self.sigmas, config["length"])
+        strengths = pixel_relay.blur_strength(times, config["max_blur"])
+        self.alphas = pixel_relay.damping(strengths, config["factor"], config["floor"])
         self.num_inference_steps = num_inference_steps
         # the levels at which the network is called: each step's, and again the next step's where there is one
         calls = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(self.order)])
@@ -107,10 +111,12 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         self, shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         """n: white noise plus its share of block noise, of `shape` (B, 3, H, W)."""
+        if isinstance(generator, Sequence):
+            generator = list(generator)  # which is what diffusers takes
         draws = [randn_tensor(shape, generator=generator, device=device, dtype=dtype)]
-        if self.config.factor > 1 and self.config.block_share:
+        if self.config["factor"] > 1 and self.config["block_share"]:
             draws.append(randn_tensor(shape, generator=generator, device=device, dtype=dtype))
-        return pixel_relay.relay_noise(draws[0], draws[-1], self.config.factor, self.config.block_share)
+        return pixel_relay.relay_noise(draws[0], draws[-1], self.config["factor"], self.config["block_share"])
 
     @property
     def init_noise_sigma(self) -> torch.Tensor:
@@ -126,15 +132,15 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
             timesteps: 250 ln sigma of each, (B,), such as entries of `timesteps`.
         """
         sigmas = torch.exp(timesteps.double().cpu() / (TIME_SCALE / 4))
-        times = pixel_relay.time_of(sigmas, self.config.length)
-        strengths = pixel_relay.blur_strength(times, self.config.max_blur)
-        alphas = pixel_relay.damping(strengths, self.config.factor, self.config.floor).to(original_samples)
+        times = pixel_relay.time_of(sigmas, self.config["length"])
+        strengths = pixel_relay.blur_strength(times, self.config["max_blur"])
+        alphas = pixel_relay.damping(strengths, self.config["factor"], self.config["floor"]).to(original_samples)
         return pixel_relay.forward(original_samples, sigmas.to(original_samples), alphas, noise)
 
     def start(self, small: torch.Tensor | None, noise: torch.Tensor) -> torch.Tensor:
         """Where sampling starts: sigma n, on the small pictures (B, 3, H/s, W/s) in [-1, 1], enlarged."""
         noisy = self.sigmas[0].to(noise) * noise
-        return noisy if small is None else pixel_relay.enlarge(small, self.config.factor) + noisy
+        return noisy if small is None else pixel_relay.enlarge(small, self.config["factor"]) + noisy
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """The network's input c_in x, (B, 3, H, W)."""
@@ -162,18 +168,19 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         """
         c_skip, c_out, *_ = self._preconditioning(sample)
         clean = c_skip * sample + c_out * model_output.to(sample.dtype)
-        s, eta, solver = self.config.factor, self.config.eta, self.config.solver
+        s, eta, solver = self.config["factor"], self.config["eta"], self.config["solver"]
         x0 = pixel_relay.patch_dct(clean, s)
         if self._kept is None:
             i = self._call if self.order == 1 else (self._call + 1) // 2
-            levels = (*self.sigmas[i : i + 2].tolist(), *self.alphas[i : i + 2])
+            sigma, sigma_next = self.sigmas[i : i + 2].tolist()
+            levels = (sigma, sigma_next, self.alphas[i], self.alphas[i + 1])
             u, noise = pixel_relay.patch_dct(sample, s), None
-            if eta and levels[1] > 0:
+            if eta and sigma_next > 0:
                 drawn = self.noise(tuple(sample.shape), generator, sample.device, sample.dtype)
                 noise = pixel_relay.patch_dct(drawn, s)
-            eta = eta if levels[1] > 0 else 0.0
+            eta = eta if sigma_next > 0 else 0.0
             after = pixel_relay.step(u, x0, *levels, eta, noise)
-            if self.order == 2 and levels[1] > 0:
+            if self.order == 2 and sigma_next > 0:
                 self._kept = u, x0, after, levels, eta, noise
         else:
             u, before, after, levels, eta, noise = self._kept
@@ -203,8 +210,14 @@ class PixelRelayPipeline(DiffusionPipeline):
         base_scheduler: its scheduler, of factor 1.
     """
 
-    model_cpu_offload_seq = "base_unet->unet"
-    _optional_components: ClassVar[list[str]] = ["base_unet", "base_scheduler"]
+    unet: UNet2DModel
+    scheduler: PixelRelayScheduler
+    base_unet: UNet2DModel | None
+    base_scheduler: PixelRelayScheduler | None
+    image_processor: VaeImageProcessor
+
+    model_cpu_offload_seq: Any = "base_unet->unet"  # diffusers declares it as None
+    _optional_components: list[str] = ["base_unet", "base_scheduler"]  # noqa: RUF012, as diffusers declares it
 
     def __init__(
         self,
@@ -214,23 +227,63 @@ class PixelRelayPipeline(DiffusionPipeline):
         base_scheduler: PixelRelayScheduler | None = None,
     ) -> None:
         super().__init__()
-        if base_scheduler is not None and base_scheduler.config.factor != 1:
-            raise ValueError(f"base_scheduler has factor {base_scheduler.config.factor}: a base's is 1")
+        if base_scheduler is not None and base_scheduler.config["factor"] != 1:
+            raise ValueError(f"base_scheduler has factor {base_scheduler.config['factor']}: a base's is 1")
         self.register_modules(unet=unet, scheduler=scheduler, base_unet=base_unet, base_scheduler=base_scheduler)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    @overload
+    def __call__(
+        self,
+        image: Picture | list[Image.Image] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[PixelArguments],
+    ) -> RelayPipelineOutput[list[Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Picture | list[Image.Image] | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[PixelArguments],
+    ) -> RelayPipelineOutput[np.ndarray]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Picture | list[Image.Image] | None = None,
+        *,
+        output_type: Literal["pt"],
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[PixelArguments],
+    ) -> RelayPipelineOutput[torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Picture | list[Image.Image] | None = None,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **arguments: Unpack[PixelArguments],
+    ) -> Any: ...
 
     @torch.no_grad()
     def __call__(
         self,
-        image: Image.Image | Sequence[Image.Image] | np.ndarray | torch.Tensor | None = None,
+        image: Picture | list[Image.Image] | None = None,
         batch_size: int = 1,
         num_inference_steps: int = 20,
         base_steps: int = 20,
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
-    ) -> ImagePipelineOutput:
+        callback_on_step_end: StepCallback | None = None,
+    ) -> RelayPipelineOutput[Any] | tuple[Any]:
         """Draw pictures of `factor` times the small ones' size.
 
         Args:
@@ -240,13 +293,13 @@ class PixelRelayPipeline(DiffusionPipeline):
             num_inference_steps: steps of the scheduler; Heun's take the network twice each.
             generator: draws all noise; one, or one for each picture.
             output_type: "pil", "np" or "pt".
-            return_dict: an `ImagePipelineOutput`, which is what type checkers see; a plain tuple if False.
+            return_dict: a `RelayPipelineOutput`; a plain tuple if False.
             callback_on_step_end: called as (pipeline, index, timestep, {"latents"}) after each call of the network;
                 what it returns as "latents" replaces the noisy pictures.
 
         Raises UserError without pictures and a base, or for pictures of a size that the network cannot take.
         """
-        factor = self.scheduler.config.factor
+        factor = self.scheduler.config["factor"]
         small = None
         if image is not None:
             if factor == 1:
@@ -262,8 +315,7 @@ class PixelRelayPipeline(DiffusionPipeline):
         )
         images = self.image_processor.postprocess(pictures.clamp(-1, 1), output_type=output_type)
         self.maybe_free_model_hooks()
-        output: Any = ImagePipelineOutput(images=images) if return_dict else (images,)
-        return output
+        return RelayPipelineOutput(images=images) if return_dict else (images,)
 
     def _draw(
         self,
@@ -273,21 +325,21 @@ class PixelRelayPipeline(DiffusionPipeline):
         small: torch.Tensor | None,
         batch_size: int,
         generator: Generators,
-        callback: Callable[..., dict[str, Any]] | None,
+        callback: StepCallback | None,
     ) -> torch.Tensor:
         patch, device, dtype = patch_of(unet), self._execution_device, unet.dtype
         if small is None:
-            shape = (batch_size, 3, *(unet.config.sample_size * patch,) * 2)
+            shape = (batch_size, 3, *(unet.config["sample_size"] * patch,) * 2)
         else:
-            sides = [scheduler.config.factor * side for side in small.shape[-2:]]
+            sides = [scheduler.config["factor"] * side for side in small.shape[-2:]]
             multiple = side_multiple(unet)
             if any(side % multiple for side in sides):
-                least = multiple // np.gcd(multiple, scheduler.config.factor)
+                least = multiple // np.gcd(multiple, scheduler.config["factor"])
                 raise UserError(
                     f"image: {small.shape[-1]} x {small.shape[-2]} pixels; give sides that are multiples of {least}"
                 )
             shape = (len(small), 3, *sides)
-        if isinstance(generator, list) and len(generator) != shape[0]:
+        if isinstance(generator, Sequence) and len(generator) != shape[0]:
             raise UserError(f"generator: {len(generator)} for {shape[0]} pictures; give one, or one for each")
         scheduler.set_timesteps(steps, device)
         x = scheduler.start(small, scheduler.noise(shape, generator, device, dtype))

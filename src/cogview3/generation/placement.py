@@ -93,8 +93,9 @@ def place(pipe: DiffusionPipeline, device: str, placement: Placement, prompts: S
     placement.check(device)
 
     def quantize(*names: str) -> None:
-        for network in filter(None, (getattr(pipe, name) for name in names)) if placement.quantize else ():
-            quantize_network(network, placement.quantize, device if placement.offload == "none" else None)
+        for network in filter(None, (getattr(pipe, name) for name in names)):
+            if placement.quantize:
+                quantize_network(network, placement.quantize, device if placement.offload == "none" else None)
 
     quantize("text_encoder")
     if placement.drop_text_encoder and pipe.text_encoder is not None:
@@ -171,15 +172,15 @@ def model_estimates(
     return estimates(networks, picture, dtype, quantize)
 
 
-def check_picture(networks: Mapping[str, torch.nn.Module], picture: Picture) -> None:
+def check_picture(networks: Mapping[str, Any], picture: Picture) -> None:
     """Refuse sizes, relays and tiles that pipelines refuse, too, once they are loaded."""
-    cell = vae_factor(networks["vae"].config.block_out_channels)
+    cell = vae_factor(networks["vae"].config["block_out_channels"])
     relays = picture.relays or 0
     if picture.tile_size is not None:
         inputs.check_side("tile_size", picture.tile_size, 8 * cell)
     if relays and "relay_unet" not in networks:
         raise UserError(f"num_relays is {relays}, but relay_unet or relay_scheduler is missing: give 0")
-    relays = picture.settled(networks).relays
+    _, _, relays = picture.sizes(networks)
     if picture.upscale:
         inputs.check_enlarged((picture.width or cell) >> relays, (picture.height or cell) >> relays, relays)
         return

@@ -56,7 +56,7 @@ class ModePipeline(DiffusionPipeline):
 
     mode_name: str | None = None
     mode: Mode = NO_MODE
-    relay_scheduler: Any
+    relay_scheduler: RelayScheduler | None
     _asked_mode: str | None = None
     _required_components: ClassVar[tuple[str, ...]] = ()
     _skipped_components: ClassVar[tuple[str, ...]] = ()
@@ -112,9 +112,9 @@ class ModePipeline(DiffusionPipeline):
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
                     check_weights_complete(source, name, module)
-        parts = (getattr(pipeline, "tokenizer", None), getattr(pipeline, "text_encoder", None))
-        if None not in parts:
-            check_vocabulary(*parts, source)
+        tokenizer, text_encoder = (getattr(pipeline, name, None) for name in ("tokenizer", "text_encoder"))
+        if tokenizer is not None and text_encoder is not None:
+            check_vocabulary(tokenizer, text_encoder, source)
         pipeline._use_mode(mode_name, entry, kwargs.get("relay_scheduler") is None)
         return pipeline
 
@@ -169,7 +169,7 @@ class ModePipeline(DiffusionPipeline):
         for name in own:
             check_component(Path(source) / getattr(mode, name))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as any diffusers pipeline; the loaded mode is kept as the folder's only one.
 
         Other modes, and an expander, that the model's folder holds are no components: a warning names what is left out.
@@ -191,7 +191,7 @@ class ModePipeline(DiffusionPipeline):
             entry = self.mode.model_copy(update={"unet": None, "relay_unet": None} | self._relay_entries())
             os.makedirs(save_directory, exist_ok=True)
             write_sampling(Sampling(default=self.mode_name, modes={self.mode_name: entry}), save_directory)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _warn_of_loss(self, target: Path) -> None:
         """Name the modes and the expander, of the model's folder and of the one written to, that are not saved."""
@@ -261,7 +261,7 @@ class ModePipeline(DiffusionPipeline):
         self.mode_name, self.mode = name, mode
         changes = {own: value for key, own in _RELAY_SETTINGS.items() if (value := getattr(mode, key)) is not None}
         if self.relay_scheduler is not None and changes and into_scheduler:
-            self.relay_scheduler = RelayScheduler.from_config(self.relay_scheduler.config, **changes)
+            self.relay_scheduler = self.relay_scheduler.changed(**changes)
 
     def _relay_entries(self) -> dict[str, Any]:
         """What the relay scheduler does now, by the entries that the mode has for it."""
@@ -321,7 +321,7 @@ def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> N
     state = module.state_dict()
     missing = [key for key, tensor in state.items() if tensor.is_meta]
     if isinstance(module, PreTrainedModel):
-        files = sorted(Path(module.name_or_path).glob("*.safetensors"))
+        files = sorted(Path(str(module.name_or_path)).glob("*.safetensors"))
         if not files:
             raise UserError(f"{source}: {name} has no *.safetensors to check: copy or export the model again")
         saved: set[str] = set()
@@ -348,7 +348,9 @@ def load_mode_unets(
     for name in names:
         subfolder = getattr(mode, name)
         check_component(Path(source) / subfolder)
-        chosen = dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+        chosen = dtype
+        if isinstance(dtype, dict):
+            chosen = dtype.get(name) or dtype.get("default") or torch.float32
         with _loading(source):
             unets[name] = load_unet(Path(source) / subfolder, chosen, variant)
         check_weights_complete(source, subfolder, unets[name])

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.models.unet import takes_guidance
 from cogview3.prompts.cache import PromptCache
-from cogview3.prompts.encode import check_prompt, embed_text, encode_text, warn_of_cuts
+from cogview3.prompts.encode import check_prompt, embed_text, warn_of_cuts
 
 
 class PromptsMixin(DiffusionPipeline):
@@ -24,6 +25,8 @@ class PromptsMixin(DiffusionPipeline):
         expanded_prompts: what the newest prompts became; None where nothing expanded them.
     """
 
+    tokenizer: PreTrainedTokenizerBase | None
+    text_encoder: T5EncoderModel | None
     prompt_cache: PromptCache | None = None
     prompt_expander: Callable[[list[str]], Sequence[str]] | None = None
     expanded_prompts: list[str] | None = None
@@ -96,13 +99,15 @@ class PromptsMixin(DiffusionPipeline):
         if name == "prompt":
             prompts = self._expand(prompts)
         self._require_text_encoder(name, prompts)
-        if self.prompt_cache is None:
-            return encode_text(self.tokenizer, self.text_encoder, prompts, device)
         if self.tokenizer is not None:
             warn_of_cuts(self.tokenizer, prompts)
-        return self.prompt_cache.encode(
-            prompts, lambda missing: embed_text(self.tokenizer, self.text_encoder, missing, device)
-        )
+
+        def embed(missing: Sequence[str]) -> torch.Tensor:
+            if self.tokenizer is None or self.text_encoder is None:
+                raise UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
+            return embed_text(self.tokenizer, self.text_encoder, missing, device)
+
+        return embed(prompts) if self.prompt_cache is None else self.prompt_cache.encode(prompts, embed)
 
     def _expand(self, prompts: list[str]) -> list[str]:
         """What is encoded instead of prompts."""

@@ -22,7 +22,7 @@ def base_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
     With `schedule.base_timesteps` as its `timesteps` it is the published sampler; spacing "leading" makes the
     start noise sqrt(1 + sigma_0^2) strong.
     """
-    return EulerDiscreteScheduler(
+    scheduler: EulerDiscreteScheduler = EulerDiscreteScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -30,6 +30,7 @@ def base_scheduler(prediction_type: str = "epsilon") -> EulerDiscreteScheduler:
         prediction_type=prediction_type,
         timestep_spacing="leading",
     )
+    return scheduler
 
 
 SAMPLERS = ("euler", "dpm++")
@@ -90,6 +91,7 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    config_name: Any  # diffusers' two bases disagree on its type
     _begin_index: int | None
 
     @register_to_config
@@ -120,7 +122,13 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return int(self.config["num_train_timesteps"])
+
+    def changed(self, **settings: Any) -> "RelayScheduler":
+        """A new scheduler like this one, but for these entries of its configuration."""
+        scheduler = RelayScheduler.from_config(self.config, **settings)
+        assert isinstance(scheduler, RelayScheduler)
+        return scheduler
 
     @property
     def step_index(self) -> int | None:
@@ -152,13 +160,13 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: more steps than noise levels, or a T_r out of range.
         """
-        start = self.config.relay_start if relay_start is None else relay_start
-        power, total = self.config.power, self.config.num_train_timesteps
+        start, blur = self.config["relay_start"] if relay_start is None else relay_start, self.config["blur"]
+        power, total = self.config["power"], self.config["num_train_timesteps"]
         timesteps = schedule.relay_timesteps(num_inference_steps, start, total, power)
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.tensor(timesteps, device=device)
         self.sigmas = schedule.step_sigmas(self._all_sigmas, timesteps)
-        self._blur_fractions = relay.sampler_blur_fractions(num_inference_steps, power, self.config.blur, self.sigmas)
+        self._blur_fractions = relay.sampler_blur_fractions(num_inference_steps, power, blur, self.sigmas)
         self._step_index: int | None = None
         self._begin_index = None
         self._blurred: torch.Tensor | None = None
@@ -199,8 +207,8 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
         sigmas = self._all_sigmas[times].to(original_samples)
         fractions = torch.zeros_like(sigmas)
         if low_res_latents is not None:
-            start = self.config.relay_start
-            fractions = relay.blur_fraction(times, start, self.config.blur, self._all_sigmas).to(original_samples)
+            start = self.config["relay_start"]
+            fractions = relay.blur_fraction(times, start, self.config["blur"], self._all_sigmas).to(original_samples)
         low = original_samples if low_res_latents is None else low_res_latents
         return relay.forward(original_samples, low, sigmas, fractions, noise)
 
@@ -256,29 +264,30 @@ class RelayScheduler(SchedulerMixin, ConfigMixin):
                 )
         precision = torch.promote_types(sample.dtype, torch.float32)
         output, z_t, low = (tensor.to(precision) for tensor in (model_output, sample, low_res_latents))
-        levels = (*self.sigmas[index : index + 2], *self._blur_fractions[index : index + 2])
-        sigma, sigma_next, f, f_next = levels
-        x0 = schedule.to_x0(output, z_t, sigma, self.config.prediction_type)
+        sigma, sigma_next = self.sigmas[index : index + 2].unbind()
+        f, f_next = self._blur_fractions[index : index + 2].unbind()
+        x0 = schedule.to_x0(output, z_t, sigma, self.config["prediction_type"])
         if keep_colors:
             x0 = with_colors_of(x0, low)
         delta = relay.delta(eta, sigma, sigma_next)
-        if eta and self.config.solver_order == 2:
+        if eta and self.config["solver_order"] == 2:
             raise ValueError(f"eta is {eta}, but solver_order 2 takes steps without noise: give 0")
         noise = None
         if delta > 0:
             noise = randn_tensor(z_t.shape, generator=generator, device=z_t.device, dtype=precision)
-        estimate = self.config.blur_estimate
+        estimate = self.config["blur_estimate"]
         if estimate == "carry":
             blurred = low if self._blurred is None else self._blurred
             self._blurred = relay.carry(blurred, x0, f, f_next)
             low = blurred
         used, before = x0, self._x0_before
-        if self.config.solver_order == 2:
+        if self.config["solver_order"] == 2:
             self._x0_before = x0
             if before is not None:
                 places = slice(index - 1, index + 2)
-                used = relay.extrapolate(x0, before, self.sigmas[places], self._blur_fractions[places])
-        previous = relay.relay_step(z_t, used, low, *levels, delta, noise, estimate)
+                sigmas, fractions = self.sigmas[places].unbind(), self._blur_fractions[places].unbind()
+                used = relay.extrapolate(x0, before, sigmas, fractions)
+        previous = relay.relay_step(z_t, used, low, sigma, sigma_next, f, f_next, delta, noise, estimate)
         self._step_index = index + 1
         previous, x0 = previous.to(model_output.dtype), x0.to(model_output.dtype)
         if not return_dict:

@@ -55,11 +55,11 @@ def blend_tiles(
     height, width = (side // cell for side in values.shape[2:])
     if tile is None or max(height, width) <= tile:
         return function(values)
-    total: Tensor | None = None
+    total = sums = values.new_zeros(())
     for rows, columns in _tiles(height, width, tile):
         part = function(values[:, :, _scaled(rows, cell), _scaled(columns, cell)]).float()
-        weights = tile_weights(*part.shape[2:], device=part.device)
-        if total is None:
+        weights = tile_weights(part.shape[2], part.shape[3], part.device)
+        if not total.ndim:  # whose channels the first tile shows
             total = part.new_zeros(*part.shape[:2], height * cell_out, width * cell_out)
             sums = part.new_zeros(height * cell_out, width * cell_out)
         place = _scaled(rows, cell_out), _scaled(columns, cell_out)

@@ -1,18 +1,19 @@
 """Picture to larger picture: relay stages alone, on any picture."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, Unpack, overload
 
+import numpy as np
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError
 from cogview3.generation import inputs
 from cogview3.generation.base import RelayPipelineBase
-from cogview3.generation.denoising import Generators, StepCallback
+from cogview3.generation.calls import Generators, RelayPipelineOutput, StepCallback, UpscaleArguments
 from cogview3.generation.latents import LIGHT_COMPONENTS
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.light import LatentEnlarger, LightDecoder
@@ -31,7 +32,13 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         unet, scheduler: unused, kept for sharing.
     """
 
-    _optional_components: ClassVar[list[str]] = ["tokenizer", "text_encoder", "unet", "scheduler", *LIGHT_COMPONENTS]
+    relay_unet: UNet2DConditionModel
+    relay_scheduler: RelayScheduler
+
+    _optional_components: list[str] = [  # noqa: RUF012, as diffusers declares it
+        *("tokenizer", "text_encoder", "unet", "scheduler"),
+        *LIGHT_COMPONENTS,
+    ]
     _required_components: ClassVar[tuple[str, ...]] = ("vae", "relay_unet", "relay_scheduler")
     _skipped_components: ClassVar[tuple[str, ...]] = ("unet", "scheduler")
     _relay_guidance, _first_unet = "_guidance_scale", "relay_unet"
@@ -63,6 +70,54 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             light_decoder=light_decoder,
         )
 
+    @overload
+    def __call__(
+        self,
+        image: inputs.Picture | Sequence[inputs.Picture] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[UpscaleArguments],
+    ) -> RelayPipelineOutput[list[Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: inputs.Picture | Sequence[inputs.Picture] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[UpscaleArguments],
+    ) -> RelayPipelineOutput[np.ndarray]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: inputs.Picture | Sequence[inputs.Picture] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[True] = True,
+        **arguments: Unpack[UpscaleArguments],
+    ) -> RelayPipelineOutput[torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: inputs.Picture | Sequence[inputs.Picture] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **arguments: Unpack[UpscaleArguments],
+    ) -> Any: ...
+
     @torch.no_grad()
     def __call__(
         self,
@@ -86,7 +141,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         eta: float = 0.0,
         light: bool | None = None,
         keep_colors: bool | None = None,
-    ) -> ImagePipelineOutput:
+    ) -> RelayPipelineOutput[Any] | tuple[Any]:
         """Enlarge pictures to exactly 2^num_relays times their sides.
 
         Args:
@@ -144,10 +199,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             device, pictures, output_type, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
-        run.prompt_embeds, run.negative_prompt_embeds = (
-            None if text is None else text.repeat_interleave(each, dim=0)
-            for text in self._embed(*texts, len(given), device)
-        )
+        text, negative = self._embed(*texts, len(given), device)
+        run.prompt_embeds = text.repeat_interleave(each, dim=0)
+        run.negative_prompt_embeds = None if negative is None else negative.repeat_interleave(each, dim=0)
         given = given.to(device, torch.float32)
         pixels = given if latents is None else self._to_pixels(given, tile_size)
         padded = inputs.pad_reflected(pixels, self._least_side).repeat_interleave(each, dim=0)
@@ -167,16 +221,17 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         self, image: inputs.Picture | Sequence[inputs.Picture] | None, latents: torch.Tensor | None, num_relays: int
     ) -> torch.Tensor:
         """The pictures to enlarge, (B, 3, H, W) in -1..1, or the latents, not decoded yet; refuses wrong sizes."""
-        if (image is None) == (latents is None):
-            given = "neither image nor latents is" if image is None else "both image and latents are"
-            raise UserError(f"{given} given: give one of them")
-        if latents is None:
+        if image is not None and latents is not None:
+            raise UserError("both image and latents are given: give one of them")
+        if image is not None:
             for width, height in inputs.raw_sizes(image):
                 inputs.check_enlarged(width, height, num_relays)
             pixels = inputs.to_pixels(image)
             inputs.check_enlarged(pixels.shape[3], pixels.shape[2], num_relays, self._least_side)
             return pixels
-        channels = self.vae.config.latent_channels
+        if latents is None:
+            raise UserError("neither image nor latents is given: give one of them")
+        channels = self.vae.config["latent_channels"]
         if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
             shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise UserError(f"latents is {shape}: give a tensor of shape (B, {channels}, height / 8, width / 8)")

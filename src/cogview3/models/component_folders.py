@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -13,10 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from cogview3.config import UserError
 from cogview3.errors import one_line
+from cogview3.models.light import LatentEnlarger, LightDecoder
 
 _WEIGHTS = "diffusion_pytorch_model"
 
-Component = TypeVar("Component", AutoencoderKL, UNet2DConditionModel)
+Component = TypeVar("Component", AutoencoderKL, UNet2DConditionModel, LatentEnlarger, LightDecoder)
+
+
+def untrained(kind: type[Component], folder: Path) -> Component:
+    """A network of the configuration in its folder, with weights as they are drawn."""
+    config: Any = kind.load_config(str(folder))
+    component = kind.from_config(config)
+    assert isinstance(component, kind)
+    return component
 
 
 def read_component(kind: type[Component], folder: Path) -> Component:
@@ -26,7 +35,7 @@ def read_component(kind: type[Component], folder: Path) -> Component:
     """
     try:
         with torch.device("meta"):
-            component = kind.from_config(kind.load_config(folder))
+            component = untrained(kind, folder)
         tensors: dict[str, torch.Tensor] = {}
         for file in sorted(folder.glob("*.safetensors")):
             tensors.update(load_file(file))
@@ -34,7 +43,8 @@ def read_component(kind: type[Component], folder: Path) -> Component:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = one_line(error, 300)
         raise UserError(f"{folder} cannot be loaded ({reason}): copy or export the model again") from None
-    return component.eval()
+    component.eval()
+    return component
 
 
 def write_component(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cogview3.config import UserError
 from cogview3.errors import one_line
+from cogview3.models.component_folders import untrained
 from cogview3.references import INT8_FILE
 
 SCALE = ".int8_scale"
@@ -57,16 +58,19 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, variant: str | N
     """
     path = folder / INT8_FILE
     if not path.is_file():
-        return UNet2DConditionModel.from_pretrained(
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
             str(folder), torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
         )
+        return unet
     if others := sorted(set(folder.glob("*.safetensors")) - {path}):
         raise UserError(f"{folder} holds {INT8_FILE} and {others[0].name}; keep one of them")
     with torch.device("meta"):  # a configuration of another size then costs no memory
-        network = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder)))
+        network = untrained(UNet2DConditionModel, folder)
     weights = _read(path, {name: value.shape for name, value in network.state_dict().items()})
     network.load_state_dict(weights, assign=True)
-    return nn.Module.to(network, dtype).eval()  # diffusers' own warns of networks that need float32, whatever they are
+    nn.Module.to(network, dtype)  # diffusers' own warns of networks that need float32, whatever they are
+    network.eval()
+    return network
 
 
 def _read(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ normalization: what they put out at a place depends on its neighborhood alone, s
 Latents are scaled, that is as the UNets see them.
 """
 
+from typing import Any
+
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ class _Block(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x).relu_())
+        change: Tensor = self.conv2(self.conv1(x).relu_())
+        return x + change
 
 
 def _conv(width: int, width_out: int) -> nn.Conv2d:
@@ -44,6 +47,8 @@ class LatentEnlarger(ModelMixin, ConfigMixin):
         num_blocks: residual blocks at z's resolution, each reaching two latents further.
     """
 
+    config_name: Any  # diffusers' two bases disagree on its type
+
     @register_to_config
     def __init__(self, latent_channels: int = 4, width: int = 64, num_blocks: int = 3) -> None:
         super().__init__()
@@ -54,7 +59,7 @@ class LatentEnlarger(ModelMixin, ConfigMixin):
 
     def forward(self, latents: Tensor) -> Tensor:
         """z, (B, C, h, w), scaled, to z_L, (B, C, 2h, 2w), scaled: a correction to the nearest neighbors."""
-        correction = self.conv_out(self.up(self.blocks(self.conv_in(latents))).relu_())
+        correction: Tensor = self.conv_out(self.up(self.blocks(self.conv_in(latents))).relu_())
         return functional.interpolate(latents, scale_factor=2, mode="nearest") + correction
 
 
@@ -68,6 +73,8 @@ class LightDecoder(ModelMixin, ConfigMixin):
         out_channels: of the picture.
     """
 
+    config_name: Any  # diffusers' two bases disagree on its type
+
     @register_to_config
     def __init__(self, latent_channels: int = 4, width: int = 64, num_blocks: int = 4, out_channels: int = 3) -> None:
         super().__init__()
@@ -80,4 +87,5 @@ class LightDecoder(ModelMixin, ConfigMixin):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents, (B, C, h, w), scaled, to pictures, (B, out_channels, 8h, 8w), about -1..1, not clamped."""
-        return self.conv_out(self.ups(self.blocks(self.conv_in(latents))).relu_())
+        pixels: Tensor = self.conv_out(self.ups(self.blocks(self.conv_in(latents))).relu_())
+        return pixels

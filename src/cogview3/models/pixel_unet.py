@@ -16,7 +16,7 @@ TIME_SCALE = 1000
 def build_pixel_unet(model: PixelModel, size: int) -> UNet2DModel:
     """A UNet2DModel for pictures of side `size`, with attention between all positions of the coarsest level."""
     levels, channels = len(model.block_out_channels), 3 * model.patch**2
-    return UNet2DModel(
+    unet: UNet2DModel = UNet2DModel(
         sample_size=size // model.patch,
         in_channels=channels,
         out_channels=channels,
@@ -28,16 +28,17 @@ def build_pixel_unet(model: PixelModel, size: int) -> UNet2DModel:
         attention_head_dim=math.gcd(32, model.block_out_channels[-1]),
         add_attention=True,
     )
+    return unet
 
 
 def patch_of(unet: UNet2DModel) -> int:
     """Side of the squares of pixels that are one position to it."""
-    return math.isqrt(unet.config.in_channels // 3)
+    return math.isqrt(unet.config["in_channels"] // 3)
 
 
 def side_multiple(unet: UNet2DModel) -> int:
     """What the sides of pictures must be multiples of, in pixels."""
-    return patch_of(unet) * 2 ** (len(unet.config.block_out_channels) - 1)
+    return patch_of(unet) << len(unet.config["block_out_channels"]) - 1
 
 
 def on_patches(unet: Callable[..., tuple[Tensor]], x: Tensor, time: Tensor, patch: int) -> Tensor:

@@ -46,12 +46,13 @@ def load_unet(path: str | Path, head_dim: int = 64, sample_size: int = 64) -> UN
         raise UserError(f"{file} has no tensors {PREFIX}*: give the file of a UNet of the release")
     config = _config(file, unet_config_of, shapes, head_dim) | {"sample_size": sample_size}
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
+        unet: UNet2DConditionModel = UNet2DConditionModel(**config)
     names = _unet_names(unet)
     expected = {names[name]: tensor.shape for name, tensor in unet.state_dict().items()}
     check_tensors(file, expected, found, "UNet")
     unet.load_state_dict({ours: found[theirs] for ours, theirs in names.items()}, assign=True)
-    return unet.eval()
+    unet.eval()
+    return unet
 
 
 def load_vae(path: str | Path) -> AutoencoderKL:
@@ -63,13 +64,14 @@ def load_vae(path: str | Path) -> AutoencoderKL:
     found = read_tensors(file)
     config = _config(file, vae_config_of, {name: tensor.shape for name, tensor in found.items()})
     with torch.device("meta"):
-        vae = AutoencoderKL(**config)
+        vae: AutoencoderKL = AutoencoderKL(**config)
     state, names = vae.state_dict(), _vae_names(vae)
     expected = {theirs: _as_convolution(theirs, state[ours]).shape for ours, theirs in names.items()}
     check_tensors(file, expected, found, "VAE")
     tensors = {ours: found[theirs].reshape(state[ours].shape) for ours, theirs in names.items()}
     vae.load_state_dict(tensors, assign=True)
-    return vae.eval()
+    vae.eval()
+    return vae
 
 
 def save_unet(unet: UNet2DConditionModel, folder: Path, dtype: torch.dtype | None = None, head_dim: int = 64) -> None:
@@ -121,13 +123,13 @@ def _config(place: Path, of: Callable[..., dict[str, Any]], shapes: Shapes, *arg
 
 def _unet_names(unet: UNet2DConditionModel) -> dict[str, str]:
     """The file's names of all parameters, by diffusers'."""
-    layers = len(unet.down_blocks[0].resnets)
+    layers = sum(1 for _ in unet.down_blocks[0].get_submodule("resnets").children())
     attended = [hasattr(block, "attentions") for block in unet.up_blocks]
     return {name: PREFIX + unet_name(name, layers, attended) for name in unet.state_dict()}
 
 
 def _vae_names(vae: AutoencoderKL) -> dict[str, str]:
-    levels = len(vae.config.block_out_channels)
+    levels = len(vae.config["block_out_channels"])
     return {name: vae_name(name, levels) for name in vae.state_dict()}
 
 

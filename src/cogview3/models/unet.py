@@ -103,7 +103,7 @@ def size_conditions(
 
 def takes_guidance(unet: UNet2DConditionModel) -> bool:
     """Whether a (distilled) UNet takes guidance as a condition, with no second branch."""
-    return unet.config.time_cond_proj_dim is not None
+    return unet.config["time_cond_proj_dim"] is not None
 
 
 def same_entry(one: Any, other: Any) -> bool:

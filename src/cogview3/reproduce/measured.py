@@ -116,7 +116,7 @@ class Bench:
     @property
     def side(self) -> int:
         """Of the finished pictures, in pixels."""
-        return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor * 2
+        return self.pipe.unet.config["sample_size"] * self.pipe.vae_scale_factor * 2
 
     def measure(self, ways: Sequence[Way], progress: Callable[[int], None]) -> dict[str, Measured]:
         """What each way gives, by `Way.key`; ways that are the same are drawn once."""

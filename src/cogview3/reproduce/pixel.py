@@ -88,7 +88,7 @@ def open_parts(runs: Mapping[str, Path]) -> dict[str, PixelRelayPipeline]:
                 raise UserError(f"--{part} {run}: {done} of {length} pictures are trained; the same training resumes")
         found[part] = PixelRelayPipeline.from_pretrained(weights)
         found[part].set_progress_bar_config(disable=True)
-    factors = {part: pipe.scheduler.config.factor for part, pipe in found.items()}
+    factors = {part: pipe.scheduler.config["factor"] for part, pipe in found.items()}
     if factors["relay"] < 2 or factors["base"] != 1 or factors["edm"] != 1:
         raise UserError(f"factors {factors}: give a relay's run, and two of factor 1, as the recipes make them")
     return found
@@ -123,7 +123,7 @@ def compare(
     relay, base, edm = (parts[part] for part in PARTS)
     whole = PixelRelayPipeline(relay.unet, relay.scheduler, base.unet, base.scheduler)
     whole.set_progress_bar_config(disable=True)
-    side = relay.unet.config.sample_size * patch_of(relay.unet)
+    side = relay.unet.config["sample_size"] * patch_of(relay.unet)
     real, others = (scenes(count, side, entropy) for entropy in (_REFERENCE, _OTHER))
 
     def from_noise(pipe: PixelRelayPipeline, taken: int) -> Callable[[range, Tensor], Tensor]:
@@ -138,7 +138,7 @@ def compare(
     batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
     with counter("pixels", len(rows) * len(batches)) as progress:
         for number, part in enumerate(batches):
-            small = (shrink(to_tensor([others[index] for index in part]), relay.scheduler.config.factor) + 1) / 2
+            small = (shrink(to_tensor([others[index] for index in part]), relay.scheduler.config["factor"]) + 1) / 2
             for place, row in enumerate(rows, 1):
                 row.add(part, small.clamp(0, 1).to(device))
                 progress(number * len(rows) + place)
@@ -167,7 +167,7 @@ def _pictures(pipe: PixelRelayPipeline, part: range, seed: int, steps: int, **ho
 def _training(pipe: PixelRelayPipeline, images: int | None) -> dict[str, Any]:
     """Pictures, and operations of a forward pass on one: multiplications and additions."""
     unet, patch = pipe.unet, patch_of(pipe.unet)
-    side = unet.config.sample_size * patch
+    side = unet.config["sample_size"] * patch
     x = torch.zeros(1, 3, side, side, device=unet.device)
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         on_patches(unet, x, torch.zeros(1, device=unet.device), patch)

@@ -37,7 +37,7 @@ class Engine(Queue):
     @override
     def load(self, mode: str, relays: int) -> Sizes:  # the mode's pipeline is loaded in the drawing thread
         pipe = self._thread.submit(self._pipelines.__getitem__, mode).result()
-        sides = pipe.unet.config.sample_size
+        sides = pipe.unet.config["sample_size"]
         if sides is None:
             raise UserError(f"model {pipe.name_or_path}: its unet's config.json has no sample_size; add it")
         height, width = (side * pipe.vae_scale_factor for side in (sides if isinstance(sides, list) else [sides] * 2))
