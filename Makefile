@@ -41,7 +41,7 @@ lint: .venv/.installed-dev types  ## Check style, formatting and types
 
 types: .venv/.installed-dev  ## Check types: no errors where strict, elsewhere no more than before; those that users see by pyright, too
 	$(BIN)/python scripts/check_types.py
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: .venv/.installed-dev  ## Apply formatting and the fixes that are safe
 	$(BIN)/ruff check --fix $(SOURCES)
