@@ -260,7 +260,7 @@ def test_a_run_is_of_one_process_at_a_time_and_of_none_once_that_is_killed(
         other.kill()
     opened(run, recipe)
     assert not written.exists()
-    with checkpoints.open_run(run, recipe), pytest.raises(UserError, match="another process works there"):
+    with checkpoints.open_run(run, recipe), pytest.raises(UserError, match=f"{run}: another process"):
         opened(run, recipe)
 
 

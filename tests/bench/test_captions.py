@@ -39,7 +39,7 @@ def test_what_cannot_be_measured(model: str, tmp_path: Path) -> None:
         run(shards, ModelJob(model))
     with pytest.raises(UserError, match="repeats 0"):
         run(shards, ModelJob(model), repeats=0)
-    with pytest.raises(UserError, match="tars on a disk"):
+    with pytest.raises(UserError, match="gone: give tars"):
         run([*shards, type(shards[0])("gone")], ModelJob(model))
 
 

@@ -191,5 +191,5 @@ def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
 def test_a_model_without_a_relay_is_refused(components: dict[str, Any], tmp_path: Path) -> None:
     parts = components | {"relay_unet": None, "relay_scheduler": None}
     CogView3Pipeline(**parts).save_pretrained(tmp_path / "base")
-    with pytest.raises(UserError, match="has no relay"):
+    with pytest.raises(UserError, match="base has no relay"):
         run(model=str(tmp_path / "base"))

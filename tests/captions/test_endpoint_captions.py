@@ -19,7 +19,7 @@ from cogview3.captions.request import request
 from cogview3.captions.rows import CannotGoOn
 from cogview3.cli.app import app
 from cogview3.config import UserError
-from cogview3.data.entries import decode_entry
+from cogview3.data.entries import decode_picture
 from cogview3.data.formats import find_shards
 from tests.captions.light import LightJob
 from tests.captions.test_recaption import here, rows, state_of
@@ -148,13 +148,13 @@ def test_a_failure_of_our_own_keeps_what_came(tmp_path: Path, monkeypatch: pytes
         if entry.key == "0000001":
             assert under_way.wait(30)
             raise RuntimeError("no memory")
-        return decode_entry(entry, filters)
+        return decode_picture(entry, filters)
 
     def answering(body: dict[str, Any], number: int) -> Reply:
         under_way.set()
         return replace(good(body, number), delay=0.3)
 
-    monkeypatch.setattr(module, "decode_entry", decode_or_fail)
+    monkeypatch.setattr(module, "decode_picture", decode_or_fail)
     with serving(answering) as server:
         task = Task(job(server.url), job(server.url).settings)
         with pytest.raises(RuntimeError, match="no memory"):
@@ -171,7 +171,7 @@ def test_a_worker_with_a_budget_is_not_replaced(tars: list[str], tmp_path: Path)
 
 
 def test_jobs_are_checked_before_they_run() -> None:
-    with pytest.raises(UserError, match="not an address"):
+    with pytest.raises(UserError, match="endpoint nowhere"):
         job("nowhere")
     with pytest.raises(UserError, match="requests 0"):
         job("http://localhost:1/v1", requests=0)

@@ -320,7 +320,7 @@ def test_filters_work_on_the_fly_and_are_not_faults(tmp_path: Path) -> None:
     reader = CaptionedImages([str(tmp_path / "a.tar")], epochs=1, buffer=0, filters=filters, broken_window=5)
     assert keys(reader) == ["00", "04", "08", "12", "16"]
     assert reader.report.filtered == {"blocked link": 15, "long image": 1}
-    with pytest.raises(UserError, match="data filter"):
+    with pytest.raises(UserError, match=r"filters\.duplicates"):
         CaptionedImages([str(tmp_path / "a.tar")], filters=Filters(duplicates=True))
 
 
@@ -358,7 +358,7 @@ def test_a_sample_is_read_again_by_its_place(tars: list[str]) -> None:
         assert (again.key, again.caption, again.index) == (sample.key, sample.caption, sample.index)
         assert again.image.tobytes() == sample.image.tobytes()
     Path(tars[0]).write_bytes(tar_bytes([]))
-    with pytest.raises(UserError, match="was changed"):
+    with pytest.raises(UserError, match=Path(tars[0]).name):
         reader.read((0, 0, 0, 0))
 
 

@@ -303,7 +303,7 @@ def test_a_folder_is_of_one_distillation_at_a_time(
     refused = []
 
     def second(*arguments: Any, **options: Any) -> dict[str, Any]:
-        with pytest.raises(UserError, match="another process works there"):
+        with pytest.raises(UserError, match=f"{run}: another process"):
             distill(recipe, run, device="cpu")
         refused.append(arguments[1].name)
         return loop.train(*arguments, **options)
@@ -370,7 +370,7 @@ def test_a_distilled_pair_becomes_a_mode_that_draws(runs: Path, base: Path, rela
         if mode is not None:
             assert times[-1] == 199
             for wrong in ({"num_inference_steps": 4}, {"relay_start": 300}, {"guidance_scale": 9.0}):
-                with pytest.raises(UserError, match="distilled for"):
+                with pytest.raises(UserError, match=rf"is {next(iter(wrong.values()))}, but mode"):
                     pipe("a red star", **wrong)
     assert drawn["1+1", 2.0].shape == (1, 3, 128, 128)
     assert not torch.equal(drawn["1+1", 2.0], drawn["1+1", 7.0])  # guidance is a condition

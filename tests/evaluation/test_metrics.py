@@ -203,7 +203,7 @@ def test_metrics_are_found_by_name(prompts: list[Prompt], monkeypatch: pytest.Mo
     assert list(make_metrics(["twin", "scene"], prompts, 0)) == ["twin", "scene"]
     with pytest.raises(UserError, match=r"no metric 'inception': choose from aesthetic, .*, frechet, .*, scene, twin"):
         make_metrics(["inception"], prompts, 0)
-    with pytest.raises(UserError, match="needs prompts with facts"):
+    with pytest.raises(UserError, match="metric scene needs"):
         make_metrics(["scene"], [*prompts, Prompt("a red star")], 0)
 
 

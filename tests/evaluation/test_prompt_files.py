@@ -157,5 +157,5 @@ def test_damaged_sets_are_refused(tmp_path: Path, name: str, content: str, messa
 
 
 def test_a_folder_without_sets_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no \.json files"):
+    with pytest.raises(UserError, match=rf"{tmp_path} holds no \.json files"):
         load_prompts(str(tmp_path))

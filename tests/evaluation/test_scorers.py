@@ -225,7 +225,7 @@ def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="more than tensors"):
+    with pytest.raises(UserError, match=r"evil\.pt.*more than tensors"):
         load_tensors(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -240,5 +240,5 @@ def test_missing_weights_say_which_file_and_from_where(
         Weights(local=True).find(asset)
     assert asset.source in str(caught.value)
     assert f"--weights {asset.name}=PATH" in str(caught.value)
-    with pytest.raises(UserError, match="no such"):
+    with pytest.raises(UserError, match=f"--weights {asset.name}={tmp_path / 'nothing'}"):
         Weights({asset.name: str(tmp_path / "nothing")}).find(asset)

@@ -299,7 +299,7 @@ def test_a_study_is_never_overwritten_and_no_study_is_named(study: tuple[Path, l
     done = CliRunner().invoke(commands, arguments)
     assert done.exit_code == 2
     assert str(folder) in done.stderr
-    with pytest.raises(UserError, match="holds no study"):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no study"):
         read_study(tmp_path)
     with pytest.raises(UserError, match="no votes"):
         analyze(database.votes(folder / database.DATABASE), NAMES)

@@ -1,6 +1,7 @@
 """Model folders: modes, bundled names, hub names, and every kind of damage."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -496,7 +497,7 @@ def test_a_model_is_not_written_where_no_folder_can_take_the_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for out in (Path(), tmp_path, Path("/")):
-        with pytest.raises(UserError, match="cannot be replaced; give one inside it"):
+        with pytest.raises(UserError, match=rf"^{re.escape(str(out))} is the current folder"):
             loading.check_target(out)
     loading.check_target(Path("model"))
     (tmp_path / "model").mkdir()

@@ -212,7 +212,7 @@ def test_the_mode_names_the_sampler(pipe: CogView3Pipeline) -> None:
     pipe._use_mode("3+0", Mode(steps=3, sampler="dpm++", relay_order=2))
     assert torch.equal(draw(pipe), asked)
     assert pipe.relay_scheduler.config.solver_order == 2
-    with pytest.raises(UserError, match="second order"):
+    with pytest.raises(UserError, match=r"eta is 0\.5"):
         draw(pipe, num_relays=1, eta=0.5)
 
 
@@ -235,7 +235,7 @@ def test_unknown_samplers_are_refused(pipe: CogView3Pipeline) -> None:
     with pytest.raises(UserError, match=r"sampler is 'heun': choose one of euler, dpm\+\+"):
         draw(pipe, sampler="heun")
     pipe.scheduler = DDIMScheduler()
-    with pytest.raises(UserError, match="takes no list of timesteps"):
+    with pytest.raises(UserError, match="scheduler DDIMScheduler"):
         draw(pipe)
 
 

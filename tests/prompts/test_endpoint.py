@@ -362,7 +362,7 @@ def test_a_budget_needs_the_endpoints_counts() -> None:
     with serving(lambda body, number: Reply(text="x", usage=None)) as server:
         endpoint = Endpoint(server.url, "m", budget=Budget(tokens=1000))
         endpoint.chat(ASK)
-        with pytest.raises(Spent, match="does not tell its tokens"):
+        with pytest.raises(Spent, match="budget in tokens"):
             endpoint.chat(ASK)
         free = Endpoint(server.url, "m", budget=Budget(requests=2))
         assert [free.chat(ASK).usage for _ in range(2)] == [Usage(1)] * 2

@@ -393,7 +393,7 @@ def test_a_model_brings_its_expander_along(runs: Path, caption_runs: Path, tmp_p
     assert expander._writer.write("two red stars", 0, "", ()) == wanted
     assert load_file(tmp_path / "m" / "expander" / "model.safetensors")["shared.weight"].dtype == torch.float16
     export(**parts, relay=None, modes={}, out=tmp_path / "bare")
-    with pytest.raises(UserError, match="has no expander"):
+    with pytest.raises(UserError, match="bare has no expander"):
         open_expander(str(tmp_path / "bare"), None, None, None, Device.cpu)
     with pytest.raises(UserError, match="expander"):
         export(**parts, relay=None, modes={}, out=tmp_path / "none", expander=runs / "text")

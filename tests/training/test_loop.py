@@ -407,7 +407,7 @@ def test_a_folder_is_of_one_training_at_a_time(runs: Path, tmp_path: Path, monke
     recipe, go = tiny_recipe("text", runs, train__images=2), loop._Run.go
 
     def second(run: loop._Run) -> dict[str, Any]:
-        with pytest.raises(UserError, match="another process works there"):
+        with pytest.raises(UserError, match=f"{tmp_path / 'text'}: another process"):
             train(recipe, tmp_path / "text", device="cpu")
         return go(run)
 

@@ -185,5 +185,5 @@ def test_adapters_are_scaled_and_named_by_run_folder_or_file(adapters: Path, pip
 def test_an_adapter_of_another_shape_is_refused(adapters: Path, components: dict[str, Any], tmp_path: Path) -> None:
     wide = UNet2DConditionModel.from_config({**components["unet"].config, "cross_attention_dim": 24})
     pipe = CogView3Pipeline(**components | {"unet": wide, "text_encoder": None})
-    with pytest.raises(UserError, match="does not fit this model"):
+    with pytest.raises(UserError, match=f"--lora {adapters / 'base'}"):
         load_loras(pipe, [parse_lora(str(adapters / "base"))])

@@ -19,7 +19,7 @@ from cogview3.bench.machine import hardware
 from cogview3.captions.model import ModelJob, ModelWriter
 from cogview3.captions.recaption import GivenUp, Task, caption_shard
 from cogview3.config import UserError
-from cogview3.data.entries import admit, decode_entry
+from cogview3.data.entries import admit, decode_picture
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.report import Skipped
@@ -51,8 +51,9 @@ def run(
     """
     if repeats < 1:
         raise UserError(f"repeats {repeats}: give 1 or more")
-    if not all(isinstance(shard, TarShard) and Path(shard.address).is_file() for shard in shards):
-        raise UserError("give tars on a disk; they are copied to a temporary folder")
+    for shard in shards:
+        if not isinstance(shard, TarShard) or not Path(shard.address).is_file():
+            raise UserError(f"{shard.address}: give tars on a disk; they are copied to a temporary folder")
     writer, task = job.load(0), Task(job, dict(job.settings))
     batches = list(_prepared(shards, writer))
     images = sum(len(batch["input_ids"]) for batch in batches)
@@ -105,7 +106,7 @@ def _prepared(shards: Sequence[Shard], writer: ModelWriter) -> Any:
         for group in shard.groups():
             try:
                 entry = admit(group, {group.key: "to be written"}, None, Filters())
-                images.append(decode_entry(entry, Filters()).image)
+                images.append(decode_picture(entry, Filters()).image)
             except Skipped:
                 continue
             olds.append(entry.old)

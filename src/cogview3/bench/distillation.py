@@ -16,7 +16,7 @@ from torch import nn
 
 from cogview3.bench.machine import hardware, versions
 from cogview3.bench.networks import CONFIGS, TEXT_LENGTH, build
-from cogview3.config import DistillRound, UserError, load_recipe
+from cogview3.config import DistillBaseRecipe, DistillRelayRecipe, DistillRound, UserError, load_recipe
 from cogview3.distillation.objective import Distillation
 from cogview3.distillation.teacher import sampler_levels
 from cogview3.evaluation.progress import Counter, silent
@@ -158,6 +158,7 @@ def synthetic_recipe(stage: str, batch: int, size: int, checkpoint_activations: 
         "train.precision": "bf16" if computes_bfloat16(device) else "no",
     }
     recipe = load_recipe(f"paper/distill_{stage}", [f"{name}={value}" for name, value in changes.items()])
+    assert isinstance(recipe, DistillBaseRecipe | DistillRelayRecipe)
     return recipe.round(1, "none")
 
 

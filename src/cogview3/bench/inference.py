@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from transformers import T5EncoderModel
 
 from cogview3.bench.machine import hardware, versions
 from cogview3.bench.stopwatch import stopwatch, wait
-from cogview3.config import UserError, load_recipe
+from cogview3.config import BaseRecipe, RelayRecipe, TextRecipe, UserError, VaeRecipe, load_recipe
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.evaluation.progress import Counter, silent
@@ -47,6 +47,9 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 """
 """What `cogview3 generate` needs of others' code."""
+
+
+Loaded = TypeVar("Loaded", BaseRecipe, RelayRecipe, TextRecipe, VaeRecipe)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def measure(
 
 def final_side(pipe: CogView3Pipeline) -> int:
     """Side in pixels of what base and one relay draw."""
-    return pipe.unet.config["sample_size"] * pipe.vae_scale_factor * 2
+    return int(pipe.unet.config["sample_size"]) * pipe.vae_scale_factor * 2
 
 
 def drawers(pipe: CogView3Pipeline, settings: Settings) -> tuple[Draw, Draw]:
@@ -174,10 +177,8 @@ def drawers(pipe: CogView3Pipeline, settings: Settings) -> tuple[Draw, Draw]:
     def draw(batch: int, **how: Any) -> Any:
         texts = [prompt.text for prompt in load_prompts("scenes-heldout", batch)]
         seeds = [torch.Generator().manual_seed(index) for index in range(batch)]
-        guidances = {"guidance_scale": settings.guidance, "relay_guidance_scale": settings.guidance}
-        return pipe(
-            texts, height=side, width=side, num_inference_steps=settings.steps, generator=seeds, **guidances, **how
-        )
+        how |= {"guidance_scale": settings.guidance, "relay_guidance_scale": settings.guidance}
+        return pipe(texts, height=side, width=side, num_inference_steps=settings.steps, generator=seeds, **how)
 
     return (
         lambda batch: draw(batch, num_relays=1, relay_steps=settings.relay_steps),
@@ -226,7 +227,7 @@ def count_flops(draw: Draw, batch: int = 1) -> int:
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         draw(batch)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def cold_start(pipe: CogView3Pipeline, model: str | None, repeats: int, device: str) -> dict[str, float]:
@@ -266,22 +267,29 @@ def _process_seconds(arguments: Sequence[str]) -> float:
 
 def random_pipeline() -> CogView3Pipeline:
     """The networks of the packaged `scenes` recipes with random weights."""
-    recipes = {part: load_recipe(f"scenes/{part}") for part in ("vae", "text", "base", "relay")}
-    text, relay = recipes["text"].model, recipes["relay"].objective
+    vae_recipe, text = _recipe(VaeRecipe, "vae"), _recipe(TextRecipe, "text").model
+    base, relay = _recipe(BaseRecipe, "base"), _recipe(RelayRecipe, "relay")
     rngs = (np.random.default_rng(index) for index in range(1000))
     texts = [captions.comprehensive(sample_scene(rng), rng).text for rng in rngs]
-    sides = {part: recipes[part].data.size // 8 for part in ("base", "relay")}
-    unets = {part: build_unet(recipes[part].model, text.d_model, side).eval() for part, side in sides.items()}
-    vae: AutoencoderKL = build_vae(recipes["vae"].model).eval()
+    unets = [build_unet(each.model, text.d_model, each.data.size // 8).eval() for each in (base, relay)]
+    vae: AutoencoderKL = build_vae(vae_recipe.model).eval()
     return CogView3Pipeline(
         tokenizer=build_tokenizer(texts, text.vocab_size, text.max_length),
         text_encoder=T5EncoderModel(t5_config(text)).eval(),
         vae=vae,
-        unet=unets["base"],
-        scheduler=base_scheduler(recipes["base"].objective.prediction),
-        relay_unet=unets["relay"],
-        relay_scheduler=RelayScheduler(relay_start=relay.relay_start, prediction_type=relay.prediction),
+        unet=unets[0],
+        scheduler=base_scheduler(base.objective.prediction),
+        relay_unet=unets[1],
+        relay_scheduler=RelayScheduler(
+            relay_start=relay.objective.relay_start, prediction_type=relay.objective.prediction
+        ),
     )
+
+
+def _recipe(kind: type[Loaded], stage: str) -> Loaded:
+    recipe = load_recipe(f"scenes/{stage}")
+    assert isinstance(recipe, kind)
+    return recipe
 
 
 def describe(result: dict[str, Any]) -> str:

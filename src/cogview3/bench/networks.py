@@ -67,7 +67,11 @@ _TINY: dict[str, dict[str, Any]] = {
 }
 CONFIGS: Mapping[str, Mapping[str, dict[str, Any]]] = {"full": _FULL, "narrow": _NARROW, "tiny": _TINY}
 
-_T5_KIND = {"feed_forward_proj": "gated-gelu", "is_encoder_decoder": False, "tie_word_embeddings": False}
+_T5_KIND: dict[str, Any] = {
+    "feed_forward_proj": "gated-gelu",
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": False,
+}
 KINDS: Mapping[str, Callable[[dict[str, Any]], nn.Module]] = {
     "t5": lambda config: T5EncoderModel(T5Config(**config, **_T5_KIND)),
     "vae": lambda config: AutoencoderKL(**config),
@@ -97,7 +101,8 @@ def build(
     """
     kind = kinds.get(name, lambda config: UNet2DConditionModel(**config))
     with torch.device(device), _default_dtype(dtype):
-        return kind(dict(configs[scale][name])).eval().requires_grad_(False)
+        network: nn.Module = kind(dict(configs[scale][name]))
+        return network.eval().requires_grad_(False)
 
 
 @contextmanager

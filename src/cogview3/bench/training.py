@@ -140,7 +140,8 @@ class _Plain:
 
     def _target(self, noise: Tensor, times: Tensor) -> Tensor:
         if self.recipe.objective.prediction == "v_prediction":
-            return self.scheduler.get_velocity(self.latents, noise, times)
+            velocity: Tensor = self.scheduler.get_velocity(self.latents, noise, times)
+            return velocity
         return noise
 
 
@@ -214,7 +215,7 @@ def run(
         if checkpointed:
             result[kind]["share_with_recomputation"] = share * 4 / 3  # a second forward pass
     result["ratio"] = result["ours"]["samples_per_second"] / result["plain"]["samples_per_second"]
-    settings = {"size": sizes.size, "batch": count, "steps": steps, "repeats": repeats}
+    settings: dict[str, Any] = {"size": sizes.size, "batch": count, "steps": steps, "repeats": repeats}
     settings |= {"checkpoint_activations": checkpointed, "compile": recipe.train.compile}
     settings |= {"dtype": str(dtype).removeprefix("torch.")}
     return result | {
@@ -274,7 +275,9 @@ def synthetic_recipe(
             "precision": "bf16" if computes_bfloat16(device) else "no",
         },
     }
-    return parse_recipe(tables, "bench")
+    recipe = parse_recipe(tables, "bench")
+    assert isinstance(recipe, BaseRecipe)
+    return recipe
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -196,7 +196,8 @@ class _Actor:
     """Of a Ray worker: loads with its first shard."""
 
     def __init__(self, task: Task, place: int) -> None:
-        self._task, self._place, self._writer = task, place, None
+        self._task, self._place = task, place
+        self._writer: Writer | None = None
 
     def caption(self, shard: Shard) -> Iterator[Message]:
         """Caption one shard in this worker; see `caption_shard`."""

@@ -85,7 +85,7 @@ class Asker:
         """The text up to where the new caption begins. What the model takes for more than text is cut out of `old`."""
         asked = self._asked(old)
         if self.has_template:
-            return self.processor.apply_chat_template([_user(asked)], tokenize=False, add_generation_prompt=True)
+            return str(self.processor.apply_chat_template([_user(asked)], tokenize=False, add_generation_prompt=True))
         return f"{self.image_token} {asked}" if self.image_token else asked
 
     def answer(self, old: str, new: str) -> str:
@@ -94,7 +94,7 @@ class Asker:
         if self.has_template:
             told = {"role": "assistant", "content": [{"type": "text", "text": new}]}
             prompt = self.prompt(old)
-            whole = self.processor.apply_chat_template([_user(self._asked(old)), told], tokenize=False)
+            whole: str = self.processor.apply_chat_template([_user(self._asked(old)), told], tokenize=False)
             rest = whole[len(prompt) :].rstrip()
             if not whole.startswith(prompt) or new not in rest:
                 return new + end  # the template knows no answers

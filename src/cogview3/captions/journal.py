@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         _sync_folder(self._folder)
-        self._file = path.open("ab")
+        self._file: BufferedWriter = path.open("ab")
 
 
 def in_order(names: Iterable[Name]) -> list[Name]:

@@ -11,7 +11,7 @@ from cogview3.captions.journal import read_triplets
 from cogview3.captions.rows import OK, admitted
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import decode_entry, take_apart
+from cogview3.data.entries import decode_picture, take_apart
 from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards
 from cogview3.data.groups import Shard
@@ -137,7 +137,7 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
             told = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
             if not told:
                 raise Broken("another picture under its key")
-            decode_entry(entry, Filters())
+            decode_picture(entry, Filters())
         except Skipped as reason:
             report.skip(reason)
             continue

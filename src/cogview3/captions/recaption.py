@@ -137,9 +137,9 @@ class _Reading:
             self.order.append(entry.key)
             known = self.known.get(entry.key)
             same = known is not None and known.old == entry.old and (self.unchanged or bool(entry.old))
-            done = same and self._holds(known)
-            if done:
-                self.rows[entry.key] = known
+            done = False
+            if known is not None and same and self._holds(known):
+                self.rows[entry.key], done = known, True
             yield Sample(entry, done)
 
     def _holds(self, row: Row) -> bool:

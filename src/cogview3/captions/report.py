@@ -17,7 +17,7 @@ from cogview3.captions.rows import OK, admitted
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.data import draws
-from cogview3.data.entries import decode_entry
+from cogview3.data.entries import decode_picture
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.report import Skipped
@@ -154,7 +154,7 @@ def _thumbnails(shown: Sequence[Shown]) -> dict[int, bytes]:
                 break
             if (each := wanted.pop(group.key, None)) is not None:
                 try:
-                    image = decode_entry(admitted(group, None), Filters()).image
+                    image = decode_picture(admitted(group, None), Filters()).image
                 except Skipped:
                     continue
                 found[id(each)] = _jpeg(image)

@@ -24,7 +24,7 @@ from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
 from cogview3.data.addresses import filesystem, is_local
-from cogview3.data.entries import Entry, decode_entry
+from cogview3.data.entries import Entry, decode_picture
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.report import Report, Skipped
@@ -179,7 +179,7 @@ def _is_there(address: str) -> bool:
     """Whether a shard still lies where a triplet says; what cannot be reached counts as there."""
     fs, path = filesystem(address)
     try:
-        return fs.exists(path)
+        return bool(fs.exists(path))
     except OSError:
         return True
 
@@ -197,8 +197,8 @@ def _feed(run: _Run, candidates: Iterator[tuple[Name, Entry]], again: bool) -> N
             continue
         seen.add(name)
         known = journal.done.get(name)
-        elsewhere = known is not None and (known.shard, known.key) != (name.shard, name.key)
-        if elsewhere and (known.shard == name.shard or not there(known.shard)):
+        moved = known is not None and (known.shard, known.key) != (name.shard, name.key)
+        if known is not None and moved and (known.shard == name.shard or not there(known.shard)):
             journal.move(name)
             run.counts["moved"] += 1
         if known is not None or (not again and (name in journal.aside or name in journal.doubtful)):
@@ -234,7 +234,7 @@ def _work(run: _Run) -> None:
 def _one(run: _Run, name: Name, entry: Entry) -> None:
     """Ask about one image, and note what comes of it."""
     try:
-        picture = decode_entry(entry, Filters())
+        picture = decode_picture(entry, Filters())
     except Skipped as reason:
         with run.lock:
             run.report.skip(reason)
@@ -313,7 +313,7 @@ def _refused(run: _Run, name: Name, error: Refused) -> None:
     """
     with run.lock:
         waits = run.refused is not None
-        if waits:
+        if run.refused is not None:
             run.journal.leave(name, error.usage)
             run.refused[name] = f"refused: {error}"
         refusals = len(run.refused or ())

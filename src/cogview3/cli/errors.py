@@ -99,7 +99,7 @@ class ReportingGroup(TyperGroup):
         given = {part for word in words for part in (word, *word.partition("=")[::2])}
         if found is None or found[1] not in options or not any(_is_same(found[2], each) for each in given):
             return message
-        return options[found[1]] + message[found.end(1) :]
+        return f"{options[found[1]]}{message[found.end(1) :]}"
 
 
 _PARAMETER = re.compile(r"(\w+) ([^\s:]+): ")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def expand(
     texts = gather_prompts(prompts or [], file)
     hint_quotes(prompts or [])
     with clean_stdout(as_json):
-        options = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
+        options: dict[str, Any] = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
         made = open_expander(model, expander, expander_model, expander_cache, device, **options)
         expansions = expand_all(made, texts, unexpandable(model, expander, texts))
     result = {

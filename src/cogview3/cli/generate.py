@@ -159,7 +159,8 @@ def generate(
                     generator=generators(seeds[part]),
                 ).images
                 for index, one in enumerate(images, first):
-                    gallery.add(one, facts | _own(texts[index], seeds[index], written and written[index]))
+                    expansion = written[index] if written else None
+                    gallery.add(one, facts | _own(texts[index], seeds[index], expansion))
                 if sheet is not None:
                     shown += images
         seconds = time.perf_counter() - start

@@ -48,8 +48,8 @@ def describe(folder: Path) -> dict[str, Any]:
     sampling = find(folder).sampling()
     modes = sampling.modes if sampling else {}
     upscaler = "unet" not in names  # it has no use for the modes' bases, either
-    unets = {unet for mode in modes.values() for unet in (None if upscaler else mode.unet, mode.relay_unet)}
-    own = unets - {None}
+    used = [mode.relay_unet for mode in modes.values()] + [mode.unet for mode in modes.values() if not upscaler]
+    own = {unet for unet in used if unet is not None}
     for name in sorted(own):
         check_component(folder / name)
     parts = {name: measure(folder / name) for name in [*names, *sorted(own)]}
@@ -92,7 +92,8 @@ def peaks(folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, int]]:
 
     formats = {"bfloat16": (torch.bfloat16, None), "int8": (torch.bfloat16, "int8"), "float32": (torch.float32, None)}
     enlarged = side if isinstance(side, list) else [side] * 2
-    picture = Picture() if facts["base_side"] is not None else Picture(*enlarged, relays=1, upscale=True)
+    height, width = enlarged
+    picture = Picture() if facts["base_side"] is not None else Picture(height, width, relays=1, upscale=True)
     return {name: model_estimates(str(folder), None, picture, *how) for name, how in formats.items()}
 
 

@@ -70,7 +70,8 @@ def load(
     needs = {}
     if where == "cuda":
         kind.check_model(model, mode)  # an estimate needs a whole model
-        more = {"vae_slicing": how.vae_slicing, "vae_tile_size": 512 if how.vae_tiling else None, "encoded": encoded}
+        cut = 512 if how.vae_tiling else None
+        more: dict[str, Any] = {"vae_slicing": how.vae_slicing, "vae_tile_size": cut, "encoded": encoded}
         needs = model_estimates(model, mode, Picture(**drawn, **more), number_format, how.quantize)
         check_free(needs, how)
     if not encoded:

@@ -161,7 +161,8 @@ def pick_dtype(dtype: Dtype, device: str) -> "torch.dtype":
 
     if dtype is Dtype.auto:
         return torch.bfloat16 if device == "cuda" and computes_bfloat16(device) else torch.float32
-    return getattr(torch, dtype)
+    named: torch.dtype = getattr(torch, dtype)
+    return named
 
 
 def pick_mode(mode: str | None, fast: bool) -> str | None:
@@ -225,6 +226,6 @@ def lines(result: dict[str, Any]) -> str:
     return "\n".join(f"{name}: {'none' if value is None else value}" for name, value in entries.items())
 
 
-def report(result: dict, text: str, as_json: bool) -> None:
+def report(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a command's outcome: the object with --json, else the text."""
     typer.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)

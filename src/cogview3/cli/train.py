@@ -131,8 +131,8 @@ def export(
         quiet_libraries()
         from cogview3.training.export import export as write
 
-        light = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
-        light = {name: run for name, run in light.items() if run is not None}
+        given = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
+        light = {name: run for name, run in given.items() if run is not None}
         result = write(vae, text, base, relay, modes, out, sampling, light, expander, int8)
     options.report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 

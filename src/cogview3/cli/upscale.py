@@ -52,7 +52,7 @@ def upscale(
         if places.get(path.resolve(), number) != number:
             raise UserError(f"{images[number]} would be enlarged into {path}, which is also an input; change --out")
     width, height = max(sizes, key=math.prod)
-    drawn = {"height": height << relays, "width": width << relays, "relays": relays}
+    drawn: dict[str, object] = {"height": height << relays, "width": width << relays, "relays": relays}
     drawn |= {"tile_size": draw.tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light}
     from cogview3.models.modes import Overrides
     from cogview3.references import find

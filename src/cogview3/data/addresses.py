@@ -27,9 +27,10 @@ class NotAFileError(OSError):
 def filesystem(address: str) -> tuple[Any, str]:
     """The fsspec file system of an address, and the path in it. Raises UserError for an unknown protocol."""
     try:
-        return url_to_fs(address)
+        fs, path = url_to_fs(address)
     except (ImportError, ValueError) as error:
         raise UserError(f"{address}: {error}; give a path, or an address whose fsspec package is installed") from None
+    return fs, path
 
 
 def is_local(fs: Any) -> bool:

@@ -134,6 +134,7 @@ class FittedImages:
         if (encoded := sample.encoded) is not None:
             return Fitted(None, encoded, sample.caption, encoded.original, encoded.crop, encoded.target, *known)
         image = sample.image
+        assert image is not None  # a sample has the one or the other
         across, down = (draws.chance(axis, self._seed, sample.index) for axis in ("across", "down"))
         if self._center:
             across = down = 0.5
@@ -173,6 +174,7 @@ class Batch:
 
     def pixels(self) -> Tensor:
         """The images in [-1, 1], float32."""
+        assert self.images is not None
         return self.images.float() / 127.5 - 1
 
 

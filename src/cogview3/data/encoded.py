@@ -62,7 +62,7 @@ def read_encoded(data: bytes) -> Encoded:
             raise Broken("damaged latents")
         texts = {caption: tensors[f"text_{which}"] for which, caption in captions.items()}
         sizes = ((height, width), (top, left), (target[0], target[1]))
-        return Encoded(tensors["mean"], tensors["logvar"], *parts[2:], *sizes, texts)
+        return Encoded(tensors["mean"], tensors["logvar"], parts[2], parts[3], *sizes, texts)
     except (SafetensorError, ValueError, LookupError, AttributeError, TypeError, RecursionError, OverflowError):
         raise Broken("damaged latents") from None
 

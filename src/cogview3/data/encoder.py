@@ -16,7 +16,7 @@ from cogview3.data import draws
 from cogview3.data.buckets import Buckets, fit
 from cogview3.data.encode import Encoding, own_notes
 from cogview3.data.encoded import Encoded, Size, encoded_bytes, write_latents
-from cogview3.data.entries import Entry, admit, decode_entry
+from cogview3.data.entries import Entry, admit, decode_picture
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.latents import posteriors, to_tensor
@@ -73,7 +73,7 @@ def _fitted(shard: Shard, encoding: Encoding, report: Report) -> Iterator[_Item]
     buckets = Buckets(settings.size, settings.bucket_step, settings.bucket_ratio)
     for group in all_groups(shard):
         try:
-            picture = decode_entry(entry := admit(group, captions, keep, Filters()), Filters())
+            picture = decode_picture(entry := admit(group, captions, keep, Filters()), Filters())
         except Skipped as reason:
             report.skip(reason)
             continue
@@ -103,8 +103,9 @@ def _encode(items: Sequence[_Item], encoding: Encoding) -> list[Encoded]:
     encoded = []
     for number, item in enumerate(items):
         own = {text: texts[text] for text in (item.entry.old, item.entry.new) if text in texts}
-        parts = (made[number].get(name) for name in ("mean", "logvar", "low_mean", "low_logvar"))
-        encoded.append(Encoded(*parts, item.original, item.crop, item.image.shape[:2], own))
+        parts, (height, width) = made[number], item.image.shape[:2]
+        low = parts.get("low_mean"), parts.get("low_logvar")
+        encoded.append(Encoded(parts["mean"], parts["logvar"], *low, item.original, item.crop, (height, width), own))
     return encoded
 
 
@@ -140,8 +141,10 @@ def _half(values: torch.Tensor, who: str) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _vae(encoding: Encoding) -> AutoencoderKL:
     folder = weights_folder(encoding.vae, "vae")
-    vae = load_network(AutoencoderKL, folder, torch_dtype=getattr(torch, encoding.precision)).to(_device(encoding))
-    return vae.requires_grad_(False)
+    dtype = getattr(torch, encoding.precision)
+    vae: AutoencoderKL = load_network(AutoencoderKL, folder, torch_dtype=dtype).to(_device(encoding))
+    vae.requires_grad_(False)
+    return vae
 
 
 @lru_cache(maxsize=1)

@@ -76,8 +76,8 @@ def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> t
             found = caption_choices(decode_text(group.files["txt"]))
         if not found:
             names = {str(name).lower(): name for name in metadata}
-            name = names.get("caption", find_caption(metadata))
-            found = caption_choices(metadata.get(name))
+            name = names.get("caption") or find_caption(metadata)
+            found = caption_choices(None if name is None else metadata.get(name))
             mended += ["caption from metadata"] * bool(found)
     except Broken as reason:
         if str(reason) != NO_TEXT:
@@ -124,12 +124,17 @@ def admit(
 
 def decode_entry(entry: Entry, filters: Filters) -> Picture | Encoded:
     """The picture of an entry, or its latents, judged by the picture's size. Raises Broken or Filtered."""
-    if entry.suffix == LATENTS:
-        encoded = read_encoded(entry.picture)
-        height, width = encoded.original
-        if reason := judge_size(filters, width, height):
-            raise Filtered(reason)
-        return encoded
+    if entry.suffix != LATENTS:
+        return decode_picture(entry, filters)
+    encoded = read_encoded(entry.picture)
+    height, width = encoded.original
+    if reason := judge_size(filters, width, height):
+        raise Filtered(reason)
+    return encoded
+
+
+def decode_picture(entry: Entry, filters: Filters) -> Picture:
+    """The picture of an entry that was not encoded, judged by its size. Raises Broken or Filtered."""
     picture = decode(entry.picture, entry.suffix)
     if reason := judge_size(filters, *picture.image.size):
         raise Filtered(reason)

@@ -9,7 +9,7 @@ import pyarrow
 
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.entries import admit, decode_entry
+from cogview3.data.entries import admit, decode_picture
 from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, thumbnail
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.parallel import over_shards
@@ -111,7 +111,7 @@ def judge(shard: Shard, filters: Filters) -> Judged:
     for group in all_groups(shard):
         value = colors = None
         try:
-            picture = decode_entry(entry := admit(group, captions, None, filters, needs_caption=False), filters)
+            picture = decode_picture(entry := admit(group, captions, None, filters, needs_caption=False), filters)
             if filters.duplicates:
                 value, colors = difference_hash(picture.image), thumbnail(picture.image)
             reason = ""
@@ -151,7 +151,8 @@ def _read(address: str, notes: dict[str, Any]) -> Judged:
     if any(len(colors) != THUMBNAIL for colors in columns["colors"] if colors is not None):
         raise UserError(f"{address}: damaged (thumbnails of other sizes); delete it and make it again")
     columns["reason"] = [reason or "" for reason in columns["reason"]]
-    return Judged(*columns.values(), Report.from_dict(notes["report"]))
+    keys, reasons, hashes, colors = columns.values()
+    return Judged(keys, reasons, hashes, colors, Report.from_dict(notes["report"]))
 
 
 def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:

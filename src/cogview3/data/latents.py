@@ -60,7 +60,8 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
 
 def scaled(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents of the encoder (B, C, H/8, W/8), shifted and scaled as the UNets see them."""
-    return (latents - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
+    shift, factor = vae.config["shift_factor"] or 0.0, float(vae.config["scaling_factor"])
+    return (latents - shift) * factor
 
 
 @torch.no_grad()
@@ -79,7 +80,8 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Pictures (B, 3, H, W), clamped to [-1, 1], of scaled latents (B, C, H/8, W/8)."""
     shift = vae.config["shift_factor"] or 0.0
-    return vae.decode((latents / vae.config["scaling_factor"] + shift).to(vae.dtype)).sample.clamp(-1, 1)
+    pixels: Tensor = vae.decode((latents / vae.config["scaling_factor"] + shift).to(vae.dtype)).sample
+    return pixels.clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -173,7 +175,8 @@ def gaussian_blur(pictures: Tensor, deviations: Tensor) -> Tensor:
     blurred = torch.nn.functional.pad(pictures, (_BLUR_RADIUS,) * 4, mode="reflect").flatten(0, 1)[None]
     for shape in ((-1, 1, 1, offsets.numel()), (-1, 1, offsets.numel(), 1)):
         blurred = torch.nn.functional.conv2d(blurred, kernels.view(shape).to(blurred), groups=count * channels)
-    return blurred.unflatten(1, (count, channels))[0]
+    apart: Tensor = blurred.unflatten(1, (count, channels))
+    return apart[0]
 
 
 def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cache: Path) -> dict[str, Tensor]:

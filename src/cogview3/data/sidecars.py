@@ -70,7 +70,8 @@ def _read(address: str, columns: Sequence[str]) -> dict[str, list[Any]] | None:
     with _opened(address) as file:
         if file is None:
             return None
-        read = parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns).to_pydict()
+        table = parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns)
+        read: dict[str, list[Any]] = table.to_pydict()
         for name, values in read.items():
             kind = _TYPES.get(name, str)
             if not all(isinstance(value, kind) or value is None for value in values):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cogview3.checkpoints import whole_file
-from cogview3.data.entries import admit, decode_entry
+from cogview3.data.entries import admit, decode_picture
 from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.parallel import over_shards
@@ -111,7 +111,7 @@ def _count(shard: Shard, text: str | None) -> Statistics:
     captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
     for group in shard.groups():
         try:
-            picture = decode_entry(entry := admit(group, captions, keep, filters), filters)
+            picture = decode_picture(entry := admit(group, captions, keep, filters), filters)
         except Skipped as reason:
             counts.report.skip(reason)
             continue
@@ -161,9 +161,9 @@ def plot(statistics: Statistics, path: Path) -> bool:
         most = numbers[np.searchsorted(weights.cumsum(), 0.99 * weights.sum())]
         axes.hist(numbers.clip(max=most), min(BINS, len(numbers)), weights=weights)
         axes.set_title(title)
-    for title, counts in named.items():
+    for title, reasons_found in named.items():
         axes = next(panels)
-        reasons, heights = zip(*reversed(counts.most_common(BARS)), strict=True)
+        reasons, heights = zip(*reversed(reasons_found.most_common(BARS)), strict=True)
         axes.bar_label(axes.barh(range(len(reasons)), heights))
         axes.set_yticks(range(len(reasons)), reasons, parse_math=False)
         axes.set_title(title)

@@ -138,7 +138,7 @@ class _Rows:
         """Number of the first row, and rows, from those on that hold row `first`."""
         names = [*self.columns.needed(), *self.columns.rest]
         if self._parquet is not None:
-            yield from self._parquet_batches(first, names)
+            yield from self._parquet_batches(self._parquet, first, names)
             return
         reader, start = self._reader(names), 0
         several = range(reader.num_record_batches) if hasattr(reader, "num_record_batches") else None
@@ -147,16 +147,16 @@ class _Rows:
                 yield start, _validated(batch, self.columns.needed())
             start += batch.num_rows
 
-    def _parquet_batches(self, first: int, names: list[str]) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
+    def _parquet_batches(self, file: Any, first: int, names: list[str]) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
         """Rows by groups; where a group's metadata cannot be read, pictures and captions without it."""
         start = 0
-        for number in range(self._parquet.num_row_groups):
-            end = start + self._parquet.metadata.row_group(number).num_rows
+        for number in range(file.num_row_groups):
+            end = start + file.metadata.row_group(number).num_rows
             done = start
             for columns in (names, self.columns.needed()) if end > first else ():
                 try:
                     at = start
-                    for batch in self._parquet.iter_batches(_ROWS, [number], columns=columns, use_threads=False):
+                    for batch in file.iter_batches(_ROWS, [number], columns=columns, use_threads=False):
                         at += batch.num_rows
                         if at > done:
                             done = at
@@ -207,8 +207,8 @@ def _columns(schema: pyarrow.Schema) -> _Columns:
 def _holds_pictures(kind: pyarrow.DataType) -> bool:
     """Whether values are bytes, or `datasets`' structure of bytes and path."""
     if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return types.is_binary(kind) or types.is_large_binary(kind)
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _is_simple(kind: pyarrow.DataType) -> bool:

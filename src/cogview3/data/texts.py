@@ -74,5 +74,5 @@ def caption_choices(value: Any) -> tuple[str, ...]:
 
 def find_caption(record: Mapping[str, Any]) -> str | None:
     """The name under which a record keeps its caption; None where it has none."""
-    names = {str(name).lower(): name for name in reversed(record)} if record else {}
+    names = {str(name).lower(): name for name in reversed([*record])}
     return next((names[name] for name in CAPTIONS if name in names), None)

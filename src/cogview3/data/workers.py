@@ -73,7 +73,8 @@ class WorkerSamples:
         part, fitted, state = item
         self._states[part] = state
         self._turn = (self._parts.index(part) + 1) % len(self._parts)
-        return fitted
+        taken: Fitted = fitted
+        return taken
 
     def read(self, place: Place) -> Fitted:
         """The sample at a place, of any reader; nothing is counted. Raises UserError where it is gone."""
@@ -132,7 +133,7 @@ def _begin_worker(number: int) -> None:
     end_with_parent()
 
 
-class _Readers(IterableDataset):
+class _Readers(IterableDataset[Any]):
     """In worker w of W, the samples of readers w, w + W, ... in turn with their positions.
 
     A loader takes an item of each worker in turn, so workers with a reader less put None in its place. A UserError

@@ -296,7 +296,7 @@ def _add_noise(z: Tensor, delta: Tensor | float, noise: Tensor | None) -> Tensor
     if noise is not None:
         return z + expand_to(delta, z) * noise
     if bool(as_tensor(delta).any()):
-        raise ValueError("a step with delta above 0 adds noise: give noise of the latents' shape")
+        raise ValueError(f"delta is {as_tensor(delta).tolist()}, which adds noise: give noise of the latents' shape")
     return z
 
 

@@ -66,7 +66,7 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
     setting: Setting | None = None,
     counter: Counter = silent,
-    **overrides: int | float | str | None,
+    **overrides: Any,
 ) -> dict[str, Any]:
     """Draw every prompt with every model, and score the pictures.
 

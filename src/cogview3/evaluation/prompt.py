@@ -38,7 +38,8 @@ class Prompt:
     @property
     def held_out(self) -> bool:
         """Whether training never shows an object: its shape, color and fill together, or the thing on this ground."""
-        ground = self.scene.ground if self.scene else self.facts and self.facts.ground
+        stated = self.scene or self.facts
+        ground = None if stated is None else stated.ground
         return any(
             (item.shape, item.color, item.fill) in HELD_OUT
             or (item.thing is not None and ground is not None and is_held_out_ground(item.thing, ground))

@@ -49,7 +49,8 @@ def as_csv(results: Mapping[str, Any]) -> str:
     writer.writerow(["model", "figure", "value", "low", "high"])
     for name, entry in results["models"].items():
         for path, value, interval in _figures(entry):
-            writer.writerow([name, path, value, *(interval or ["", ""])])
+            low, high = interval or ("", "")
+            writer.writerow([name, path, value, low, high])
     return table.getvalue()
 
 

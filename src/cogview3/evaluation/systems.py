@@ -81,9 +81,11 @@ class Own(System):
         if self._pipe is not None:
             return self._pipe.vae
         try:
-            return AutoencoderKL.from_pretrained(self.source, subfolder="vae", dtype=dtype).to(device)
+            vae: AutoencoderKL = AutoencoderKL.from_pretrained(self.source, subfolder="vae", dtype=dtype)
         except (OSError, ValueError) as error:
             raise unloadable(self.source, error) from error
+        vae.to(device)
+        return vae
 
     @override
     def size(self) -> tuple[int, int]:

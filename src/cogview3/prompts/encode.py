@@ -51,7 +51,9 @@ def left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """The end of the prompt that does not fit into `text_length` tokens; empty where all of it fits."""
     room = text_length(tokenizer) - tokenizer.num_special_tokens_to_add()
     tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-    return tokenizer.decode(tokens[room:], skip_special_tokens=True)
+    rest = tokenizer.decode(tokens[room:], skip_special_tokens=True)
+    assert isinstance(rest, str)  # a list only of a list of texts
+    return rest
 
 
 def encode_text(
@@ -95,7 +97,7 @@ def embed_text(
     """`encode_text`, silently."""
     length = text_length(tokenizer)
     tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    embeddings = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state
+    embeddings: torch.Tensor = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state
     if not embeddings.isfinite().all():
         raise FloatingPointError(
             f"the text encoder produced non-finite numbers in {embeddings.dtype}: load it in bfloat16 or float32"

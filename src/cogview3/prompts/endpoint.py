@@ -206,7 +206,7 @@ class Endpoint:
                 return Answer(self._hide(text), finish, self._hide(refusal), usage, most)
             tries = usage.requests
             told = "one try" if tries == 1 else f"{tries} tries"
-            raise GaveUp(f"{self.shown}: {failure}; given up after {told}", failure and failure.status)
+            raise GaveUp(f"{self.shown}: {failure}; given up after {told}", None if failure is None else failure.status)
         except EndpointError as error:
             error.usage = usage
             raise

@@ -22,7 +22,7 @@ from cogview3.checkpoints import read_json, write_text
 from cogview3.config import UserError
 from cogview3.errors import as_user_error, one_line
 from cogview3.prompts.answers import ends_as_a_sentence, is_refusal, plain
-from cogview3.prompts.endpoint import Endpoint, Message, Unusable
+from cogview3.prompts.endpoint import Endpoint, Unusable
 from cogview3.prompts.intent import lost_intent
 from cogview3.prompts.words import is_english
 
@@ -132,7 +132,7 @@ class EndpointWriter(Writer):
         return [answer.text] if whole else []
 
 
-def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> list[Message]:
+def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> list[dict[str, str]]:
     """The messages that ask for an expansion, after one that lost something perhaps."""
     messages = [{"role": "system", "content": INSTRUCTION}]
     for request, description in EXAMPLES:
@@ -272,7 +272,8 @@ class Expander:
 
     def _expand(self, prompt: str) -> Expansion:
         """Ask for an expansion until one is good. Raises what the writer does."""
-        earlier, faults = "", []
+        earlier = ""
+        faults: list[str] = []
         for number in range(TRIES):
             texts = filter(None, map(tidy, self._writer.write(prompt, number, earlier, faults)))
             judged = [(find_faults(prompt, text), text) for text in texts]

@@ -131,7 +131,8 @@ def load_text_encoder(folder: str | Path, **options: Any) -> "T5EncoderModel":
     """A T5 encoder, as of `load_network`."""
     from transformers import T5EncoderModel
 
-    return load_network(T5EncoderModel, folder, **options)
+    encoder: T5EncoderModel = load_network(T5EncoderModel, folder, **options)
+    return encoder
 
 
 def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:

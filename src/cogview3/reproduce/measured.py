@@ -100,13 +100,13 @@ class Bench:
         self._pipes: dict[str | None, CogView3Pipeline] = {}
         self._unets: dict[Path, UNet2DConditionModel] = {}
         self.pipe = self._pipe(None)
-        if self.pipe.relay_unet is None:
+        if self.pipe.relay_unet is None or self.pipe.relay_scheduler is None:
             raise UserError(f"model {model} has no relay: give one that has, such as scenes")
         self.upscale = CogView3UpscalePipeline.from_pipe(self.pipe)
         self.upscale.set_progress_bar_config(disable=True)
         self.relay_config = dict(self.pipe.relay_scheduler.config)
-        networks = (self.pipe.unet, self.pipe.relay_unet, self.pipe.vae, self.pipe.text_encoder)
-        self.weights = weights_hash(*networks)
+        networks = [self.pipe.unet, self.pipe.relay_unet, self.pipe.vae, self.pipe.text_encoder]
+        self.weights = weights_hash(*(network for network in networks if network is not None))
         if folder is not None:
             claim(folder / "run.json", {"weights": self.weights, "seed": seed})
 
@@ -116,7 +116,7 @@ class Bench:
     @property
     def side(self) -> int:
         """Of the finished pictures, in pixels."""
-        return self.pipe.unet.config["sample_size"] * self.pipe.vae_scale_factor * 2
+        return int(self.pipe.unet.config["sample_size"]) * self.pipe.vae_scale_factor * 2
 
     def measure(self, ways: Sequence[Way], progress: Callable[[int], None]) -> dict[str, Measured]:
         """What each way gives, by `Way.key`; ways that are the same are drawn once."""
@@ -176,7 +176,8 @@ class Bench:
     def _networks(self, way: Way) -> str:
         """A hash of the networks that are not the default mode's."""
         own = [] if way.mode is None else [self._pipe(way.mode).unet, self._pipe(way.mode).relay_unet]
-        return weights_hash(*own, *([] if way.unet is None else [self._unet(way.unet)]))
+        own += [] if way.unet is None else [self._unet(way.unet)]
+        return weights_hash(*(network for network in own if network is not None))
 
     def _draw(self, way: Way, part: range) -> tuple[Tensor, float]:
         """From the start: pictures (B, 3, H, W) in [-1, 1], and seconds, expansion included."""

@@ -48,7 +48,8 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
 
 def _centers(spectrum: Spectrum) -> np.ndarray:
     edges = np.array(spectrum.edges)
-    return np.sqrt(edges[:-1] * edges[1:])
+    centers: np.ndarray = np.sqrt(edges[:-1] * edges[1:])
+    return centers
 
 
 def _by_frequency(by_kind: dict[str, list[Spectrum]]) -> "Figure":

@@ -108,7 +108,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
 class Answer:
     """How a request's pictures are sent; `event` is what its events are called before the dot."""
 
-    def __init__(self, service: Service, requests: Requests, body: BaseModel, event: str) -> None:
+    def __init__(self, service: Service, requests: Requests, body: schemas.ImageRequest, event: str) -> None:
         self._service, self._requests, self._body, self._event = service, requests, body, event
         self._created = int(time.time())
         self._kind = body.output_format or "png"

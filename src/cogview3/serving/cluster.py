@@ -184,6 +184,7 @@ class Cluster(Queue):
         running = serve.status().applications.get(name)
         if running is not None and running.status == "RUNNING":
             self._handle = serve.get_deployment_handle(DEPLOYMENT, name)
+            sizes: Sizes
             sizes, other = self._handle.about.remote().result()
             if other == identity:
                 return sizes
@@ -193,7 +194,8 @@ class Cluster(Queue):
             self._handle = serve.run(application, name=name, route_prefix=None)
         except RuntimeError as error:
             raise UserError(f"--engine ray: the replicas did not start: {one_line(error)}") from None
-        return self._handle.about.remote().result()[0]
+        sizes, _ = self._handle.about.remote().result()
+        return sizes
 
     def _check_room(self, ray: Any) -> None:
         """Refuse to wait for what the cluster lacks. Raises UserError."""

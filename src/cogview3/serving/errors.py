@@ -71,7 +71,7 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, Busy):
         return too_many(str(error), error.seconds)
     if isinstance(error, ValidationError | RequestValidationError):
-        return _invalid(error.errors()[0])
+        return _invalid({**error.errors()[0]})
     if isinstance(error, UserError):
         return ApiError(400, str(error), "invalid_value")
     if isinstance(error, Canceled):

@@ -83,7 +83,7 @@ class Keys:
     def name(self, secret: str) -> str | None:
         """Whose key this is; None where it is nobody's."""
         key = self._keys.get(digest_of(secret))
-        return key and key.name
+        return None if key is None else key.name
 
     def wait(self, client: str, pictures: int) -> float:
         """Count a client's pictures; returns 0, or the seconds after which they would be within its limit."""

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 
-from cogview3.serving.orders import Job
+from cogview3.serving.orders import Job, Kind
 
 
 class Line:
@@ -58,17 +58,18 @@ class Line:
                 ahead += min(len(others), own + first)
         return ahead
 
-    def next_kind(self) -> tuple | None:
+    def next_kind(self) -> Kind | None:
         """The kind of the job that is next; None where none waits."""
         return self._waiting[self._order()[0]][0].kind if self._waiting else None
 
-    def matching(self, kind: tuple) -> int:
+    def matching(self, kind: Kind) -> int:
         """How many waiting jobs could be drawn together with one of this kind."""
         return sum(job.kind == kind for job in self)
 
     def take(self, most: int) -> list[Job]:
         """The next job and up to `most - 1` others of its kind, one of each client by turns."""
-        kind, taken = self.next_kind(), []
+        kind = self.next_kind()
+        taken: list[Job] = []
         while len(taken) < most:
             turn = [job for client in self._order() if (job := self._first(client, kind)) is not None]
             if not turn:
@@ -86,7 +87,7 @@ class Line:
         """Clients with something waiting, the one that was served least first."""
         return sorted((client for client, jobs in self._waiting.items() if jobs), key=self._served.__getitem__)
 
-    def _first(self, client: str, kind: tuple | None) -> Job | None:
+    def _first(self, client: str, kind: Kind | None) -> Job | None:
         return next((job for job in self._waiting[client] if job.kind == kind), None)
 
     def _forget_idle(self) -> None:

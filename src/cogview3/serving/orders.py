@@ -58,6 +58,10 @@ class Settings:
         return (self.width << self.relays, self.height << self.relays) if self.enlarge else (self.width, self.height)
 
 
+Kind = tuple[Settings, int]
+"""Settings, and the stage that comes next: jobs of one kind are drawn together."""
+
+
 @dataclass(frozen=True)
 class Order:
     """One picture.
@@ -156,7 +160,7 @@ class Job:
     work: Any = None
 
     @property
-    def kind(self) -> tuple[Settings, int]:
+    def kind(self) -> Kind:
         """Jobs of one kind are drawn together."""
         return self.order.settings, self.stage
 

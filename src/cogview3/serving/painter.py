@@ -99,18 +99,21 @@ class Painter:
 
     def _stage(self, jobs: Sequence[Job]) -> list[Drawn | BaseException | None]:
         settings, stage = jobs[0].kind
-        pipe, start = self._pipelines[settings.mode], time.perf_counter()
+        drawer, start = self._pipelines[settings.mode], time.perf_counter()
         if stage == 0:
-            _begin(pipe, jobs)
+            _begin(drawer, jobs)
         last = stage == settings.stages - 1
-        call = _enlargement if settings.enlarge or stage else _drawing
-        if call is _enlargement:
-            pipe = CogView3UpscalePipeline.from_pipe(pipe)
+        pipe: CogView3Pipeline | CogView3UpscalePipeline = drawer
+        arguments = _texts(jobs)
+        if settings.enlarge or stage:
+            pipe = CogView3UpscalePipeline.from_pipe(drawer)
             pipe.set_progress_bar_config(disable=True)
+            arguments |= _enlargement(settings, jobs)
+        else:
+            arguments |= _drawing(settings, jobs)
         alive = list(jobs)
         images = pipe(
-            **call(settings, jobs),
-            **_texts(jobs),
+            **arguments,
             generator=[job.work.generator for job in jobs],
             output_type="pil" if last else "latent",
             callback_on_step_end=_watcher(alive, stage),
@@ -127,10 +130,11 @@ class Painter:
 
 def _begin(pipe: CogView3Pipeline, jobs: Sequence[Job]) -> None:
     """Encode the prompts together, and set up what each job keeps."""
-    orders, embeds = [job.order for job in jobs], [None] * len(jobs)
+    orders = [job.order for job in jobs]
+    embeds: list[Any] = [None] * len(jobs)
     if orders[0].settings.prompted:
-        negative = [order.negative_prompt for order in orders] if orders[0].settings.negative else None
-        pairs = pipe.encode_prompt([order.prompt for order in orders], negative)
+        negative = [order.negative_prompt or "" for order in orders] if orders[0].settings.negative else None
+        pairs = pipe.encode_prompt([order.prompt for order in orders if order.prompt is not None], negative)
         embeds = list(zip(*(each.split(1) for each in pairs), strict=True))
     for job, pair in zip(jobs, embeds, strict=True):
         job.work = Work(
@@ -200,7 +204,7 @@ def _enlargement(settings: Settings, jobs: Sequence[Job]) -> dict[str, Any]:
     return arguments | {"latents": torch.cat([job.work.latents for job in jobs])}
 
 
-def _texts(jobs: Sequence[Job]) -> dict[str, torch.Tensor]:
+def _texts(jobs: Sequence[Job]) -> dict[str, Any]:
     """Embeddings of all jobs, those of negative prompts only where there are some."""
     pairs = [job.work.embeds for job in jobs]
     if pairs[0] is None:
@@ -221,4 +225,5 @@ def to_picture(pipe: Any, latents: torch.Tensor) -> Image:
     """Scaled latents, (1, C, h, w), to a picture: by the tiny decoder where the pipeline has one, else by its VAE."""
     light = pipe.light_decoder
     pixels = decode(pipe.vae, latents) if light is None else light(latents.to(light.dtype))
-    return pipe.image_processor.postprocess(pixels.float().nan_to_num(), output_type="pil")[0]
+    pictures: list[Image] = pipe.image_processor.postprocess(pixels.float().nan_to_num(), output_type="pil")
+    return pictures[0]

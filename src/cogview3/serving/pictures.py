@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageOps
 
-from cogview3.data.images import Broken, decode
+from cogview3.data.images import decode
+from cogview3.data.report import Broken
 from cogview3.errors import UserError
 from cogview3.generation.written import text_chunks
 

@@ -1,7 +1,7 @@
 """What the images API takes and gives: OpenAI's fields, and ours beside them."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
@@ -74,12 +74,39 @@ _EDIT: dict[str, Any] = {
 }
 
 
-def request_models(modes: Sequence[str]) -> tuple[type[BaseModel], type[BaseModel]]:
+class ImageRequest(Protocol):
+    """A generation or an edit, as type checkers see it; the models themselves are made of the tables above."""
+
+    model: str | None
+    n: int | None
+    size: str | None
+    quality: Quality | None
+    output_format: Format | None
+    output_compression: int | None
+    partial_images: int | None
+    stream: bool | None
+    response_format: str | None
+    seed: int | None
+    steps: int | None
+    relay_steps: int | None
+    guidance: float | None
+    relay_guidance: float | None
+    prompt: str | None
+    negative_prompt: str | None
+    expand: bool | None
+    mode: str | None
+    # of edits alone
+    input_fidelity: Literal["low", "high"] | None
+    strength: float | None
+    enlarge: int | None
+
+
+def request_models(modes: Sequence[str]) -> tuple[type[Any], type[Any]]:
     """What generations (JSON) and edits (a form, whose values are strings) are asked for with, for a model's modes."""
-    mode = {"mode": (Literal[tuple(modes)] | None, Field(None, description="A mode of the model."))}
+    mode: dict[str, Any] = {"mode": (Literal[tuple(modes)] | None, Field(None, description="A mode of the model."))}
     strict = ConfigDict(strict=True, extra="forbid")
-    generation = create_model("ImageGeneration", __config__=strict, **_GENERATION, **_SHARED, **mode)
-    edit = create_model("ImageEdit", __config__=ConfigDict(extra="forbid"), **_EDIT, **_SHARED, **mode)
+    generation: type[Any] = create_model("ImageGeneration", __config__=strict, **_GENERATION, **_SHARED, **mode)
+    edit: type[Any] = create_model("ImageEdit", __config__=ConfigDict(extra="forbid"), **_EDIT, **_SHARED, **mode)
     return generation, edit
 
 

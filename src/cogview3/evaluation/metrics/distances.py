@@ -46,7 +46,8 @@ class FrechetMetric(Metric):
         self._features |= dict(zip(drawn.indices, frechet.features(drawn.pictures), strict=True))
         if self._has_renders:
             size = drawn.pictures.shape[-1]
-            renders = [render(self.prompts[index].scene, size) for index in drawn.indices]
+            scenes = [self.prompts[index].scene for index in drawn.indices]
+            renders = [render(scene, size) for scene in scenes if scene is not None]
             self._renders |= dict(zip(drawn.indices, frechet.features(to_tensor(renders)), strict=True))
         return [{} for _ in drawn.indices]
 

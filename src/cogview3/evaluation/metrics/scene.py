@@ -42,9 +42,9 @@ class SceneMetric(Metric):
 
     def __init__(self, prompts: Sequence[Prompt], seed: int, setting: Setting | None = None) -> None:
         super().__init__(prompts, seed, setting)
-        if any(prompt.facts is None for prompt in prompts):
-            raise UserError("metric scene needs prompts with facts: use scenes-heldout, or a .jsonl file with them")
         for prompt in prompts:
+            if prompt.facts is None:
+                raise UserError("metric scene needs prompts with facts: use scenes-heldout, or a .jsonl file with them")
             check_stated(prompt.facts, f"the facts of prompt {prompt.text!r}: ")
         self._scored: dict[str, list[tuple[Prompt, Score]]] = {row: [] for row in self.ROWS}
         self._by_index: dict[int, Score] = {}
@@ -78,7 +78,7 @@ class SceneMetric(Metric):
             compared["base_enlarged"] = enlarge_to(drawn.base, size)
         if drawn.vae is None or any(prompt.scene is None for prompt in self.prompts):  # of some it would bound nothing
             return compared
-        scenes = [prompt.scene for prompt in prompts]
+        scenes = [prompt.scene for prompt in prompts if prompt.scene is not None]
         compared["ceiling"] = reconstruct_scenes(drawn.vae, scenes, size)
         if drawn.base is not None:
             small = reconstruct_scenes(drawn.vae, scenes, drawn.base.shape[-1])
@@ -86,7 +86,8 @@ class SceneMetric(Metric):
         return compared
 
     def _add(self, row: str, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Score]:
-        scores = [score(prompt.facts, reading) for prompt, reading in zip(prompts, readings, strict=True)]
+        pairs = zip(prompts, readings, strict=True)
+        scores = [score(prompt.facts, reading) for prompt, reading in pairs if prompt.facts is not None]
         self._scored[row] += zip(prompts, scores, strict=True)
         return scores
 
@@ -131,4 +132,5 @@ def reconstruct_scenes(vae: AutoencoderKL, scenes: Sequence[Scene], size: int) -
 def gradient_energy(pictures: Tensor) -> Tensor:
     """Mean squared differences of neighboring pixels along both axes, summed, of pictures (B, 3, H, W): (B,)."""
     pictures = pictures.float()
-    return sum(pictures.diff(dim=axis).square().mean((1, 2, 3)) for axis in (-1, -2))
+    across, down = (pictures.diff(dim=axis).square().mean((1, 2, 3)) for axis in (-1, -2))
+    return across + down

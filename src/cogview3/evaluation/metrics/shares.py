@@ -39,8 +39,8 @@ def summarize_row(scored: Sequence[tuple[Prompt, Score]], seed: int) -> dict[str
     for place, (prompt, item) in enumerate(scored):
         for group, right, number in _tally(prompt, item):
             counts[group][:, place] += right, number
-    right, facts = (np.array([pair[part] for pair in counts.values()]).T for part in (0, 1))
-    intervals = dict(zip(counts, share_intervals(right, facts, seed), strict=True))
+    totals = [np.array([pair[part] for pair in counts.values()]).T for part in (0, 1)]
+    intervals = dict(zip(counts, share_intervals(totals[0], totals[1], seed), strict=True))
     shares = {group: float(pair[0].sum() / pair[1].sum()) if pair[1].any() else None for group, pair in counts.items()}
     order = {kind: place for place, kind in enumerate(KINDS)}
     groups = sorted(counts, key=lambda group: (group[0], order.get(group[1], 99) if len(group) > 1 else 0, *group[1:]))

@@ -27,7 +27,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) to (B,)."""
-        return self.layers(features).squeeze(1)
+        ratings: Tensor = self.layers(features)
+        return ratings.squeeze(1)
 
 
 class Aesthetic(Scorer):
@@ -62,4 +63,5 @@ class Aesthetic(Scorer):
     @override
     def score(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
         pixels = normalized([crop_center(picture, self.clip.size) for picture in pictures])
-        return self.head(self.clip.pictures(pixels)).tolist()
+        ratings: list[float] = self.head(self.clip.pictures(pixels)).tolist()
+        return ratings

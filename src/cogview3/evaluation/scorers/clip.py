@@ -76,7 +76,9 @@ class _Cosine(Scorer):
 
     @override
     def score(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[float]:
-        return self._scaled(self.clip.cosines(pictures, [prompt.text for prompt in prompts])).tolist()
+        found = self._scaled(self.clip.cosines(pictures, [prompt.text for prompt in prompts]))
+        scores: list[float] = found.tolist()
+        return scores
 
     @abstractmethod
     def _scaled(self, cosines: Tensor) -> Tensor: ...

@@ -190,11 +190,12 @@ def _pixels(picture: Image.Image) -> Tensor:
     scale = min(SHORTEST / min(picture.size), LONGEST / max(picture.size))
     size = [max(DIVISOR, -(-round(side * scale) // DIVISOR) * DIVISOR) for side in picture.size]
     values = np.asarray(picture.resize((size[0], size[1]), Image.Resampling.BILINEAR), np.float32) / 255
-    values = (values - np.float32(_MEAN)) / np.float32(_STD)
+    values = (values - np.asarray(_MEAN, np.float32)) / np.asarray(_STD, np.float32)
     return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
 
 
 def _cut(picture: Image.Image, thing: Found) -> Image.Image:
     gray = Image.new("RGB", picture.size, BACKGROUND)
     alone = Image.composite(picture, gray, Image.fromarray(thing.mask))
-    return alone.crop(tuple(round(side) for side in thing.box))
+    left, top, right, bottom = (round(side) for side in thing.box)
+    return alone.crop((left, top, right, bottom))

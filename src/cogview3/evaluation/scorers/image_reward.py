@@ -111,4 +111,5 @@ class ImageReward(Scorer):
             attention_mask=tokens["attention_mask"].to(self.blip.device),
             pixel_values=pixels,
         ).question_embeds[:, 0]
-        return ((self.head(found) - MEAN) / DEVIATION).tolist()
+        rewards: list[float] = ((self.head(found) - MEAN) / DEVIATION).tolist()
+        return rewards

@@ -32,7 +32,7 @@ class BasicConv2d(nn.Module):
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         same = stride == 1 and not isinstance(kernel, int)
-        padding = tuple(side // 2 for side in sides) if same else 0
+        padding = (sides[0] // 2, sides[1] // 2) if same else (0, 0)
         self.conv = nn.Conv2d(channels, out, sides, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
 
@@ -219,4 +219,5 @@ def inception_features(network: InceptionV3, pictures: Sequence[Image.Image]) ->
     for picture in pictures:
         pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float()
         ready.append((resize_as_tensorflow(pixels, SIDE) - 128) / 128)
-    return network(torch.cat(ready).to(device)).cpu().double()
+    features: Tensor = network(torch.cat(ready).to(device))
+    return features.cpu().double()

@@ -35,5 +35,5 @@ def pad_square(picture: Image.Image, size: int) -> Image.Image:
 def normalized(pictures: Sequence[Image.Image]) -> Tensor:
     """RGB pictures of one size as (B, 3, H, W), float32, CLIP's mean taken away, over its deviation."""
     values = np.stack([np.asarray(picture.convert("RGB"), np.float32) for picture in pictures]) / 255
-    values = (values - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    values = (values - np.asarray(CLIP_MEAN, np.float32)) / np.asarray(CLIP_STD, np.float32)
     return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous()

@@ -99,7 +99,8 @@ class Weights:
         """What `load` gives, loaded once a key."""
         if key not in self._loaded:
             self._loaded[key] = load()
-        return self._loaded[key]
+        loaded: T = self._loaded[key]
+        return loaded
 
 
 @lru_cache(maxsize=32)
@@ -107,8 +108,8 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file; of a folder, that of its weights' names and sizes."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for file in sorted(path.iterdir()):
-            digest.update(f"{file.name} {os.path.getsize(file)}\n".encode())
+        for each in sorted(path.iterdir()):
+            digest.update(f"{each.name} {os.path.getsize(each)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
         while block := file.read(2**22):
@@ -171,7 +172,7 @@ def unfilled(make: Callable[[], M]) -> M:
         return make().eval().requires_grad_(False)
 
 
-def load_pretrained(kind: type, path: Path, device: str) -> Any:
+def load_pretrained(kind: Any, path: Path, device: str) -> Any:
     """A transformers model from a folder, float32, for inference; every tensor of it must be there.
 
     Raises:
@@ -189,7 +190,7 @@ def load_pretrained(kind: type, path: Path, device: str) -> Any:
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_tokenizer(kind: type, path: Path) -> Any:
+def load_tokenizer(kind: Any, path: Path) -> Any:
     """A tokenizer or processor from a folder. Raises UserError where there is none."""
     try:
         return kind.from_pretrained(path, local_files_only=True)

@@ -84,12 +84,13 @@ def annotator_of(db: sqlite3.Connection, token_hash: str) -> int | None:
 
 def next_task(db: sqlite3.Connection, annotator: int) -> sqlite3.Row | None:
     """The first pair without a vote, None where all have one."""
-    return db.execute(
+    row: sqlite3.Row | None = db.execute(
         "SELECT task.id, prompt.text FROM task JOIN prompt ON prompt.id = task.prompt"
         " LEFT JOIN vote ON vote.task = task.id"
         " WHERE task.annotator = ? AND vote.task IS NULL ORDER BY task.position LIMIT 1",
         (annotator,),
     ).fetchone()
+    return row
 
 
 def progress(db: sqlite3.Connection, annotator: int) -> tuple[int, int]:

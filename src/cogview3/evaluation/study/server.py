@@ -40,7 +40,7 @@ def make_app(folder: Path) -> FastAPI:
 
     @app.middleware("http")
     async def secure(request: Request, call_next: Any) -> Response:
-        response = await call_next(request)
+        response: Response = await call_next(request)
         for name, value in _HEADERS.items():
             response.headers[name] = value
         return response
