@@ -19,7 +19,14 @@ from cogview3.config import OutOfMemory, UserError
 from cogview3.generation import compiling, denoising, memory, placement
 from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.memory import GIB, MARGIN, MODES, Picture, estimates, peak_bytes, skeletons, weight_bytes
-from cogview3.generation.placement import Placement, check_free, explained, model_estimates, place, quantize_network
+from cogview3.generation.placement import (
+    Placement,
+    apply_placement,
+    check_free,
+    explained,
+    model_estimates,
+    quantize_network,
+)
 from cogview3.models.light import LatentEnlarger, LightDecoder
 from cogview3.references import find
 
@@ -294,7 +301,7 @@ def test_old_gpus_have_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dropped_text_encoder_draws_the_same(components: dict[str, Any]) -> None:
     expected = draw(pipeline(dict(components)), negative_prompt="circle")
     pipe = pipeline(components)
-    place(pipe, "cpu", Placement(drop_text_encoder=True, vae_slicing=True), ["a red star", "circle", None])
+    apply_placement(pipe, "cpu", Placement(drop_text_encoder=True, vae_slicing=True), ["a red star", "circle", None])
     assert pipe.text_encoder is None
     torch.testing.assert_close(draw(pipe, negative_prompt="circle"), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="lacks a prompt"):
@@ -309,7 +316,7 @@ def test_unets_are_quantized_on_the_device_when_the_text_encoder_has_gone(
     monkeypatch.setattr(placement, "quantize_network", lambda network, *given: order.append(networks[id(network)]))
     drop = placement.drop_text_encoder
     monkeypatch.setattr(placement, "drop_text_encoder", lambda *given: order.append("dropped") or drop(*given))
-    place(pipeline(components), "cpu", Placement(quantize="int8", drop_text_encoder=True), ["a red star"])
+    apply_placement(pipeline(components), "cpu", Placement(quantize="int8", drop_text_encoder=True), ["a red star"])
     assert order == ["text_encoder", "dropped", "unet", "relay_unet"]
 
 
@@ -318,7 +325,7 @@ def test_int8_draws_nearly_the_same(components: dict[str, Any]) -> None:
     pipe = pipeline(components)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        place(pipe, "cpu", Placement(quantize="int8"))
+        apply_placement(pipe, "cpu", Placement(quantize="int8"))
     linear = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_q.weight
     assert type(linear.data).__name__ != "Tensor"
     given = draw(pipe)
@@ -331,11 +338,11 @@ def test_offload_places_hooks_and_slices(components: dict[str, Any], monkeypatch
     expected = draw(pipeline(dict(components)))
     pipe = pipeline(components)
     monkeypatch.setattr(Placement, "check", lambda self, device: None)
-    place(pipe, "cpu", Placement("model"))
+    apply_placement(pipe, "cpu", Placement("model"))
     assert pipe.vae.use_slicing
     assert len(pipe._all_hooks) == 4
     torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
-    place(pipe, "cpu", Placement("sequential"))
+    apply_placement(pipe, "cpu", Placement("sequential"))
     assert pipe.unet.conv_in.weight.is_meta
 
 
@@ -349,7 +356,7 @@ def test_light_parts_stand_outside_the_offloaded_chain(
     }
     pipe = pipeline(components | light)
     monkeypatch.setattr(Placement, "check", lambda self, device: None)
-    place(pipe, "cpu", Placement("model"))
+    apply_placement(pipe, "cpu", Placement("model"))
     assert not any(hasattr(part, "_hf_hook") for part in light.values())
     chain = [pipe.text_encoder, pipe.unet, pipe.relay_unet, pipe.vae]
     sent_back = [network._hf_hook.prev_module_hook for network in chain]
@@ -437,7 +444,7 @@ def test_a_compiled_pipeline_projects_ahead(components: dict[str, Any], monkeypa
 def test_compiled_code_draws_the_same(components: dict[str, Any]) -> None:
     expected = draw(pipeline(dict(components)))
     pipe = pipeline(components)
-    place(pipe, "cpu", Placement(compile=True))
+    apply_placement(pipe, "cpu", Placement(compile=True))
     torch.testing.assert_close(draw(pipe), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -92,9 +92,9 @@ class Asker:
         """The text that follows `prompt(old)` in training: the new caption and what ends it."""
         end = self.tokenizer.eos_token or ""
         if self.has_template:
-            told = {"role": "assistant", "content": [{"type": "text", "text": new}]}
+            reply = {"role": "assistant", "content": [{"type": "text", "text": new}]}
             prompt = self.prompt(old)
-            whole: str = self.processor.apply_chat_template([_user(self._asked(old)), told], tokenize=False)
+            whole: str = self.processor.apply_chat_template([_user(self._asked(old)), reply], tokenize=False)
             rest = whole[len(prompt) :].rstrip()
             if not whole.startswith(prompt) or new not in rest:
                 return new + end  # the template knows no answers

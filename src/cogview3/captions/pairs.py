@@ -134,14 +134,14 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
         try:
             entry = admitted(group, keep)
             image = hashlib.sha256(entry.picture).hexdigest()
-            told = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
-            if not told:
+            known = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
+            if not known:
                 raise Broken("another picture under its key")
             decode_picture(entry, Filters())
         except Skipped as reason:
             report.skip(reason)
             continue
         report.samples += 1
-        places.append((group.key, group.offset, *told[-1]))
+        places.append((group.key, group.offset, *known[-1]))
     report.broken.update({"no such picture": len(left)} if left else {})
     return places, report

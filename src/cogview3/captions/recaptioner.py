@@ -123,7 +123,7 @@ def _arguments(
     micro: int,
     world: int,
     workers: int,
-    anew: bool,
+    fresh: bool,
 ) -> Any:
     every = max(1, min(settings.check_images // settings.batch, settings.steps))
     recompute = "activation_checkpointing"  # what later versions of transformers call gradient checkpointing
@@ -140,7 +140,7 @@ def _arguments(
         weight_decay=0.0,
         eval_strategy="steps",
         eval_steps=every,
-        eval_on_start=anew,
+        eval_on_start=fresh,
         save_strategy="steps",
         save_steps=every,
         save_total_limit=2,

@@ -123,8 +123,8 @@ def describe(figures: Mapping[str, Any]) -> str:
     ]
     for name, when in (("old", "before"), ("new", "after")):
         spread = figures["words"][name]
-        told = f"{spread['50 %']:g} (from {spread['min']:g} to {spread['max']:g})" if spread else "none"
-        lines.append(f"words {when}: {told}; rules broken: {listed(figures['rules'][name])}")
+        middle = f"{spread['50 %']:g} (from {spread['min']:g} to {spread['max']:g})" if spread else "none"
+        lines.append(f"words {when}: {middle}; rules broken: {listed(figures['rules'][name])}")
     lines += [f"{name}: {listed(figures[name])}" for name in ("failures", "faults", "filtered") if figures[name]]
     return "\n".join(lines)
 

@@ -129,8 +129,8 @@ def collect(
             _finish(run, threads)
             if isinstance(error, KeyboardInterrupt):
                 new = len(journal.done) - before
-                told = f"{len(journal.done)} triplets in {out}, {new} of them new; the same command resumes"
-                raise type(error)(told) from None
+                message = f"{len(journal.done)} triplets in {out}, {new} of them new; the same command resumes"
+                raise type(error)(message) from None
             raise
         finally:
             journal.write_part()
@@ -262,7 +262,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
             run.tell("aside")
             return
         try:
-            told, repaired = instruction.read_answer(answer.text)
+            parsed, repaired = instruction.read_answer(answer.text)
         except instruction.Invalid as error:
             fault = "cut off at the token limit" if answer.cut else str(error)
             messages = instruction.asked_again(messages, answer.text, fault)
@@ -270,8 +270,8 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
         row = {
             **asdict(name),
             "old": entry.old,
-            "queries": [query.model_dump() for query in told.queries],
-            "new": told.result,
+            "queries": [query.model_dump() for query in parsed.queries],
+            "new": parsed.result,
             "model": run.endpoint.model,
             "usage": total.to_dict(),
         }
@@ -342,9 +342,12 @@ def _write_aside(out: Path, journal: Journal) -> None:
 
 def _report(run: _Run, out: Path, before: int) -> dict[str, Any]:
     journal, counts = run.journal, run.report.to_dict()
-    told = read_triplets(out).select(["old", "new"]).to_pydict() if journal.done else {"old": [], "new": []}
-    rules = Counter(rule for caption in told["new"] for rule in violations(caption))
-    words = {name: statistics.median(len(text.split()) for text in told[name]) if told[name] else 0 for name in told}
+    triplets = read_triplets(out).select(["old", "new"]).to_pydict() if journal.done else {"old": [], "new": []}
+    rules = Counter(rule for caption in triplets["new"] for rule in violations(caption))
+    words = {
+        name: statistics.median(len(text.split()) for text in triplets[name]) if triplets[name] else 0
+        for name in triplets
+    }
     return {
         "out": str(out),
         "model": run.endpoint.model,

@@ -233,12 +233,12 @@ def encode(
     encoding = Encoding(vae, settings, text, devices, batch, str(precision).removeprefix("torch."), seed)
     found = find_shards(shards)
     with clean_stdout(as_json), counter("shards", len(found), resumes=True) as progress:
-        counts, told = encode_shards(found, encoding, workers=workers, overwrite=overwrite, progress=progress)
+        counts, figures = encode_shards(found, encoding, workers=workers, overwrite=overwrite, progress=progress)
     first = (
-        f"{told['images']} pictures encoded, {told['images_per_second']} a second; {told['shards']} shards, "
-        f"{told['finished_before']} of them encoded before"
+        f"{figures['images']} pictures encoded, {figures['images_per_second']} a second; {figures['shards']} shards, "
+        f"{figures['finished_before']} of them encoded before"
     )
-    _show({**told, **_counts(counts, "encoded")}, [first, _reasons(counts, "encoded")], as_json)
+    _show({**figures, **_counts(counts, "encoded")}, [first, _reasons(counts, "encoded")], as_json)
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -105,9 +105,9 @@ class ReportingGroup(TyperGroup):
 _PARAMETER = re.compile(r"(\w+) ([^\s:]+): ")
 
 
-def _is_same(told: str, given: str) -> bool:
+def _is_same(named: str, given: str) -> bool:
     """Whether a value in a message is one of the command line's, as text or as a number."""
     try:
-        return told == given or float(told) == float(given)
+        return named == given or float(named) == float(given)
     except ValueError:
         return False

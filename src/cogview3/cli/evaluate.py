@@ -174,8 +174,8 @@ def _self_check(images: list[Path] | None, weights: list[str] | None, device: De
 
         given = dict(_weight(text) for text in weights or [])
         rows = self_check(images[0], Weights(given, pick_device(device), local=True))
-    told = {True: "agrees", False: "DIFFERS", None: "skipped"}
-    lines = [f"{row['scorer']}: {told[row['agrees']]}, {row.get('reason') or _found(row)}" for row in rows]
+    words = {True: "agrees", False: "DIFFERS", None: "skipped"}
+    lines = [f"{row['scorer']}: {words[row['agrees']]}, {row.get('reason') or _found(row)}" for row in rows]
     report({"anchors": rows}, "\n".join(lines), as_json)
     if any(row["agrees"] is False for row in rows):
         raise typer.Exit(1)

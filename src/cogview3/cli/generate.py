@@ -119,8 +119,8 @@ def generate(
             del made  # a local one need not stay beside the model
             free_memory()
         drawn = texts if written is None else [each.text for each in written]
-        told = [*dict.fromkeys(drawn), draw.negative]
-        pipe = stack.enter_context(load("CogView3Pipeline", draw, told, picture, adapters))
+        all_texts = [*dict.fromkeys(drawn), draw.negative]
+        pipe = stack.enter_context(load("CogView3Pipeline", draw, all_texts, picture, adapters))
         from cogview3.models.modes import Overrides
         from cogview3.references import find
 

@@ -58,15 +58,15 @@ def load(
     """
     import cogview3
     from cogview3.generation.memory import Picture
-    from cogview3.generation.placement import check_free, explained, model_estimates, place
+    from cogview3.generation.placement import apply_placement, check_free, explained, model_estimates
 
     quiet_libraries()
     kind, model, mode = getattr(cogview3, pipeline), draw.model, pick_mode(draw.mode, draw.fast)
     where, how, number_format = check_placement(draw.device, draw.dtype, draw.placement)
     parts: dict[str, Any] = {"dtype": number_format}
     cache = draw.prompt_cache and open_prompt_cache(draw.prompt_cache, model, number_format, how.quantize)
-    told = [prompt for prompt in prompts if prompt is not None]
-    encoded = bool(told) and not (cache is not None and cache.has(told))
+    texts = [prompt for prompt in prompts if prompt is not None]
+    encoded = bool(texts) and not (cache is not None and cache.has(texts))
     needs = {}
     if where == "cuda":
         kind.check_model(model, mode)  # an estimate needs a whole model
@@ -81,7 +81,7 @@ def load(
         pipe.prompt_cache = cache
         pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
         load_loras(pipe, adapters)
-        place(pipe, where, how, prompts)
+        apply_placement(pipe, where, how, prompts)
         yield pipe
 
 

@@ -44,5 +44,5 @@ def counter(what: str, total: int | None, resumes: bool = False) -> Iterator[Tel
         except KeyboardInterrupt as stop:
             if str(stop):
                 raise
-            told = f"{finished}{'' if total is None else f' of {total}'} {what}"
-            raise type(stop)(f"{told} finished; the same command resumes" if resumes else f"at {told}") from None
+            message = f"{finished}{'' if total is None else f' of {total}'} {what}"
+            raise type(stop)(f"{message} finished; the same command resumes" if resumes else f"at {message}") from None

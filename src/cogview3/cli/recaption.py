@@ -195,10 +195,10 @@ def _rates(standing: "Standing", done: float) -> str:
         return ""
     images, tokens = standing.images / standing.seconds, standing.tokens / standing.seconds
     failed = f" ({standing.failed} failed)" if standing.failed else ""
-    told = f"{standing.images} images{failed}, {images:.1f} a second, {tokens:,.0f} tokens a second"
+    message = f"{standing.images} images{failed}, {images:.1f} a second, {tokens:,.0f} tokens a second"
     if not done:
-        return told
-    return f"{told}, {timedelta(seconds=round((standing.of - standing.share) / done * standing.seconds))} left"
+        return message
+    return f"{message}, {timedelta(seconds=round((standing.of - standing.share) / done * standing.seconds))} left"
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

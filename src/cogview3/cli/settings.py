@@ -52,8 +52,8 @@ def _made(kind: type[BaseModel], values: dict[str, Any]) -> BaseModel:
     except ValidationError as error:
         first = error.errors()[0]
         names = "|".join(name for name in kind.model_fields if "_" in name)  # others are words of the language too
-        told = re.sub(rf"\b({names})\b", lambda found: _flag(found[0]), said(first)) if names else said(first)
-        raise UserError(f"{_flag(str(first['loc'][0]))} {first['input']}: {told}") from None
+        message = re.sub(rf"\b({names})\b", lambda found: _flag(found[0]), said(first)) if names else said(first)
+        raise UserError(f"{_flag(str(first['loc'][0]))} {first['input']}: {message}") from None
 
 
 def _flag(field: str) -> str:

@@ -71,10 +71,10 @@ def problems_of(model: str) -> Callable[[str], list[str]]:
 def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
     """Say on stderr what of each prompt the bundled `scenes` model does not know or cannot draw."""
     problems = problems_of(model)
-    found = {prompt: told for prompt in dict.fromkeys(prompts) if (told := problems(prompt))}
-    for prompt, told in list(found.items())[:MAX_WARNINGS]:
+    found = {prompt: faults for prompt in dict.fromkeys(prompts) if (faults := problems(prompt))}
+    for prompt, faults in list(found.items())[:MAX_WARNINGS]:
         shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}..."
-        typer.echo(f"warning: {shown!r}: {'; '.join(told)}", err=True)
+        typer.echo(f"warning: {shown!r}: {'; '.join(faults)}", err=True)
     if len(found) > MAX_WARNINGS:
         typer.echo(f"warning: the same applies to {len(found) - MAX_WARNINGS} more prompts", err=True)
 

@@ -202,8 +202,8 @@ def _from_metadata(file: str, content: bytes, spelled: Mapping[str, str]) -> Ite
 
 
 def _from_record(row: str, kind: str, prefix: str, record: Any, spelled: Mapping[str, str]) -> _Listed:
-    told = _name_column(record) if isinstance(record, Mapping) else None
-    name = None if told is None else record[told]
+    column = _name_column(record) if isinstance(record, Mapping) else None
+    name = None if column is None else record[column]
     if not isinstance(name, str) or not name:
         return _Listed(row, fault=f"unreadable line of {kind}")
     name = _on_disk(prefix, name, spelled)
@@ -211,7 +211,7 @@ def _from_record(row: str, kind: str, prefix: str, record: Any, spelled: Mapping
     if ".." in name.split("/") or name.startswith("/"):
         return _Listed(key or row, fault="file outside of the folder", named=True)
     where = find_caption(record)
-    rest = {name: value for name, value in record.items() if name not in (told, where)}
+    rest = {name: value for name, value in record.items() if name not in (column, where)}
     fault = f"format not read: {suffix}" if suffix in UNREAD_SUFFIXES else ""
     names = {suffix: name} if suffix in SUFFIXES else {}
     return _Listed(key or row, names, record[where] if where else None, rest, fault, named=True)

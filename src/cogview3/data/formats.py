@@ -141,8 +141,8 @@ def _splits(address: str, fs: Any, path: str) -> list[Shard]:
     splits = _entry(f"{whole}/{_SPLITS}", "splits", "give the folder of a split")
     if len(splits) == 1 and str(splits[0]) in map(name_of, list_folder(fs, path)):
         return _look_up(f"{whole}/{splits[0]}")
-    told = ", ".join(f"{whole}/{name}" for name in splits)
-    raise UserError(f"{address}: a data set of several splits, or none; give the folder of the one meant: {told}")
+    choices = ", ".join(f"{whole}/{name}" for name in splits)
+    raise UserError(f"{address}: a data set of several splits, or none; give the folder of the one meant: {choices}")
 
 
 def _data_files(folder: str) -> set[str]:

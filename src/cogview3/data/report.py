@@ -41,8 +41,8 @@ class Report:
 
     def skip(self, reason: Skipped) -> None:
         """Count a sample that is not given out."""
-        counts, told = self.broken if isinstance(reason, Broken) else self.filtered, str(reason)[:MAX_REASON]
-        counts[told if told in counts or len(counts) < MOST_REASONS else OTHERS] += 1
+        counts, text = self.broken if isinstance(reason, Broken) else self.filtered, str(reason)[:MAX_REASON]
+        counts[text if text in counts or len(counts) < MOST_REASONS else OTHERS] += 1
 
     def add(self, other: "Report") -> None:
         """Add another report's counts to these."""

@@ -105,8 +105,8 @@ def _opened(address: str) -> Iterator[TableFile | None]:
     except UserError:
         raise
     except DAMAGE as error:
-        told = f"{address}: damaged or of another kind ({one_line(error)})"
-        raise UserError(f"{told}; delete it and make it again") from None
+        message = f"{address}: damaged or of another kind ({one_line(error)})"
+        raise UserError(f"{message}; delete it and make it again") from None
 
 
 def parse_notes(content: bytes) -> dict[str, Any]:

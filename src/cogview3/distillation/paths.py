@@ -104,12 +104,12 @@ class PathPool:
     def _draw_until(self, count: int) -> None:
         """Draw the pool's paths up to the `count`-th, those of this process."""
         process, train = PartialState(), self._recipe.train
-        told = process.is_main_process and count - self._drawn > train.batch
+        reports = process.is_main_process and count - self._drawn > train.batch
         split = process.process_index, process.num_processes, train.accumulation
         for drawn in range(self._drawn, count, train.batch):
             if self._stop_asked():
                 raise Interrupted
-            if told and drawn // train.batch % _TOLD_EVERY == 0:
+            if reports and drawn // train.batch % _TOLD_EVERY == 0:
                 print(f"drawing the teacher's paths again: {drawn} of {count}", file=sys.stderr, flush=True)
             start = self._number * self._paths + drawn
             for part in parallel.parts(start, train.batch, *split):

@@ -33,7 +33,7 @@ class _Job:
     """What is the same for all systems."""
 
     prompts: list[Prompt]
-    told: list[Prompt]
+    sent: list[Prompt]  # what the systems are given: the prompts, or their expansions
     names: Sequence[str]
     seed: int
     batch: int
@@ -126,16 +126,16 @@ def evaluate(
     if out is not None:
         run = {"prompts": prompts, "seed": seed, "per_prompt": per_prompt, "expanded": expander is not None}
         claim(out / "run.json", run)
-    told = loaded
+    sent = loaded
     if expander is not None:
         expansions = expander.expand_all([prompt.text for prompt in loaded])
-        told = [replace(prompt, text=each.text) for prompt, each in zip(loaded, expansions, strict=True)]
+        sent = [replace(prompt, text=each.text) for prompt, each in zip(loaded, expansions, strict=True)]
         kept = {each.prompt: each.reason for each in expansions if each.reason}
         results["expander"] = {"model": expansions[0].model, "unexpanded": kept}
     with ExitStack() as stack:
         pictures = Path(stack.enter_context(TemporaryDirectory())) if out is None else out / "pictures"
         job = _Job(
-            loaded, told, metrics, seed, batch, device, dtype, processes, setting or Setting(), counter, pictures
+            loaded, sent, metrics, seed, batch, device, dtype, processes, setting or Setting(), counter, pictures
         )
         _run(job, systems, responses, results, out)
     return results
@@ -169,7 +169,7 @@ def _run(
         if responses and isinstance(system, Own):
             with job.counter(f"{name}, guidance", len(job.prompts)) as progress:
                 pipe = system.pipe(job.device, job.dtype)
-                found = guidance.changes(pipe, job.told, job.seed, job.batch, system.sampling, responses, progress)
+                found = guidance.changes(pipe, job.sent, job.seed, job.batch, system.sampling, responses, progress)
                 compared = guidance.compare_changes(found, first_changes, responses, job.seed)
                 outcome.entry["guidance_response"] = compared
         results["models"][name] = system.how() | outcome.entry
@@ -181,7 +181,7 @@ def _run(
 
 
 def _draw(job: _Job, system: System, name: str, file: str, seed: int) -> Store:
-    store = Store(job.pictures / file, job.told, seed, system.how())
+    store = Store(job.pictures / file, job.sent, seed, system.how())
     with job.counter(name, len(job.prompts)) as progress:
         fill(system, store, job.batch, job.device, job.dtype, job.processes, progress)
     return store

@@ -120,7 +120,7 @@ def difference(first: Tensor, second: Tensor, reference: Tensor, seed: int = 0) 
 def _with_interval(
     count: int, plain: float, seed: int, extrapolated: Callable[..., float]
 ) -> tuple[float, list[float]]:
-    """A figure of all pictures, called with their rows, and its 95 % interval, by drawing them anew."""
+    """A figure of all pictures, called with their rows, and its 95 % interval, by the bootstrap."""
     rng = np.random.default_rng(seed)
     found = extrapolated(np.arange(count), rng)
     draws = [extrapolated(rng.integers(count, size=count), rng, 1) for _ in range(RESAMPLES)]

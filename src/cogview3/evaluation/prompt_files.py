@@ -79,11 +79,11 @@ def _from_table(path: Path, text: str, delimiter: str) -> list[Prompt]:
     column = next(name for name in _PROMPT_COLUMNS if name in (reader.fieldnames or ()))
     prompts = []
     for row in reader:
-        told = (row[column] or "").strip()
-        if not told:
+        prompt = (row[column] or "").strip()
+        if not prompt:
             raise UserError(f"{path}, line {reader.line_num}: has no prompt; give one, or delete the line")
         groups = {name.lower(): (row.get(name) or "").strip() for name in ("Category", "Challenge")}
-        prompts.append(Prompt(told, tags={name: value for name, value in groups.items() if value}))
+        prompts.append(Prompt(prompt, tags={name: value for name, value in groups.items() if value}))
     return prompts
 
 

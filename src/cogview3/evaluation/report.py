@@ -75,9 +75,9 @@ def _figures(entry: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def as_markdown(results: Mapping[str, Any], plotted: bool) -> str:
     """The tables, with what they are of."""
     models = results["models"]
-    told = f"{results['count']} prompts of {results['prompts']}, seed {results['seed']}"
+    heading = f"{results['count']} prompts of {results['prompts']}, seed {results['seed']}"
     more = f", {results['per_prompt']} pictures each" if results["per_prompt"] > 1 else ""
-    lines = [f"# {', '.join(models)}\n", f"{told}{more}; cogview3 {results['version']}.\n"]
+    lines = [f"# {', '.join(models)}\n", f"{heading}{more}; cogview3 {results['version']}.\n"]
     times = "; ".join(
         f"{name} {entry['seconds_per_picture']:.3g}" for name, entry in models.items() if entry["seconds"]
     )

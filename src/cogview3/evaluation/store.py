@@ -31,8 +31,10 @@ class Store:
         if stored is not None:
             differing = sorted(key for key in stored.keys() | self.how if stored.get(key) != self.how.get(key))
             if differing:
-                told = ", ".join(f"{key} ({stored.get(key)} there, {self.how.get(key)} here)" for key in differing[:4])
-                raise UserError(f"{folder} holds pictures of other settings: {told}; give another --out")
+                differences = ", ".join(
+                    f"{key} ({stored.get(key)} there, {self.how.get(key)} here)" for key in differing[:4]
+                )
+                raise UserError(f"{folder} holds pictures of other settings: {differences}; give another --out")
         self.records: dict[int, dict[str, Any]] = {}
         self.reload()
 
@@ -106,8 +108,8 @@ def claim(path: Path, run: Mapping[str, Any]) -> None:
         return
     stored = checkpoints.read_json(path, "give another --out")
     if differing := [key for key in run if stored.get(key) != run[key]]:
-        told = ", ".join(f"{key} ({stored.get(key)} there, {run[key]} here)" for key in differing)
-        raise UserError(f"{path.parent} holds the results of another run: {told}; give another --out")
+        differences = ", ".join(f"{key} ({stored.get(key)} there, {run[key]} here)" for key in differing)
+        raise UserError(f"{path.parent} holds the results of another run: {differences}; give another --out")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

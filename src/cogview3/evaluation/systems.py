@@ -123,8 +123,8 @@ class Foreign(System):
     @override
     def how(self) -> dict[str, Any]:
         settings = self._settings()
-        told = {"steps": settings.get(self.baseline.steps), "guidance": settings.get(self.baseline.guidance)}
-        return {"kind": "pipeline", "source": self.baseline.source} | told | {"settings": settings}
+        sampled = {"steps": settings.get(self.baseline.steps), "guidance": settings.get(self.baseline.guidance)}
+        return {"kind": "pipeline", "source": self.baseline.source} | sampled | {"settings": settings}
 
     @override
     def draw(

@@ -101,8 +101,8 @@ def _score_tables(entries: Mapping[str, Any]) -> Iterator[Table]:
         for model, entry in entries.items():
             for name in names:
                 figures, other = entry[name], entry[name].get("compared") or {}
-                told = [cell(figures["mean"], 4), cell(figures["interval"], 4), str(figures["pictures"])]
-                table.add(model, name, *told, cell(other.get("difference"), 4), cell(other.get("interval"), 4))
+                cells = [cell(figures["mean"], 4), cell(figures["interval"], 4), str(figures["pictures"])]
+                table.add(model, name, *cells, cell(other.get("difference"), 4), cell(other.get("interval"), 4))
                 if "overall" in figures:
                     table.add(
                         model, f"{name}, mean of {figures['tasks']} tasks", cell(figures["overall"], 4), *["-"] * 4
@@ -121,8 +121,8 @@ def _score_tables(entries: Mapping[str, Any]) -> Iterator[Table]:
         for model, entry in entries.items():
             figures = entry["fid"]
             floor = (figures.get("floor") or {}).get("distance")
-            told = [cell(figures["distance"]), cell(figures.get("interval")), str(figures["pictures"]), cell(floor)]
-            table.add(model, *told)
+            cells = [cell(figures["distance"]), cell(figures.get("interval")), str(figures["pictures"]), cell(floor)]
+            table.add(model, *cells)
         yield table
 
 

@@ -34,7 +34,7 @@ class Run:
         step: steps done so far, over all stages.
         masked: the given pictures of which a part is kept.
         text: whether the running stage is guided, and what its UNet is then given as text; None where that is to be
-            made anew.
+            computed again.
         rows: the pictures to go on with after a step, where the callback dropped some.
     """
 

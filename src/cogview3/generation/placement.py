@@ -85,7 +85,9 @@ def _import_torchao() -> Any:
     return torchao.quantization
 
 
-def place(pipe: DiffusionPipeline, device: str, placement: Placement, prompts: Sequence[str | None] = ()) -> None:
+def apply_placement(
+    pipe: DiffusionPipeline, device: str, placement: Placement, prompts: Sequence[str | None] = ()
+) -> None:
     """Bring a pipeline of ours, loaded into main memory, to a device.
 
     `prompts` are all that will be asked for; only needed to drop the text encoder.

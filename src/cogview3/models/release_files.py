@@ -76,9 +76,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         if tensor.dtype not in _FORMATS:
             found = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{path}: {name!r} is {found}: give weights in float16, bfloat16, float32 or float64")
-    told, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path.stat().st_size
-    if told > size:  # as views of few numbers can be of any shape
-        raise UserError(f"{path} has {size} bytes, but its tensors {told}: give a file in which none share numbers")
+    total, size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()), path.stat().st_size
+    if total > size:  # as views of few numbers can be of any shape
+        raise UserError(f"{path} has {size} bytes, but its tensors {total}: give a file in which none share numbers")
     return tensors
 
 

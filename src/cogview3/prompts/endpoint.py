@@ -205,8 +205,10 @@ class Endpoint:
                 most = min((each for each in given if isinstance(each, int)), default=None)
                 return Answer(self._hide(text), finish, self._hide(refusal), usage, most)
             tries = usage.requests
-            told = "one try" if tries == 1 else f"{tries} tries"
-            raise GaveUp(f"{self.shown}: {failure}; given up after {told}", None if failure is None else failure.status)
+            attempts = "one try" if tries == 1 else f"{tries} tries"
+            raise GaveUp(
+                f"{self.shown}: {failure}; given up after {attempts}", None if failure is None else failure.status
+            )
         except EndpointError as error:
             error.usage = usage
             raise
@@ -265,15 +267,15 @@ class Endpoint:
         if fine and not fault:
             return data
         said = self._said(replies.message(data) or response.content.decode("utf-8", "replace"))
-        told = f"HTTP {status}" + f" ({said})" * bool(said)
+        message = f"HTTP {status}" + f" ({said})" * bool(said)
         no_credit = isinstance(fault, dict) and fault.get("code") == "insufficient_quota"
         passing = status in _TRANSIENT or status >= 500 or 200 <= status < 300
         if passing and not no_credit and status not in _HOPELESS:
-            raise _Failure(told, replies.retry_after(response.headers), status)
+            raise _Failure(message, replies.retry_after(response.headers), status)
         if status in (401, 403) and not self._key:
-            told += f"; no key was sent: {self._how_to_send_one()}"
+            message += f"; no key was sent: {self._how_to_send_one()}"
         kind = Unusable if status in _HOPELESS or 300 <= status < 400 or no_credit else Refused
-        raise kind(f"{self.shown}: {told}", 402 if no_credit else status)
+        raise kind(f"{self.shown}: {message}", 402 if no_credit else status)
 
     def _how_to_send_one(self) -> str:
         if os.environ.get(DEFAULT_KEY) and not is_private(self.url):

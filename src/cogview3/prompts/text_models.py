@@ -148,10 +148,10 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
     """
     check_folder(Path(folder))
     with as_user_error(f"{folder}: no {kind.__name__} that can be loaded"):
-        network, told = kind.from_pretrained(
+        network, info = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
-        if missing := sorted(told["missing_keys"]):
+        if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
     return network.eval()
 

@@ -198,13 +198,13 @@ def write(out: Path, figures: Mapping[str, Any], shown: Mapping[str, Sequence[np
 
 def markdown(figures: Mapping[str, Any], shown: Sequence[str]) -> str:
     """The table, and sentences on what it shows."""
-    told = figures["training"]
-    compute = {part: each["images"] and each["images"] * each["flops"] for part, each in told.items()}
+    training = figures["training"]
+    compute = {part: each["images"] and each["images"] * each["flops"] for part, each in training.items()}
     lines = [
         "# Relay in pixels, and plain EDM\n",
         f"{figures['count']} pictures of {figures['side']} x {figures['side']} a row, seed {figures['seed']}; cogview3 "
         f"{figures['version']}. Trained on: "
-        + "; ".join(f"{part} {each['images'] or 'unknown'} pictures" for part, each in told.items())
+        + "; ".join(f"{part} {each['images'] or 'unknown'} pictures" for part, each in training.items())
         + ".",
     ]
     if all(compute.values()):
@@ -221,7 +221,7 @@ def _table(figures: Mapping[str, Any]) -> Table:
     floor = figures["floor"]
     for row in [*figures["rows"], {"name": "renders of other scenes", **floor}]:
         against = row.get("against", {})
-        told = [cell(row.get(key), 4) for key in ("distance", "extrapolated", "interval")]
-        told += [cell(against.get(key), 4) for key in ("difference", "interval")]
-        table.add(row["name"], *told, cell(row.get("seconds")), cell(against.get("time_ratio"), 2))
+        cells = [cell(row.get(key), 4) for key in ("distance", "extrapolated", "interval")]
+        cells += [cell(against.get(key), 4) for key in ("difference", "interval")]
+        table.add(row["name"], *cells, cell(row.get("seconds")), cell(against.get("time_ratio"), 2))
     return table

@@ -65,9 +65,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         against = row.get("against", {})
         name = row["name"] + (f" ({row['note']})" if row["note"] else "")
-        told = [cell(row["share"]), cell(row["interval"]), cell(row["whole"]), cell(row["seconds"], 2)]
-        told += [cell(row["frechet"]["distance"]), cell(against.get("difference")), cell(against.get("interval"))]
-        table.add(name, *told, cell(against.get("time_ratio"), 2))
+        cells = [cell(row["share"]), cell(row["interval"]), cell(row["whole"]), cell(row["seconds"], 2)]
+        cells += [cell(row["frechet"]["distance"]), cell(against.get("difference")), cell(against.get("interval"))]
+        table.add(name, *cells, cell(against.get("time_ratio"), 2))
     return table
 
 
@@ -122,7 +122,7 @@ def _start_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     by_order = {
         sign: [row["name"] for row in rows if "against" in row and order_of(row) == sign] for sign in (-1, 0, 1)
     }
-    told = [
+    orders = [
         f"{', '.join(names)} {words}"
         for names, words in (
             (by_order[1], f"better than {own}"),
@@ -134,7 +134,7 @@ def _start_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     known = {row["name"]: row["share"] for row in rows}
     best, worst = max(known, key=known.__getitem__), min(known, key=known.__getitem__)
     same = "Shown" if best == "T_r 500" and worst == "T_r 800" else "Not shown"
-    return f"{same} here, where the best share is {best}'s and the worst {worst}'s: {'; '.join(told)}."
+    return f"{same} here, where the best share is {best}'s and the worst {worst}'s: {'; '.join(orders)}."
 
 
 def _expansion_verdict(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -250,21 +250,21 @@ def low_snr(spectra: Sequence[Spectrum], sigma: float) -> dict[int, float]:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """A result of `measure` to be read."""
-    told = []
+    sentences = []
     for kind in ("pixels", "latents"):
         spectra = [spectrum for spectrum in result["spectra"] if spectrum.kind == kind]
         ratios = low_snr(spectra, 1.0) if spectra else {}
         least = min(ratios, default=0)
-        told += [
+        sentences += [
             f"{kind} {side}: signal-to-noise ratio of low frequencies {ratio:.4g} at noise level 1, "
             f"{ratio / ratios[least]:.3g} times that at {least}"
             for side, ratio in ratios.items()
         ]
-    told += [
+    sentences += [
         f"relay start for latents of side {start.side}: {start.equivalent} keeps the ratio of the paper's "
         f"{PAPER_START} at {PAPER_SIDE}; {start.detail} drowns the missing detail, {start.kept} the finest there"
         for start in result["starts"]
     ]
     if result.get("model"):
-        told.append("the model's own relay, of latents of side {}, starts at {}".format(*result["model"]))
-    return told
+        sentences.append("the model's own relay, of latents of side {}, starts at {}".format(*result["model"]))
+    return sentences

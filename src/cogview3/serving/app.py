@@ -125,10 +125,10 @@ class Bodies:
         headers = dict(scope["headers"])
         files = headers.get(b"content-type", b"").startswith(b"multipart/")
         most, seen, over = self._most_upload if files else self._most, 0, False
-        told, deadline = f"the body is larger than {most} bytes", time.monotonic() + BODY_SECONDS + most / BODY_RATE
+        refusal, deadline = f"the body is larger than {most} bytes", time.monotonic() + BODY_SECONDS + most / BODY_RATE
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > most:
-            await ApiError(413, told, "too_large").response()(scope, receive, send)
+            await ApiError(413, refusal, "too_large").response()(scope, receive, send)
             return
 
         async def limited() -> Message:
@@ -143,7 +143,7 @@ class Bodies:
                 seen += len(message.get("body", b""))
                 over = not message.get("more_body", False)
                 if seen > most:
-                    raise HTTPException(413, told)
+                    raise HTTPException(413, refusal)
             return message
 
         await self._app(scope, limited, send)

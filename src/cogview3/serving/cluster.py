@@ -88,14 +88,14 @@ class Replica:
         Whoever closes the generator cancels the picture.
         """
         (job,) = self._engine.submit([order], client)
-        told = 0
+        seen = 0
         try:
             while True:
                 event: Partial | tuple[()] | None = ()
                 with suppress(TimeoutError):
                     event = await asyncio.wait_for(job.events.get(), PROGRESS_SECONDS)
-                if job.done > told:
-                    told = job.done
+                if job.done > seen:
+                    seen = job.done
                     yield job.done, job.steps
                 if event is None:
                     break
@@ -276,9 +276,9 @@ def identity_of(pipelines: "Pipelines", mode: str, relays: int, limits: Limits, 
 
     folder = Path(find(pipelines.model).source)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    told = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    listed = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     settings = (pipelines.model, pipelines.placed, mode, relays, asdict(limits), asdict(scale))
-    return hashlib.sha256(repr((__version__, settings, told)).encode()).hexdigest()
+    return hashlib.sha256(repr((__version__, settings, listed)).encode()).hexdigest()
 
 
 def import_ray() -> Any:

@@ -113,8 +113,8 @@ def add_handlers(app: FastAPI) -> None:
         headers = dict(error.headers) if error.headers else None
         return ApiError(error.status_code, message, codes.get(error.status_code), headers=headers).response()
 
-    async def told(_: Request, error: Exception) -> JSONResponse:
+    async def answer(_: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()
 
     for kind in (ApiError, RequestValidationError, *FORESEEN, Exception):
-        app.add_exception_handler(kind, told)
+        app.add_exception_handler(kind, answer)

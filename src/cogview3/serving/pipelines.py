@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from cogview3 import CogView3Pipeline
-from cogview3.generation.placement import Placement, place
+from cogview3.generation.placement import Placement, apply_placement
 from cogview3.models.modes import Mode
 from cogview3.references import find
 
@@ -82,5 +82,5 @@ class Pipelines(Mapping[str, CogView3Pipeline]):
             self.model, mode=mode if self._listed else None, dtype=self._dtype, **shared
         )
         pipe.set_progress_bar_config(disable=True)
-        place(pipe, self._device, self._placement)
+        apply_placement(pipe, self._device, self._placement)
         return pipe

@@ -168,8 +168,8 @@ def client_of(request: Request, keys: Keys) -> str:
     secret = _secret(request.headers.get("authorization", ""))
     name = keys.name(secret) if secret else None
     if name is None:
-        told = "the API key is wrong" if secret else "there is no API key: send it as Authorization: Bearer KEY"
-        raise ApiError(401, told, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        message = "the API key is wrong" if secret else "there is no API key: send it as Authorization: Bearer KEY"
+        raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
     return name
 
 

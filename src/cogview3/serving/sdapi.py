@@ -158,7 +158,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
         done, steps = sum(job.done for job in first.jobs), sum(job.steps for job in first.jobs)
         state = State(job_count=len(asks), sampling_step=done, sampling_steps=steps)
         position = requests.position(first)
-        told = None if position is None else f"{position} pictures before it"
-        return Progress(progress=first.progress, eta_relative=requests.left(first), state=state, textinfo=told)
+        text = None if position is None else f"{position} pictures before it"
+        return Progress(progress=first.progress, eta_relative=requests.left(first), state=state, textinfo=text)
 
     return router

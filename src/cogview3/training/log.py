@@ -115,9 +115,9 @@ class Log:
             if speed:
                 self.progress.update(self.task, text=f"{speed:.2f}/s" + (f" loss {loss:.4f}" if loss else ""))
             return
-        told = ", ".join(f"{key} {value:.5g}" for key, value in entries.items() if key != "images")
+        values = ", ".join(f"{key} {value:.5g}" for key, value in entries.items() if key != "images")
         left = "" if not speed else f", {timedelta(seconds=round((self.total - images) / speed))} left"
-        print(f"images {images} of {self.total}, {told}{left}", file=sys.stderr, flush=True)
+        print(f"images {images} of {self.total}, {values}{left}", file=sys.stderr, flush=True)
 
     def skip(self, reason: str, images: int, samples: list[tuple[int, str]]) -> None:
         """A batch of `samples`, (number, key) each, the first number `images`, was left out, or stops the run."""

@@ -95,14 +95,14 @@ def _beginning(run: "_Run", before: int | None) -> str:
             f"{run.run} is finished: {images} of {total} images are trained. Train longer with --set "
             f"train.images={2 * total}, or start over with --restart"
         )
-    told = f"{recipe.name}: {images} of {total} images trained; the run is in {run.run}"
+    message = f"{recipe.name}: {images} of {total} images trained; the run is in {run.run}"
     if not images or before in (None, total):
-        return told
+        return message
     optimizer = recipe.optimizer
     rates = [learning_rate(optimizer, images, length) for length in (before, total)]
     shares = "; data.whole_from is a share of the new length" if hasattr(recipe.data, "whole_from") else ""
     return (
-        f"{told}\ntrain.images {before} -> {total}: the learning rate continues at {rates[1]:.3g} (on the shorter "
+        f"{message}\ntrain.images {before} -> {total}: the learning rate continues at {rates[1]:.3g} (on the shorter "
         f"schedule: {rates[0]:.3g}), with decay {optimizer.decay!r} to image {total}{shares}"
     )
 
@@ -167,11 +167,11 @@ class _Run:
                 figures = self._validate()
                 self._save_weights()
         if stop is not None:
-            told = f"stopped at {self.images} images; the same command resumes"
+            message = f"stopped at {self.images} images; the same command resumes"
             if stop == signal.SIGINT:
-                raise KeyboardInterrupt(told)
+                raise KeyboardInterrupt(message)
             if self.accelerator.is_main_process:
-                print(told, file=sys.stderr)
+                print(message, file=sys.stderr)
             raise SystemExit(128 + stop)
         result = {"run": str(self.run), "images": self.images, "loss": self.log.last_loss, "validation": figures}
         return {**result, "seconds": round(time.time() - start, 1)}
@@ -212,8 +212,8 @@ class _Run:
             self.log.add(figures, trainer.optimizer.param_groups[0]["lr"], self.images)
             return figures
         indices = list(chain(*trainer.own_parts(first, count)))
-        told = parallel.gathered(list(zip(indices, self.objective.keys(indices), strict=True)))
-        self.log.skip(reason, first, list(chain(*told)))
+        gathered = parallel.gathered(list(zip(indices, self.objective.keys(indices), strict=True)))
+        self.log.skip(reason, first, list(chain(*gathered)))
         if trainer.rule.must_stop():
             stop = self.recipe.train.on_spike == "stop"
             often = "" if stop else f"{trainer.rule.in_a_row} batches in a row: "
@@ -324,8 +324,8 @@ class _Run:
                 states[self.accelerator.process_index] if alike else functools.reduce(_union, states)
             )
         except (LookupError, TypeError, AttributeError) as error:
-            told = f"checkpoint {folder} is damaged (its position in the data: {error!r})"
-            raise UserError(f"{told}; delete it to resume from the one before") from error
+            message = f"checkpoint {folder} is damaged (its position in the data: {error!r})"
+            raise UserError(f"{message}; delete it to resume from the one before") from error
         if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
             print(_inexact(stored["split"], self._split()), file=sys.stderr)
         before, now = stored.get("precision", self.recipe.train.precision), self.recipe.train.precision

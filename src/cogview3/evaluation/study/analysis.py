@@ -143,11 +143,11 @@ def _strengths(votes: Sequence[Vote], systems: Sequence[str], question: str, wei
     whole, tie = _fit(keys, member.sum(0) + extra, systems)
     draws = [_fit(keys, row @ member + extra, systems) for row in weights if row.any()]
     logs = np.log([strengths for strengths, _ in draws])
-    told = {
+    by_system = {
         name: {"strength": float(whole[n]), "interval": [math.exp(bound) for bound in bounds(logs[:, n])]}
         for n, name in enumerate(systems)
     }
-    return {"strengths": told, "tie": {"nu": tie, "interval": bounds([tie for _, tie in draws])}}
+    return {"strengths": by_system, "tie": {"nu": tie, "interval": bounds([tie for _, tie in draws])}}
 
 
 def _fit(keys: Sequence[tuple[Any, ...]], counts: np.ndarray, systems: Sequence[str]) -> tuple[np.ndarray, float]:

@@ -25,8 +25,8 @@ def tables(found: Mapping[str, Any]) -> Iterator[Table]:
         systems = Table(["system", "win rate, ties half", "95 %", "strength", "95 %"], f"{question}: systems")
         for name in found["systems"]:
             rate, strength = figures["win_rates"][name], figures["strengths"][name]
-            told = (rate["share"], rate["interval"], strength["strength"], strength["interval"])
-            systems.add(name, *map(cell, told))
+            cells = (rate["share"], rate["interval"], strength["strength"], strength["interval"])
+            systems.add(name, *map(cell, cells))
         yield systems
 
 
@@ -45,8 +45,8 @@ def markdown(found: Mapping[str, Any], plotted: bool) -> str:
         alpha = cell(agreement["alpha"]) if agreement["alpha"] is not None else agreement["reason"]
         lines.append(f"{question}: ties nu {tie['nu']:.3f} ({cell(tie['interval'])}); Krippendorff's alpha {alpha}.\n")
     for who in found["excluded"]:
-        told = f"{who['right']} of {who['checks']} attention checks right"
-        lines.append(f"Left out: annotator {who['annotator']}, {told}.\n")
+        score = f"{who['right']} of {who['checks']} attention checks right"
+        lines.append(f"Left out: annotator {who['annotator']}, {score}.\n")
     lines.append("## Audits\n")
     lines += [f"- {sentence}" for sentence in found["audits"]] or ["Nothing found."]
     return "\n".join(lines) + "\n"

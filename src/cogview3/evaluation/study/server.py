@@ -67,8 +67,8 @@ def make_app(folder: Path) -> FastAPI:
             annotator = known(db, token)
             done, total = database.progress(db, annotator)
             row = database.next_task(db, annotator)
-        told = None if row is None else {"id": row["id"], "prompt": row["text"]}
-        return JSONResponse({"done": done, "total": total, "task": told})
+        shown = None if row is None else {"id": row["id"], "prompt": row["text"]}
+        return JSONResponse({"done": done, "total": total, "task": shown})
 
     @app.get("/a/{token}/{task}/{side}.png")
     def picture(token: str, task: int, side: Literal["left", "right"]) -> FileResponse:

@@ -70,10 +70,10 @@ class DiffusionTraining(LatentTraining):
             wanted |= {"relay_start": ("relay_start", objective.relay_start), "blur": ("blur", objective.blur)}
         for key, (name, value) in wanted.items():
             if held.get(name, value) != value:
-                told = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
+                message = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
                 if self.recipe.lora is not None:
-                    raise UserError(f"{told}; an adapter must be for the same: --set objective.{key}={held[name]}")
-                print(f"{told}, and has to relearn it", file=sys.stderr)
+                    raise UserError(f"{message}; an adapter must be for the same: --set objective.{key}={held[name]}")
+                print(f"{message}, and has to relearn it", file=sys.stderr)
 
     @property
     def times(self) -> int:

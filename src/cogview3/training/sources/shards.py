@@ -102,9 +102,9 @@ class PictureSource:
 
     def gather(self) -> None:
         """Add up the counts of all processes; all of them call this."""
-        told = parallel.gathered((self._samples.report.to_dict(), self._told, self._cut))
-        self._gathered = Report(), sum(each[1] for each in told), sum(each[2] for each in told)
-        for report, _, _ in told:
+        gathered = parallel.gathered((self._samples.report.to_dict(), self._told, self._cut))
+        self._gathered = Report(), sum(each[1] for each in gathered), sum(each[2] for each in gathered)
+        for report, _, _ in gathered:
             self._gathered[0].add(Report.from_dict(report))
 
     def figures(self) -> dict[str, float]:
@@ -227,13 +227,13 @@ class ShardSource(PictureSource, Source):
         chunks = pictures.split(max(1, _CHUNK_PIXELS // (self._data.size**2)))
         again = torch.cat([reconstruct(self._vae, chunk).float().cpu() for chunk in chunks])
         psnr = -10 * ((pictures - again).square().mean() / 4).log10().item()
-        told = f"data.vae {self._reference!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
+        message = f"data.vae {self._reference!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
         if psnr < FEWEST_DECIBELS:
-            told += (
+            message += (
                 f", less than {FEWEST_DECIBELS:g}: what it loses cannot be learned; train one on these pictures first "
                 "(cogview3 train scenes/own_vae) and give it as data.vae"
             )
-        print(told, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
 
     def take(self, first: int, indices: list[int]) -> Samples:
         """The next samples, as many as `indices`; which ones follows from those before, not from their numbers."""
