@@ -159,3 +159,8 @@ def test_models_that_are_not_here(run: Run) -> None:
         result = run("info", name)
         assert result.exit_code == 2, result.output
         assert name in error_line(result)
+
+
+def test_a_mode_that_is_not_there_is_refused(run: Callable[..., Result], tiny_model: Path) -> None:
+    assert "no mode 'nope'" in error_line(run("info", f"{tiny_model}@nope"))
+    assert run("info", f"{tiny_model}@4+1").exit_code == 0

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMWuerstchenScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.callbacks import IPAdapterScaleCutoffCallback, MultiPipelineCallbacks
 from PIL import Image
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
@@ -114,3 +116,48 @@ def test_undefined_numbers_name_the_latent_enlarger(components: dict[str, Any]) 
     pipe = pipeline(CogView3Pipeline, components | {"latent_enlarger": enlarger})
     with pytest.raises(FloatingPointError, match=r"the latent enlarger .* in torch\.float32"):
         pipe("a red star", light=True, **CALL)
+
+
+# Values of other libraries' kinds
+
+
+@pytest.mark.parametrize("two", [np.uint8(2), np.float32(2), np.array(2), torch.tensor(2), torch.tensor(2.0)], ids=repr)
+def test_numbers_of_every_kind_are_taken(components: dict[str, Any], two: Any) -> None:
+    call = {"num_inference_steps": two, "relay_steps": two, "guidance_scale": two, "num_images_per_prompt": two}
+    assert len(pipeline(CogView3Pipeline, components)("a red star", num_relays=0, output_type="pt", **call).images) == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *((name, 10**400) for name in ("num_inference_steps", "relay_steps", "guidance_scale", "eta", "num_relays")),
+        *(("generator", each) for each in (5, "x", [None], np.random.default_rng(0), np.int64(3))),
+        *(("latents", each) for each in ("x", np.zeros((1, 4, 4, 4)), [[1]])),
+        *(("image", np.zeros((32, 32, 3), kind)) for kind in (object, str)),
+        *(("callback_on_step_end", each) for each in (5, [print], lambda *_: 5, lambda *_: {"latents": np.zeros(1)})),
+        ("callback_on_step_end", lambda *_: {"latents": torch.zeros(1)}),
+        ("callback_on_step_end", IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.5)),
+        ("callback_on_step_end", MultiPipelineCallbacks([IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.5)])),
+        ("callback_on_step_end_tensor_inputs", None),
+        ("callback_on_step_end_tensor_inputs", "latents"),
+        ("prompt", "\ud800"),
+        ("negative_prompt", "a \udfff"),
+    ],
+    ids=str,
+)
+def test_values_of_other_kinds_are_refused_by_name(components: dict[str, Any], argument: str, value: Any) -> None:
+    call = {**CALL, "prompt": "a red star", argument: value}
+    with pytest.raises(UserError, match=argument.replace("_", "[_ ]").removesuffix("[_ ]on[_ ]step[_ ]end")):
+        pipeline(CogView3Pipeline, components)(**call)
+
+
+@pytest.mark.parametrize("part", ["scheduler", "relay_scheduler"])
+@pytest.mark.parametrize("kind", [DDPMWuerstchenScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler])
+def test_schedulers_that_were_put_in_later_are_checked_in_the_call(
+    components: dict[str, Any], calls: list[str], part: str, kind: Any
+) -> None:
+    pipe = pipeline(CogView3Pipeline, components)
+    setattr(pipe, part, kind())
+    with pytest.raises(UserError, match=f"{part} .*{kind.__name__}"):
+        pipe("a red star", **CALL)
+    assert calls == []

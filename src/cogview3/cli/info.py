@@ -26,7 +26,10 @@ def info(
     from cogview3.errors import as_user_error
     from cogview3.references import find
 
-    folder = find(model).folder
+    found = find(model)
+    folder = found.folder
+    if found.mode is not None:
+        found.settings()  # refuses a mode that is not there; the others are shown too
     with as_user_error(f"{folder}: its configurations are damaged", _MEND):
         facts = describe(folder)
         if memory:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import IPAdapterScaleCutoffCallback, MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from cogview3.config import UserError
 from cogview3.generation import inputs
 from cogview3.generation.calls import Generators, RelayPipelineOutput, StepCallback
-from cogview3.generation.components import check_components
+from cogview3.generation.components import check_components, check_relay_scheduler
 from cogview3.generation.denoising import DenoisingMixin, Run
 from cogview3.generation.latents import LIGHT_COMPONENTS, LatentsMixin
 from cogview3.generation.loading import vae_factor
@@ -27,6 +27,8 @@ from cogview3.models.modes import Mode
 from cogview3.models.unet import takes_guidance
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_FOREIGN = (IPAdapterScaleCutoffCallback,)
+"""Callbacks of diffusers for parts that no pipeline here has."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         self, settled: Mode, count: Any, start: Any, eta: Any, tile_size: Any, keep_colors: bool = False
     ) -> RelaySettings:
         """How this call's relays are sampled; refuses wrong settings, and sets the scheduler's steps as a trial."""
+        check_relay_scheduler(self.relay_scheduler)
         levels = 1000 if self.relay_scheduler is None else self.relay_scheduler.config["num_train_timesteps"]
         if tile_size is not None:  # the autoencoder works in tiles even without a relay
             tile_size = inputs.check_side("tile_size", tile_size, 8 * self.vae_scale_factor)
@@ -152,14 +155,26 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         """The last checks before work starts."""
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type is {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
-        if isinstance(generator, Sequence):
-            generator = list(generator)
+        each = list(generator) if isinstance(generator, list | tuple) else [] if generator is None else [generator]
+        if wrong := [one for one in each if not isinstance(one, torch.Generator)]:
+            kind = type(wrong[0]).__name__
+            raise UserError(f"generator is a {kind}: give torch.Generator().manual_seed(SEED), or a list of such")
+        if isinstance(generator, list | tuple):
+            generator = each
             if len(generator) != pictures:
                 raise UserError(
                     f"{len(generator)} generators for {pictures} pictures: give one for each, or a single one"
                 )
+        if callback is not None and not callable(callback):
+            raise UserError(f"callback_on_step_end is a {type(callback).__name__}: give a function")
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             callback_tensors = callback.tensor_inputs
+            of_other_models = [one for one in getattr(callback, "callbacks", [callback]) if isinstance(one, _FOREIGN)]
+            if of_other_models:
+                kind = type(of_other_models[0]).__name__
+                raise UserError(f"callback_on_step_end has a {kind}, for what this pipeline has not: leave it out")
+        if not isinstance(callback_tensors, list | tuple):
+            raise UserError(f"callback_on_step_end_tensor_inputs is {callback_tensors!r}: give a list of names")
         allowed = self._callback_tensor_inputs
         if unknown := [name for name in callback_tensors if name not in allowed]:
             raise UserError(

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import torch
 from diffusers.models import AsymmetricAutoencoderKL, AutoencoderKL, AutoencoderTiny
 
 from cogview3.config import UserError
 from cogview3.diffusion.schedule import base_timesteps
+from cogview3.errors import one_line
 
 AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)
 _OF_SCHEDULERS = ("scale_model_input", "add_noise", "init_noise_sigma")
@@ -45,16 +47,22 @@ def check_components(components: Mapping[str, Any]) -> None:
             )
     if components.get("scheduler") is not None:
         check_base_scheduler(components["scheduler"])
-    relay = components.get("relay_scheduler")
-    if relay is not None and not hasattr(relay, "add_start_noise"):
-        raise UserError(f"relay_scheduler is a {type(relay).__name__}: give a RelayScheduler")
+    check_relay_scheduler(components.get("relay_scheduler"))
+
+
+def check_relay_scheduler(scheduler: Any) -> None:
+    """Refuse a relay scheduler of another kind; None will do. Raises UserError."""
+    if scheduler is not None and not hasattr(scheduler, "add_start_noise"):
+        raise UserError(f"relay_scheduler is a {type(scheduler).__name__}: give a RelayScheduler")
 
 
 def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
-    """Refuse a scheduler that cannot take the published step list, `tried` on a copy of it. Raises UserError."""
+    """Refuse a scheduler that cannot take the published steps, `tried` on a copy of it. Raises UserError."""
     kind, mend = type(scheduler).__name__, "give another, such as EulerDiscreteScheduler"
-    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+    if "timesteps" not in inspect.signature(getattr(scheduler, "set_timesteps", _nothing)).parameters:
         raise UserError(f"scheduler {kind} takes no list of timesteps: {mend}")
+    if scheduler.config.get("num_train_timesteps") is None:
+        raise UserError(f"scheduler {kind} has no num_train_timesteps: {mend}")
     if missing := [name for name in _OF_SCHEDULERS if not hasattr(scheduler, name)]:
         raise UserError(f"scheduler {kind} has no {missing[0]}: {mend}")
     if not tried:
@@ -62,5 +70,11 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
     try:  # schedulers of other kinds fail in all of these ways, deep inside
         copy = type(scheduler).from_config(scheduler.config)
         copy.set_timesteps(timesteps=base_timesteps(2, copy.config["num_train_timesteps"]))
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-        raise UserError(f"scheduler {kind} cannot take the base's step list ({error}): {mend}") from None
+        sample, time = torch.zeros(1, 4, 2, 2), copy.timesteps[0]
+        copy.step(copy.scale_model_input(sample, time), time, sample)
+    except Exception as error:
+        raise UserError(f"scheduler {kind} cannot take the base's step list ({one_line(error)}): {mend}") from None
+
+
+def _nothing() -> None:
+    """Stands for a method that is not there."""

@@ -1,7 +1,7 @@
 """The denoising loop that all stages share: guided predictions, steps, callbacks."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -208,6 +208,7 @@ class DenoisingMixin(DiffusionPipeline):
         }
         given = {name: tensors[name] for name in run.callback_tensors}
         changed = run.callback(self, step, timestep, given) or {}
+        _check_changed(changed, latents)
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             setattr(run, name, _kept(name, tensors[name], changed.get(name, tensors[name]), len(latents)))
         if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
@@ -215,6 +216,19 @@ class DenoisingMixin(DiffusionPipeline):
         run.rows = None if "rows" not in changed else check_rows(changed["rows"], len(latents))
         returned: torch.Tensor = changed.get("latents", latents)
         return returned
+
+
+def _check_changed(changed: Any, latents: torch.Tensor) -> None:
+    """Refuse what a callback gave, where it is no dictionary, or its tensors are none that can be gone on with."""
+    if not isinstance(changed, Mapping):
+        raise UserError(f"the callback gave a {type(changed).__name__}: give a dictionary of tensors, or nothing")
+    for name, value in changed.items():
+        known = torch.Tensor if name == "latents" else torch.Tensor | None
+        if name in ("latents", "prompt_embeds", "negative_prompt_embeds") and not isinstance(value, known):
+            raise UserError(f"the callback gave {name} as a {type(value).__name__}: give a tensor")
+    given = changed.get("latents", latents)
+    if given.shape != latents.shape:
+        raise UserError(f"the callback gave latents {tuple(given.shape)}: give {tuple(latents.shape)}, as they were")
 
 
 def _kept(name: str, own: torch.Tensor | None, given: torch.Tensor | None, rows: int) -> torch.Tensor | None:

@@ -24,6 +24,7 @@ Picture = Image.Image | np.ndarray | torch.Tensor
 
 def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """A whole number in low..high as an int, whatever kind of number it comes as; anything else is a UserError."""
+    value = _plain(value)
     if not _is_number(value) or value != int(value) or not low <= value <= high:
         raise UserError(f"{name} is {value!r}: give a whole number from {low} to {high}")
     return int(value)
@@ -31,6 +32,7 @@ def check_whole(name: str, value: Any, low: int, high: int) -> int:
 
 def check_real(name: str, value: Any, low: float, high: float = math.inf) -> float:
     """A finite number in low..high as a float, whatever kind it comes as; anything else is a UserError."""
+    value = _plain(value)
     if not _is_number(value) or not low <= value <= high:
         bounds = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
         raise UserError(f"{name} is {value!r}: give a finite number, {bounds}")
@@ -42,8 +44,23 @@ def check_guidance(name: str, value: Any) -> float | None:
     return None if value is None else check_real(name, value, 0)
 
 
+def _plain(value: Any) -> Any:
+    """The number of a tensor or array without dimensions; anything else as it is."""
+    return value.item() if isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0 else value
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor with memory of its own; one that holds no numbers is a UserError."""
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{name} is an array of {array.dtype}: give floats in 0..1 or uint8")
+    return torch.from_numpy(np.array(array))
 
 
 def check_side(name: str, value: Any, multiple: int) -> int:
@@ -116,7 +133,7 @@ def _one_to_pixels(image: Any) -> torch.Tensor:
     if isinstance(image, Image.Image):
         image = np.asarray(to_rgb(image)[0])
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.array(image))
+        image = to_tensor("image", image)
         if image.ndim == 2:
             image = image[:, :, None].expand(-1, -1, 3)
         image = image.movedim(-1, -3) if image.ndim in (3, 4) else image

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cogview3.config import UserError
-from cogview3.generation.inputs import cover
+from cogview3.generation.inputs import cover, to_tensor
 from cogview3.generation.scheduler import RelayScheduler
 
 Keep = Callable[[torch.Tensor, int], torch.Tensor]
@@ -116,7 +116,7 @@ def _one_mask(mask: Any) -> torch.Tensor:
     if isinstance(mask, Image.Image):
         mask = np.array(mask.convert("L"))
     if isinstance(mask, np.ndarray):
-        mask = torch.from_numpy(np.array(mask[..., 0] if mask.ndim > 2 and mask.shape[-1] == 1 else mask))
+        mask = to_tensor("mask_image", mask[..., 0] if mask.ndim > 2 and mask.shape[-1] == 1 else mask)
     if not isinstance(mask, torch.Tensor):
         raise UserError(f"mask_image is {type(mask).__name__}: give PIL pictures, numpy arrays or tensors")
     if mask.ndim in (2, 3):

@@ -296,6 +296,8 @@ class CogView3Pipeline(RelayPipelineBase):
         """The base latents' shape for `size` (height, width) pixels, which given ones must have."""
         height, width = (side // self.vae_scale_factor for side in size)
         shape = (pictures, self.unet.config["in_channels"], height, width)
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise UserError(f"latents is {type(latents).__name__}: give a tensor of shape {shape}")
         if latents is not None and tuple(latents.shape) != shape:
             raise UserError(f"latents are {tuple(latents.shape)}: give {shape} for this size and number of pictures")
         return shape

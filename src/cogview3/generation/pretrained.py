@@ -25,6 +25,7 @@ from cogview3.generation.loading import (
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet
 from cogview3.models.modes import NO_MODE, SAMPLING_FILE, Mode, Overrides, Sampling, read_sampling, write_sampling
+from cogview3.models.trial import try_network
 from cogview3.models.unet import takes_guidance
 from cogview3.prompts.text_models import check_vocabulary, load_tokenizer
 from cogview3.references import find
@@ -112,6 +113,7 @@ class ModePipeline(DiffusionPipeline):
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
                     check_weights_complete(source, name, module)
+                    try_network(module, Path(source) / name)
         tokenizer, text_encoder = (getattr(pipeline, name, None) for name in ("tokenizer", "text_encoder"))
         if tokenizer is not None and text_encoder is not None:
             check_vocabulary(tokenizer, text_encoder, source)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cogview3.config import UserError
 from cogview3.errors import one_line
 from cogview3.models.component_folders import untrained
+from cogview3.models.trial import try_network
 from cogview3.references import INT8_FILE
 
 SCALE = ".int8_scale"
@@ -53,7 +54,8 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, variant: str | N
     """A UNet of a component's folder, whether its weights are stored as floats or as above, in evaluation mode.
 
     Raises:
-        UserError: int8 weights of another layout than the network's or this module's, damaged or not alone.
+        UserError: int8 weights of another layout than the network's or this module's, damaged or not alone; a network
+            that cannot compute.
         OSError, ValueError, RuntimeError, SafetensorError: diffusers' own, of other weights.
     """
     path = folder / INT8_FILE
@@ -61,6 +63,7 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, variant: str | N
         unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
             str(folder), torch_dtype=dtype, use_safetensors=True, variant=variant, local_files_only=True
         )
+        try_network(unet, folder)
         return unet
     if others := sorted(set(folder.glob("*.safetensors")) - {path}):
         raise UserError(f"{folder} holds {INT8_FILE} and {others[0].name}; keep one of them")
@@ -68,6 +71,7 @@ def load_unet(folder: Path, dtype: torch.dtype = torch.float32, variant: str | N
         network = untrained(UNet2DConditionModel, folder)
     weights = _read(path, {name: value.shape for name, value in network.state_dict().items()})
     network.load_state_dict(weights, assign=True)
+    try_network(network, folder)
     nn.Module.to(network, dtype)  # diffusers' own warns of networks that need float32, whatever they are
     network.eval()
     return network

@@ -22,7 +22,8 @@ def check_prompt(name: str, prompt: str | Sequence[str]) -> list[str]:
     """A prompt or a list of prompts as a list; `name` is the argument's, for the error.
 
     Raises:
-        UserError: neither a string nor a list of strings, or an empty list. Empty strings are allowed.
+        UserError: neither a string nor a list of strings, an empty list, or surrogates, of which no
+            text consists. Empty strings are allowed.
     """
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list | tuple):
@@ -32,6 +33,8 @@ def check_prompt(name: str, prompt: str | Sequence[str]) -> list[str]:
     for text in prompts:
         if not isinstance(text, str):
             raise UserError(f"{name} holds {type(text).__name__} {text!r}: give strings only")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{name} holds {text[:60]!r}, which is not valid Unicode: read it as UTF-8")
     return list(prompts)
 
 

@@ -144,7 +144,7 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
         options: of its `from_pretrained`, such as the number format.
 
     Raises:
-        UserError: it cannot be loaded, or tensors are missing.
+        UserError: it cannot be loaded, tensors are missing, or it cannot compute.
     """
     check_folder(Path(folder))
     with as_user_error(f"{folder}: no {kind.__name__} that can be loaded"):
@@ -153,6 +153,9 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
         )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
+    from cogview3.models.trial import try_network
+
+    try_network(network, folder)
     return network.eval()
 
 
