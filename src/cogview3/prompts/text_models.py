@@ -161,7 +161,7 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
 
 def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", model: "torch.nn.Module", source: str | Path) -> None:
     """Refuse a tokenizer with numbers of tokens that its model has no embedding for. Raises UserError."""
-    room = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator,union-attr]
+    room = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     last = max(tokenizer.get_vocab().values(), default=0)
     if last >= room:
         raise UserError(
