@@ -144,7 +144,15 @@ def test_the_validations_loss_is_of_paths_too(runs: Path) -> None:
 # After a stop
 
 
-@pytest.mark.parametrize(("stopped", "told"), [(10, True), (24, False)])  # 24: between two pools
+@pytest.mark.parametrize(
+    ("stopped", "told"),
+    [
+        (10, True),
+        (24, False),  # between two pools
+        pytest.param(2, True, marks=pytest.mark.slow),
+        pytest.param(26, True, marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_in_shards_go_on_where_they_were(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stopped: int, told: bool
 ) -> None:

@@ -155,14 +155,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         """The last checks before work starts."""
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type is {output_type!r}: choose from {', '.join(OUTPUT_TYPES)}")
-        several = isinstance(generator, list | tuple)
-        one = [] if generator is None else [generator]
-        each: list[Any] = list(generator) if isinstance(generator, list | tuple) else one
-        if wrong := [one for one in each if not isinstance(one, torch.Generator)]:
-            kind = type(wrong[0]).__name__
-            raise UserError(f"generator is a {kind}: give torch.Generator().manual_seed(SEED), or a list of such")
-        if several and len(each) != pictures:
-            raise UserError(f"{len(each)} generators for {pictures} pictures: give one for each, or a single one")
+        generators = inputs.check_generators(generator, pictures)
         if callback is not None and not callable(callback):
             raise UserError(f"callback_on_step_end is a {type(callback).__name__}: give a function")
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
@@ -179,7 +172,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
                 f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}: choose from {', '.join(allowed)}"
             )
         self._interrupt = False
-        return Run(device, each if several else next(iter(each), None), callback, callback_tensors)
+        return Run(device, generators, callback, callback_tensors)
 
     def _output(
         self, pixels: torch.Tensor, output_type: str, return_dict: bool

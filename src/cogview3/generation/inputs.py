@@ -63,6 +63,19 @@ def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
+def check_generators(given: Any, pictures: int) -> torch.Generator | list[torch.Generator] | None:
+    """What draws the noise of so many pictures, several as a list; anything else is a UserError."""
+    if given is None or isinstance(given, torch.Generator):
+        return given
+    each: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if wrong := [one for one in each if not isinstance(one, torch.Generator)]:
+        kind = type(wrong[0]).__name__
+        raise UserError(f"generator is a {kind}: give torch.Generator().manual_seed(SEED), or a list of such")
+    if len(each) != pictures:
+        raise UserError(f"{len(each)} generators for {pictures} pictures: give one for each, or a single one")
+    return each
+
+
 def check_side(name: str, value: Any, multiple: int) -> int:
     """A picture's side as an int; one that is no whole multiple of `multiple` pixels, or absurd, is a UserError."""
     side = check_whole(name, value, 1, MAX_SIDE)

@@ -74,7 +74,7 @@ def check_model_folder(folder: str, required: Collection[str], given: Collection
 
 def vae_factor(block_out_channels: Sequence[int]) -> int:
     """Pixels of a side that a VAE with these channels, one entry a level, makes one of its latents: 8 with four."""
-    return 1 << len(block_out_channels) - 1
+    return int(2 ** (len(block_out_channels) - 1))
 
 
 def read_index(path: Path) -> dict[str, Any]:

@@ -14,6 +14,10 @@ from cogview3.prompts.cache import PromptCache
 from cogview3.prompts.encode import check_prompt, embed_text, warn_of_cuts
 
 
+def _no_text_encoder(name: str) -> UserError:
+    return UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
+
+
 class PromptsMixin(DiffusionPipeline):
     """For pipelines with a `tokenizer` and a `text_encoder`, either of which may be None.
 
@@ -104,7 +108,7 @@ class PromptsMixin(DiffusionPipeline):
 
         def embed(missing: Sequence[str]) -> torch.Tensor:
             if self.tokenizer is None or self.text_encoder is None:
-                raise UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
+                raise _no_text_encoder(name)
             return embed_text(self.tokenizer, self.text_encoder, missing, device)
 
         return embed(prompts) if self.prompt_cache is None else self.prompt_cache.encode(prompts, embed)
@@ -126,7 +130,7 @@ class PromptsMixin(DiffusionPipeline):
         if self.text_encoder is not None and self.tokenizer is not None:
             return
         if self.prompt_cache is None:
-            raise UserError(f"this pipeline has no text encoder: give {name}_embeds instead of {name}")
+            raise _no_text_encoder(name)
         if not self.prompt_cache.has(prompts):
             folder = self.prompt_cache.folder
             raise UserError(f"this pipeline has no text encoder, and the prompt cache {folder} lacks a {name}: load it")

@@ -55,13 +55,14 @@ def blend_tiles(
     height, width = (side // cell for side in values.shape[2:])
     if tile is None or max(height, width) <= tile:
         return function(values)
-    total = sums = values.new_zeros(())
+    canvas: tuple[Tensor, Tensor] | None = None  # sums of what is weighted, and of weights
     for rows, columns in _tiles(height, width, tile):
         part = function(values[:, :, _scaled(rows, cell), _scaled(columns, cell)]).float()
         weights = tile_weights(part.shape[2], part.shape[3], part.device)
-        if not total.ndim:  # whose channels the first tile shows
-            total = part.new_zeros(*part.shape[:2], height * cell_out, width * cell_out)
-            sums = part.new_zeros(height * cell_out, width * cell_out)
+        if canvas is None:  # how many channels there are, the first tile shows
+            whole = height * cell_out, width * cell_out
+            canvas = part.new_zeros(*part.shape[:2], *whole), part.new_zeros(whole)
+        total, sums = canvas
         place = _scaled(rows, cell_out), _scaled(columns, cell_out)
         total[:, :, *place] += weights * part
         sums[place] += weights

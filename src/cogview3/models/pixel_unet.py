@@ -38,7 +38,7 @@ def patch_of(unet: UNet2DModel) -> int:
 
 def side_multiple(unet: UNet2DModel) -> int:
     """What the sides of pictures must be multiples of, in pixels."""
-    return patch_of(unet) << len(unet.config["block_out_channels"]) - 1
+    return patch_of(unet) * int(2 ** (len(unet.config["block_out_channels"]) - 1))
 
 
 def on_patches(unet: Callable[..., tuple[Tensor]], x: Tensor, time: Tensor, patch: int) -> Tensor:

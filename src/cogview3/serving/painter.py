@@ -134,7 +134,7 @@ def _begin(pipe: CogView3Pipeline, jobs: Sequence[Job]) -> None:
     embeds: list[Any] = [None] * len(jobs)
     if orders[0].settings.prompted:
         negative = [order.negative_prompt or "" for order in orders] if orders[0].settings.negative else None
-        pairs = pipe.encode_prompt([order.prompt for order in orders if order.prompt is not None], negative)
+        pairs = pipe.encode_prompt([order.prompt or "" for order in orders], negative)
         embeds = list(zip(*(each.split(1) for each in pairs), strict=True))
     for job, pair in zip(jobs, embeds, strict=True):
         job.work = Work(
