@@ -38,6 +38,7 @@ from tests.processes import run_command
         (MemoryError(), 1, "out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
+        (RuntimeError("Symlink loop from '/a/b'"), 2, "/a/b"),
         (FloatingPointError("the relay stage overflowed"), 1, "the relay stage overflowed"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Terminated(), 143, "terminated"),

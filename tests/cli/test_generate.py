@@ -257,6 +257,7 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
         (["\udcff"], None, "prompt 1 is not valid UTF-8"),
         ([], b"\n \n", "no prompts in it"),
         ([], b"\xff\xfe", "not UTF-8"),
+        ([], "a red circle".encode("utf-16-le"), "NUL characters"),
     ],
 )
 def test_prompts_that_are_none(tmp_path: Path, prompts: list[str], content: bytes | None, reason: str) -> None:
@@ -283,6 +284,7 @@ def test_a_file_too_large_for_prompts_is_refused(tmp_path: Path) -> None:
         ([""], ["prompt 1 is empty"]),
         (["a", "--file", "none.txt"], ["none.txt", "No such file"]),
         (["a", "--count", "0"], ["--count", "0"]),
+        (["a", "b", "--count", "500001"], ["--count 500001", "1000002"]),
         (["a", "--steps", "0"], ["--steps", "0"]),
         (["a", "--steps", "-1"], ["--steps", "-1"]),
         (["a", "--steps", "1001"], ["--steps", "1001"]),

@@ -136,6 +136,7 @@ def test_numbers_of_every_kind_are_taken(components: dict[str, Any], two: Any) -
         *(("image", np.zeros((32, 32, 3), kind)) for kind in (object, str)),
         *(("callback_on_step_end", each) for each in (5, [print], lambda *_: 5, lambda *_: {"latents": np.zeros(1)})),
         ("callback_on_step_end", lambda *_: {"latents": torch.zeros(1)}),
+        ("callback_on_step_end", lambda pipe, step: {}),
         ("callback_on_step_end", IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.5)),
         ("callback_on_step_end", MultiPipelineCallbacks([IPAdapterScaleCutoffCallback(cutoff_step_ratio=0.5)])),
         ("callback_on_step_end_tensor_inputs", None),

@@ -33,6 +33,7 @@ def test_sound_networks_pass(
         ("relay_unet", "freq_shift", "x"),
         ("relay_unet", "mid_block_scale_factor", []),
         ("unet", "dropout", float("nan")),
+        ("unet", "attention_head_dim", True),
         ("scheduler", "prediction_type", "flow"),
     ],
 )

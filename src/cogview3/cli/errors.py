@@ -36,7 +36,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return FAILURE, "out of memory: use fewer pictures at once, a smaller --size or a smaller --dtype"
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
         return BAD_INPUT, one_line(error, MOST)
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+    looped = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")  # pathlib before Python 3.13
+    if looped or (isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)):
         return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

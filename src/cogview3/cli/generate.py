@@ -28,6 +28,9 @@ from cogview3.config import UserError
 if TYPE_CHECKING:
     from cogview3.prompts.expand import Expansion
 
+MAX_PICTURES = 1_000_000
+"""Pictures of one command: their names are planned before the first is drawn."""
+
 
 @with_options(draw=DrawOptions)
 def generate(
@@ -75,7 +78,10 @@ def generate(
 
     Picture i has the seed SEED + i, and comes out alike alone or in a batch.
     """
-    texts = [text for text in gather_prompts(prompts or [], file) for _ in range(count)]
+    given_texts = gather_prompts(prompts or [], file)
+    if (asked_for := count * len(given_texts)) > MAX_PICTURES:
+        raise UserError(f"--count {count}: {asked_for} pictures; at most {MAX_PICTURES} are drawn at once")
+    texts = [text for text in given_texts for _ in range(count)]
     hint_quotes(prompts or [])
     check_utf8("--negative", draw.negative)
     width, height = options.parse_size(size)

@@ -36,6 +36,8 @@ def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"--file {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
         gathered += [line.strip() for line in lines if line.strip()]
+        if any("\0" in line for line in lines):
+            raise UserError(f"--file {file}: NUL characters in it, as in UTF-16 read as UTF-8; save it as UTF-8")
     if not gathered:
         raise UserError(f"--file {file}: no prompts in it" if file else "no prompt; give one in quotes, or --file")
     return gathered

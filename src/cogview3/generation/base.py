@@ -1,5 +1,6 @@
 """What both pipelines share: components and settings, the start of a call, relays."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -158,6 +159,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         generators = inputs.check_generators(generator, pictures)
         if callback is not None and not callable(callback):
             raise UserError(f"callback_on_step_end is a {type(callback).__name__}: give a function")
+        if callback is not None and not _takes_four(callback):
+            raise UserError(
+                f"callback_on_step_end takes {inspect.signature(callback)}: "
+                "give a function of the pipeline, the step, its timestep and a dictionary of tensors"
+            )
         if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
             callback_tensors = callback.tensor_inputs
             of_other_models = [one for one in getattr(callback, "callbacks", [callback]) if isinstance(one, _FOREIGN)]
@@ -221,3 +227,14 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         )
         latents = scheduler.add_start_noise(low_res_latents, noise)
         return self._denoise(stage, latents, run)
+
+
+def _takes_four(function: StepCallback) -> bool:
+    """Whether a callback can be called with what it is given; True where it does not tell, as builtins may not."""
+    try:
+        inspect.signature(function).bind(None, 0, 0, {})
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True

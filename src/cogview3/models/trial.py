@@ -50,6 +50,10 @@ def _same_size(given: Tensor, shape: tuple[int, ...]) -> None:
 
 def _unet(network: Any) -> None:
     config, side = network.config, 2 ** len(network.config.block_out_channels)
+    for name in ("attention_head_dim", "num_attention_heads"):  # torch takes true for 1 here, and not there
+        given = config.get(name)
+        if any(isinstance(each, bool) for each in (given if isinstance(given, list | tuple) else [given])):
+            raise ValueError(f"{name} is {given}, not a number")
     options: dict[str, Tensor] = {}
     if config.time_cond_proj_dim is not None:
         options["timestep_cond"] = _zeros(network, 1, config.time_cond_proj_dim)
