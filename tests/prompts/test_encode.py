@@ -97,6 +97,13 @@ def test_tokenizers_without_a_length_are_refused(make_tokenizer: Callable[..., T
         text_length(make_tokenizer(length))
 
 
+def test_tokenizers_without_padding_are_refused(make_tokenizer: Callable[..., T5Tokenizer]) -> None:
+    tokenizer = make_tokenizer(12)
+    tokenizer.pad_token = None
+    with pytest.raises(UserError, match="pad_token is None"):
+        text_length(tokenizer)
+
+
 def test_overflow_is_an_error(tokenizer: T5Tokenizer, encoder: T5EncoderModel) -> None:
     encoder.encoder.final_layer_norm.weight.data.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match=r"text encoder .* in torch.float32: load it in bfloat16"):

@@ -42,8 +42,10 @@ def text_length(tokenizer: PreTrainedTokenizerBase) -> int:
     """Number of tokens that every prompt is padded or cut to (225 in the published models).
 
     Raises:
-        UserError: the tokenizer has no usable `model_max_length`.
+        UserError: the tokenizer has no usable `model_max_length`, or nothing to pad with.
     """
+    if tokenizer.pad_token_id is None:
+        raise UserError("tokenizer.pad_token is None: name one in its tokenizer_config.json, as T5 has <pad>")
     length = tokenizer.model_max_length
     if not isinstance(length, int) or not 1 < length <= MAX_TEXT_LENGTH:
         raise UserError(f"tokenizer.model_max_length is {length}: set it to the model's text length")
