@@ -8,7 +8,7 @@ import pytest
 from cogview3.config import UserError
 from cogview3.data.scenes.reader import Reading
 from cogview3.data.scenes.render import render
-from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, relations_between, sample_scene
+from cogview3.data.scenes.scene import Facts, ObjectFacts, Relation, Scene, SceneObject, relations_between, sample_scene
 from cogview3.data.scenes.score import ScoredFact, score, summarize
 
 RED = ObjectFacts("circle", "red", "plain", False, "small", "middle left")
@@ -125,6 +125,15 @@ def test_what_is_not_stated_is_not_counted():
 def test_an_empty_picture_fails_everything_about_objects():
     result = score(stated(RED), reading())
     assert (result.right, result.total) == (2, 9)
+
+
+def test_relations_between_are_plain_truths_of_pictures_too():
+    """Centers of things are read as NumPy's numbers; theirs cannot be written as JSON."""
+    row = [SceneObject(None, None, None, None, "small", x, 0.5, "fox") for x in (0.17, 0.5, 0.83)]
+    scene, between = Scene("white", "plain", tuple(row)), Relation(1, "between", 0, 2)
+    result = score(replace(scene.facts(), relations=(between,)), render(scene, 128))
+    assert [fact.right for fact in result.facts if fact.kind == "relation"] == [True]
+    assert all(type(fact.right) is bool for fact in result.facts)
 
 
 def test_pictures_are_read_first():

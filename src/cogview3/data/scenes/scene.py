@@ -265,7 +265,7 @@ def relation_holds(relation: Relation, centers: Sequence[tuple[float, float]]) -
         return relation in relations_between(centers)
     own, *ends = (centers[index] for index in relation.objects)
     depths = [min(max(along) - at, at - min(along)) for at, *along in zip(own, *ends, strict=True)]
-    return max(depths) >= RELATION_GAP and min(depths) > -RELATION_GAP
+    return bool(max(depths) >= RELATION_GAP and min(depths) > -RELATION_GAP)  # of NumPy's numbers, where they were read
 
 
 def is_held_out(shape: str, color: str, fill: str) -> bool:
