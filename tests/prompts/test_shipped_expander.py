@@ -1,6 +1,5 @@
 """The expander that comes with `scenes`."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from typer.testing import CliRunner
 
 from cogview3.cli.app import app
 from cogview3.cli.expand import own_expander
-from cogview3.data.scenes import brief, captions, scene
+from cogview3.data.scenes import captions
 from cogview3.data.scenes.parser import parse
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.evaluation.written import expansion_figures
@@ -18,21 +17,13 @@ from cogview3.prompts.expand import LocalWriter
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(48, marks=pytest.mark.slow)])
-def test_it_keeps_what_brief_prompts_ask_for(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Prompts of what it was trained on: shapes alone, spelled right, without denials; it has not learned things."""
-    monkeypatch.setattr(scene, "THING_SHARE", 0.0)
-    monkeypatch.setattr(scene, "GROUP_SHARE", 0.0)
-    monkeypatch.setattr(brief, "TYPO_SHARE", 0.0)
+def test_it_keeps_what_brief_prompts_ask_for(count: int) -> None:
+    """Brief prompts that training never saw, half of them of scenes with held-out combinations."""
     writer = LocalWriter(own_expander("scenes"))
     prompts: list[captions.Caption] = []
-    for index in itertools.count():
+    for index in range(count):
         rng = np.random.default_rng([20261125, index])
-        prompt = captions.brief(sample_scene(rng, ("seen", "held-out")[index % 2]), rng)
-        facts = prompt.facts
-        if not (facts.denied or facts.different or any(relation.kind == "between" for relation in facts.relations)):
-            prompts.append(prompt)
-        if len(prompts) == count:
-            break
+        prompts.append(captions.brief(sample_scene(rng, ("seen", "held-out")[index % 2]), rng))
     written = [writer.write(prompt.text, 0, "", ())[0] for prompt in prompts]
     figures = expansion_figures([prompt.facts for prompt in prompts], written)
     assert figures["read"] == 1

@@ -10,8 +10,6 @@ import pytest
 
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError, load_recipe
-from cogview3.data.scenes.things import THINGS
-from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.references import weights_folder
 from cogview3.reproduce import paper
 from cogview3.reproduce.measured import Bench, Way
@@ -100,18 +98,6 @@ def test_ways_that_are_one_are_drawn_once() -> None:
     second = rows(Shape(50, 10, 256, own | {"solver_order": 2}), {}, expands=False)
     estimates = [row.way.scheduler for row in second if row.table == ESTIMATE]
     assert estimates == [{"solver_order": 1}, {"blur_estimate": "carry", "solver_order": 1}]
-
-
-def test_scenes_with_things_that_a_model_never_saw_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer").mkdir()
-    vocabulary = [["▁star", -1.0], ["▁circle", -1.0]]
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    prompts, brief, others, unlearned = paper.known_prompts(str(tmp_path), 6)
-    assert unlearned == len(THINGS)
-    assert not [item for prompt in (*prompts, *others) for item in prompt.objects if item.thing]
-    assert [prompt.scene for prompt in prompts] == [prompt.scene for prompt in brief]
-    assert not {prompt.text for prompt in prompts} & {prompt.text for prompt in others}
-    assert paper.known_prompts(str(tmp_path / "none"), 6)[0] == load_prompts("scenes-heldout", 6)
 
 
 def test_trainings_are_recipes_that_exist() -> None:

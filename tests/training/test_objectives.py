@@ -378,7 +378,7 @@ def test_the_vocabulary_is_the_fingerprint(reader: TextTraining, runs: Path) -> 
 
 
 def test_shares_of_captions_come_to_one_at_most() -> None:
-    with pytest.raises(UserError, match=r"data\.alt_share.*more than brief_share leaves; give at most 0\.55"):
+    with pytest.raises(UserError, match=r"data\.alt_share.*more than brief_share leaves; give at most 0\.4"):
         load_recipe("scenes/text", ["data.alt_share=0.9"])
 
 

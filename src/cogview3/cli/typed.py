@@ -1,7 +1,6 @@
 """Typed prompts: gathered, checked, and warned of before they are expanded or drawn."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import typer
@@ -62,12 +61,11 @@ def problems_of(model: str) -> Callable[[str], list[str]]:
     """What of a prompt the bundled `scenes` model does not know or cannot draw; of other models nothing is known."""
     from cogview3.references import find
 
-    found = find(model)
-    if not found.is_bundled:
+    if not find(model).is_bundled:
         return lambda prompt: []
-    from cogview3.data.scenes.typed import learned_words, problems
+    from cogview3.data.scenes.typed import problems
 
-    return partial(problems, learned=learned_words(found.folder / "tokenizer" / "tokenizer.json"))
+    return problems
 
 
 def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:

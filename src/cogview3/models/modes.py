@@ -193,7 +193,7 @@ def read_sampling(path: str | os.PathLike[str]) -> Sampling:
     try:
         if os.stat(path).st_size > _MOST_BYTES:
             raise UserError(f"{path}: more than {_MOST_BYTES} bytes are not read; fix the file")
-        return Sampling.model_validate_json(Path(path).read_bytes())
+        return Sampling.model_validate_json(Path(path).read_bytes(), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -16,7 +16,6 @@ import torch
 from cogview3 import __version__, checkpoints
 from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
-from cogview3.data.scenes.typed import learned_words, unlearned_things
 from cogview3.evaluation import frechet
 from cogview3.evaluation.intervals import bootstrap_interval, paired
 from cogview3.evaluation.progress import Counter, silent
@@ -56,17 +55,19 @@ def reproduce(
         counter: progress bars.
 
     Returns:
-        "model", "weights" (hash), "version", "torch", "unlearned" (number of things left out), "count", "seed",
-        "minutes" (of drawing and scoring), "floor" (the Fréchet distance of renders of other scenes), and "rows": for
-        each table, name, scores with intervals, seconds a picture, Fréchet distance to renders, and how it compares.
+        "model", "weights" (hash), "version", "torch", "count", "seed", "minutes" (of drawing and scoring), "floor" (the
+        Fréchet distance of renders of other scenes), and "rows": for each table, name, scores with intervals, seconds a
+        picture, Fréchet distance to renders, and how it compares.
 
     Raises:
         UserError: the model has no relay, or `out` holds another run.
     """
     found = find(model)
-    source, sampling = found.source, found.sampling()
+    sampling = found.sampling()
     _, mode = found.settings()
-    prompts, brief, others, unlearned = known_prompts(source, count or (QUICK_COUNT if quick else COUNT))
+    count = count or (QUICK_COUNT if quick else COUNT)
+    scenes = load_prompts("scenes-heldout", 2 * count)
+    prompts, others, brief = scenes[:count], scenes[count:], load_prompts("scenes-brief", count)
     bench = Bench(model, prompts, brief, seed=seed, device=device, expander=expander, folder=out)
     distilled = [name for name, each in (sampling.modes if sampling else {}).items() if each.distilled]
     heavy = [name for name in distilled if sampling and not sampling.modes[name].light]
@@ -82,7 +83,6 @@ def reproduce(
         "weights": bench.weights,
         "version": __version__,
         "torch": torch.__version__,
-        "unlearned": unlearned,
         "count": len(prompts),
         "seed": seed,
         "quick": quick,
@@ -90,24 +90,6 @@ def reproduce(
         "floor": frechet.compare(floor, renders, seed),
         "rows": [_figures(row, chosen, measured, renders, seed) for row in chosen],
     }
-
-
-def known_prompts(source: str, count: int) -> tuple[list[Prompt], list[Prompt], list[Prompt], int]:
-    """Comprehensive prompts, brief ones of the same scenes, and as many of other scenes; things left out.
-
-    Scenes with things that the model has never seen are left out, and the number of such things is told: its pictures
-    of these would say nothing of how it draws.
-    """
-    unlearned = unlearned_things(learned_words(Path(source) / "tokenizer" / "tokenizer.json"))
-    found: list[int] = []
-    drawn = 2 * count
-    while len(found) < 2 * count:
-        drawn *= 2
-        prompts = load_prompts("scenes-heldout", drawn)
-        found = [i for i, each in enumerate(prompts) if not any(item.thing in unlearned for item in each.objects)]
-    brief = load_prompts("scenes-brief", drawn)
-    first, second = found[:count], found[count : 2 * count]
-    return [prompts[i] for i in first], [brief[i] for i in first], [prompts[i] for i in second], len(unlearned)
 
 
 def _rendered(prompts: Sequence[Prompt], side: int) -> torch.Tensor:

@@ -45,11 +45,9 @@ def markdown(result: Mapping[str, Any], plots: Sequence[str]) -> str:
 
 def _told(result: Mapping[str, Any]) -> str:
     """What was measured, and how to read it."""
-    unlearned = result["unlearned"]
-    left_out = f", without scenes with the {unlearned} things that this model has not learned" if unlearned else ""
     return (
         f"Model {result['model']} (weights {result['weights']}), cogview3 {result['version']}, torch "
-        f"{result['torch']}: {result['count']} prompts of scenes-heldout{left_out}; seed {result['seed']}; "
+        f"{result['torch']}: {result['count']} prompts of scenes-heldout; seed {result['seed']}; "
         f"{result['minutes']:.0f} minutes of drawing and scoring.\n\n"
         "Shares are of right facts, with 95 % intervals over pictures; differences are paired by prompt and noise. "
         "All rows draw a batch of pictures before any draws the next, and time ratios are medians over batches: on "

@@ -1,13 +1,9 @@
 """What is to be said of a typed prompt before it is drawn: what the world does not know, or cannot draw."""
 
-import json
 import re
-from collections.abc import Container
-from pathlib import Path
 
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
-from cogview3.data.scenes.things import THINGS
 from cogview3.data.scenes.vocabulary import WORD, suggestions, unknown_words, without_long_names
 from cogview3.prompts.words import NUMBERS, is_english
 
@@ -30,14 +26,11 @@ _CONTAINMENT = re.compile(r"\b(inside|within)\b", re.IGNORECASE)
 _REACH = 3  # words between a number and the noun that it counts
 
 
-def problems(prompt: str, learned: Container[str] | None = None) -> list[str]:
+def problems(prompt: str) -> list[str]:
     """What a picture of a prompt will not show as asked, one sentence each; [] where nothing is known to be amiss.
 
     Named are another language, unknown words with what they probably mean, contradictions ("a red blue circle"), counts
     above what a scene holds, one object inside another, and colors or fills of things, which look as they are drawn.
-
-    learned: the words that the model's tokenizer holds whole; things without one of them, which the model has never
-    seen, are named too. None takes every thing of the world for learned.
     """
     if not is_english(prompt):
         return ["the model reads English alone"]
@@ -45,42 +38,10 @@ def problems(prompt: str, learned: Container[str] | None = None) -> list[str]:
     found = [_unknown(word) for word in unknown_words(prompt) if not (word in told_below or word.isdecimal())]
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[,;.:]", without_long_names(prompt.lower()))
     found += _contradictions(words)
-    if learned is not None:
-        found += [f"the model has not learned {said!r}" for said in _not_learned(prompt, learned)]
     if (number := _number(words)) > MAX_OBJECTS:
         found.append(f"a picture holds at most {MAX_OBJECTS} objects, not {number}")
     if _CONTAINMENT.search(prompt):
         found.append("the model draws no object inside another; it puts them beside each other")
-    return found
-
-
-def learned_words(tokenizer: Path) -> frozenset[str] | None:
-    """The whole words of a `tokenizer.json` of ours, those of captions that its model has seen; None without one."""
-    try:
-        pieces = json.loads(tokenizer.read_text("utf-8"))["model"]["vocab"]
-        return frozenset(piece.removeprefix("▁") for piece, _ in pieces if piece.startswith("▁") and len(piece) > 2)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # damage is reported where the model is loaded
-
-
-def unlearned_things(learned: Container[str] | None) -> list[str]:
-    """Things that a model never saw: no name of theirs is of words that its tokenizer holds; [] of None."""
-    if learned is None:
-        return []
-    return [key for key, thing in THINGS.items() if not any(_holds(learned, name) for name in thing.names)]
-
-
-def _holds(learned: Container[str], name: str) -> bool:
-    return all(word in learned for word in name.split())
-
-
-def _not_learned(prompt: str, learned: Container[str]) -> list[str]:
-    """Names in a prompt of things that a model never saw."""
-    found = []
-    for thing in map(THINGS.__getitem__, unlearned_things(learned)):
-        names = sorted((*thing.plurals, *thing.names), key=len, reverse=True)
-        if said := re.search(rf"\b(?:{'|'.join(names)})\b", prompt.lower()):
-            found.append(said[0])
     return found
 
 
