@@ -136,7 +136,7 @@ def test_what_is_painted_over_is_drawn_anew_and_the_rest_is_kept(page: Page) -> 
     canvas = page.locator("#mask canvas").first
     expect(canvas).to_be_visible(timeout=60_000)
     page.wait_for_function("document.querySelector('#mask canvas').getBoundingClientRect().height > 20")
-    canvas.scroll_into_view_if_needed()
+    canvas.hover()  # scrolls to it, and waits until it no longer moves
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2 - 4, box["y"] + box["height"] / 2)
     page.mouse.down()
