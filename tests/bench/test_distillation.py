@@ -32,7 +32,7 @@ def test_a_step_runs_the_teachers_steps_with_both_branches_and_the_students_with
     assert calls == one_step * 3  # one to warm up
 
 
-@pytest.mark.parametrize("checkpointed", [True, False])
+@pytest.mark.parametrize("checkpointed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_report_adds_up(checkpointed: bool) -> None:
     result = run("base", "tiny", batch=2, steps=3, size=256, checkpoint_activations=checkpointed, device="cpu")
     assert len(result["seconds"]) == 3

@@ -60,7 +60,17 @@ def test_all_networks_come_in_all_sizes() -> None:
     assert CONFIGS["tiny"].keys() == CONFIGS["narrow"].keys() == CONFIGS["full"].keys()
 
 
-@pytest.mark.parametrize("name", ["unet", "distilled_relay_unet", "sdxl_unet", "vae", "prior", "decoder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unet",
+        "vae",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("distilled_relay_unet", "sdxl_unet", "prior", "decoder")
+        ),
+    ],
+)
 def test_narrow_networks_have_as_many_layers_of_a_quarter_of_the_width(name: str) -> None:
     full_size, narrow = (dict(build(name, scale).named_parameters()) for scale in ("full", "narrow"))
     assert narrow.keys() == full_size.keys()
@@ -75,7 +85,12 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "PLAIN", replace(PLAIN, mode=Mode(steps=2, relay_steps=2)))
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+SOONEST = (BASELINE, "CogView3 4+1", "Stable Cascade 20+10")  # one of each kind of pipeline
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SOONEST else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
+)
 def test_counts_are_those_of_the_whole_run(name: str, networks: Networks) -> None:
     """Operations from one forward pass of each network, against those of the pipeline as it runs."""
     system = BRIEF[name]
@@ -192,13 +207,13 @@ def test_a_system_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest
     monkeypatch.setattr(full, "_draw", few_pictures)
     lines: list[str] = []
     chosen = [BASELINE, "CogView3 4+1"]
-    result = full.run((64,), (1, 2), 2, "cpu", False, chosen, "tiny", tell=lines.append)
+    result = full.run((64,), (1, 2), 1, "cpu", False, chosen, "tiny", tell=lines.append)
     kept = {(row["system"], row["batch"]): row for row in result["rows"]}
     assert kept[BASELINE, 2]["error"] == "CUDA out of memory. Tried to allocate 2 GiB."
     assert lines.count(f"{BASELINE} failed: CUDA out of memory. Tried to allocate 2 GiB.") == 1
     assert calls.count((BASELINE, 2)) == 1
     assert (kept[BASELINE, 1]["ratio"], kept["CogView3 4+1", 2]["ratio"]) == (1, None)
-    assert len(kept["CogView3 4+1", 2]["runs"]) == 2
+    assert len(kept["CogView3 4+1", 2]["runs"]) == 1
     assert f"| {BASELINE} | 64 | 2 | failed: CUDA out of memory." in full.describe(result)
     assert of_times(result).get_size_inches()[0] == 10
     assert json.loads(json.dumps(result, allow_nan=False)) == result
@@ -246,6 +261,7 @@ def test_compiled_networks_are_not_compiled_again_while_the_clock_runs(
     assert "compiling took" in full.describe(result)
 
 
+@pytest.mark.slow
 def test_counting_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     devices: set[str] = set()
     monkeypatch.setattr(systems, "build", lambda *given: devices.add(str(given[2])) or build(*given))
@@ -340,6 +356,7 @@ def test_options_are_checked(options: list[str], words: str) -> None:
     assert words in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_measures_narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONFIGS, "narrow", CONFIGS["tiny"])
     options = ["--scale", "narrow", "--side", "256", "--repeats", "1", "--system", BASELINE]

@@ -25,7 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.measure, "matmul_ceiling", partial(ceiling, side=64))
 
 
-@pytest.mark.parametrize("scale", ["small", "full"])
+@pytest.mark.parametrize("scale", [pytest.param("small", marks=pytest.mark.slow), "full"])
 def test_a_report_adds_up(scale: str) -> None:
     result = run(scale, steps=1, repeats=2)
     for kind in ("ours", "plain"):

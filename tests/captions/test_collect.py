@@ -304,7 +304,9 @@ def test_killed_runs_pay_for_no_image_twice(run: Run, tmp_path: Path) -> None:
         assert sorted(map(asked_key, server.bodies)) == sorted(row["key"] for row in listed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_interrupted_runs_wait_for_what_is_paid(run: Run, tmp_path: Path, number: int, code: int) -> None:
     write_tars(tmp_path / "shards", (12,))
     started, go = threading.Event(), threading.Event()

@@ -37,6 +37,7 @@ def cluster() -> Iterator[Any]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_no_other_machine_can_reach_it(cluster: Any) -> None:
     psutil = pytest.importorskip("psutil")
     actor = cluster.remote(num_cpus=0)(type("Actor", (), {"there": lambda self: True})).remote()
@@ -53,6 +54,7 @@ def test_no_other_machine_can_reach_it(cluster: Any) -> None:
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_actors_that_die_are_replaced_and_more_than_there_are_cpus_come_to_their_turn(
     cluster: Any, tars: list[str], tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_actors_that_die_are_replaced_and_more_than_there_are_cpus_come_to_their
     assert leftovers(tmp_path / "tars") == []
 
 
+@pytest.mark.slow
 def test_shards_and_jobs_are_given_up_as_elsewhere(cluster: Any, tars: list[str], tmp_path: Path) -> None:
     job = LightJob(tmp_path, always="0000003", broken="0001002")
     while cluster.available_resources().get("CPU") != 2:

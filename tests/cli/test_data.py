@@ -108,7 +108,11 @@ def sidecars(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("number", "workers", "code"),
-    [(signal.SIGKILL, "1", -signal.SIGKILL), (signal.SIGTERM, "2", 143), (signal.SIGINT, "1", 130)],
+    [
+        (signal.SIGKILL, "1", -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, "2", 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "1", 130, marks=pytest.mark.slow),
+    ],
 )
 def test_filter_goes_on_after_being_killed(run: Run, tmp_path: Path, number: int, workers: str, code: int) -> None:
     for folder in ("cut", "whole"):

@@ -111,7 +111,10 @@ def test_an_upscalers_folder_is_described(run: Run, tiny_model: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("latents", "sides", "line"),
-    [([2, 6], [[32, 96], [16, 48]], "size     96x32, base 48x16"), (None, [None, None], "size     as asked for")],
+    [
+        ([2, 6], [[32, 96], [16, 48]], "size     96x32, base 48x16"),
+        pytest.param(None, [None, None], "size     as asked for", marks=pytest.mark.slow),
+    ],
 )
 def test_other_sides_than_squares_and_none(
     run: Run, tiny_model: Path, tmp_path: Path, latents: list[int] | None, sides: list, line: str

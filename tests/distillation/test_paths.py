@@ -148,7 +148,7 @@ def test_the_validations_loss_is_of_paths_too(runs: Path) -> None:
     ("stopped", "told"),
     [
         (10, True),
-        (24, False),  # between two pools
+        pytest.param(24, False, marks=pytest.mark.slow),  # between two pools
         pytest.param(2, True, marks=pytest.mark.slow),
         pytest.param(26, True, marks=pytest.mark.slow),
     ],

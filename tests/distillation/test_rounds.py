@@ -195,7 +195,7 @@ def copied(run: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize(("folder", "images"), [("round-2", 2), ("round-1", 6)])
+@pytest.mark.parametrize(("folder", "images"), [("round-2", 2), pytest.param("round-1", 6, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_it_is_the_same_run(
     runs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, images: int
 ) -> None:
@@ -439,6 +439,7 @@ def test_a_mode_of_other_steps_than_its_runs_is_refused(
 # Command line
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_143_on_sigterm_resumes_and_reports(
     runs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

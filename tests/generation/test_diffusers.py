@@ -92,7 +92,9 @@ def test_plain_diffusers_takes_one_of_several_modes(
         DiffusionPipeline.from_pretrained(folder, mode="8+2")
 
 
-@pytest.mark.parametrize("imports", ["import cogview3, diffusers", "import diffusers, cogview3"])
+@pytest.mark.parametrize(
+    "imports", [pytest.param("import cogview3, diffusers", marks=pytest.mark.slow), "import diffusers, cogview3"]
+)
 def test_diffusers_knows_our_names_whichever_comes_first(imports: str) -> None:
     code = f"{imports}\nassert diffusers.CogView3Pipeline.__module__ == 'cogview3.generation.pipeline'\n"
     code += "import importlib.util; assert importlib.util.find_spec('diffusers').origin.endswith('__init__.py')\n"

@@ -137,7 +137,7 @@ def test_enlarging_needs_no_base(networks: dict[str, nn.Module]) -> None:
     ("picture", "names"),
     [
         (Picture(128, 128, 2), "text base enlarge relay enlarge relay decode"),
-        (Picture(64, 64, 0), "text base decode"),
+        pytest.param(Picture(64, 64, 0), "text base decode", marks=pytest.mark.slow),
         (Picture(128, 128, 2, upscale=True, encoded=False), "encode relay enlarge relay decode"),
     ],
 )
@@ -389,6 +389,7 @@ def test_float16_is_for_the_unets(folder: Path) -> None:
 # Compiled
 
 
+@pytest.mark.slow
 def test_compiled_blocks_compute_the_same(make_unet: Callable[..., Any]) -> None:
     """Traced by dynamo and run by PyTorch: what is compiled is the same, whatever the code is made by."""
     torch._dynamo.reset()

@@ -265,7 +265,9 @@ def test_runs_hold_the_component_and_a_sample(light_runs: Path, runs: Path) -> N
             build(recipe(kind, runs, recipe__start_from=str(runs / "vae")))
 
 
-@pytest.mark.parametrize("names", [("latent_enlarger", "light_decoder"), ("light_decoder",), ()])
+@pytest.mark.parametrize(
+    "names", [("latent_enlarger", "light_decoder"), pytest.param(("light_decoder",), marks=pytest.mark.slow), ()]
+)
 def test_exported_parts_give_every_mode_a_light_one(
     runs: Path, light_runs: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:

@@ -140,6 +140,7 @@ def terminate_at_four_images() -> None:
     loop._Run._advance = advance_and_signal
 
 
+@pytest.mark.slow
 def test_at_the_command_line_signals_end_with_a_checkpoint_and_the_same_command_resumes(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_lengthened_run_follows_the_schedule_of_its_new_length(
         train(tiny_recipe("text", runs), tmp_path / "text", device="cpu")
 
 
+@pytest.mark.slow
 def test_from_the_bundled_autoencoder_it_stops_and_resumes_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

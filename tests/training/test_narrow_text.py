@@ -30,7 +30,12 @@ def recipe_of(kind: str, runs: Path, precision: str) -> Recipe:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param("base", marks=pytest.mark.slow), pytest.param("relay", marks=pytest.mark.slow), "lora", "distill"],
+    [
+        pytest.param("base", marks=pytest.mark.slow),
+        pytest.param("relay", marks=pytest.mark.slow),
+        pytest.param("lora", marks=pytest.mark.slow),
+        "distill",
+    ],
 )
 def test_steps_validation_and_counted_operations_bear_it(
     runs: Path, monkeypatch: pytest.MonkeyPatch, kind: str

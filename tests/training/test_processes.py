@@ -118,7 +118,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_they_go_on_as_if
     assert_same_run(run, whole_runs[kind])
 
 
-@pytest.mark.parametrize(("before", "kind", "after"), [(2, "sharded", 1), (1, "copies", 2)])
+@pytest.mark.parametrize(
+    ("before", "kind", "after"), [pytest.param(2, "sharded", 1, marks=pytest.mark.slow), (1, "copies", 2)]
+)
 def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(
     whole_runs: dict[str, Path], tmp_path: Path, before: int, kind: str, after: int
 ) -> None:
@@ -145,7 +147,8 @@ def test_another_number_of_processes_goes_on_and_says_what_is_not_exact(
         assert (found[name] - value).norm() < 1e-3 * value.norm() + 1e-4, name
 
 
-@pytest.mark.parametrize("kind", [pytest.param("sharded", marks=pytest.mark.slow), "copies"])
+@pytest.mark.parametrize("kind", ["sharded", "copies"])
+@pytest.mark.slow
 def test_two_processes_train_from_shards_through_a_signal_on_each_picture_once(
     runs: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -195,7 +198,7 @@ def survive(folder: Path, seed: int, whole: Path, kind: str) -> None:
     assert not list(run.rglob(".*")), "leftovers"
 
 
-@pytest.mark.parametrize(("seed", "kind"), [(0, "sharded"), (1, "copies")])
+@pytest.mark.parametrize(("seed", "kind"), [(0, "sharded"), pytest.param(1, "copies", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(
     whole_runs: dict[str, Path], tmp_path: Path, seed: int, kind: str
 ) -> None:

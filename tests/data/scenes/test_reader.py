@@ -58,16 +58,17 @@ def shares_right(scenes, draw):
     return {kind: right[kind] / total[kind] for kind in total}
 
 
-@pytest.mark.parametrize("triples", ["seen", "held-out"])
 @pytest.mark.parametrize(
-    ("condition", "number", "bar"),
+    ("condition", "number", "bar", "triples"),
     [
-        ("clean", 40, 0.99),
-        ("mild blur", 25, 0.98),
-        ("mild noise", 25, 0.98),
-        pytest.param("clean", 100, 0.99, marks=pytest.mark.slow),
-        pytest.param("mild blur", 60, 0.98, marks=pytest.mark.slow),
-        pytest.param("mild noise", 60, 0.98, marks=pytest.mark.slow),
+        ("clean", 40, 0.99, "held-out"),
+        ("mild blur", 25, 0.98, "seen"),
+        ("mild noise", 25, 0.98, "held-out"),
+        *(
+            pytest.param(*case, triples, marks=pytest.mark.slow)
+            for case in (("clean", 100, 0.99), ("mild blur", 60, 0.98), ("mild noise", 60, 0.98))
+            for triples in ("seen", "held-out")
+        ),
     ],
 )
 def test_facts_are_read_right(condition, number, bar, triples):
@@ -78,7 +79,13 @@ def test_facts_are_read_right(condition, number, bar, triples):
 
 
 @pytest.mark.parametrize(
-    ("condition", "number"), [("soft", 40), ("half size", 40), ("enlarged", 40), ("double size", 10)]
+    ("condition", "number"),
+    [
+        ("soft", 40),
+        ("half size", 40),
+        pytest.param("enlarged", 40, marks=pytest.mark.slow),
+        pytest.param("double size", 10, marks=pytest.mark.slow),
+    ],
 )
 def test_reading_survives_softness_and_other_sizes(condition, number):
     rng = np.random.default_rng(22)

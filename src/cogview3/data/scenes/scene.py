@@ -356,15 +356,21 @@ def _sample_layout(rng: np.random.Generator, number: int) -> list[tuple[str, flo
         placed: list[tuple[str, float, float]] = []
         for size, cell, shift_x, shift_y in zip(sizes, cells, shifts[::2], shifts[1::2], strict=False):
             name, (x, y) = _SIZE_NAMES[size], _CELLS[cell]
-            half = SIZES[name] / 2 + MARGIN / 2
-            item = name, min(max(x + shift_x, half), 1 - half), min(max(y + shift_y, half), 1 - half)
-            if not all(_apart(item, other) for other in placed):
+            item = inside(name, x + shift_x, y + shift_y)
+            if not all(are_apart(item, other) for other in placed):
                 break
             placed.append(item)
         if len(placed) == number:
             return placed
 
 
-def _apart(a: tuple[str, float, float], b: tuple[str, float, float]) -> bool:
+def inside(size: str, x: float, y: float) -> tuple[str, float, float]:
+    """An object's (size, x, y), moved so that it does not touch the border."""
+    half = SIZES[size] / 2 + MARGIN / 2
+    return size, min(max(x, half), 1 - half), min(max(y, half), 1 - half)
+
+
+def are_apart(a: tuple[str, float, float], b: tuple[str, float, float]) -> bool:
+    """Whether two objects, each (size, x, y), neither overlap nor touch."""
     needed = (SIZES[a[0]] + SIZES[b[0]]) / 2 + MARGIN
     return max(abs(a[1] - b[1]), abs(a[2] - b[2])) >= needed

@@ -1,11 +1,11 @@
 """The small expander's objective: from a brief prompt, a comprehensive caption of a scene that fits it.
 
-A T5 as large ones are. What the prompt leaves open is filled in as random scenes have it, each fact once. Objects are
-told in the prompt's order, so that what the prompt says of them is nearly copied. Captions alone teach that slowly:
-much in them is chance, a third object long repeats the second, and places long ignore relations. So, as in the text
-encoder's training (`text.py`), every word of the prompt that names an object must tell what is stated of it, which one
-it is in the prompt's order, and how it stands to the others; and every word of the caption the same of the object that
-it is about. These heads are not kept.
+A T5 as large ones are. What the prompt leaves open is filled in as people expect it (`arranged.py`), each fact once.
+Objects are told in the prompt's order, so that what the prompt says of them is nearly copied. Captions alone teach that
+slowly: a third object long repeats the second, and places long ignore relations. So, as in the text encoder's training
+(`text.py`), every word of the prompt that names an object must tell what is stated of it, which one it is in the
+prompt's order, and how it stands to the others; and every word of the caption the same of the object that it is about.
+These heads are not kept.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
+from cogview3.data.scenes.arranged import arranged
 from cogview3.data.scenes.scene import BETWEEN, Facts, Scene, sample_scene
 from cogview3.evaluation.written import expansion_figures
 from cogview3.prompts.tokenizer import build_tokenizer, writes_text
@@ -182,7 +183,8 @@ class ExpanderTraining(LanguageTraining):
         rng = np.random.default_rng([seed, index])
         scene = sample_scene(rng, combinations)
         prompt = captions.brief(scene, rng)
-        return told_scene(scene, prompt.told), prompt
+        numbers = [sorted(prompt.told).index(index) for index in prompt.told]
+        return arranged(told_scene(scene, prompt.told), prompt.facts, numbers), prompt
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Tokens of prompts and captions (B, L), the objects that they name or are about (B, L), and facts.
