@@ -275,7 +275,7 @@ def unstated_words(facts: Facts, text: str) -> list[str]:
         "|".join(RELATION.values()): not facts.relations and all(i.position is None for i in facts.objects),
         r"\b(two|three|four|[234]) (shapes|objects|figures|things|items)\b": facts.count is None
         and all(i.shape for i in facts.objects),
-        r"nothing else|no other|^only|one (red|blue|green)? ?and one": facts.count is None,
+        r"nothing else|no other|^only|one (red|blue|green) and one": facts.count is None,
         BETWEEN: all(relation.kind != "between" for relation in facts.relations),
         DIFFERENT: not facts.different,
         r"\bbut\b|\bany\b|don't": not facts.denied,

@@ -82,8 +82,23 @@ def test_objects_neither_overlap_nor_leave_the_picture():
                 assert gap >= MARGIN - 1e-9
 
 
-def test_objects_lie_in_cells_of_their_own():
+def is_row(scene):
+    """Whether three small objects stand at the places of a row or a column."""
+    centers = [(item.x, item.y) for item in scene.objects if item.size == "small"]
+    return any(set(scenes.ROW) <= {center[axis] for center in centers} for axis in (0, 1))
+
+
+def test_three_objects_stand_in_a_row_of_which_one_is_between_the_others():
+    """In ROW_SHARE of the scenes of three and of four, and in no others."""
+    many = [scene for scene in EVERY if len(scene.objects) > 2]
+    rows = [scene for scene in EVERY if is_row(scene)]
+    assert len(rows) / len(many) == pytest.approx(scenes.ROW_SHARE, abs=4 * (0.16 / len(many)) ** 0.5)
     for scene in EVERY:
+        assert bool(scenes.betweens([(item.x, item.y) for item in scene.objects])) == is_row(scene)
+
+
+def test_objects_lie_in_cells_of_their_own():
+    for scene in [scene for scene in EVERY if not is_row(scene)]:
         positions = [item.position for item in scene.objects]
         assert len(set(positions)) == len(positions)
         assert positions == sorted(positions, key=POSITIONS.index)
@@ -222,6 +237,6 @@ def test_layouts_are_those_of_numbers_drawn_one_by_one() -> None:
                 center = np.array([list(scenes.COLUMNS.values())[place % 3], list(scenes.ROWS.values())[place // 3]])
                 x, y = np.clip(center + shift, half, 1 - half).tolist()
                 layout.append((name, x, y))
-            if all(scenes._apart(one, other) for i, one in enumerate(layout) for other in layout[:i]):
+            if all(scenes.are_apart(one, other) for i, one in enumerate(layout) for other in layout[:i]):
                 break
         assert found == layout

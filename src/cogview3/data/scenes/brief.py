@@ -75,7 +75,7 @@ def _body(scene: Scene, rng: np.random.Generator) -> _Body:
     order = list(map(int, rng.permutation(len(scene.objects))))
     chance = rng.random()
     body = None
-    if chance < 0.12:
+    if chance < 0.35:
         body = _between_body(scene, order, rng)
     elif chance > 0.55:
         body = _grouped_body(scene, order, rng)

@@ -35,6 +35,8 @@ MARGIN = 0.02  # smallest gap between two objects, and between an object and the
 RELATION_GAP = 0.15  # centers at least this far apart along an axis stand in a relation
 COUNT_WEIGHTS = (0.36, 0.3, 0.2, 0.14)  # share of scenes with 1, 2, 3, 4 objects
 THING_SHARE = 0.5  # of the objects that are drawn things; the others are shapes
+ROW_SHARE = 0.2  # of the scenes of three or four objects in which three small ones stand in a row or a column
+ROW = (0.17, 0.5, 0.83)  # their centers along it: one is between the two others
 GROUP_SHARE = 0.35  # of the scenes of several objects in which some are of one kind, as in "three green triangles"
 
 
@@ -304,10 +306,8 @@ def sample_scene(rng: np.random.Generator, combinations: str = "seen", count: in
         kinds = _with_group(kinds, ground, rng)
     if combinations == "held-out":
         kinds[rng.integers(number)] = _sample_kind(rng, ground, held_out=True)
-    objects = [
-        SceneObject(*kind[:4], size, x, y, kind[4])
-        for kind, (size, x, y) in zip(kinds, _sample_layout(rng, number), strict=True)
-    ]
+    layout = (_sample_row if number > 2 and rng.random() < ROW_SHARE else _sample_layout)(rng, number)
+    objects = [SceneObject(*kind[:4], size, x, y, kind[4]) for kind, (size, x, y) in zip(kinds, layout, strict=True)]
     return Scene(ground, texture, tuple(sorted(objects, key=lambda item: POSITIONS.index(item.position))))
 
 
@@ -362,6 +362,22 @@ def _sample_layout(rng: np.random.Generator, number: int) -> list[tuple[str, flo
             placed.append(item)
         if len(placed) == number:
             return placed
+
+
+def _sample_row(rng: np.random.Generator, number: int) -> list[tuple[str, float, float]]:
+    """(size, x, y) of three small objects in a row or a column; of four, the last stands beside it."""
+    while True:
+        across = list(ROWS.values())[rng.integers(len(ROWS))] + rng.uniform(-JITTER, JITTER)
+        centers = [(along, across) for along in ROW]
+        if rng.integers(2):
+            centers = [(across, along) for along in ROW]
+        placed = [("small", x, y) for x, y in centers]
+        if number == len(placed):
+            return placed
+        x, y = _CELLS[rng.integers(len(_CELLS))]
+        last = inside(_SIZE_NAMES[rng.integers(len(_SIZE_NAMES))], x, y)
+        if all(are_apart(last, other) for other in placed):
+            return [*placed, last]
 
 
 def inside(size: str, x: float, y: float) -> tuple[str, float, float]:
