@@ -152,7 +152,7 @@ def load(trainer: Trainer, folder: Path, files: dict[str, int]) -> None:
     )
 
 
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Loaded = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, dict[str, Tensor]]]
 """Weights, averages and the optimizer's tensors, laid out as the parameters, by name."""
@@ -167,7 +167,7 @@ def _load_whole(trainer: Trainer, folder: Path) -> Loaded:
     moments = {}
     for number, (name, parameter) in enumerate(parameters.items()):
         if number in stored:
-            if stored[number].keys() != _MOMENTS:
+            if stored[number].keys() != {"step", *_MOMENTS}:
                 raise ValueError(f"{name}: the optimizer's tensors are {', '.join(map(str, stored[number]))}")
             moments[name] = {
                 key: value.float() if key == "step" and not value.ndim else _like(name, value, parameter)
@@ -229,7 +229,7 @@ def _parts(trainer: Trainer, all_moments: bool = False) -> dict[str, Tensor]:
         tensors[f"ema.{name}"] = parallel.as_sharded(shadow, parameter)
         moments = trainer.optimizer.state.get(parameter, {})
         if all_moments and not moments:
-            moments = dict.fromkeys(_MOMENTS - {"step"}, parameter.detach()) | {"step": torch.zeros(())}
+            moments = dict.fromkeys(_MOMENTS, parameter.detach()) | {"step": torch.zeros(())}
         tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
     return tensors
 
