@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -48,6 +49,7 @@ _MAY_CHANGE = frozenset(
 _LENGTH = "train.images"
 """May be raised in the middle of a run, or after its end."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
+_FOLDERS, _FILES = ("checkpoints", "samples", "weights"), ("metrics.jsonl", "skipped.jsonl")
 _LOCK = ".lock"
 _PARTIAL = "partial-"  # in the names of what is being written
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -174,9 +176,14 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def checkpoint_name(images: int) -> str:
+    """What the folder of a checkpoint is called."""
+    return f"images-{images}"
+
+
 def save_checkpoint(run: Path, images: int, keep: int, write: Callable[[Path], None]) -> Path:
     """Write checkpoint `images` with `write(folder)`, whole or not at all, and drop all but the newest `keep`."""
-    target = run / "checkpoints" / f"images-{images}"
+    target = run / "checkpoints" / checkpoint_name(images)
     with whole_folder(target) as folder:
         write(folder)
     for _, old in checkpoints(run)[:-keep]:
@@ -234,10 +241,18 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
     stored = run / "recipe.toml"
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; give a folder for the run with --out")
+    if run.is_symlink() and not run.exists():
+        raise UserError(f"{run} is a link that leads nowhere; mend it, or give another folder with --out")
     if stored.is_file():
         _require_same(run, _read_recipe(stored), recipe)
     elif run.is_dir() and any(path.name != _LOCK for path in run.iterdir()):
         raise UserError(f"{run} is not empty and holds no run; give another folder with --out")
+    for path in (run / name for name in (*_FOLDERS, *_FILES)):
+        if (path.exists() or path.is_symlink()) and not (path.is_dir() if path.name in _FOLDERS else path.is_file()):
+            kind = "folder" if path.name in _FOLDERS else "file"
+            raise UserError(
+                f"{path} is no {kind}, or a link that leads nowhere; mend it, or give another run with --out"
+            )
 
 
 def length_of(run: Path) -> int | None:
@@ -310,13 +325,20 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / "state.json", "delete this checkpoint to resume from the one before")
 
 
+def regular(path: Path) -> Path:
+    """The path, if it is a file's; OSError for what is none, or might never end, such as a pipe."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "no file", str(path))
+    return path
+
+
 def read_json(path: Path, fix: str, most: int = 2**22) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises UserError, which ends with `fix`: it cannot be read, has more than `most` bytes, or is no JSON object.
     """
     try:
-        if path.stat().st_size > most:
+        if regular(path).stat().st_size > most:
             raise ValueError(f"more than {most} bytes are not read")
         held = json.loads(path.read_bytes())
         if not isinstance(held, dict):

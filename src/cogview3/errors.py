@@ -28,7 +28,8 @@ def one_line(error: object, most: int = 300, *, typed: bool = False) -> str:
     elif isinstance(error, ValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        text = f"{place} {first['input']!r}: {said(first)}"
+        given = "" if first["type"] == "missing" else f" {first['input']!r}"  # all that it is missing from
+        text = f"{place}{given}: {said(first)}"
     text, name = " ".join(text.split()), type(error).__name__
     text = f"{name}: {text}" if typed and text else text or name
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,4 +1,4 @@
-"""Exit codes: 0, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM; one line each, nothing half-written."""
+"""Exit codes: 0, 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM; one line each, nothing half-written."""
 
 import errno
 import json
@@ -17,7 +17,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 from typer.testing import CliRunner
 
+from cogview3.cli import errors
 from cogview3.cli.errors import ReportingGroup, Terminated, describe
+from cogview3.cli.options import report
 from cogview3.cli.progress import counter
 from cogview3.config import UserError
 from cogview3.data.scenes import write
@@ -88,10 +90,44 @@ def test_debug_shows_the_traceback_instead() -> None:
     assert debugged.exception is error
 
 
-def test_the_handler_of_sigterm_is_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_handlers_of_signals_are_put_back(number: int) -> None:
+    before = signal.getsignal(number)
     CliRunner().invoke(failing_app(UserError("bad")), ["fail"])
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_closes_is_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            seen: list[object] = []
+            patch.setattr(errors, "describe", lambda error: seen.append(signal.getsignal(signal.SIGHUP)) or (2, "bad"))
+            CliRunner().invoke(failing_app(UserError("bad")), ["fail"])
+        assert seen == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_exit_code_tells_where_no_word_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(typer, "echo", refuse)
+    assert CliRunner().invoke(failing_app(UserError("bad")), ["fail"]).exit_code == 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+def test_a_report_that_cannot_be_written_is_no_matter_of_the_place_of_the_work(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*words: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(typer, "echo", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        report({}, "done", False)
+    assert describe(caught.value) == (1, f"standard output: {os.strerror(number)}")
 
 
 def signal_at_the_third_picture(number: int) -> None:
@@ -106,7 +142,7 @@ def signal_at_the_third_picture(number: int) -> None:
     write.render = render_and_signal
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_in_the_middle_leave_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:

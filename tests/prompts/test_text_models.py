@@ -1,6 +1,7 @@
 """Folders of text models as others may write them: code is not run, damage is one line."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,48 @@ def test_files_that_are_no_json_object(name: str, text: str, folder: Path) -> No
 def test_configurations_that_no_network_has(entries: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "_attn_implementation": "sdpa", **entries}))
     with pytest.raises(UserError, match=r"config\.json"):
+        check_folder(tmp_path)
+
+
+INDICES = ["model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.fp16.json"]
+
+
+@pytest.mark.parametrize("name", INDICES)
+@pytest.mark.parametrize(
+    "file",
+    ["../secret.safetensors", "/etc/secret.safetensors", "a/b.safetensors", "/dev/zero", "weights.bin", "config.json",
+     ".safetensors", "..", "", "a\0.safetensors", None, 5, ["a.safetensors"]],
+    ids=repr,
+)  # fmt: skip
+def test_an_index_names_safetensors_of_its_own_folder_only(name: str, file: object, tmp_path: Path) -> None:
+    shards = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    (tmp_path / name).write_text(json.dumps({"metadata": {"total_size": 8}, "weight_map": shards}))
+    check_folder(tmp_path)
+    (tmp_path / name).write_text(json.dumps({"metadata": {}, "weight_map": {**shards, "shared.weight": file}}))
+    with pytest.raises(UserError, match=r"shared\.weight") as caught:
+        check_folder(tmp_path)
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "held", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": "a"}, {"weight_map": None}]
+)
+def test_an_index_without_tensors(held: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / INDICES[0]).write_text(json.dumps({"metadata": {}, **held}))
+    with pytest.raises(UserError, match=re.escape(INDICES[0])):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
+@pytest.mark.parametrize("name", ["model-2-of-2.safetensors", "config.json", INDICES[0]])
+def test_what_is_no_file_is_not_waited_for(kind: str, name: str, tmp_path: Path) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif kind == "endless":
+        (tmp_path / name).symlink_to("/dev/zero")
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=re.escape(name)):
         check_folder(tmp_path)
 
 

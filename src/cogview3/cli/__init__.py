@@ -16,7 +16,7 @@ Kernels for GPUs that are not there, torchao's own deprecated calls, and a class
 
 
 def main() -> None:
-    """Run the `cogview3` command; exits with 0, 1 (failure), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run the `cogview3` command; exits with 0, 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     _wait_briefly()
     drop_asides()
     from cogview3.cli.app import app

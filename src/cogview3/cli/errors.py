@@ -1,10 +1,12 @@
-"""From exceptions to exit codes: 0, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
+"""From exceptions to exit codes: 0, 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
 
 import errno
 import re
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
+from typing import Any
 
 import typer
 from pydantic import ValidationError
@@ -13,7 +15,10 @@ from typer.exceptions import TyperException
 
 from cogview3.errors import OutOfMemory, UserError, one_line
 
-FAILURE, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILURE, BAD_INPUT, HUNG_UP, INTERRUPTED, TERMINATED = 1, 2, 129, 130, 143
+
+STDOUT = "standard output"
+"""In place of a file's name, in errors of writing there."""
 
 MOST = 2000
 """Characters of a message; our own are shorter."""
@@ -23,10 +28,16 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where Ctrl-C would be, so that whoever cleans up after one cleans up after both."""
 
 
+class HungUp(Terminated):
+    """SIGHUP, likewise: the terminal was closed."""
+
+
 def describe(error: BaseException) -> tuple[int, str] | None:
     """Exit code and one-line message of a foreseeable failure; None for anything else: our own bug."""
     if isinstance(error, KeyboardInterrupt):
         code, what = (TERMINATED, "terminated") if isinstance(error, Terminated) else (INTERRUPTED, "interrupted")
+        if isinstance(error, HungUp):
+            code, what = HUNG_UP, "hung up"
         return code, f"{what}: {error}" if str(error) else what  # with what was finished, where there is any
     if isinstance(error, TyperException):
         return BAD_INPUT, _usage_message(error)
@@ -40,7 +51,7 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     if looped or (isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)):
         return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename != STDOUT
         fix = "; make room, or choose another place with --out" if full else ""
         return FAILURE, one_line(error, MOST) + fix
     if isinstance(error, FloatingPointError):
@@ -67,8 +78,15 @@ def _usage_message(error: TyperException) -> str:
     return f"{message}; see --help"
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    raise Terminated if signum == signal.SIGTERM else HungUp
+
+
+def _handle_signals() -> dict[int, Any]:
+    """Have SIGTERM and SIGHUP raise; gives the handlers that were there. A SIGHUP that nohup ignores stays ignored."""
+    found = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]  # Windows lacks one
+    wanted = [number for number in found if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, _on_signal) for number in wanted}
 
 
 class ReportingGroup(TyperGroup):
@@ -76,7 +94,7 @@ class ReportingGroup(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:
         """Run the chosen command; with --debug the traceback is shown instead of the line."""
-        previous = signal.signal(signal.SIGTERM, _on_sigterm)
+        previous = _handle_signals()
         words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
@@ -87,10 +105,12 @@ class ReportingGroup(TyperGroup):
             code, message = known
             if isinstance(error, UserError):
                 message = self._with_option(message, words)
-            typer.echo(f"error: {message}", err=True)
+            with suppress(OSError):  # a terminal that was closed, or a full disk: the exit code still tells
+                typer.echo(f"error: {message}", err=True)
             raise typer.Exit(code) from error
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _with_option(self, message: str, words: list[str]) -> str:
         """A message that begins with a parameter and its value, "timeout 0.0: ...", with the option in its place."""

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import re
 import secrets
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cogview3.cli.errors import STDOUT
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -228,4 +230,7 @@ def lines(result: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a command's outcome: the object with --json, else the text."""
-    typer.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+    try:
+        typer.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+    except OSError as error:  # of a full disk, or a pipe that nobody reads; the work is done and its files are there
+        raise OSError(error.errno, os.strerror(error.errno or 0), STDOUT) from error

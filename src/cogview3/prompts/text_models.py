@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cogview3.checkpoints import read_json
+from cogview3.checkpoints import read_json, regular
 from cogview3.config import UserError
 from cogview3.errors import as_user_error
 
@@ -23,9 +23,11 @@ SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 _READ = re.compile(
     r"((generation_|scheduler_|tokenizer_|(video_|audio_)?preprocessor_|processor_|adapter_)?config|special_tokens_map"
-    r"|added_tokens|tokenizer|vocab|chat_template|.*\.index)\.json"
+    r"|added_tokens|tokenizer|vocab|chat_template|.*\.index(\.\w+)?)\.json"
 )
-_LARGE = re.compile(r"(tokenizer|vocab|.*\.index)\.json")
+_LARGE = re.compile(r"(tokenizer|vocab|.*\.index(\.\w+)?)\.json")
+_SHARDS = re.compile(r".*\.safetensors\.index(\.\w+)?\.json")
+_SHARD = re.compile(r"[^/\\\0]+\.safetensors")
 _MOST_BYTES = {True: 2**27, False: 2**22}
 """Of a JSON file: of those that hold a vocabulary or name tensors, and of the others."""
 
@@ -50,12 +52,18 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         UserError: names the file: not JSON of moderate size and depth, no object, more layers or larger numbers than
-            any network has, or a choice of code (`_attn_implementation`) that would be looked for elsewhere.
+            any network has, a choice of code (`_attn_implementation`) that would be looked for elsewhere, or an index
+            that names other files than safetensors of this folder; weights that are no file.
     """
+    for path in sorted(folder.glob("*.safetensors")):
+        with as_user_error(f"{path} is damaged", "copy or export it again"):
+            regular(path)
     for path in sorted(path for path in folder.glob("*.json") if _READ.fullmatch(path.name)):
         held = read_json(path, "copy or export it again", _MOST_BYTES[bool(_LARGE.fullmatch(path.name))])
         if path.name == "tokenizer.json":
             _check_tokenizer(path, held)
+        if _SHARDS.fullmatch(path.name):
+            _check_shards(path, held)
         if path.name in ("vocab.json", "tokenizer.json", "added_tokens.json"):
             continue
         for key, value in _entries(held):
@@ -67,6 +75,18 @@ def check_folder(folder: Path) -> None:
                 raise UserError(f"{path}: {key} {str(value)[:80]}: no scheduler has such; copy or export it again")
             if _LAYERS.fullmatch(key) and _most(key, value) > _MOST_LAYERS:
                 raise UserError(f"{path}: {key}: no network has so many; copy or export it again")
+
+
+def _check_shards(path: Path, held: Mapping[str, Any]) -> None:
+    """Refuse an index by which libraries would read what is no safetensors file, or lies outside the folder."""
+    files = held.get("weight_map")
+    if not isinstance(files, dict) or not files or not isinstance(held.get("metadata", {}), dict):
+        raise UserError(f"{path} is damaged: it has no weight_map; copy or export it again")
+    for tensor, file in files.items():
+        if not (isinstance(file, str) and _SHARD.fullmatch(file)):
+            raise UserError(
+                f"{path}: {tensor} in {str(file)[:80]!r}, no safetensors file of this folder; copy it again"
+            )
 
 
 def _most(key: str, value: Any) -> float:

@@ -17,6 +17,7 @@ from accelerate.utils import is_tensorboard_available
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, UserError
+from cogview3.training.state import LogState
 
 _FIRST_LINE = 2.0  # seconds of training until the first sign of progress
 
@@ -48,9 +49,9 @@ class Log:
         """What a run goes on with in the middle of a line, as JSON."""
         return {"count": self.count, "skipped": self.skipped, "sums": self.sums}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: LogState) -> None:
         """The inverse of `state`."""
-        self.count, self.sums, self.skipped = state["count"], state["sums"], state.get("skipped", 0)
+        self.count, self.sums, self.skipped = state.count, dict(state.sums), state.skipped
 
     def forget_after(self, images: int) -> None:
         """Drop what was logged after the checkpoint that the run resumes from, half-written lines too."""

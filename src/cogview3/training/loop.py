@@ -26,7 +26,6 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from cogview3 import checkpoints
 from cogview3.config import Recipe, RunRecipe, UserError
-from cogview3.errors import one_line
 from cogview3.precision import computes_bfloat16
 from cogview3.training import measure, parallel, state
 from cogview3.training.log import Log, wandb_project
@@ -290,45 +289,40 @@ class _Run:
             "log": self.log.state(),
             "fingerprint": self.objective.fingerprint(),
             "spikes": {"losses": list(trainer.rule.losses), "in_a_row": trainer.rule.in_a_row},
-            "split": self._split(),
+            "split": self._split().model_dump(),
             "precision": self.recipe.train.precision,
             "objective": states,
         }
         (folder / "state.json").write_text(json.dumps(entries), encoding="utf-8")
 
-    def _split(self) -> dict[str, Any]:
-        """On what the order of sums depends, and so the last digits of the losses."""
+    def _split(self) -> state.Split:
         processes, accumulation = self.accelerator.num_processes, self.recipe.train.accumulation
-        return {"processes": processes, "accumulation": accumulation, "sharded": self.trainer.sharded}
+        return state.Split(processes=processes, accumulation=accumulation, sharded=self.trainer.sharded)
 
     def _load(self, folder: Path) -> None:
-        stored = checkpoints.read_state(folder)
-        if stored.get("fingerprint", self.objective.fingerprint()) != self.objective.fingerprint():
+        stored = state.read_position(folder)
+        if stored.fingerprint not in (None, self.objective.fingerprint()):
             raise UserError(
                 f"{self.run} was trained with another {self.objective.depends_on}; start over with --restart"
             )
         try:
-            state.load(self.trainer, folder, stored)
-            self.images, self.trainer.ema.optimization_step = stored["images"], stored["ema_steps"]
-            self.log.load_state(stored.get("log", self.log.state()))
-            self.trainer.rule.remember(**stored.get("spikes", {"losses": (), "in_a_row": 0}))
-        except Exception as error:
-            reason = one_line(error)
-            raise UserError(
-                f"checkpoint {folder} is damaged ({reason}); delete it to resume from the one before"
-            ) from error
-        try:
-            states = stored.get("objective", [{}])
-            alike = len(states) == self.accelerator.num_processes
+            state.load(self.trainer, folder, stored.files)
+            alike = len(stored.objective) == self.accelerator.num_processes
             self.objective.load_state(
-                states[self.accelerator.process_index] if alike else functools.reduce(_union, states)
+                stored.objective[self.accelerator.process_index]
+                if alike
+                else functools.reduce(_union, stored.objective)
             )
-        except (LookupError, TypeError, AttributeError) as error:
-            message = f"checkpoint {folder} is damaged (its position in the data: {error!r})"
-            raise UserError(f"{message}; delete it to resume from the one before") from error
-        if stored.get("split", self._split()) != self._split() and self.accelerator.is_main_process:
-            print(_inexact(stored["split"], self._split()), file=sys.stderr)
-        before, now = stored.get("precision", self.recipe.train.precision), self.recipe.train.precision
+        except (MemoryError, UserError, torch.OutOfMemoryError, PermissionError):
+            raise
+        except Exception as error:
+            raise state.damaged(folder, error) from error
+        self.images, self.trainer.ema.optimization_step = stored.images, stored.ema_steps
+        self.log.load_state(stored.log)
+        self.trainer.rule.remember(stored.spikes.losses, stored.spikes.in_a_row)
+        if stored.split not in (None, self._split()) and self.accelerator.is_main_process:
+            print(_inexact(stored.split, self._split()), file=sys.stderr)
+        before, now = stored.precision or self.recipe.train.precision, self.recipe.train.precision
         if before != now and self.accelerator.is_main_process:
             print(
                 f"resuming with precision {before} -> {now}: losses agree in about two digits, no longer in all; "
@@ -345,9 +339,10 @@ def _union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {**second, **first, **both}
 
 
-def _inexact(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _inexact(before: state.Split, now: state.Split) -> str:
     """What resuming keeps and what it does not, where the work is split in another way; data tell of themselves."""
-    changes = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now if before[key] != now[key])
+    old = before.model_dump()
+    changes = ", ".join(f"{key} {old[key]} -> {value}" for key, value in now if old[key] != value)
     return (
         f"resuming with {changes}: learning rate, noise and times of every sample are as they were; sums are made in "
         "another order, so that losses agree in about six digits (of a VAE, texts and captions in fewer), not in all"
