@@ -81,12 +81,10 @@ def _plainer(item: SceneObject, said: ObjectFacts, stated: Facts) -> SceneObject
     """An object as plain as what is said of it, of all objects, and of what must not be there, allows."""
     if item.thing is not None:
         return item
-    changes = {}
-    if said.fill is None and "fill" not in stated.different:
-        changes["fill"] = "plain"
-    if said.outline is None:
-        changes["outline"] = False
-    plainer = replace(item, **changes)
+    opens_fill = said.fill is None and "fill" not in stated.different
+    plainer = replace(
+        item, fill="plain" if opens_fill else item.fill, outline=False if said.outline is None else item.outline
+    )
     return item if any(denied.is_true_of(plainer.facts()) for denied in stated.denied) else plainer
 
 
