@@ -81,7 +81,7 @@ def test_prompts_may_be_expanded_before_they_are_drawn(
         name, identity = "writer", "writer"
 
         def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
-            return ["nothing"] if prompt == prompts[1] else [f"{prompt} on a yellow background"]
+            return ["nothing"] if prompt == prompts[1] else [f"a picture of {prompt}"]
 
     drawn_texts: list[str] = []
     call = CogView3Pipeline.__call__
@@ -93,7 +93,7 @@ def test_prompts_may_be_expanded_before_they_are_drawn(
     monkeypatch.setattr(CogView3Pipeline, "__call__", recording)
     given = {"count": 2, "metrics": ["scene"], "relays": 0}
     result = evaluate([str(model)], "scenes-brief", **given, expander=Expander(Writer()), out=tmp_path)
-    assert drawn_texts == [f"{prompts[0]} on a yellow background", prompts[1]]
+    assert drawn_texts == [f"a picture of {prompts[0]}", prompts[1]]
     assert result["expander"]["model"] == "writer"
     assert list(result["expander"]["unexpanded"]) == [prompts[1]]
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]

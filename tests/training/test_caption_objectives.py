@@ -23,6 +23,7 @@ from cogview3.cli.options import Device
 from cogview3.config import UserError, parse_recipe
 from cogview3.data.entries import Entry
 from cogview3.data.scenes import captions
+from cogview3.data.scenes.arranged import arranged
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import (
     COLORS,
@@ -238,7 +239,9 @@ def test_prompts_and_captions_tell_objects_in_one_order() -> None:
         decode = objective.tokenizer.decode
         wanted = told_scene(scene, prompt.told)
         assert wanted.objects == tuple(scene.objects[index] for index in prompt.told)
-        assert decode(batch["captions"][row], skip_special_tokens=True) == captions.plain(wanted).text
+        order = [sorted(prompt.told).index(index) for index in prompt.told]
+        filled = captions.plain(arranged(wanted, prompt.facts, order))
+        assert decode(batch["captions"][row], skip_special_tokens=True) == filled.text
         assert squeezed(decode(batch["prompts"][row], skip_special_tokens=True)) == squeezed(prompt.text)
 
 

@@ -1,5 +1,6 @@
 """Scores of hand-built statements against hand-built readings, each worked out by hand."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -134,6 +135,15 @@ def test_relations_between_are_plain_truths_of_pictures_too():
     result = score(replace(scene.facts(), relations=(between,)), render(scene, 128))
     assert [fact.right for fact in result.facts if fact.kind == "relation"] == [True]
     assert all(type(fact.right) is bool for fact in result.facts)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_of_three_alike_the_middle_one_is_between_the_others(order):
+    moon = ObjectFacts(thing="moon")
+    reading = Reading(Facts(objects=(moon,) * 3), tuple((0.27, (0.17, 0.5, 0.83)[i]) for i in order), ((0,) * 4,) * 3)
+    for first, second, other in itertools.permutations(range(3)):
+        stated = Facts(objects=(moon,) * 3, relations=(Relation(first, "between", second, other),))
+        assert score(stated, reading).whole
 
 
 def test_pictures_are_read_first():

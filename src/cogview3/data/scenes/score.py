@@ -109,7 +109,8 @@ def check_stated(stated: Facts, where: str = "") -> None:
 def match_objects(stated: Facts, reading: Reading) -> dict[int, int]:
     """Index of the object read for each stated one, with the most facts right.
 
-    Among equals the match wins whose objects lie furthest along the stated relations.
+    Among equals the match wins whose objects lie furthest along the stated relations, and in which what is between
+    others is nearest to the middle of all.
     """
     drawn = reading.facts.objects
     gain = np.zeros((len(stated.objects), len(drawn)))
@@ -121,6 +122,7 @@ def match_objects(stated: Facts, reading: Reading) -> dict[int, int]:
     centers = np.array(reading.centers).reshape(-1, 2)
     for relation in stated.relations:
         if relation.kind == BETWEEN:
+            gain[relation.first] -= TIE_BREAK * np.linalg.norm(centers - centers.mean(0), axis=1)
             continue
         along = centers[:, 0 if relation.kind in ("left of", "right of") else 1]
         sign = -1 if relation.kind in ("left of", "above") else 1
