@@ -6,7 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def test_no_space_left_is_one_line_with_the_place_and_exit_code_1(
     with pytest.raises(OSError, match="No space") as caught, whole(tmp_path / "a"):
         raise error
     known = describe(caught.value)
-    assert known == (1, f"{tmp_path / 'a'}: No space left on device; make room, or choose another place with --out")
+    assert known == (1, f"{tmp_path / 'a'}: No space left on device; make room, or choose another place")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -139,15 +141,84 @@ def test_what_the_libraries_say_of_a_full_disk_is_understood(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, dir: Path, **options: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/.a.x")
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EACCES, (2, "Permission denied")),
+        (errno.EROFS, (1, "Read-only file system; choose another place")),
+        (errno.ENOSPC, (1, "No space left on device; make room, or choose another place")),
+    ],
+)
+def test_what_was_to_be_written_is_named_where_not_even_its_beginning_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: tuple[int, str]
+) -> None:
+    def refuse(path: Path, *arguments: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(checkpoints.tempfile, "mkstemp", refuse)
-    with pytest.raises(PermissionError) as caught:
-        checkpoints.write_text(tmp_path / "a", "x")
-    assert (known := describe(caught.value)) is not None
-    assert known[1] == f"{tmp_path}/.a.x: Permission denied"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        patch.setattr(os, "mkdir", refuse)
+        for whole in (checkpoints.whole_file, checkpoints.whole_folder):
+            with pytest.raises(OSError, match=os.strerror(number)) as caught:
+                write_half(whole, tmp_path / "a", Mishap)
+            assert describe(caught.value) == (told[0], f"{tmp_path / 'a'}: {told[1]}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_grows_line_by_line_is_named_where_there_is_no_room(tmp_path: Path) -> None:
+    checkpoints.append_line(tmp_path / "a", "x")
+    checkpoints.append_line(tmp_path / "a", "y")
+    assert (tmp_path / "a").read_text() == "x\ny\n"
+    with pytest.raises(OSError, match="No space") as caught, checkpoints.naming(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "a")
+
+
+def test_writers_of_the_same_folder_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def replace_slowly(source: Path, target: Path) -> None:
+        replace(source, target)
+        time.sleep(0.01)
+
+    def write(name: str) -> None:
+        for _ in range(4):
+            with checkpoints.whole_folder(tmp_path / "a") as folder:
+                (folder / name).write_text(name)
+
+    monkeypatch.setattr(os, "replace", replace_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "xy"))
+    assert files_of(tmp_path) in ({"a/x": "x"}, {"a/y": "y"})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("whole", [checkpoints.whole_file, checkpoints.whole_folder])
+def test_what_another_process_cleared_away_before_it_was_held_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Whole
+) -> None:
+    hold, cleared = checkpoints._hold, []
+
+    def clear_first(path: Path) -> int | None:
+        if not cleared:
+            cleared.append(path)
+            checkpoints.clear_abandoned(tmp_path)
+        return hold(path)
+
+    monkeypatch.setattr(checkpoints, "_hold", clear_first)
+    with whole(tmp_path / "a") as path:
+        (path / "x" if path.is_dir() else path).write_text("new")
+    assert cleared
+    assert files_of(tmp_path) in ({"a": "new"}, {"a/x": "new"})
+
+
+def test_what_a_kill_between_two_renames_left_is_put_back_or_away(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f".a.old.{number}").mkdir()
+        (tmp_path / f".a.old.{number}" / "x").write_text("old")
+    with checkpoints.whole_folder(tmp_path / "a") as folder:
+        (folder / "y").write_text("new")
+    assert files_of(tmp_path) == {"a/y": "new"}
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:

@@ -153,3 +153,14 @@ def test_what_is_missing_in_a_folder_is_not_looked_for_on_the_hub() -> None:
 def test_a_name_on_the_hub_has_no_folder() -> None:
     with pytest.raises(UserError, match="owner/toy is a name on the hub; download it"):
         find("owner/toy").folder  # noqa: B018
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", refuse)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert references.user_cache("expansions") is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert references.user_cache("expansions") == tmp_path / "cogview3" / "expansions"

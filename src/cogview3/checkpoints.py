@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -52,7 +53,7 @@ _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images
 _FOLDERS, _FILES = ("checkpoints", "samples", "weights"), ("metrics.jsonl", "skipped.jsonl")
 _LOCK = ".lock"
 _PARTIAL = "partial-"  # in the names of what is being written
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -61,22 +62,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     What is left of it after a kill, `clear_abandoned` finds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opened, name = tempfile.mkstemp(prefix=f".{path.name}.{_PARTIAL}", suffix=path.suffix, dir=path.parent)
-    os.close(opened)
-    temporary = Path(name)
-    handle = _hold(temporary)
-    try:
+    with _temporary(path, folder=False) as temporary:
         yield temporary
         temporary.chmod(0o644)
         os.replace(temporary, path)
-    except Exception as error:
-        raise_if_full(error, path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-        if handle is not None:
-            os.close(handle)
 
 
 @contextmanager
@@ -86,20 +75,58 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Of a link, what it points to is replaced. What killed commands left of the same folder is deleted.
     """
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     clear_abandoned(path.parent, f".{path.name}.{_PARTIAL}*")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_PARTIAL}", dir=path.parent))
-    handle = _hold(temporary)
-    try:
+    with _temporary(path, folder=True) as temporary:
         yield temporary
         for item in (temporary, *temporary.rglob("*")):
             item.chmod(0o755 if item.is_dir() else 0o644)  # safetensors writes for the owner alone
-        _replace_folder(temporary, path)
+        with alone_in(path.parent):
+            _replace_folder(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path, folder: bool) -> Iterator[Path]:
+    """An empty file or folder beside `path`, gone when the block ends; what cannot be written is told of `path`."""
+    temporary: Path | None = None
+    handle: int | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while temporary is None or not temporary.exists():  # before it is held, another process may clear it away
+            if handle is not None:
+                os.close(handle)
+                handle = None
+            # named before it is made, so that an interruption in between leaves nothing
+            temporary = path.with_name(f".{path.name}.{_PARTIAL}{secrets.token_hex(4)}{'' if folder else path.suffix}")
+            try:
+                if folder:
+                    temporary.mkdir(0o700)
+                else:
+                    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            handle = _hold(temporary)
+        yield temporary
     except Exception as error:
         raise_if_full(error, path)
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None and temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        elif temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Have other processes that ask for the same folder here wait while the block runs; it should be short."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _hold(folder)
+    try:
+        yield
+    finally:
         if handle is not None:
             os.close(handle)
 
@@ -124,16 +151,21 @@ def clear_abandoned(folder: Path, pattern: str = f".*.{_PARTIAL}*") -> None:
 
 
 def _hold(path: Path) -> int | None:
-    """A handle that marks what is being written for as long as this process lives; None where there are no locks."""
-    if fcntl is None:
-        return None
-    handle = os.open(path, os.O_RDONLY)
-    with suppress(OSError):  # file systems without locks
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """A handle that marks a file or folder for as long as this process lives; None where there are no locks."""
+    handle: int | None = None
+    with suppress(OSError):  # gone, not to be read, or a file system without locks
+        if fcntl is not None:
+            handle = os.open(path, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
 
 
 def _replace_folder(new: Path, path: Path) -> None:
+    for abandoned in path.parent.glob(f".{path.name}.old.*") if fcntl else ():  # of a command that was killed here
+        if path.exists():
+            shutil.rmtree(abandoned, ignore_errors=True)
+        else:
+            os.replace(abandoned, path)
     if not path.exists():
         os.replace(new, path)
         return
@@ -150,7 +182,7 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 def raise_if_full(error: Exception, path: Path) -> None:
-    """Raise the OSError that stands behind libraries' own errors where there is no room for `path`.
+    """Raise the OSError that stands behind libraries' own errors where `path` cannot be written: no room, read-only.
 
     safetensors and tokenizers give its number in their text; torch says only that its writer's position is wrong.
     """
@@ -161,6 +193,22 @@ def raise_if_full(error: Exception, path: Path) -> None:
         number = errno.ENOSPC
     if number in _NO_ROOM:
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have `path` named where a file that is written piece by piece has no room."""
+    try:
+        yield
+    except Exception as error:
+        raise_if_full(error, path)
+        raise
+
+
+def append_line(path: Path, text: str) -> None:
+    """Add a line to a text file."""
+    with naming(path), path.open("a", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -201,12 +249,12 @@ def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Iterat
     import tomli_w
 
     if restart and run.is_dir():
-        with _held(run):
+        with held(run):
             pass
         names = (run.with_name(f"{run.name}.old-{number}") for number in count(1))
         run.rename(next(name for name in names if not name.exists()))
     check_run(run, recipe)
-    with _held(run):
+    with held(run):
         text, stored = tomli_w.dumps(recipe), run / "recipe.toml"
         if not stored.exists() or stored.read_text("utf-8") != text:
             write_text(stored, text)
@@ -216,12 +264,16 @@ def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Iterat
 
 
 @contextmanager
-def _held(run: Path) -> Iterator[None]:
-    """Lock a run folder, made where it is missing; the system lets go of it too if the process is killed."""
-    run.mkdir(parents=True, exist_ok=True)
+def held(run: Path) -> Iterator[None]:
+    """Lock a folder, made where it is missing; the system lets go of it too if the process is killed.
+
+    Raises UserError where another process holds it.
+    """
     lock = FileLock(run / _LOCK, timeout=0)
     try:
-        lock.acquire()
+        with naming(run):
+            run.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
     except Timeout:
         raise UserError(f"{run}: another process works there; wait for it to end, or use --out") from None
     try:

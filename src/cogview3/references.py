@@ -33,6 +33,15 @@ _CONFIGURATIONS = ("config.json", "scheduler_config.json", "tokenizer.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
+def user_cache(name: str) -> Path | None:
+    """Our folder `name` in the cache of the user; None where neither XDG_CACHE_HOME nor a home is known."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without an account, as containers have them
+        return None
+    return base / "cogview3" / name
+
+
 @dataclass(frozen=True)
 class Reference:
     """A model or run that was found by its name.

@@ -1,5 +1,6 @@
 """What stands behind the shared options."""
 
+import errno
 import json
 import os
 import subprocess
@@ -90,6 +91,16 @@ def test_folders_without_permission_are_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(options, "TemporaryFile", refuse)
     with pytest.raises(UserError, match=r"Permission denied.*another place"):
         options.check_writable(tmp_path)
+
+
+def test_a_full_disk_is_told_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{dir}/tmpx")
+
+    monkeypatch.setattr(options, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match="No space") as caught:
+        options.check_writable(tmp_path)
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_json_keeps_stdout_for_one_object(capsys: pytest.CaptureFixture[str]) -> None:

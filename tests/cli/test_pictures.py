@@ -1,5 +1,8 @@
 """Names and places of pictures, and what is written into them."""
 
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from PIL import Image
 
 from cogview3 import __version__
+from cogview3.cli import drawing
+from cogview3.cli.drawing import Gallery
 from cogview3.cli.pictures import contact_sheet, free_place, grid_file, open_picture, plan_files, save_png, slug
 from cogview3.config import UserError
 from cogview3.generation.inputs import to_pixels
@@ -152,3 +157,20 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
             open_picture(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         open_picture(tmp_path / "none.png")
+
+
+def test_commands_that_draw_into_the_same_folder_lose_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_slowly(path: Path, facts: Mapping[str, object]) -> Path:
+        found = free_place(path, facts)
+        time.sleep(0.02)
+        return found
+
+    def draw(steps: int) -> None:
+        Gallery([tmp_path / "a-7.png"], tmp_path).add(Image.new("RGB", (4, 2)), {"steps": steps})
+
+    monkeypatch.setattr(drawing, "free_place", find_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(draw, (4, 50)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-7-2.png", "a-7.png"]

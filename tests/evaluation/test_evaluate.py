@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cogview3 import CogView3Pipeline
+from cogview3 import CogView3Pipeline, checkpoints
 from cogview3.config import UserError
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.score import score
@@ -61,6 +61,12 @@ def test_missing_and_broken_pictures_are_counted(renders: Path, tmp_path: Path) 
     shutil.copy(renders / "00000.png", renders / "00001.png")  # what failed is tried again
     again = evaluate(images=[renders], count=COUNT, out=tmp_path / "out")
     assert again["models"]["renders"]["failed"] == 1
+
+
+def test_an_evaluation_is_of_one_process_at_a_time(renders: Path, tmp_path: Path) -> None:
+    with checkpoints.held(tmp_path), pytest.raises(UserError, match=f"{tmp_path}: another process works there"):
+        evaluate(images=[renders], count=COUNT, out=tmp_path)
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_several_of_a_prompt_by_genevals_names(tmp_path: Path) -> None:

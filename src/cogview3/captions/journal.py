@@ -23,7 +23,7 @@ import pyarrow
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from cogview3.checkpoints import whole_file
+from cogview3.checkpoints import naming, whole_file
 from cogview3.config import UserError
 from cogview3.data.tables import DAMAGE
 from cogview3.prompts.budget import Usage
@@ -166,7 +166,7 @@ class Journal:
 
     def _write(self, event: Mapping[str, Any]) -> None:
         line = json.dumps(event, ensure_ascii=False) + "\n"
-        with self._lock:
+        with self._lock, naming(self._folder / JOURNAL):
             self._file.write(line.encode())
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cogview3.captions.rows import Row
-from cogview3.checkpoints import differences
+from cogview3.checkpoints import differences, naming
 from cogview3.config import UserError
 from cogview3.data.addresses import filesystem, is_local
 from cogview3.data.groups import Shard
@@ -89,7 +89,7 @@ class Part:
             self._fs.pipe_file(f"{self._path}/{self._number:06}", "".join(f"{x}\n" for x in [head, *lines]).encode())
             self._number += 1
             return
-        with open(self._path, "r+b" if os.path.exists(self._path) else "xb") as file:
+        with naming(Path(self._path)), open(self._path, "r+b" if os.path.exists(self._path) else "xb") as file:
             file.truncate(self._size)
             file.seek(self._size)
             file.write("".join(f"{line}\n" for line in ([] if self._size else [head]) + lines).encode())

@@ -22,7 +22,7 @@ from typing import Any
 
 from cogview3.captions.inputs import Asker, find_model, load_model, load_processor
 from cogview3.captions.pairs import Pair, Pairs
-from cogview3.checkpoints import open_run, read_json, whole_folder, write_text
+from cogview3.checkpoints import append_line, open_run, read_json, whole_folder, write_text
 from cogview3.config import FinetuneSettings, UserError
 from cogview3.precision import computes_bfloat16
 
@@ -232,8 +232,7 @@ def _watch(run: Path, settings: FinetuneSettings, progress: Callable[[int, str],
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if state.is_world_process_zero and logs:
                 images = state.global_step * settings.batch
-                with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": state.global_step, "images": images, **logs}) + "\n")
+                append_line(run / "metrics.jsonl", json.dumps({"step": state.global_step, "images": images, **logs}))
                 losses = [f"loss {logs['loss']:.3f}"] if "loss" in logs else []
                 losses += [f"held-out loss {loss:.3f}" for loss in _held_out(state)[-1:]]
                 progress(images, ", ".join(losses))

@@ -72,12 +72,15 @@ class Gallery:
 
     def add(self, image: "Image", facts: Mapping[str, object], place: Path | None = None) -> None:
         """Write the next picture, or one to a `place` of its own, with what it was drawn with."""
+        from cogview3.checkpoints import alone_in
+
         wanted = self._planned[len(self.written)] if place is None else place
-        path = free_place(wanted, facts)
-        if self._named and path != wanted:
-            typer.echo(f"{wanted} held another picture, which is replaced", err=True)
-            path = wanted
-        save_png(image, path, facts)
+        with alone_in(wanted.parent):  # others may draw into the same folder
+            path = free_place(wanted, facts)
+            if self._named and path != wanted:
+                typer.echo(f"{wanted} held another picture, which is replaced", err=True)
+                path = wanted
+            save_png(image, path, facts)
         self.written.append(path)
 
     @contextmanager

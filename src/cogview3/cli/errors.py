@@ -52,7 +52,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename != STDOUT
-        fix = "; make room, or choose another place with --out" if full else ""
+        fix = "; make room, or choose another place" if full else ""
+        fix = "; choose another place" if error.errno == errno.EROFS else fix
         return FAILURE, one_line(error, MOST) + fix
     if isinstance(error, FloatingPointError):
         return FAILURE, one_line(error, MOST)

@@ -1,6 +1,5 @@
 """`expand`, and what `generate --expand` shares with it: short prompts to descriptions."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,7 +183,8 @@ def own_expander(model: str) -> Path:
     return folder
 
 
-def default_cache() -> Path:
-    """Where expansions are kept by default: the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "cogview3" / "expansions"
+def default_cache() -> Path | None:
+    """Where expansions are kept by default: in the cache of the user; None without one."""
+    from cogview3.references import user_cache
+
+    return user_cache("expansions")

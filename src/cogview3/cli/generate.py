@@ -169,11 +169,11 @@ def generate(
                     gallery.add(one, facts | _own(texts[index], seeds[index], expansion))
                 if sheet is not None:
                     shown += images
-        seconds = time.perf_counter() - start
-        if sheet is not None:
-            columns = count if 1 < count < len(texts) else None
-            about = {"seed": seeds[0], "prompts": " | ".join(dict.fromkeys(texts))[:1000]}
-            gallery.add(contact_sheet(shown, columns), facts | about, sheet)
+            seconds = time.perf_counter() - start
+            if sheet is not None:
+                columns = count if 1 < count < len(texts) else None
+                about = {"seed": seeds[0], "prompts": " | ".join(dict.fromkeys(texts))[:1000]}
+                gallery.add(contact_sheet(shown, columns), facts | about, sheet)
     grid_at = str(gallery.written[-1]) if sheet else None
     result = facts | {"prompts": texts, "seeds": list(seeds), "grid": grid_at}
     if written is not None:

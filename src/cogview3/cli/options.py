@@ -205,8 +205,8 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         with TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise UserError(f"{option} {folder}: cannot write there ({error.strerror}); choose another place") from None
 
 

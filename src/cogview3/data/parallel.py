@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 from typing import TypeVar
 
 from cogview3.config import UserError
@@ -30,10 +33,10 @@ def over_shards(
         yield map(job, shards)
         return
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), begin_worker)
+    pool = ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn"), begin_writer)
     try:
         with interrupts_held():  # all are started here
-            results = pool.map(job, shards)
+            results = pool.map(partial(_to_the_end, job), shards)
         yield results
     except BaseException:
         for child in set(multiprocessing.active_children()) - others:
@@ -63,6 +66,25 @@ def begin_worker() -> None:
     """Let the first process alone answer Ctrl-C, and end this one with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+
+
+def begin_writer() -> None:
+    """As `begin_worker`, and let SIGTERM end this process as an error does, so that no half-written file is left."""
+    begin_worker()
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # whoever cleans up now is not to be disturbed
+    sys.exit(128 + number)
+
+
+def _to_the_end(job: Callable[[Piece], Result], piece: Piece) -> Result:
+    """Do a job; one that SIGTERM ends is the process's last, which a pool would give the next one."""
+    try:
+        return job(piece)
+    except SystemExit as stop:
+        os._exit(int(str(stop)))
 
 
 def end_with_parent() -> None:

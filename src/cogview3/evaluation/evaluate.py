@@ -123,16 +123,17 @@ def evaluate(
         "seed": seed,
         "models": {},
     }
-    if out is not None:
-        run = {"prompts": prompts, "seed": seed, "per_prompt": per_prompt, "expanded": expander is not None}
-        claim(out / "run.json", run)
-    sent = loaded
-    if expander is not None:
-        expansions = expander.expand_all([prompt.text for prompt in loaded])
-        sent = [replace(prompt, text=each.text) for prompt, each in zip(loaded, expansions, strict=True)]
-        kept = {each.prompt: each.reason for each in expansions if each.reason}
-        results["expander"] = {"model": expansions[0].model, "unexpanded": kept}
     with ExitStack() as stack:
+        if out is not None:
+            stack.enter_context(checkpoints.held(out))
+            run = {"prompts": prompts, "seed": seed, "per_prompt": per_prompt, "expanded": expander is not None}
+            claim(out / "run.json", run)
+        sent = loaded
+        if expander is not None:
+            expansions = expander.expand_all([prompt.text for prompt in loaded])
+            sent = [replace(prompt, text=each.text) for prompt, each in zip(loaded, expansions, strict=True)]
+            kept = {each.prompt: each.reason for each in expansions if each.reason}
+            results["expander"] = {"model": expansions[0].model, "unexpanded": kept}
         pictures = Path(stack.enter_context(TemporaryDirectory())) if out is None else out / "pictures"
         job = _Job(
             loaded, sent, metrics, seed, batch, device, dtype, processes, setting or Setting(), counter, pictures

@@ -40,6 +40,7 @@ class Store:
 
     def begin(self) -> None:
         """Write the settings."""
+        checkpoints.clear_abandoned(self.folder)
         if not (self.folder / _HOW).exists():
             checkpoints.write_text(self.folder / _HOW, json.dumps(self.how, indent=2, default=str) + "\n")
 

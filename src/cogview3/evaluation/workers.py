@@ -9,7 +9,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from cogview3.config import UserError
-from cogview3.data.parallel import begin_worker, interrupts_held
+from cogview3.data.parallel import begin_writer, interrupts_held
 from cogview3.errors import one_line
 from cogview3.evaluation.folder import System, UndrawnError
 from cogview3.evaluation.store import Store
@@ -67,7 +67,7 @@ def fill(
 def _draw_share(
     system: System, store: Store, indices: Sequence[int], batch: int, device: str, dtype: torch.dtype, threads: int
 ) -> None:
-    begin_worker()
+    begin_writer()
     torch.set_num_threads(threads)
     diffusers_logging.disable_progress_bar()  # those of loading, one for each component
     transformers_logging.disable_progress_bar()

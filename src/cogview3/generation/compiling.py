@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from cogview3.config import UserError
+from cogview3.references import user_cache
 
 REGIONS: Mapping[str, tuple[str, ...]] = {
     "UNet2DConditionModel": ("BasicTransformerBlock", "ResnetBlock2D"),
@@ -30,11 +31,11 @@ _VARIANTS = 256
 """How often torch may compile one kind of block: for each width, place with or without shortcut, pipeline..."""
 
 
-def cache_folder() -> Path:
-    """Where compiled code is kept from run to run: `TORCHINDUCTOR_CACHE_DIR`, else a folder in the user's cache."""
+def cache_folder() -> Path | None:
+    """Where compiled code is kept from run to run: `TORCHINDUCTOR_CACHE_DIR`, else in the cache of the user, if any."""
     if given := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cogview3" / "compiled"
+    return user_cache("compiled")
 
 
 def check_compiler(device: str) -> None:
@@ -78,7 +79,8 @@ def compile_network(
     regions = REGIONS.get(type(network).__name__)
     if regions is None or not isinstance(network, ModelMixin):
         return False
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder()))
+    if (folder := cache_folder()) is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     allow_variants()
     network.to(memory_format=torch.channels_last)
     network._repeated_blocks = list(regions)

@@ -127,8 +127,7 @@ class Log:
             return
         indices, keys = zip(*sorted(samples), strict=True)
         entry = {"images": images, "reason": reason, "indices": indices, "keys": keys}
-        with (self.run / "skipped.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        checkpoints.append_line(self.run / "skipped.jsonl", json.dumps(entry))
         print(f"batch at image {images}: {reason}; see {self.run / 'skipped.jsonl'}", file=sys.stderr, flush=True)
 
     def write(self, images: int) -> None:
@@ -160,8 +159,7 @@ class Log:
     def _line(self, entries: dict[str, float]) -> None:
         if not self.enabled:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entries) + "\n")
+        checkpoints.append_line(self.path, json.dumps(entries))
         for tracker in self.trackers:
             tracker.log(entries, step=int(entries["images"]))
         self._show(int(entries["images"]), entries)

@@ -73,6 +73,7 @@ def write_scenes(
                 write_samples(folder / f"{number:05}.tar", samples)
             if new is not None:
                 _write_new(folder / f"{number:05}.captions.parquet", keys, seed, caption, new)
+        _check_free(out)  # another command may have written there since
 
 
 def _draw(seed: int, index: int, *kinds: str) -> tuple[Scene, list[captions.Caption]]:
@@ -104,6 +105,10 @@ def _check(out: Path, count: int, caption: str, new: str | None, seed: int, shar
         raise UserError(f"seed {seed}: give 0 or more")
     if shard is not None and not 1 <= shard <= MAX_SHARD:
         raise UserError(f"shard {shard}: give 1 to {MAX_SHARD} scenes a tar")
+    _check_free(out)
+
+
+def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists; choose another folder")
 
