@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs that a script runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

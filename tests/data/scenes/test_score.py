@@ -144,6 +144,8 @@ def test_of_three_alike_the_middle_one_is_between_the_others(order):
     for first, second, other in itertools.permutations(range(3)):
         stated = Facts(objects=(moon,) * 3, relations=(Relation(first, "between", second, other),))
         assert score(stated, reading).whole
+    empty = Reading(Facts(), (), ())
+    assert score(replace(stated, relations=(Relation(0, "between", 1, 2),)), empty).right == 0
 
 
 def test_pictures_are_read_first():

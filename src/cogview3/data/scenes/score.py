@@ -113,6 +113,8 @@ def match_objects(stated: Facts, reading: Reading) -> dict[int, int]:
     others is nearest to the middle of all.
     """
     drawn = reading.facts.objects
+    if not drawn:
+        return {}
     gain = np.zeros((len(stated.objects), len(drawn)))
     for row, item in enumerate(stated.objects):
         for column, other in enumerate(drawn):
