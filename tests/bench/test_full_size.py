@@ -85,11 +85,11 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full, "PLAIN", replace(PLAIN, mode=Mode(steps=2, relay_steps=2)))
 
 
-SOONEST = (BASELINE, "CogView3 4+1", "Stable Cascade 20+10")  # one of each kind of pipeline
+ONE_OF_EACH = (BASELINE, "CogView3 4+1", "Stable Cascade 20+10")  # one of each kind of pipeline
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SOONEST else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS]
 )
 def test_counts_are_those_of_the_whole_run(name: str, networks: Networks) -> None:
     """Operations from one forward pass of each network, against those of the pipeline as it runs."""

@@ -27,8 +27,8 @@ def test_it_keeps_what_brief_prompts_ask_for(count: int) -> None:
     written = [writer.write(prompt.text, 0, "", ())[0] for prompt in prompts]
     figures = expansion_figures([prompt.facts for prompt in prompts], written)
     assert figures["read"] == 1
-    assert figures["prompts_kept"] >= 0.8  # its card: 0.83 and 0.962 of 256
-    assert figures["facts_kept"] >= 0.94
+    assert figures["prompts_kept"] >= 0.85
+    assert figures["facts_kept"] >= 0.95  # its card: 0.962 of 256
 
 
 @pytest.mark.parametrize(
