@@ -103,6 +103,19 @@ def test_texts_that_an_endpoint_cut_or_refused_are_none(finish: str, refusal: st
     assert not (tmp_path / "cache").exists()
 
 
+def test_what_is_expanded_may_be_another_text_or_nothing() -> None:
+    told = {"two happy red stars": ("two red stars", ""), "deux étoiles": ("", "not in English")}
+    writer = Writer(GOOD)
+    expansions = Expander(writer, prepare=told.__getitem__).expand_all(list(told))
+    assert [(each.prompt, each.text, each.reason) for each in expansions] == [
+        ("two happy red stars", GOOD, ""),
+        ("deux étoiles", "deux étoiles", "not in English"),
+    ]
+    assert [asked[0] for asked in writer.asked] == ["two red stars"]
+    lost = Expander(Writer(*["Blue circles."] * 3), prepare=told.__getitem__).expand("two happy red stars")
+    assert (lost.text, lost.reason[:18]) == ("two happy red stars", "the expansion lost")
+
+
 def test_failures_of_the_model_are_told_and_it_is_left_in_peace() -> None:
     writer = Writer(EndpointError("down"), EndpointError("still down"))
     expansions = Expander(writer).expand_all(["a", "a", "b", "c"])

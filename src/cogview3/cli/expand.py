@@ -1,6 +1,6 @@
 """`expand`, and what `generate --expand` shares with it: short prompts to descriptions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from cogview3.cli.options import (
     pick_device,
     report,
 )
-from cogview3.cli.typed import gather_prompts, hint_quotes, unexpandable
+from cogview3.cli.typed import gather_prompts, hint_quotes
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
@@ -70,7 +70,7 @@ def expand(
     with clean_stdout(as_json):
         options: dict[str, Any] = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
         made = open_expander(model, expander, expander_model, expander_cache, device, **options)
-        expansions = expand_all(made, texts, unexpandable(model, expander, texts))
+        expansions = expand_all(made, texts)
     result = {
         "model": expansions[0].model,
         "prompts": texts,
@@ -80,20 +80,9 @@ def expand(
     report(result, "\n".join(each.text for each in expansions), as_json)
 
 
-def expand_all(
-    expander: "Expander", prompts: Sequence[str], left: Mapping[str, str] | None = None
-) -> "list[Expansion]":
-    """The expansions of prompts; a warning on stderr names each prompt that stays as it is, with the reason.
-
-    Prompts in `left` are not expanded, for the reasons there.
-    """
-    from cogview3.prompts.expand import Expansion
-
-    left = left or {}
-    done = iter(expander.expand_all([prompt for prompt in prompts if prompt not in left]))
-    expansions = [
-        Expansion(prompt, prompt, expander.name, left[prompt]) if prompt in left else next(done) for prompt in prompts
-    ]
+def expand_all(expander: "Expander", prompts: Sequence[str]) -> "list[Expansion]":
+    """The expansions of prompts; a warning on stderr names each prompt that stays as it is, with the reason."""
+    expansions = expander.expand_all(prompts)
     for each in dict.fromkeys(expansions):
         if each.reason:
             typer.echo(f"warning: not expanded: {each.prompt!r}: {each.reason}", err=True)
@@ -136,8 +125,14 @@ def open_expander(
         raise UserError("--expander-model, --key-env and --set are for endpoints; give --expander URL")
     folder = Path(expander) if expander is not None else own_expander(model)
     from cogview3.prompts.expand import Expander, LocalWriter
+    from cogview3.references import find
 
-    return Expander(LocalWriter(folder, pick_device(device)), cache or default_cache())
+    writer, cache = LocalWriter(folder, pick_device(device)), cache or default_cache()
+    if expander is not None or not find(model).is_bundled:
+        return Expander(writer, cache)
+    from cogview3.data.scenes.typed import to_expand
+
+    return Expander(writer, cache, to_expand)
 
 
 def check_expand(

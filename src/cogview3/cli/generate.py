@@ -22,7 +22,7 @@ from cogview3.cli.expand import (
 from cogview3.cli.loading import check_placement, free_memory, load, parse_lora
 from cogview3.cli.pictures import MAX_SHEET, contact_sheet, grid_file, open_picture, plan_files, slug
 from cogview3.cli.settings import with_options
-from cogview3.cli.typed import check_utf8, gather_prompts, hint_quotes, unexpandable, warn_of_prompts
+from cogview3.cli.typed import check_utf8, gather_prompts, hint_quotes, warn_of_prompts
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def generate(
             check_placement(draw.device, draw.dtype, draw.placement)
             cogview3.CogView3Pipeline.check_model(draw.model, mode)
             made = open_expander(draw.model, expander, expander_model, expander_cache, draw.device, key_env=key_env)
-            written = expand_all(made, texts, unexpandable(draw.model, expander, texts))
+            written = expand_all(made, texts)
             del made  # a local one need not stay beside the model
             free_memory()
         drawn = texts if written is None else [each.text for each in written]

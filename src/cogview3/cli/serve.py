@@ -30,7 +30,7 @@ from cogview3.cli.options import (
     VaeTilingOption,
     pick_mode,
 )
-from cogview3.cli.typed import problems_of, unexpandable
+from cogview3.cli.typed import problems_of
 from cogview3.errors import UserError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def serve(
     sizes = engine.load(pipelines.default, relays)
     service = Service(
         engine, pipelines.name, pipelines.modes, pipelines.default, sizes, limits, metrics, known, written,
-        problems_of(model), lambda prompt: unexpandable(model, expander, [prompt]).get(prompt, ""), strict_sizes,
+        problems_of(model), strict_sizes,
     )  # fmt: skip
     raise_file_limit()
     typer.echo("ready", err=True)

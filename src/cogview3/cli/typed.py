@@ -77,14 +77,3 @@ def warn_of_prompts(model: str, prompts: Sequence[str]) -> None:
         typer.echo(f"warning: {shown!r}: {'; '.join(faults)}", err=True)
     if len(found) > MAX_WARNINGS:
         typer.echo(f"warning: the same applies to {len(found) - MAX_WARNINGS} more prompts", err=True)
-
-
-def unexpandable(model: str, expander: str | None, prompts: Sequence[str]) -> dict[str, str]:
-    """Prompts that the bundled model's own expander should leave as they are, each with the reason."""
-    from cogview3.references import find
-
-    if expander is not None or not find(model).is_bundled:
-        return {}
-    from cogview3.data.scenes.typed import why_not_expand
-
-    return {prompt: reason for prompt in dict.fromkeys(prompts) if (reason := why_not_expand(prompt))}

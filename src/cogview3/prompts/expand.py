@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -225,10 +225,17 @@ class Expander:
     Args:
         writer: the model.
         cache: folder that keeps expansions, one file each; made at the first write. None keeps none.
+        prepare: of a prompt, the text to expand, and why it should not be expanded at all, "" where it should.
     """
 
-    def __init__(self, writer: Writer, cache: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        cache: str | Path | None = None,
+        prepare: Callable[[str], tuple[str, str]] = lambda prompt: (prompt, ""),
+    ) -> None:
         self._writer, self._cache = writer, None if cache is None else Path(cache)
+        self._prepare = prepare
 
     @property
     def name(self) -> str:
@@ -253,11 +260,15 @@ class Expander:
         failures: list[Exception] = []
         unasked = f"not asked for, after {MOST_FAILURES} failures in a row: "
         for prompt in dict.fromkeys(prompts):
-            found, reason = self._read(prompt), unasked
+            asked, reason = self._prepare(prompt)
+            if reason:
+                known[prompt] = Expansion(prompt, prompt, self._writer.name, reason)
+                continue
+            found, reason = self._read(asked), unasked
             if found is None and len(failures) < MOST_FAILURES:
                 reason = ""
                 try:
-                    found = self._expand(prompt)
+                    found = self._expand(asked)
                     failures = []
                 except KeyboardInterrupt as stop:
                     kept = ", and kept for the next time" if self._cache and known else ""
@@ -267,7 +278,8 @@ class Expander:
             if found is None:
                 last = failures[-1]
                 reason += one_line(last, typed=not isinstance(last, OSError))
-            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, reason)
+            found = found or Expansion(asked, asked, self._writer.name, reason)
+            known[prompt] = replace(found, prompt=prompt, text=prompt if found.reason else found.text)
         return [known[prompt] for prompt in prompts]
 
     def _expand(self, prompt: str) -> Expansion:

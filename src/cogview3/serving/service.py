@@ -103,7 +103,6 @@ class Service:
         keys: who may ask.
         expander: writes descriptions; None where there is none.
         problems: what of a prompt the model does not know or cannot draw, a sentence each.
-        leave: why a prompt should not be expanded, "" where it should.
         strict_sizes: whether sizes that the model does not draw are refused.
     """
 
@@ -117,7 +116,6 @@ class Service:
     keys: Keys
     expander: Expander | None = None
     problems: Callable[[str], list[str]] = lambda prompt: []
-    leave: Callable[[str], str] = lambda prompt: ""
     strict_sizes: bool = False
 
     def __post_init__(self) -> None:
@@ -193,15 +191,9 @@ class Service:
             raise Busy(f"{self._expanding} prompts wait to be expanded: try again later", 10.0)
         self._expanding += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, prompt)
+            return await asyncio.get_running_loop().run_in_executor(self._writer, self.expander.expand, prompt)
         finally:
             self._expanding -= 1
-
-    def _write(self, prompt: str) -> Expansion:
-        """In the expander's thread."""
-        assert self.expander is not None
-        reason = self.leave(prompt)
-        return Expansion(prompt, prompt, self.expander.name, reason) if reason else self.expander.expand(prompt)
 
     def _expands(self, wish: Wish) -> bool:
         if wish.expand is None:

@@ -1,10 +1,12 @@
 """What is to be said of a typed prompt before it is drawn: what the world does not know, or cannot draw."""
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
-from cogview3.data.scenes.vocabulary import WORD, suggestions, unknown_words, without_long_names
+from cogview3.data.scenes.vocabulary import WORD, long_names, suggestions, unknown_words, without_long_names
 from cogview3.prompts.words import NUMBERS, is_english
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
@@ -23,6 +25,8 @@ _NOUNS = {
     for form in (text, w.plural(text))
 }
 _CONTAINMENT = re.compile(r"\b(inside|within)\b", re.IGNORECASE)
+_DETERMINERS = {"a", "an", "the", "another", *NUMBERS}
+_ARTICLE = re.compile(r"\b([Aa])n?\b(?=\s+(\w))")
 _REACH = 3  # words between a number and the noun that it counts
 
 
@@ -57,6 +61,56 @@ def why_not_expand(prompt: str) -> str:
     if 2 * len(unknown) > len(words):
         return f"most of its words are unknown to the model ({', '.join(unknown[:5])})"
     return ""
+
+
+def to_expand(prompt: str) -> tuple[str, str]:
+    """What the world's own expander is to expand of a prompt, and why it should leave it alone, "" where it should not.
+
+    Words that no picture shows are left out where they say more of a known object: "a happy sun" is a sun, "a dog
+    chasing a cat" a dog and a cat. Names of unknown things stay, so that nothing is drawn in their place, and so do
+    words that look misspelled, which the expander may understand.
+    """
+    if reason := why_not_expand(prompt):
+        return prompt, reason
+    unseen = set(unknown_words(prompt)).union(w.PRAISE.texts)
+    words = list(WORD.finditer(prompt))
+    kinds = [_kind(prompt, word, unseen) for word in words]
+    kept = prompt
+    for place in reversed([place for place, kind in enumerate(kinds) if kind == "unseen"]):
+        near = set(suggestions(words[place][0]))
+        after = place + 1
+        while kinds[after : after + 1] in (["unseen"], ["adjective"]):
+            after += 1
+        qualifies = kinds[after : after + 1] == ["noun"] and _adjoin(prompt, words[place : after + 1])
+        if place and kinds[place - 1] == "noun" and _adjoin(prompt, words[place - 1 : place + 1]):
+            another = kinds[place + 1 : place + 2] == ["determiner"] and _adjoin(prompt, words[place : place + 2])
+            text = " and" if another or qualifies else "" if words[place][0].endswith(("ing", "ed")) else None
+            misspelled = not near <= _NOUNS.keys()  # "abov", not "eats"
+        else:
+            text = "" if qualifies else None
+            misspelled = bool(near & _ADJECTIVES.keys())  # "gren", not "tall"
+        if text is not None and not misspelled:
+            start, end = words[place].span()
+            kept = kept[:start].rstrip() + text + kept[end:]
+    return _ARTICLE.sub(lambda found: found[1] + ("n" if found[2] in "aeiouAEIOU" else ""), kept).strip(), ""
+
+
+def _kind(prompt: str, word: re.Match[str], unseen: set[str]) -> str:
+    """What a word of a prompt is: "noun", of a known object, "adjective", "determiner", "unseen" or "other"."""
+    text = word[0].lower().replace("’", "'")
+    if text in unseen:
+        return "unseen"
+    if text in _ADJECTIVES:
+        return "adjective"
+    if text in _DETERMINERS:
+        return "determiner"
+    in_name = any(name.start() <= word.start() < name.end() for name in long_names().finditer(prompt))
+    return "noun" if in_name or text in _NOUNS else "other"
+
+
+def _adjoin(prompt: str, words: Sequence[re.Match[str]]) -> bool:
+    """Whether nothing but white space lies between words."""
+    return not any(prompt[one.end() : other.start()].strip() for one, other in pairwise(words))
 
 
 def _unknown(word: str) -> str:

@@ -110,7 +110,7 @@ def _thing_names() -> list[str]:
 
 
 @cache
-def _long_names() -> re.Pattern:
+def long_names() -> re.Pattern:
     """Names of things that have several words."""
     names = sorted((name for name in _thing_names() if " " in name), key=len, reverse=True)
     return re.compile(rf"\b(?:{'|'.join(names)})\b", re.IGNORECASE)
@@ -118,7 +118,7 @@ def _long_names() -> re.Pattern:
 
 def without_long_names(prompt: str) -> str:
     """A prompt without the names of things that have several words, in single spaces."""
-    return " ".join(_long_names().sub(" ", " ".join(prompt.split())).split())
+    return " ".join(long_names().sub(" ", " ".join(prompt.split())).split())
 
 
 def unknown_words(prompt: str) -> list[str]:
