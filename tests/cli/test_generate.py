@@ -120,7 +120,7 @@ def test_what_was_finished_is_named(
 def test_prompts_of_single_words_are_told_apart_from_one_that_was_not_quoted(run: Run, tiny_model: Path) -> None:
     words = ["a", "red", "star"]
     told = run("generate", *words, "--model", tiny_model, "--seed", 1, "--relays", 0).stderr
-    assert "3 prompts of a word each" in told
+    assert "3 prompts of one word each" in told
     assert "'a red star'" in told
     assert "quote" not in run("generate", "a red star", "--model", tiny_model, "--seed", 1, "--relays", 0).stderr
 

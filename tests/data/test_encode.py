@@ -414,7 +414,7 @@ def test_the_command(model: Path, tars: list[str]) -> None:
     told = json.loads(result.stdout)
     assert (told["encoded"], told["images"], told["finished_before"], told["broken"]) == (9, 9, 0, {})
     shown = CliRunner().invoke(app, [*command, "--relay"])
-    assert "2 of them encoded before" in shown.output
+    assert "2 of them finished before" in shown.output
     notes = latent_notes(latents_of(find_shards(tars)[0]))["preprocessing"]
     assert (notes["size"], notes["bucket_step"], notes["crop"], notes["relay"]) == (64, 64, "random", True)
     for more, words in (
