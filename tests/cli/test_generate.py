@@ -391,7 +391,7 @@ def test_words_unknown_to_the_bundled_model_are_named(
     for model, warned in ((tiny_model, False), ("scenes", True)):
         result = run("generate", prompt, "--model", model, "--relays", 0, "--steps", 1, "-o", "a.png")
         assert result.exit_code == 0, result.output
-        assert ("'cirlce'; near words: circle" in result.stderr) is warned
+        assert ("'cirlce'; similar words: circle" in result.stderr) is warned
         assert (repr(prompt) in result.stderr) is warned
         assert ("'zebrafish'" in result.stderr) is warned
         assert "'red'" not in result.stderr

@@ -221,8 +221,8 @@ def _tell_address(host: str, port: int, keys: "Keys", model: str, mode: str) -> 
     typer.echo(f"serving {model}@{mode} at http://{shown}:{port}", err=True)
     if not len(keys) and not _is_loopback(host):
         typer.echo(
-            f"warning: anyone who reaches {host} can draw, because there are no API keys: make one with --new-key NAME, "
-            "and give its file with --keys",
+            f"warning: anyone who reaches {host} can draw, because there are no API keys: make one with "
+            "--new-key NAME, and give its file with --keys",
             err=True,
         )
 

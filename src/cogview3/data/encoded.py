@@ -123,8 +123,8 @@ def check_latents(shard: LatentShard, wanted: Preprocessing) -> None:
         optional.append("text")
     if shown := different(notes, wanted, optional):
         raise UserError(
-            f"{shard.address} was encoded otherwise: {shown}; encode again with --overwrite, change the recipe, or set "
-            "data.latents=never"
+            f"{shard.address} was encoded with other options: {shown}; encode again with "
+            "--overwrite, change the recipe, or set data.latents=never"
         )
 
 

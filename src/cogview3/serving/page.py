@@ -102,7 +102,7 @@ class Page(Layout):
             description = ""  # of another prompt, and not edited since
         with _told():
             if strength is not None and not image:
-                raise UserError("There is no picture to begin with yet.")
+                raise UserError("There is no picture to start from yet.")
             given = _read(image) if image else None
             painted = _painted(mask) if given else None
             wish = Wish(

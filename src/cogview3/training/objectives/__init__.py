@@ -218,7 +218,7 @@ def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components:
         deepen(start, model)
         print(
             f"recipe.start_from {reference!r} has {more} layer{'s' * (more > 1)} a block fewer than [model]: the "
-            "others begin as the identity, so that the network starts as that one",
+            "others start as the identity, so the network starts as that one",
             file=sys.stderr,
         )
         return folder

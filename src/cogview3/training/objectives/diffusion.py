@@ -73,7 +73,7 @@ class DiffusionTraining(LatentTraining):
                 message = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
                 if self.recipe.lora is not None:
                     raise UserError(f"{message}; an adapter must be for the same: --set objective.{key}={held[name]}")
-                print(f"{message}, and has to relearn it", file=sys.stderr)
+                print(f"{message}: the network has to relearn it", file=sys.stderr)
 
     @property
     def times(self) -> int:
