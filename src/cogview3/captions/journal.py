@@ -1,4 +1,4 @@
-"""What an endpoint was asked and answered, kept so that a killed run pays for nothing twice.
+"""An endpoint's requests and answers, kept so that a killed run pays for nothing twice.
 
     out/journal.jsonl     one event a line, on the disk before anything follows from it
     out/part-N.parquet    finished triplets, written whole; their lines then leave the journal

@@ -1,4 +1,4 @@
-"""`bench`: reports on speed."""
+"""`bench`: benchmarks of speed."""
 
 from enum import StrEnum
 from importlib import import_module

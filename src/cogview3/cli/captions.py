@@ -1,4 +1,4 @@
-"""`captions`: old captions to new ones."""
+"""`captions`: better captions for pictures."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""From exceptions to exit codes: 0, 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
+"""Exceptions to exit codes: 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
 
 import errno
 import re

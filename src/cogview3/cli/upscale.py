@@ -1,4 +1,4 @@
-"""`upscale`: pictures to larger ones."""
+"""`upscale`: larger versions of pictures."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Reading recipes: TOML in, a validated recipe or one clear line out."""
+"""Reading recipes: from TOML to a validated recipe, or to an error of one line."""
 
 import json
 import reprlib

@@ -1,4 +1,4 @@
-"""Where samples lie, and which kind of shard that is: tars, tables, or folders, on a disk or at any fsspec address."""
+"""Addresses of shards, and their kinds: tars, tables, or folders, on a disk or at any fsspec address."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Pictures encoded ahead of training, in a cache of shards that belong to one VAE and one kind of picture."""
+"""Pictures encoded ahead of training, in a cache of shards for one VAE and one kind of picture."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""The teacher: its network and its sampler, and the student that begins as a copy of it or as another student."""
+"""The teacher: its network and its sampler, and the student that starts as its copy or as another student."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Where a pipeline's networks are kept: offload, 8-bit weights, encoding prompts first; and errors that help."""
+"""Where a pipeline's networks are kept: offload, 8-bit weights, prompts encoded first; and the errors for these."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

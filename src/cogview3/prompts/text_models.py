@@ -1,4 +1,4 @@
-"""Text models and tokenizers from folders that others wrote: nothing of them is run, and damage is one line.
+"""Text models and tokenizers from other people's folders: none of their code runs, and damage is one line.
 
 What libraries read is read here first, with limits. They are then told to run no code of the folder's or of the hub's,
 and never to ask whether they may; whatever they, or the compiled code behind them, make of a damaged file leaves as a

@@ -1,4 +1,4 @@
-"""The page: draw with a live preview, look at what was drawn and by what, edit within a mask, enlarge."""
+"""The web page: draw with a live preview, see a picture's settings, edit within a mask, enlarge."""
 
 import os
 import tempfile

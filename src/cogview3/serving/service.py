@@ -1,4 +1,4 @@
-"""From what people wish for to orders for the engine: modes, sizes, seeds, expansion."""
+"""From requests to orders for the engine: modes, sizes, seeds, expansion."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""What is trained and on what: one objective for each kind of recipe.
+"""The objectives: one for each kind of recipe.
 
 An objective is a module whose `forward` maps a batch to its loss. The loop knows nothing else of it.
 """
