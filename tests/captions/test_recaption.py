@@ -240,7 +240,7 @@ def test_other_settings_are_refused_unless_they_may_overwrite(tars: list[str], t
     assert {row["new"][:7] for row in rows(tmp_path / "tars")} == {"A spicy"}
     assert len({row["version"] for row in rows(tmp_path / "tars")}) == 1
     Path(tars[0].replace(".tar", ".captions.parquet")).write_bytes(parquet_bytes({"key": ["x"]}))
-    with pytest.raises(UserError, match=Path(tars[0]).stem + r"\.captions\.parquet was made otherwise"):
+    with pytest.raises(UserError, match=Path(tars[0]).stem + r"\.captions\.parquet was made with other settings"):
         recaption(shards, spicy, here)
 
 

@@ -336,7 +336,7 @@ def test_commands_refuse_latents_as_shards(model: Path, tars: list[str]) -> None
     for command in (["stats"], ["filter", "--duplicates"], ["encode", "--vae", str(model), "--size", "64"]):
         refused = CliRunner().invoke(app, ["data", *command, latents])
         assert refused.exit_code == 2, refused.output
-        assert "00000.latents.tar: latents, which are no shard; give the shards" in refused.output
+        assert "00000.latents.tar: latents, not a shard; give the shards" in refused.output
     assert not list(Path(tars[0]).parent.glob("*.latents.keep.parquet"))
 
 
