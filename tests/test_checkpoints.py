@@ -120,7 +120,7 @@ def test_no_space_left_is_one_line_with_the_place_and_exit_code_1(
     with pytest.raises(OSError, match="No space") as caught, whole(tmp_path / "a"):
         raise error
     known = describe(caught.value)
-    assert known == (1, f"{tmp_path / 'a'}: No space left on device; make room, or choose another place")
+    assert known == (1, f"{tmp_path / 'a'}: No space left on device; free some space, or choose another path")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,8 +145,8 @@ def test_what_the_libraries_say_of_a_full_disk_is_understood(tmp_path: Path) -> 
     ("number", "told"),
     [
         (errno.EACCES, (2, "Permission denied")),
-        (errno.EROFS, (1, "Read-only file system; choose another place")),
-        (errno.ENOSPC, (1, "No space left on device; make room, or choose another place")),
+        (errno.EROFS, (1, "Read-only file system; choose another path")),
+        (errno.ENOSPC, (1, "No space left on device; free some space, or choose another path")),
     ],
 )
 def test_what_was_to_be_written_is_named_where_not_even_its_beginning_can_be(

@@ -1,4 +1,4 @@
-"""Makes diffusers know our pipelines: `DiffusionPipeline.from_pretrained` takes classes from diffusers' own namespace.
+"""Registers our pipelines with diffusers: `DiffusionPipeline.from_pretrained` takes classes from diffusers' namespace.
 
 Nothing is imported for it. Where diffusers is there already, its namespace gets the names at once, else when it is
 imported; the classes behind them load when they are asked for.

@@ -294,7 +294,7 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; give a folder for the run with --out")
     if run.is_symlink() and not run.exists():
-        raise UserError(f"{run} is a link that leads nowhere; mend it, or give another folder with --out")
+        raise UserError(f"{run} is a broken link; fix it, or give another folder with --out")
     if stored.is_file():
         _require_same(run, _read_recipe(stored), recipe)
     elif run.is_dir() and any(path.name != _LOCK for path in run.iterdir()):
@@ -302,9 +302,7 @@ def check_run(run: Path, recipe: dict[str, Any]) -> None:
     for path in (run / name for name in (*_FOLDERS, *_FILES)):
         if (path.exists() or path.is_symlink()) and not (path.is_dir() if path.name in _FOLDERS else path.is_file()):
             kind = "folder" if path.name in _FOLDERS else "file"
-            raise UserError(
-                f"{path} is no {kind}, or a link that leads nowhere; mend it, or give another run with --out"
-            )
+            raise UserError(f"{path} is no {kind}, or a broken link; fix it, or give another run with --out")
 
 
 def length_of(run: Path) -> int | None:

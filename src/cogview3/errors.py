@@ -1,4 +1,4 @@
-"""The errors that users meet, and the one way in which an error becomes one line."""
+"""The errors that users see, and the functions that turn an error into one line."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which devices compute in bfloat16, and which only imitate it."""
+"""Which devices compute in bfloat16, and which only emulate it."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What models, and parts of them, are called: one grammar for every command, recipe and function.
+"""Names of models and of their parts: one grammar for every command, recipe and function.
 
 NAME        a bundled model's name, else a folder, else OWNER/NAME on the hub, where no folder here is called OWNER;
             ./NAME and any `pathlib.Path` is a folder

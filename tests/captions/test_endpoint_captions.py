@@ -212,7 +212,7 @@ def test_wrong_options_are_told_first(run: Run, tars: list[str]) -> None:
     for options, message in (
         ((), "--model: give a model"),
         (("--model", "m", "--max-tokens", 5), "are for --endpoint"),
-        (("--model", "m", "--endpoint", "http://localhost:1/v1", "--max-tokens", 5, "--workers", 2), "one worker"),
+        (("--model", "m", "--endpoint", "http://localhost:1/v1", "--max-tokens", 5, "--workers", 2), "single worker"),
         (("--model", "nothing-here"), "no image-text-to-text model"),
     ):
         result = run(tars[0], *options)

@@ -234,13 +234,13 @@ def test_other_settings_are_refused_unless_they_may_overwrite(tars: list[str], t
     with pytest.raises(UserError, match=r"flavor \(plain there, spicy here\)"):
         recaption(shards, spicy, here)
     recaption(shards, plain, here)
-    with pytest.raises(UserError, match=r"made otherwise: flavor \(plain there, spicy here\).*--overwrite"):
+    with pytest.raises(UserError, match=r"with other settings: flavor \(plain there, spicy here\).*--overwrite"):
         recaption(shards, spicy, here)
     recaption(shards, spicy, here, overwrite=True)
     assert {row["new"][:7] for row in rows(tmp_path / "tars")} == {"A spicy"}
     assert len({row["version"] for row in rows(tmp_path / "tars")}) == 1
     Path(tars[0].replace(".tar", ".captions.parquet")).write_bytes(parquet_bytes({"key": ["x"]}))
-    with pytest.raises(UserError, match=Path(tars[0]).stem + r"\.captions\.parquet was made otherwise"):
+    with pytest.raises(UserError, match=Path(tars[0]).stem + r"\.captions\.parquet was made with other settings"):
         recaption(shards, spicy, here)
 
 

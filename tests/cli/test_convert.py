@@ -326,7 +326,7 @@ def test_an_autoencoder_of_other_channels_is_refused(run: Run, tmp_path: Path, r
         (["--unet", "a", "--vae", "b"], "--relay-unet, --text-encoder missing"),
         (["scenes"], "scenes: a model is only converted with --to release"),
         (["--to", "release"], "--to release needs a model folder"),
-        (["--to", "release", "scenes", "--vae", "b"], "--to release takes a model folder and no --vae"),
+        (["--to", "release", "scenes", "--vae", "b"], "--to release takes a model folder only; leave out --vae"),
         (["--to", "release", "none"], "no model 'none'"),
         (["--to", "release", "owner/name"], "owner/name"),
         (["--to", "onnx", "scenes"], "onnx"),

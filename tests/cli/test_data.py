@@ -157,7 +157,7 @@ def test_filter_takes_its_rules_from_options(run: Run, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["kept"] == 1
     text = run("data", "filter", "a.tar", *options)
     assert text.exit_code == 0
-    assert "1 shards, 1 of them judged before" in text.stdout
+    assert "1 shards, 1 of them finished before" in text.stdout
     assert "blocked link" in text.stdout
 
 

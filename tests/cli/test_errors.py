@@ -34,7 +34,7 @@ from tests.processes import run_command
         (ValueError("two\nlines"), 2, "two lines"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), 2, "a.txt: No such file"),
         (PermissionError(errno.EACCES, "Permission denied", "b"), 2, "b: Permission denied"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "make room"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "free some space"),
         (OSError(errno.EIO, "Input/output error", "c"), 1, "c: Input/output error"),
         (OSError("endpoint did not answer"), 1, "endpoint did not answer"),
         (MemoryError(), 1, "out of memory"),
@@ -181,7 +181,7 @@ def test_a_full_disk_is_a_failure_and_leaves_nothing_behind(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     done = run_command("data", "scenes", "--count", "9", "--size", "128", "--out", "made", before=limit_files)
     assert done.returncode == 1, done.stderr
-    assert "make room" in done.stderr
+    assert "free some space" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

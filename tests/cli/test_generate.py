@@ -120,7 +120,7 @@ def test_what_was_finished_is_named(
 def test_prompts_of_single_words_are_told_apart_from_one_that_was_not_quoted(run: Run, tiny_model: Path) -> None:
     words = ["a", "red", "star"]
     told = run("generate", *words, "--model", tiny_model, "--seed", 1, "--relays", 0).stderr
-    assert "3 prompts of a word each" in told
+    assert "3 prompts of one word each" in told
     assert "'a red star'" in told
     assert "quote" not in run("generate", "a red star", "--model", tiny_model, "--seed", 1, "--relays", 0).stderr
 
@@ -391,7 +391,7 @@ def test_words_unknown_to_the_bundled_model_are_named(
     for model, warned in ((tiny_model, False), ("scenes", True)):
         result = run("generate", prompt, "--model", model, "--relays", 0, "--steps", 1, "-o", "a.png")
         assert result.exit_code == 0, result.output
-        assert ("'cirlce'; near words: circle" in result.stderr) is warned
+        assert ("'cirlce'; similar words: circle" in result.stderr) is warned
         assert (repr(prompt) in result.stderr) is warned
         assert ("'zebrafish'" in result.stderr) is warned
         assert "'red'" not in result.stderr

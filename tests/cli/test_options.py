@@ -89,7 +89,7 @@ def test_folders_without_permission_are_refused(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied", str(dir))
 
     monkeypatch.setattr(options, "TemporaryFile", refuse)
-    with pytest.raises(UserError, match=r"Permission denied.*another place"):
+    with pytest.raises(UserError, match=r"Permission denied.*another folder"):
         options.check_writable(tmp_path)
 
 

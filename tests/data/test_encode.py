@@ -160,7 +160,9 @@ def test_finished_shards_are_left_and_others_refused_or_replaced(model: Path, ta
     report, told = encode_shards(shards, encoding(model), progress=seen.append)
     assert (report.samples, told["finished_before"], told["images"], seen) == (9, 1, 4, [2])
     assert Path(tars[0].replace(".tar", ".latents.tar")).read_bytes() == first
-    with pytest.raises(UserError, match=r"00000.latents.tar was encoded otherwise: size \(64 there, 32 here\)"):
+    with pytest.raises(
+        UserError, match=r"00000.latents.tar was encoded with other options: size \(64 there, 32 here\)"
+    ):
         encode_shards(shards, encoding(model, size=32))
     assert encode_shards(shards, encoding(model, size=32), overwrite=True)[1]["finished_before"] == 0
     other = replace(
@@ -318,13 +320,13 @@ def test_another_seed_or_dtype_is_refused(model: Path, tars: list[str]) -> None:
     assert (notes["seed"], notes["dtype"]) == (0, "float32")
     other = replace(encoding(model), seed=3, precision="bfloat16")
     with pytest.raises(
-        UserError, match=r"otherwise: seed \(0 there, 3 here\), dtype \(float32 there, bfloat16 here\);"
+        UserError, match=r"with other options: seed \(0 there, 3 here\), dtype \(float32 there, bfloat16 here\);"
     ):
         encode_shards(shards, other)
     with write_latents(latents_of(shards[0]).address) as writer:  # as older ones are, which tell no dtype
         writer.notes = {name: value for name, value in notes.items() if name != "dtype"}
     assert encode_shards(shards, replace(other, seed=0))[1]["finished_before"] == 1
-    with pytest.raises(UserError, match=r"otherwise: seed \(0 there, 3 here\);"):
+    with pytest.raises(UserError, match=r"with other options: seed \(0 there, 3 here\);"):
         encode_shards(shards, other)
 
 
@@ -334,7 +336,7 @@ def test_commands_refuse_latents_as_shards(model: Path, tars: list[str]) -> None
     for command in (["stats"], ["filter", "--duplicates"], ["encode", "--vae", str(model), "--size", "64"]):
         refused = CliRunner().invoke(app, ["data", *command, latents])
         assert refused.exit_code == 2, refused.output
-        assert "00000.latents.tar: latents, which are no shard; give the shards" in refused.output
+        assert "00000.latents.tar: latents, not a shard; give the shards" in refused.output
     assert not list(Path(tars[0]).parent.glob("*.latents.keep.parquet"))
 
 
@@ -414,7 +416,7 @@ def test_the_command(model: Path, tars: list[str]) -> None:
     told = json.loads(result.stdout)
     assert (told["encoded"], told["images"], told["finished_before"], told["broken"]) == (9, 9, 0, {})
     shown = CliRunner().invoke(app, [*command, "--relay"])
-    assert "2 of them encoded before" in shown.output
+    assert "2 of them finished before" in shown.output
     notes = latent_notes(latents_of(find_shards(tars)[0]))["preprocessing"]
     assert (notes["size"], notes["bucket_step"], notes["crop"], notes["relay"]) == (64, 64, "random", True)
     for more, words in (

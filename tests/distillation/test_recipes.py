@@ -64,7 +64,7 @@ def test_a_rounds_recipe_is_the_whole_ones_but_for_teacher_steps_and_length(tmp_
         ("distill.guidance_width=7", ["distill.guidance_width", "multiple of 2", "7"]),
         ("distill.blur_estimate=both", ["distill.blur_estimate", "'recompute' or 'carry'", "'both'"]),
         ("distill.relay_start=0", ["distill.relay_start", "0"]),
-        ("distill.fine_tune_images=9", ["distill.fine_tune_images", "another relay_start", "9"]),
+        ("distill.fine_tune_images=9", ["distill.fine_tune_images", "relay_start that differs", "9"]),
         ("distill.teachers=a", ["distill.teachers", "unknown", "teacher, steps"]),
         ("model.head_dim=3", ["model", "unknown", "distill"]),
         ("train.images=[16, 16, 16]", ["distill", "steps has 1 rounds, but train.images has 3"]),

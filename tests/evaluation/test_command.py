@@ -31,7 +31,7 @@ def test_without_json_the_table_is_printed(model: Path) -> None:
         (["{model}", "--prompts", "drawbench"], "not bundled"),
         (["{model}", "--metrics", "scene,inception"], "no metric 'inception'"),
         (["{model}", "--guidance", "nan"], "finite"),
-        (["{model}", "--guidance-response", "1"], "two scales, as in 1,7.5"),
+        (["{model}", "--guidance-response", "1"], "two scales, such as 1,7.5"),
         (["{model}", "--guidance-response", "1,inf"], "finite"),
         (["{model}", "--guidance-response", "1,7.5"], "two or more"),
         (["{model}", "--out", "missing/folder"], "create it first"),

@@ -220,7 +220,7 @@ def test_a_saved_mode_says_what_the_relay_scheduler_does(model: Path, tmp_path: 
 
 @pytest.mark.parametrize("option", ["quantization_config", "device_map"])
 def test_what_does_not_reach_a_modes_own_networks_is_refused(model: Path, option: str) -> None:
-    with pytest.raises(UserError, match=f"{option} does not reach the UNets that mode '4\\+1' has of its own"):
+    with pytest.raises(UserError, match=f"{option} does not apply to the own UNets of mode '4\\+1'"):
         CogView3Pipeline.from_pretrained(model, mode="4+1", **{option: "balanced"})
 
 

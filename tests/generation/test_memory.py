@@ -273,7 +273,7 @@ def test_single_weights_are_not_moved_with_others(other: dict[str, Any]) -> None
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_fp8_is_for_bfloat16(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    with pytest.raises(UserError, match="--quantize fp8 goes with --dtype bfloat16 alone"):
+    with pytest.raises(UserError, match="--quantize fp8 works only with --dtype bfloat16"):
         Placement(quantize="fp8").check("cuda", dtype)
     Placement(quantize="fp8").check("cuda", torch.bfloat16)
 

@@ -613,7 +613,7 @@ def test_with_more_layers_a_block_it_starts_as_the_same_function(
     shallow, deep = (
         stage("relay", runs, recipe__start_from=start, model__layers_per_block=layers) for layers in (1, 2)
     )
-    assert "begin as the identity" in capsys.readouterr().err
+    assert "start as the identity" in capsys.readouterr().err
     batch = shallow.batch(0, list(range(4)))
     assert deep(batch)["loss"].item() == pytest.approx(shallow(batch)["loss"].item(), rel=1e-5)
 

@@ -203,7 +203,7 @@ def test_captions_beyond_the_text_length_are_counted_across_a_stop(runs: Path, t
     batches(objective, 6)  # the rest of the epoch
     figures = data_figures(objective)
     assert figures["data_captions_cut"] == pytest.approx(0.2)
-    assert "20.0% of the captions are cut to 96 tokens" in capsys.readouterr().err
+    assert "20.0% of the captions are truncated to 96 tokens" in capsys.readouterr().err
     again = ready(recipe)
     again.load_state(position)
     batches(again, 6)
@@ -234,7 +234,7 @@ def test_stopped_within_an_epoch_and_resumed_with_a_worker_it_is_the_same_run(
 def test_a_checkpoint_without_a_position_is_told(runs: Path, tars: str, capsys: pytest.CaptureFixture[str]) -> None:
     objective = ready(shard_recipe("base", runs, tars))
     objective.load_state({})
-    assert "read from the beginning" in capsys.readouterr().err
+    assert "reading starts over" in capsys.readouterr().err
 
 
 def of_world(recipe: Any, monkeypatch: pytest.MonkeyPatch, world: int) -> list[ShardSource]:

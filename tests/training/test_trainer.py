@@ -308,9 +308,9 @@ def test_sigusr1_writes_a_checkpoint(tmp_path: Path) -> None:
         (
             "text",
             {"train__accumulation": 4},
-            "train.batch 2 does not divide among 1 processes with train.accumulation 4",
+            "train.batch 2 is not a multiple of 1 processes times train.accumulation 4",
         ),
-        ("text", {"train__shard": True}, "train.shard: is for UNets, not for a recipe of kind text"),
+        ("text", {"train__shard": True}, "train.shard is for UNets, not for a recipe of kind text"),
         ("text", {"train__checkpoint_activations": True}, "train.checkpoint_activations: this kind of network cannot"),
     ],
 )
@@ -321,7 +321,7 @@ def test_what_cannot_be_computed_so_is_refused(tmp_path: Path, kind: str, change
 
 def test_one_process_keeps_everything_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train_tiny(tiny_run(train__shard=True, train__images=4), tmp_path / "run")
-    assert "train.shard: there is one process, which keeps everything" in capsys.readouterr().err
+    assert "train.shard has no effect: there is only one process" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "images-4" / "model.safetensors").is_file()
 
 

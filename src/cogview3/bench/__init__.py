@@ -1,1 +1,1 @@
-"""Reports on speed: everything that is compared runs side by side, in one process."""
+"""Benchmarks of speed: everything that is compared runs side by side, in one process."""

@@ -1,4 +1,4 @@
-"""What re-captioning costs beside the model: whole shards to sidecars, against bare generation of the same pictures.
+"""The overhead of re-captioning beside the model: whole shards to sidecars, against bare generation.
 
 Bare generation has its batches decoded, processed and on the device before the clock starts, and looks at no text.
 Both run in turn, in one process, so that neither other work on the machine nor a slow disk favors one of them.

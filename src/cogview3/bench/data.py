@@ -1,4 +1,4 @@
-"""What reading data costs: tars to batches against bare decoding and resizing of the same JPEGs in memory.
+"""The cost of reading data: tars to batches against bare decoding and resizing of the same JPEGs in memory.
 
 Both are timed in processor seconds of one process, in turn, so that neither other work on the machine nor a slow disk
 favors one of them.

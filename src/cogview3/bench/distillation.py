@@ -1,4 +1,4 @@
-"""What a step of distillation costs: teacher, student, its gradients, AdamW's moments and averages, T5 and the VAE.
+"""The cost of a distillation step: teacher, student, its gradients, AdamW's moments and averages, T5 and the VAE.
 
 All that `cogview3 distill` holds on one device in its first round, where the teacher runs both branches, on random
 latents and texts, so that T5 and the VAE are held and not run; weights are random, on which neither memory nor time

@@ -1,4 +1,4 @@
-"""What the relay saves: base and relay stages against one stage at the full size, prompt to picture.
+"""The time that the relay saves: base and relay stages against one stage at the full size, prompt to picture.
 
 The paper's comparison of speed in small: the same UNet, the same guidance, text encoder and VAE included. Both runs
 alternate in one process, so that whatever else the machine does touches both.

@@ -1,4 +1,4 @@
-"""What figures were measured on: the machine, and the versions of all that decides on time."""
+"""A description of the machine that figures were measured on, and the versions that affect time."""
 
 import os
 import platform

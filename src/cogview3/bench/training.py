@@ -1,4 +1,4 @@
-"""What a step of training costs: the training loop's own, against a plain one, on the same UNet with the same data.
+"""The cost of a training step: the training loop's own, against a plain one, on the same UNet with the same data.
 
 The plain step is what diffusers' training examples do for SDXL: AdamW as torch has it, autocast, the UNet as it is
 built. Both clip gradients and keep averages, and take turns in one process; weights, the optimizer's moments and the

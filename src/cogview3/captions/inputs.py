@@ -1,4 +1,4 @@
-"""From pictures and old captions to what an image-text-to-text model of transformers reads, the same for all uses.
+"""From pictures and old captions to the inputs of an image-text-to-text model of transformers, for all uses.
 
 The text is the model's own chat template around the request, or, where the processor has none, the request after the
 picture's token: `<IMAGE> Original caption: <OLD_CAPTION>. Can you provide ...? <NEW_CAPTION>`.

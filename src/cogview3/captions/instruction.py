@@ -1,4 +1,4 @@
-"""What a strong model is asked about each picture, and how its answer is read."""
+"""The instruction to a strong model for each picture, and the parser of its answer."""
 
 import base64
 import hashlib

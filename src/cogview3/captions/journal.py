@@ -1,4 +1,4 @@
-"""What an endpoint was asked and answered, kept so that a killed run pays for nothing twice.
+"""An endpoint's requests and answers, kept so that a killed run pays for nothing twice.
 
     out/journal.jsonl     one event a line, on the disk before anything follows from it
     out/part-N.parquet    finished triplets, written whole; their lines then leave the journal
@@ -294,7 +294,7 @@ def _names(part: Path) -> list[Name]:
         known = "image" in parquet.read_schema(part).names
         columns = parquet.read_table(part, columns=["image", "shard", "key"] if known else []).to_pydict()
     except DAMAGE as error:
-        raise UserError(f"{part}: damaged ({error}); restore it, or delete it to pay for its images again") from None
+        raise UserError(f"{part}: damaged ({error}); restore it, or delete it to request its images again") from None
     if not known:
         raise UserError(f"{part}: of an earlier format, without hashes of the images; collect into a new folder")
     return [Name(*each) for each in zip(columns["image"], columns["shard"], columns["key"], strict=True)]

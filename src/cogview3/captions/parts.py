@@ -1,4 +1,4 @@
-"""What was written of a shard whose sidecar is not finished, so that little is lost with a worker.
+"""The rows of a shard whose sidecar is not finished, kept so that a lost worker costs little.
 
     00000.captions.part.jsonl          on a disk: settings, then a row a line, on the disk before the next batch begins
     00000.captions.part.jsonl/000000   at other addresses, which take whole files alone: the same, a file a batch

@@ -204,7 +204,7 @@ def finished(shard: Shard, task: Task) -> dict[str, Any] | None:
         if task.overwrite:
             return None
         what = differences(notes.get("settings", {}), task.settings)
-        raise UserError(f"{address} was made otherwise: {what}; give the same settings, or --overwrite")
+        raise UserError(f"{address} was made with other settings: {what}; give the same ones, or --overwrite")
     failed = sum(count for status, count in notes["counts"].items() if status != OK)
     left = notes["counts"].get(UNANSWERED) or (task.again and failed)
     return None if left or notes["state"] != state(shard) else notes

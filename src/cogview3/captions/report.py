@@ -1,4 +1,4 @@
-"""What came of re-captioning a set: figures of all sidecars, and a page with pictures and both captions to look at."""
+"""The report of re-captioning a set: figures of all sidecars, and a page with pictures and both captions."""
 
 import base64
 import heapq

@@ -1,4 +1,4 @@
-"""What a recaptioner is asked, in training and afterwards (CogView3, section 3.1)."""
+"""The prompt of a recaptioner, in training and afterwards (CogView3, section 3.1)."""
 
 MAX_OLD = 1000
 """Characters of an old caption that are read; more is no caption, and would make a whole batch long."""

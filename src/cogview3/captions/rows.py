@@ -1,4 +1,4 @@
-"""What goes in and out of a model that writes captions: samples, rows of the captions sidecar, and who writes them."""
+"""Inputs and outputs of models that write captions: samples, rows of the captions sidecar, and the interface."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass

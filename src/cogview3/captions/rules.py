@@ -1,4 +1,4 @@
-"""What a new caption must be like, as far as code can tell."""
+"""Rules for new captions, as far as code can check them."""
 
 import re
 from collections.abc import Callable

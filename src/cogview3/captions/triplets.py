@@ -124,7 +124,9 @@ def collect(
             _feed(run, _candidates(shards, every, count, run), again)
             _finish(run, threads)
         except BaseException as error:
-            logger.warning("Waiting for the answers under way, which are paid for; interrupt again to leave them.")
+            logger.warning(
+                "Waiting for answers to running requests, which are charged; interrupt again to stop without them."
+            )
             run.halt()
             _finish(run, threads)
             if isinstance(error, KeyboardInterrupt):

@@ -47,7 +47,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Text to pictures by relay diffusion: draw small, then sharpen from halfway."""
+    """Generate images from text by relay diffusion: draw small, then refine from halfway."""
 
 
 app.command()(generate.generate)

@@ -1,4 +1,4 @@
-"""`bench`: reports on speed."""
+"""`bench`: benchmarks of speed."""
 
 from enum import StrEnum
 from importlib import import_module
@@ -36,7 +36,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.callback()
 def group() -> None:
-    """Benchmarks, side by side in one run."""
+    """Run benchmarks, each side by side with a baseline."""
 
 
 @app.command()
@@ -45,7 +45,7 @@ def inference(
     device: options.DeviceOption = options.Device.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Relay against a single stage at the final size, prompt to picture, with the networks of scenes."""
+    """Time the relay against a single stage at the final size, prompt to picture, with the networks of scenes."""
     _run("inference", as_json, repeats=repeats, device=options.pick_device(device))
 
 
@@ -60,7 +60,7 @@ def _run(module: str, as_json: bool, *arguments: Any, **how: Any) -> None:
 
 
 def pick_full_device(device: options.Device, instead: str) -> str:
-    """A GPU: without one, networks of that size would take hours. Raises UserError, with what to do instead."""
+    """The GPU. Raises UserError without one, naming what to do instead: networks of that size would take hours."""
     where = options.pick_device(device)
     if where != "cuda":
         raise UserError(f"--scale full needs a CUDA GPU, not {where}: give {instead}")
@@ -75,7 +75,7 @@ def data(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Tars to batches against bare JPEG decoding and resizing, on one core."""
+    """Time the data loader, tars to batches, against bare JPEG decoding and resizing, on one core."""
     _run("data", as_json, pictures=pictures, size=size, shards=shards, repeats=repeats)
 
 
@@ -100,7 +100,7 @@ def training(
     device: options.DeviceOption = options.Device.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """The loop's step against a plain diffusers step, on the same UNet."""
+    """Time the training loop's step against a plain diffusers step, on the same UNet."""
     how = {"checkpoint_activations": checkpoint_activations, "compiled": compiled}
     where = options.pick_device(device)
     _run("training", as_json, str(scale), batch=batch, steps=steps, repeats=repeats, device=where, **how)
@@ -121,7 +121,7 @@ def distillation(
     device: options.DeviceOption = options.Device.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Time and memory of a step of distillation, teacher and student on one device."""
+    """Measure time and memory of a distillation step, with teacher and student on one device."""
     full = scale is DistillationScale.full
     where = pick_full_device(device, "--scale narrow") if full else options.pick_device(device)
     how = {"checkpoint_activations": checkpoint_activations, "device": where}
@@ -134,14 +134,14 @@ def captions(
     model: Annotated[str, typer.Option("--model", help="Folder, run or hub name of an image-text-to-text model.")],
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures per batch.")] = 8,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Longest caption in tokens.")
+        int | None, typer.Option("--max-new-tokens", min=1, help="Maximum caption length in tokens.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
     device: options.DeviceOption = options.Device.auto,
     dtype: options.DtypeOption = options.Dtype.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Re-captioning whole shards against bare generation of the same pictures."""
+    """Time re-captioning of whole shards against bare generation for the same pictures."""
     with options.clean_stdout(as_json):
         from cogview3.captions.model import ModelJob
         from cogview3.data.formats import find_shards

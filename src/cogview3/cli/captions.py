@@ -1,4 +1,4 @@
-"""`captions`: old captions to new ones."""
+"""`captions`: better captions for pictures."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ def collect(
     model: Annotated[str, typer.Option("--model", help="Model name at the endpoint.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the triplets; an existing one is resumed.")],
     asking: EndpointOptions,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="Most images to process.")] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Maximum number of images to process.")] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Process only every Nth image.")] = 1,
     again: Annotated[bool, typer.Option("--again", help="Retry images that were set aside or left in doubt.")] = False,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Concurrent requests.")] = 8,
@@ -41,7 +41,7 @@ def collect(
 ) -> None:
     """Collect captions from a strong model: questions, answers and a merged caption.
 
-    Resumes where it stopped; budgets count for all runs into the folder together.
+    The same command resumes a stopped run; budgets hold for all runs into the folder together.
     """
     check_writable(out)
     from cogview3.captions.triplets import collect as run
@@ -96,12 +96,12 @@ def describe(result: dict[str, Any]) -> str:
         if result[name]:
             lines.append(f"{name}: {listed(result[name])}")
     if result["repeated"]:
-        lines.append(f"{result['repeated']} images were there twice")
+        lines.append(f"{result['repeated']} images were duplicates")
     if result["moved"]:
-        lines.append(f"{result['moved']} triplets now name the place that their images were moved to")
+        lines.append(f"{result['moved']} triplets have new addresses, as their images were moved")
     if result["aside"] or result["in_doubt"]:
-        doubt = f"{result['in_doubt']} in doubt (under way when a run was killed); " if result["in_doubt"] else ""
-        lines.append(f"{doubt}aside.jsonl lists what lacks a triplet; --again asks about it")
+        doubt = f"{result['in_doubt']} in doubt (requested when a run was killed); " if result["in_doubt"] else ""
+        lines.append(f"{doubt}aside.jsonl lists images without a triplet; --again retries them")
     if result["stopped"]:
         lines.append(f"stopped: {result['stopped']}")
     return "\n".join(lines)

@@ -36,7 +36,7 @@ UNetOption = typer.Option(metavar="PATH", help="Folder with `latest`, .pt or .sa
 def convert(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
     model: Annotated[str | None, typer.Argument(help="Model folder, with --to release.")] = None,
-    to: Annotated[Format, typer.Option("--to", help="What to write.")] = Format.diffusers,
+    to: Annotated[Format, typer.Option("--to", help="Format to write.")] = Format.diffusers,
     unet: Annotated[Path | None, UNetOption] = None,
     relay_unet: Annotated[Path | None, UNetOption] = None,
     vae: Annotated[Path | None, typer.Option(metavar="FILE", help="sdxl_vae.safetensors.")] = None,
@@ -51,7 +51,7 @@ def convert(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn the published CogView3 weights into a model folder, or a model into such files.
+    """Convert the published CogView3 weights to a model folder, or a model back to such files.
 
     Needs --unet, --relay-unet, --vae and --text-encoder; with --to release, a model instead.
     """
@@ -74,13 +74,13 @@ def convert(
 
 
 def check_choice(to: Format, model: str | None, files: dict[str, Path | None], modes: list[str]) -> None:
-    """Refuse options of the other direction, and missing ones of this."""
+    """Refuse options of the other direction, and require those of this one."""
     given = [name for name, path in files.items() if path is not None] + ["--mode"] * bool(modes)
     if to is Format.release:
         if model is None:
             raise UserError("--to release needs a model folder: cogview3 convert --to release MODEL -o DIR")
         if given:
-            raise UserError(f"--to release takes a model folder and no {', '.join(given)}; leave the latter out")
+            raise UserError(f"--to release takes a model folder only; leave out {', '.join(given)}")
         return
     if model is not None:
         raise UserError(f"{model}: a model is only converted with --to release; give it, or the published files")

@@ -69,7 +69,7 @@ def scenes(
 ) -> None:
     """Write random scenes of the built-in world.
 
-    Captions are true of their pictures, but for some of the alt-texts.
+    Captions are true of their pictures, except for some alt-texts.
     """
     check_writable(out)
     if new is not None and layout == "folder":
@@ -108,8 +108,8 @@ def filter_(
 ) -> None:
     """Filter samples: write which ones to keep beside each shard.
 
-    Scores are those of the metadata; a sample without one is kept. Finished shards are skipped, so the same command
-    resumes after an interruption.
+    Scores come from the metadata; a sample without one is kept. Finished shards are skipped, so the same command
+    resumes a stopped run.
     """
     from cogview3.cli.progress import counter
     from cogview3.data.formats import find_shards
@@ -120,7 +120,7 @@ def filter_(
     with counter("shards", len(found), resumes=True) as progress:
         counts, before = write_keep(found, filters, workers=workers, overwrite=overwrite, progress=progress)
     result = {"shards": len(found), "finished_before": before, **_counts(counts, "kept")}
-    _show(result, [f"{len(found)} shards, {before} of them judged before", _reasons(counts, "kept")], as_json)
+    _show(result, [f"{len(found)} shards, {before} of them finished before", _reasons(counts, "kept")], as_json)
 
 
 @app.command()
@@ -156,7 +156,7 @@ def stats(
     formats = ", ".join(f"{count} {name}" for name, count in statistics.formats.most_common())
     first = f"{statistics.shards} shards: {formats or 'no picture'}"
     if total := statistics.tokens.total():
-        first += f"; {statistics.cut} of {total} captions are longer than {text} reads"
+        first += f"; {statistics.cut} of {total} captions are longer than the text encoder of {text} reads"
     _show(result, [first, _quantiles(statistics), _reasons(statistics.report, "usable")], as_json)
 
 
@@ -167,7 +167,7 @@ def encode(
         str, typer.Option("--vae", metavar="REF", help="Autoencoder: a run, model folder or bundled model.")
     ],
     size: Annotated[
-        int, typer.Option("--size", min=64, help="Resolution: side of the square whose area the pictures get.")
+        int, typer.Option("--size", min=64, help="Resolution: pictures get the area of a square with this side.")
     ],
     text: Annotated[
         str | None, typer.Option("--text", metavar="REF", help="Also store caption embeddings of this text encoder.")
@@ -177,10 +177,10 @@ def encode(
     ] = False,
     reconstructed_share: Annotated[
         float,
-        typer.Option("--reconstructed-share", min=0, max=1, help="As data.reconstructed_share of a relay recipe."),
+        typer.Option("--reconstructed-share", min=0, max=1, help="Like data.reconstructed_share in a relay recipe."),
     ] = 0.0,
     degraded_share: Annotated[
-        float, typer.Option("--degraded-share", min=0, max=1, help="As data.degraded_share of a relay recipe.")
+        float, typer.Option("--degraded-share", min=0, max=1, help="Like data.degraded_share in a relay recipe.")
     ] = 0.0,
     crop: Annotated[
         Literal["random", "center"], typer.Option("--crop", help="Crop at random or at the center.")
@@ -202,8 +202,7 @@ def encode(
 ) -> None:
     """Encode pictures ahead of training, and write their latents beside each shard.
 
-    Finished shards are skipped, so the same command resumes after an interruption. With several GPUs, workers are
-    spread over them.
+    Finished shards are skipped, so the same command resumes a stopped run. Several GPUs share the workers.
     """
     if (reconstructed_share or degraded_share) and not relay:
         raise UserError("--reconstructed-share and --degraded-share are for --relay; give it, or leave them out")
@@ -236,7 +235,7 @@ def encode(
         counts, figures = encode_shards(found, encoding, workers=workers, overwrite=overwrite, progress=progress)
     first = (
         f"{figures['images']} pictures encoded, {figures['images_per_second']} a second; {figures['shards']} shards, "
-        f"{figures['finished_before']} of them encoded before"
+        f"{figures['finished_before']} of them finished before"
     )
     _show({**figures, **_counts(counts, "encoded")}, [first, _reasons(counts, "encoded")], as_json)
 
@@ -283,7 +282,7 @@ def _quantiles(statistics: "Statistics") -> "Table":
 
 
 def _reasons(counts: "Report", good: str) -> "Table":
-    """What became of the samples."""
+    """Numbers of good, broken, filtered and corrected samples, with the reasons."""
     from rich.table import Table
 
     table = Table("samples", "reason", "count")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DrawOptions(BaseModel):
-    """Options of whatever draws."""
+    """Options of commands that draw."""
 
     model: options.ModelOption = "scenes"
     mode: options.ModeOption = None
@@ -50,7 +50,7 @@ class DrawOptions(BaseModel):
         return (self.offload, self.quantize, *how)
 
     def seeds(self, count: int) -> range:
-        """Of so many pictures, from --seed on."""
+        """The seeds of `count` pictures, from --seed on."""
         first = options.pick_seed(self.seed)
         return range(first, first + count)
 
@@ -58,8 +58,8 @@ class DrawOptions(BaseModel):
 class Gallery:
     """Where a command's pictures go, and those that are there already.
 
-    A picture drawn otherwise is never lost without a word: in a folder the new one gets another name, and a file that
-    was asked for by name is replaced, which is said.
+    A picture drawn with other settings is never lost silently: in a folder the new one gets another name, and a file
+    that --out names is replaced with a warning.
 
     Args:
         planned: a path for each picture.
@@ -71,7 +71,7 @@ class Gallery:
         self.written: list[Path] = []
 
     def add(self, image: "Image", facts: Mapping[str, object], place: Path | None = None) -> None:
-        """Write the next picture, or one to a `place` of its own, with what it was drawn with."""
+        """Write the next picture, or one to its own path `place`, with its settings."""
         from cogview3.checkpoints import alone_in
 
         wanted = self._planned[len(self.written)] if place is None else place

@@ -27,20 +27,24 @@ FieldsOption = Annotated[
 
 
 class EndpointOptions(Table):
-    """What collecting and re-captioning ask of an endpoint."""
+    """Options of collecting and re-captioning for requests to an endpoint."""
 
     side: Annotated[
         int, typer.Option("--side", min=64, max=8192, help="Longer side of the pictures sent, in pixels.")
     ] = 768
-    max_requests: Annotated[int | None, typer.Option("--max-requests", min=0, help="Most requests to send.")] = None
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=0, help="Most tokens to spend.")] = None
-    max_money: Annotated[float | None, typer.Option("--max-money", min=0, help="Most money to spend, by --price.")] = (
+    max_requests: Annotated[int | None, typer.Option("--max-requests", min=0, help="Maximum number of requests.")] = (
         None
     )
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=0, help="Maximum number of tokens.")] = None
+    max_money: Annotated[
+        float | None, typer.Option("--max-money", min=0, help="Maximum cost, computed with --price.")
+    ] = None
     price: Annotated[
         str | None,
         typer.Option(
-            "--price", metavar="PROMPT,COMPLETION", help="Price of a million prompt and completion tokens, as 2.5,10."
+            "--price",
+            metavar="PROMPT,COMPLETION",
+            help="Price of a million prompt and completion tokens, such as 2.5,10.",
         ),
     ] = None
     key_env: KeyOption = None
@@ -50,7 +54,7 @@ class EndpointOptions(Table):
 
     @property
     def limits(self) -> tuple[int | None, int | None, float | None]:
-        """Most requests, tokens and money."""
+        """Maximum numbers of requests and tokens, and maximum cost."""
         return self.max_requests, self.max_tokens, self.max_money
 
     @property

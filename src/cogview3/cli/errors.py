@@ -1,4 +1,4 @@
-"""From exceptions to exit codes: 0, 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
+"""Exceptions to exit codes: 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ from cogview3.errors import OutOfMemory, UserError, one_line
 FAILURE, BAD_INPUT, HUNG_UP, INTERRUPTED, TERMINATED = 1, 2, 129, 130, 143
 
 STDOUT = "standard output"
-"""In place of a file's name, in errors of writing there."""
+"""The name of the output in errors of writing to it."""
 
 MOST = 2000
 """Characters of a message; our own are shorter."""
@@ -52,8 +52,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename != STDOUT
-        fix = "; make room, or choose another place" if full else ""
-        fix = "; choose another place" if error.errno == errno.EROFS else fix
+        fix = "; free some space, or choose another path" if full else ""
+        fix = "; choose another path" if error.errno == errno.EROFS else fix
         return FAILURE, one_line(error, MOST) + fix
     if isinstance(error, FloatingPointError):
         return FAILURE, one_line(error, MOST)

@@ -1,4 +1,4 @@
-"""`evaluate`: how right a model's pictures are."""
+"""`evaluate`: scores of models and of pictures."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +53,7 @@ def evaluate(
         ),
     ] = "scenes-heldout",
     count: Annotated[
-        int | None, typer.Option("--count", min=1, help="Number of prompts: 500, or all of a file.")
+        int | None, typer.Option("--count", min=1, help="Number of prompts; default 500, or all of a file.")
     ] = None,
     metrics: Annotated[str, typer.Option("--metrics", help="Metrics, separated by commas.")] = "scene",
     images: Annotated[
@@ -95,7 +95,9 @@ def evaluate(
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes that draw in parallel.")] = 1,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="Folder for pictures, figures and a page; the same command resumes there."),
+        typer.Option(
+            "-o", "--out", help="Folder for pictures, figures and a web page; the same command resumes there."
+        ),
     ] = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
@@ -103,7 +105,7 @@ def evaluate(
 ) -> None:
     """Score models, or pictures of any system, on a set of prompts.
 
-    Chance and ceiling stand beside every figure. With --json the table goes to stderr.
+    Facts are reported with their chance and ceiling. With --json the table goes to stderr.
     """
     check_finite("--guidance", guidance)
     check_finite("--relay-guidance", relay_guidance)
@@ -205,7 +207,7 @@ def _pair(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise UserError(f"--guidance-response {text!r}: write two scales, as in 1,7.5") from None
+        raise UserError(f"--guidance-response {text!r}: write two scales, such as 1,7.5") from None
     check_finite("--guidance-response", low)
     check_finite("--guidance-response", high)
     return low, high

@@ -27,7 +27,7 @@ ExpandOption = Annotated[
     bool | None,
     typer.Option(
         "--expand/--no-expand",
-        help="Expand prompts with a language model first; default where the model has its own expander.",
+        help="Expand prompts with a language model first; default if the model has its own expander.",
     ),
 ]
 ExpanderOption = Annotated[
@@ -61,7 +61,7 @@ def expand(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Expand short prompts to detailed descriptions in English.
+    """Expand short prompts into detailed descriptions in English.
 
     A prompt whose expansion fails, or drops something asked for, is printed unchanged, with a warning.
     """
@@ -108,7 +108,7 @@ def open_expander(
     """
     if expander is not None and "://" in expander:
         if expander_model is None:
-            raise UserError(f"--expander {expander}: name a model there with --expander-model")
+            raise UserError(f"--expander {expander}: name the endpoint's model with --expander-model")
         from cogview3.prompts.endpoint import Endpoint, Retry
         from cogview3.prompts.expand import EndpointWriter, Expander
 
@@ -162,7 +162,7 @@ def wants_expansion(
         return True
     try:
         own_expander(model)
-    except UserError:  # none, or no such model, which is told when it is loaded
+    except UserError:  # none, or no such model, which is reported when it is loaded
         return False
     return True
 
@@ -179,7 +179,7 @@ def own_expander(model: str) -> Path:
 
 
 def default_cache() -> Path | None:
-    """Where expansions are kept by default: in the cache of the user; None without one."""
+    """The default folder of cached expansions, in the user's cache; None without one."""
     from cogview3.references import user_cache
 
     return user_cache("expansions")

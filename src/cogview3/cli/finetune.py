@@ -1,4 +1,4 @@
-"""`captions finetune`: teach a model to write captions as the collected ones are."""
+"""`captions finetune`: train a model to write captions like the collected ones."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def finetune(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="RUN", help="Run folder; an existing one is resumed.")],
     settings: FinetuneSettings,
     at_once: Annotated[
-        int, typer.Option("--at-once", min=1, help="Images at once on a device; the rest by gradient accumulation.")
+        int, typer.Option("--at-once", min=1, help="Images at once on a device; gradient accumulation does the rest.")
     ] = 8,
     workers: Annotated[int, typer.Option("--workers", min=0, max=1024, help="Data loader processes.")] = 0,
     restart: options.RestartOption = False,
@@ -52,5 +52,5 @@ def finetune(
                 restart=restart,
                 progress=tell,
             )
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one tells
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one reports
         options.report(result, options.lines(result), as_json)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cogview3.prompts.expand import Expansion
 
 MAX_PICTURES = 1_000_000
-"""Pictures of one command: their names are planned before the first is drawn."""
+"""Maximum number of pictures of one command: their names are planned before the first is drawn."""
 
 
 @with_options(draw=DrawOptions)
@@ -76,7 +76,7 @@ def generate(
 ) -> None:
     """Draw pictures of prompts.
 
-    Picture i has the seed SEED + i, and comes out alike alone or in a batch.
+    Picture i uses the seed SEED + i, and is the same whether drawn alone or in a batch.
     """
     given_texts = gather_prompts(prompts or [], file)
     if (asked_for := count * len(given_texts)) > MAX_PICTURES:
@@ -186,7 +186,7 @@ def generate(
 
 
 def _settled(pipe: Any, asked: Any) -> dict[str, Any]:
-    """How pictures are sampled, under the names that stand in their files."""
+    """How pictures are sampled, under the names that their files store."""
     settled = pipe.settle(asked)
     relays = int(pipe.relay_unet is not None) if asked.relays is None else asked.relays
     return {
@@ -201,7 +201,7 @@ def _settled(pipe: Any, asked: Any) -> dict[str, Any]:
 
 
 def _own(prompt: str, seed: int, written: "Expansion | None") -> dict[str, Any]:
-    """What one picture does not share with the others."""
+    """The settings of one picture that differ from the others'."""
     own: dict[str, Any] = {"prompt": prompt, "expanded_prompt": None, "seed": seed}
     if written is not None and not written.reason:
         own |= {"expanded_prompt": written.text, "expander": written.model}

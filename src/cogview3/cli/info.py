@@ -1,4 +1,4 @@
-"""`info`: what a model folder holds, from its JSON files and the headers of its weights."""
+"""`info`: the contents of a model folder, from its JSON files and the headers of its weights."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ _MEND = "copy or export the model again"
 def info(
     model: Annotated[str, typer.Argument(help="Bundled model or model folder.")],
     memory: Annotated[
-        bool, typer.Option("--memory", help="Also compute the memory that drawing takes; this takes a while.")
+        bool, typer.Option("--memory", help="Also compute the peak memory of drawing, which takes a while.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -114,7 +114,7 @@ def measure(component: Path) -> dict[str, int]:
 
 
 def drawn_side(folder: Path, unet: str) -> list[int] | None:
-    """Height and width in pixels of the pictures that a UNet draws by default; None where its model tells none."""
+    """Height and width in pixels of the pictures that a UNet draws by default; None where its model gives none."""
     from cogview3.generation.loading import vae_factor
 
     latents = read_json(folder / unet / "config.json", _MEND).get("sample_size")
@@ -144,7 +144,7 @@ def as_text(facts: dict[str, Any]) -> str:
         height, width = side if isinstance(side, list) else (side, side)
         return f"{width}x{height}"
 
-    size = "as asked for; the model names none"
+    size = "set by --size; the model has no default"
     if facts["side"] is not None:
         size = f"any, as it only enlarges; memory is given for {by(facts['side'])}"
     if facts["base_side"] is not None:
@@ -160,9 +160,9 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
     if facts.get("peaks"):
         lines.append(
-            "  memory   GB at the peak of drawing one picture, computed: all there, text encoder dropped after use,"
+            "  memory   computed peak in GB of drawing one picture: all on the GPU, text encoder dropped after use,"
         )
-        lines.append("           --offload model, --offload sequential; an allowance of 5 % and 0.5 GiB is in it")
+        lines.append("           --offload model, --offload sequential; includes an allowance of 5 % and 0.5 GiB")
     for name, needs in facts.get("peaks", {}).items():
         lines.append(f"    {name:24} " + " ".join(f"{need / 1e9:9.2f}" for need in needs.values()))
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")

@@ -1,4 +1,4 @@
-"""Pipelines for commands: checked against the memory there is, loaded, and brought to their device."""
+"""Pipelines for commands: checked against the free memory, loaded, and moved to their device."""
 
 import importlib.util
 import sys
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def quiet_libraries() -> None:
-    """No bars and no asides of the libraries while models are loaded, one for each component; errors still show."""
+    """Silence progress bars and remarks of the libraries while models are loaded; errors still show."""
     import logging
 
     for name in ("torchao", "torch.distributed.elastic.multiprocessing.redirects"):
@@ -40,10 +40,10 @@ def load(
     drawn: Mapping[str, Any],
     adapters: Sequence[tuple[Path, float]] = (),
 ) -> Iterator[Any]:
-    """A pipeline of the class named, on its device; bars show how far it is, on a terminal only.
+    """A pipeline of the class `pipeline` on its device; progress bars show on a terminal only.
 
-    Without its text encoder where there is no prompt, or the prompt cache has all. Running out of a GPU's memory
-    within the block is reported with the mode that would fit.
+    It has no text encoder if there is no prompt, or if the prompt cache has all of them. When a GPU's memory runs out
+    within the block, the error names a mode that needs less.
 
     Args:
         pipeline: name of the class.
@@ -98,7 +98,7 @@ def check_placement(
 
 
 def free_memory() -> None:
-    """Give back what networks that are gone held of a GPU: torch keeps it, and an estimate would take it for taken."""
+    """Free GPU memory of deleted networks: torch caches it, and an estimate would count it as used."""
     import gc
 
     import torch

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what stands behind them."""
+"""Options that several commands share, and functions that interpret them."""
 
 import errno
 import json
@@ -49,7 +49,7 @@ class Sampler(StrEnum):
 
 
 class Offload(StrEnum):
-    """What is offloaded to main memory."""
+    """What `--offload` moves to main memory."""
 
     none = "none"
     model = "model"
@@ -207,7 +207,7 @@ def check_writable(folder: Path, option: str = "--out") -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, error.strerror, str(folder)) from error
-        raise UserError(f"{option} {folder}: cannot write there ({error.strerror}); choose another place") from None
+        raise UserError(f"{option} {folder}: cannot write there ({error.strerror}); choose another folder") from None
 
 
 @contextmanager
@@ -221,7 +221,7 @@ def clean_stdout(as_json: bool) -> Iterator[None]:
 
 
 def lines(result: dict[str, Any]) -> str:
-    """What `report` prints of an outcome without words of its own: an entry a line, those of tables by both names."""
+    """The text of an outcome that has no other: an entry a line; those of tables have both names."""
     entries: dict[str, Any] = {}
     for name, value in result.items():
         entries |= {f"{name}/{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
@@ -232,5 +232,5 @@ def report(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a command's outcome: the object with --json, else the text."""
     try:
         typer.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
-    except OSError as error:  # of a full disk, or a pipe that nobody reads; the work is done and its files are there
+    except OSError as error:  # a full disk, or a pipe that nobody reads; the work is done and its files are there
         raise OSError(error.errno, os.strerror(error.errno or 0), STDOUT) from error

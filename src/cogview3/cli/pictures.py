@@ -1,4 +1,4 @@
-"""Where pictures go, what they are called, and what is written into them."""
+"""Paths, names and metadata of pictures that commands write."""
 
 import itertools
 import math
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 8192 * 8192
-"""Most pixels of a picture that is read: as many as the largest that is drawn has."""
+"""Maximum pixels of an input picture: as many as the largest drawn one has."""
 
 
 MAX_SHEET = 1000
-"""Most pictures on a contact sheet."""
+"""Maximum number of pictures on a contact sheet."""
 
 
 def slug(text: str, length: int = 48) -> str:
@@ -71,7 +71,7 @@ def _numbered(names: Sequence[str]) -> list[str]:
 
 
 def free_place(path: Path, facts: Mapping[str, object]) -> Path:
-    """`path`, or a name with a number where a picture that was drawn otherwise is there already."""
+    """`path`, or a numbered name if it holds a picture that was drawn with other settings."""
     places = (path.with_stem(f"{path.stem}-{number}") if number > 1 else path for number in itertools.count(1))
     return next(place for place in places if not place.exists() or _holds(place, facts))
 

@@ -15,7 +15,7 @@ class _Rate(ProgressColumn):
 
 
 class Tell(Protocol):
-    """Takes how many are done, and perhaps a word on how it goes."""
+    """Takes the number that are done, and optionally a note."""
 
     def __call__(self, done: float, note: str = "") -> None:
         """Show both."""
@@ -23,9 +23,9 @@ class Tell(Protocol):
 
 @contextmanager
 def counter(what: str, total: int | None, resumes: bool = False) -> Iterator[Tell]:
-    """A bar that receives how many of `total` (None: nobody knows) are done; silent where stderr is not a terminal.
+    """A bar that receives how many of `total` (None: unknown) are done; silent where stderr is not a terminal.
 
-    Ctrl-C and SIGTERM leave with a word on what was finished, and whether the same command goes on (`resumes`).
+    Ctrl-C and SIGTERM report what was finished, and whether the same command resumes (`resumes`).
     """
     console = Console(stderr=True)
     note = TextColumn("{task.fields[note]}")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cogview3.captions.rows import Job
 
 EVERY = 30.0
-"""Seconds between lines on how it goes, where stderr is not a terminal."""
+"""Seconds between progress lines, where stderr is not a terminal."""
 
 
 @with_options(asking=EndpointOptions)
@@ -66,7 +66,7 @@ def recaption(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-new-tokens", min=1, help="Longest caption in tokens; the model's own limit or 256 by default."
+            "--max-new-tokens", min=1, help="Maximum caption length in tokens; the model's own limit or 256 by default."
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Retry images that failed.")] = False,
@@ -80,7 +80,7 @@ def recaption(
 ) -> None:
     """Write new captions for whole data sets, beside each shard.
 
-    Resumes where it stopped, and changes nothing once all is done. A model is loaded by each worker.
+    The same command resumes a stopped run, and changes nothing once all is done. Each worker loads the model.
     """
     if model is None:
         raise UserError("--model: give a model, or with --endpoint the name of one there")
@@ -104,7 +104,7 @@ def recaption(
             job, gpus = _model_job(model, device, dtype, batch, seed, temperature, max_new_tokens, elsewhere)
         else:
             if limited and ((workers or 1) > 1 or engine == "ray"):
-                raise UserError("a budget is kept by one worker; use --engine local without --workers")
+                raise UserError("a budget needs a single worker; use --engine local without --workers")
             from cogview3.captions.endpoint import EndpointJob
 
             cost = parse_price(asking.price)
@@ -171,7 +171,7 @@ def _model_job(
 
 @contextmanager
 def _standing(total: int) -> Iterator[Callable[["Standing"], None]]:
-    """Shows how a job goes: shards, images and tokens a second, time left; a line at times where there is no screen."""
+    """Show a job's progress: shards, images and tokens a second, time left; as lines where stderr is no terminal."""
     from cogview3.cli.progress import counter
 
     last, before = time.monotonic(), None
@@ -179,7 +179,9 @@ def _standing(total: int) -> Iterator[Callable[["Standing"], None]]:
 
         def show(standing: "Standing") -> None:
             nonlocal last, before
-            before = standing.share if before is None else before  # finished earlier: no word on the time left
+            before = (
+                standing.share if before is None else before
+            )  # finished earlier, so it says nothing about the time left
             note = _rates(standing, standing.share - before)
             tell(standing.share, note)
             if not sys.stderr.isatty() and time.monotonic() - last > EVERY:

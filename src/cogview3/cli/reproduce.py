@@ -27,17 +27,17 @@ def tables(
     model: ModelOption = "scenes",
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts: 5 minutes instead of 30.")] = False,
     count: Annotated[
-        int | None, typer.Option("--count", min=2, help="Number of prompts: 64, or 8 with --quick.")
+        int | None, typer.Option("--count", min=2, help="Number of prompts; default 64, or 8 with --quick.")
     ] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Add the rows that need a training; it is resumed by the same command.")
+        bool, typer.Option("--train", help="Add the rows that need a training; the same command resumes it.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")] = Path("reproduced"),
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the tables of the paper again on the shipped system; `reproduce snr` its figure of noise."""
+    """Measure the paper's tables on the shipped system; `reproduce snr` its figure of noise."""
     if context.invoked_subcommand is not None:
         return
     check_writable(out)
@@ -70,21 +70,24 @@ def pixel(
     relay: Annotated[
         Path | None, typer.Option("--relay", help="Run of scenes/pixel_relay: runs/scenes-pixel_relay.")
     ] = None,
-    base: Annotated[Path | None, typer.Option("--base", help="Run of scenes/pixel_base, alike.")] = None,
-    edm: Annotated[Path | None, typer.Option("--edm", help="Run of scenes/pixel_edm, alike.")] = None,
-    train: Annotated[
-        bool, typer.Option("--train", help="Train the three first, or resume them; the same command goes on.")
-    ] = False,
-    count: Annotated[int, typer.Option("--count", min=2, help="Pictures of each row; intervals take 100.")] = 500,
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Run of scenes/pixel_base: runs/scenes-pixel_base.")
+    ] = None,
+    edm: Annotated[Path | None, typer.Option("--edm", help="Run of scenes/pixel_edm: runs/scenes-pixel_edm.")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Train the three first, or resume them.")] = False,
+    count: Annotated[int, typer.Option("--count", min=2, help="Pictures per row; intervals need 100.")] = 500,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, max=1000, help="Steps of each stage; plain EDM takes as many, and twice.")
+        int,
+        typer.Option(
+            "--steps", min=1, max=1000, help="Steps of each stage; plain EDM runs with as many and with twice as many."
+        ),
     ] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the table and the grid.")] = Path("pixel"),
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """The original relay, in pixels, beside plain diffusion of equal training and equal time."""
+    """Compare the original relay, in pixels, with plain diffusion of equal training and equal time."""
     check_writable(out)
     with clean_stdout(as_json):
         from cogview3 import checkpoints
@@ -112,7 +115,7 @@ def snr(
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Number of pictures.")] = 64,
     sizes: Annotated[
-        str, typer.Option("--sizes", help="Sides in pixels, each twice the one before.")
+        str, typer.Option("--sizes", help="Sides in pixels, each twice the previous one.")
     ] = "32,64,128,256",
     model: Annotated[str, typer.Option("--model", help="Model whose VAE makes the latents.")] = "scenes",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the scenes.")] = 0,
@@ -120,7 +123,7 @@ def snr(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Signal-to-noise ratio by frequency at several resolutions: why a relay may start midway."""
+    """Measure the signal-to-noise ratio by frequency at several resolutions: why a relay may start midway."""
     sides = parse_sides(sizes)
     check_writable(out)
     with clean_stdout(as_json):
@@ -152,12 +155,14 @@ def snr(
 
 
 def parse_sides(text: str) -> list[int]:
-    """Sides of `--sizes`: powers of 2 from 32 on, rising by doublings."""
+    """Sides of `--sizes`: powers of 2 from 32 on, each twice the previous one."""
     try:
         sides = [int(part) for part in text.split(",")]
     except ValueError:
         sides = []
     doubled = all(after == 2 * before for before, after in pairwise(sides))
     if len(sides) < 2 or sides[0] < 32 or sides[-1] > 4096 or sides[0] & (sides[0] - 1) or not doubled:
-        raise UserError(f"--sizes {text!r}: give powers of 2 from 32 to 4096, each twice the one before, as 64,128,256")
+        raise UserError(
+            f"--sizes {text!r}: give powers of 2 from 32 to 4096, each twice the previous one, such as 64,128,256"
+        )
     return sides

@@ -65,13 +65,15 @@ def serve(
         str | None,
         typer.Option("--new-key", metavar="NAME", help="Print a new API key and its line for --keys, then exit."),
     ] = None,
-    rate: Annotated[
-        int | None, typer.Option("--rate", min=1, help="Rate limit: pictures per minute and client.")
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Largest batch, in pictures of the model's size.")] = 4,
-    waiting: Annotated[int, typer.Option("--queue", min=1, help="Longest queue in pictures; more are refused.")] = 256,
+    rate: Annotated[int | None, typer.Option("--rate", min=1, help="Maximum pictures per minute and client.")] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Maximum batch size, in pictures of the model's size.")
+    ] = 4,
+    waiting: Annotated[
+        int, typer.Option("--queue", min=1, help="Maximum queue length in pictures; further ones are refused.")
+    ] = 256,
     waiting_each: Annotated[
-        int | None, typer.Option("--queue-each", min=1, help="Longest queue of one client.")
+        int | None, typer.Option("--queue-each", min=1, help="Maximum queue length of one client.")
     ] = None,
     seconds: Annotated[float, typer.Option("--time-limit", min=1, help="Timeout of a request, in seconds.")] = 600.0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
@@ -80,19 +82,21 @@ def serve(
         typer.Option("--engine", help="Draw in this process, or in replicas on the Ray cluster of RAY_ADDRESS."),
     ] = EngineKind.local,
     least: Annotated[
-        int | None, typer.Option("--min-replicas", min=1, help="Least replicas of --engine ray; 1 by default.")
+        int | None, typer.Option("--min-replicas", min=1, help="Minimum replicas of --engine ray; 1 by default.")
     ] = None,
     most: Annotated[
         int | None,
-        typer.Option("--max-replicas", min=1, help="Most replicas of --engine ray; --min-replicas by default."),
+        typer.Option("--max-replicas", min=1, help="Maximum replicas of --engine ray; --min-replicas by default."),
     ] = None,
     relays: Annotated[
-        int, typer.Option("--max-relays", min=0, max=4, help="Most relay stages, which sets the largest size.")
+        int, typer.Option("--max-relays", min=0, max=4, help="Maximum relay stages; sets the largest size.")
     ] = 2,
     strict_sizes: Annotated[
         bool, typer.Option("--strict-sizes", help="Refuse unsupported sizes instead of drawing the nearest.")
     ] = False,
-    upload: Annotated[int, typer.Option("--max-upload", min=1, help="Largest request with pictures, in MiB.")] = 20,
+    upload: Annotated[
+        int, typer.Option("--max-upload", min=1, help="Maximum size of a request with pictures, in MiB.")
+    ] = 20,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page at /.")] = True,
     tools: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Serve the MCP endpoint at /mcp.")] = True,
     expand: ExpandOption = None,
@@ -106,9 +110,9 @@ def serve(
     dtype: DtypeOption = Dtype.auto,
     log: Annotated[bool, typer.Option("--log", help="Log every request to stderr.")] = False,
 ) -> None:
-    """Serve a model: OpenAI's images API below /v1, a page at /.
+    """Serve a model: OpenAI's images API under /v1, a web page at /.
 
-    On Ctrl-C and SIGTERM what was begun is finished first.
+    Ctrl-C and SIGTERM finish the pictures in progress first.
     """
     _check_extra()
     from cogview3.serving.keys import ENVIRONMENT, Keys, read_keys
@@ -167,7 +171,7 @@ def _check_replicas(kind: EngineKind, least: int | None, most: int | None) -> tu
         return None
     least = least or 1
     if most is not None and most < least:
-        raise UserError(f"--max-replicas {most} is below --min-replicas {least}: give as many at least")
+        raise UserError(f"--max-replicas {most} is below --min-replicas {least}: give at least as many")
     from cogview3.serving.cluster import import_ray
 
     import_ray()
@@ -199,7 +203,7 @@ def print_key(name: str) -> None:
         raise UserError(f"--new-key {name!r}: give a name of letters, digits, dots and hyphens")
     secret, line = new_key(name)
     typer.echo(f"{secret}\n{line}")
-    typer.echo("the first line is the key, for the client; put the second into the file of --keys", err=True)
+    typer.echo("the first line is the client's key; add the second line to the file of --keys", err=True)
 
 
 def _check_extra() -> None:
@@ -217,8 +221,8 @@ def _tell_address(host: str, port: int, keys: "Keys", model: str, mode: str) -> 
     typer.echo(f"serving {model}@{mode} at http://{shown}:{port}", err=True)
     if not len(keys) and not _is_loopback(host):
         typer.echo(
-            f"warning: anyone who reaches {host} can draw, as there are no API keys: make one with --new-key NAME, "
-            "and give its file with --keys",
+            f"warning: anyone who reaches {host} can draw, because there are no API keys: make one with "
+            "--new-key NAME, and give its file with --keys",
             err=True,
         )
 

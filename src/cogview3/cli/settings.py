@@ -1,4 +1,4 @@
-"""Options of a command made from the fields of its settings: names, defaults, limits and helps stand once."""
+"""Options of a command, made from the fields of its settings, so names, defaults, limits and helps stand once."""
 
 import inspect
 import re

@@ -25,16 +25,16 @@ def build(
         Path | None, typer.Option("--evaluation", help="Take all systems of an evaluation's --out folder.")
     ] = None,
     prompts: Annotated[
-        str, typer.Option("--prompts", help="Built-in set or file that the pictures are of.")
+        str, typer.Option("--prompts", help="Built-in set or file with the prompts of the pictures.")
     ] = "scenes-heldout",
     count: Annotated[int | None, typer.Option("--count", min=1, help="Number of prompts.")] = None,
-    annotators: Annotated[int, typer.Option("--annotators", min=1, help="How many people judge.")] = 10,
-    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Pairs that each judges.")] = 60,
-    checks: Annotated[int, typer.Option("--checks", min=0, help="Attention checks among them, for each.")] = 3,
+    annotators: Annotated[int, typer.Option("--annotators", min=1, help="Number of annotators.")] = 10,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Pairs for each annotator.")] = 60,
+    checks: Annotated[int, typer.Option("--checks", min=0, help="Attention checks among each annotator's pairs.")] = 3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of choice, order and sides.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a study of pictures: pairs for each annotator, sides shuffled, and a link with a secret for each."""
+    """Build a study: picture pairs for each annotator, with sides shuffled, and a secret link for each."""
     check_writable(folder, "DIR")
     with clean_stdout(as_json):
         from cogview3.evaluation.prompt_sets import load_prompts
@@ -47,10 +47,10 @@ def build(
             if not (name and equals and path):
                 raise UserError(f"--images {text!r}: write NAME=FOLDER")
             if name in systems:
-                raise UserError(f"--images {text!r}: there is a system {name} already; give another name")
+                raise UserError(f"--images {text!r}: a system {name} exists already; give another name")
             systems[name] = Path(path)
         made = make(folder, systems, load_prompts(prompts, count), Plan(annotators, tasks, checks, seed))
-    left_out = f", {made['left_out']} prompts left out for want of pictures" * bool(made["left_out"])
+    left_out = f", {made['left_out']} prompts left out, as pictures are missing" * bool(made["left_out"])
     text = f"{len(systems)} systems, {made['prompts']} prompts{left_out}; links in {folder / LINKS}"
     report(made, text, as_json)
 
@@ -59,11 +59,11 @@ def build(
 def serve(
     folder: FolderArgument,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on; others can reach only 0.0.0.0.")
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others reach it.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.")] = 8010,
 ) -> None:
-    """Serve a study to its annotators; each has a link of links.csv."""
+    """Serve a study to its annotators; links.csv has a link for each."""
     try:
         import uvicorn
 
@@ -71,7 +71,7 @@ def serve(
     except ImportError:
         raise UserError(_EXTRA) from None
     made = make_app(folder)
-    typer.echo(f"http://{host}:{port} with the paths of {folder / 'links.csv'}; Ctrl-C ends", err=True)
+    typer.echo(f"serving http://{host}:{port} with the paths of {folder / 'links.csv'}; Ctrl-C stops", err=True)
     uvicorn.run(made, host=host, port=port, log_level="warning")
 
 
@@ -83,7 +83,7 @@ def report_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Win rates, strengths, agreement and audits of the votes so far."""
+    """Report win rates, strengths, agreement and audits of the votes so far."""
     with clean_stdout(as_json):
         from rich.console import Console
 

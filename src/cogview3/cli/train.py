@@ -23,7 +23,7 @@ def train(
     device: options.DeviceOption = options.Device.auto,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Train, or resume, what a recipe describes.
+    """Train a recipe, or resume its run.
 
     The same command resumes a stopped run.
     """
@@ -44,7 +44,7 @@ def distill(
 ) -> None:
     """Distill a base or relay stage into few steps, or resume a distillation.
 
-    The same command resumes a stopped run; finished rounds are left as they are.
+    The same command resumes a stopped run; finished rounds are not repeated.
     """
     with _loaded(recipe, overrides, out, as_json) as (loaded, run):
         from cogview3.distillation.rounds import distill
@@ -61,7 +61,7 @@ def _loaded(recipe: str, overrides: list[str] | None, out: Path | None, as_json:
     loaded = load_recipe(recipe, overrides or [])
     run = out or Path("runs") / loaded.name
     if run.exists() and not run.is_dir():
-        raise UserError(f"--out {run}: is a file; give a run folder")
+        raise UserError(f"--out {run} is a file; give a run folder")
     with options.clean_stdout(as_json):
         quiet_libraries()
         yield loaded, run
@@ -105,11 +105,11 @@ def export(
         typer.Option(
             "--mode",
             metavar="NAME=BASE,RELAY",
-            help="Runs of a further mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1.",
+            help="Runs of another mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1.",
         ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Store the UNets of --mode in a byte a weight, at half the size.")
+        bool, typer.Option("--int8", help="Store the UNets of --mode in int8, half of float16's size.")
     ] = False,
     settings: Annotated[
         list[str] | None,
@@ -117,7 +117,7 @@ def export(
     ] = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Put trained runs together as a model.
+    """Combine trained runs into a model.
 
     Writes EMA weights in float16 as a folder in diffusers' format.
     """
@@ -138,9 +138,9 @@ def export(
 
 
 def warn_of_replacing(out: Path) -> None:
-    """Say on stderr that a model which is there already will be replaced."""
+    """Warn on stderr that an existing model will be replaced."""
     if (out / "model_index.json").is_file():
-        typer.echo(f"{out} holds a model already, which is replaced", err=True)
+        typer.echo(f"{out} already holds a model, which is replaced", err=True)
 
 
 def parse_modes(entries: list[str]) -> dict[str, tuple[str, str]]:

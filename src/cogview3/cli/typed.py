@@ -1,4 +1,4 @@
-"""Typed prompts: gathered, checked, and warned of before they are expanded or drawn."""
+"""Typed prompts: gathered, checked, and warned about before they are expanded or drawn."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if file is not None:
         try:
             with file.open("rb") as opened:
-                held = opened.read(MAX_FILE + 1)  # what is no regular file does not tell its size
+                held = opened.read(MAX_FILE + 1)  # a pipe does not report its size
             if len(held) > MAX_FILE:
                 size = file.stat().st_size or f"more than {MAX_FILE}"
                 raise UserError(f"--file {file}: {size} bytes; at most {MAX_FILE} are read, so split it")
@@ -53,7 +53,7 @@ def hint_quotes(prompts: Sequence[str]) -> None:
     if len(prompts) > 1 and not any(len(prompt.split()) > 1 for prompt in prompts):
         one = " ".join(prompts)
         typer.echo(
-            f"note: {len(prompts)} prompts of a word each; to draw one picture of all, quote them: {one!r}", err=True
+            f"note: {len(prompts)} prompts of one word each; to draw a single picture, quote them: {one!r}", err=True
         )
 
 

@@ -1,4 +1,4 @@
-"""`upscale`: pictures to larger ones."""
+"""`upscale`: larger versions of pictures."""
 
 import math
 import time
@@ -31,9 +31,9 @@ def upscale(
     *,
     draw: DrawOptions,
 ) -> None:
-    """Enlarge pictures with the relay stage.
+    """Upscale pictures with the relay stage.
 
-    Sides grow 2^RELAYS times; any size will do.
+    Each relay doubles the sides; pictures of any size work.
     """
     guidance, negative, light = draw.guidance, draw.negative, draw.light or None
     check_finite("--guidance", guidance)
@@ -43,14 +43,14 @@ def upscale(
             raise UserError(f"{name} is empty; give words, or leave it out")
     if guidance is not None and not (prompt or negative):
         raise UserError(f"--guidance {guidance:g} needs a --prompt: give one, or leave it out")
-    sizes = [open_picture(path).size for path in images]  # whatever cannot be read is told before any work
+    sizes = [open_picture(path).size for path in images]  # unreadable pictures are reported before any work
     seeds = list(draw.seeds(len(images)))
     files = plan_files(draw.out, [f"{path.stem}-{2**relays}x" for path in images])
     gallery = Gallery(files, draw.out)
     places = {path.resolve(): number for number, path in enumerate(images)}
     for number, path in enumerate(files):
         if places.get(path.resolve(), number) != number:
-            raise UserError(f"{images[number]} would be enlarged into {path}, which is also an input; change --out")
+            raise UserError(f"{images[number]} would be upscaled into {path}, which is also an input; change --out")
     width, height = max(sizes, key=math.prod)
     drawn: dict[str, object] = {"height": height << relays, "width": width << relays, "relays": relays}
     drawn |= {"tile_size": draw.tile_size, "upscale": True, "guided": bool(prompt or negative), "light": light}

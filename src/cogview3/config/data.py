@@ -8,7 +8,7 @@ from cogview3.config.tables import Checked, Count, Positive, PositiveFloat, Shar
 
 
 def _rest_of(other: str) -> AfterValidator:
-    """For a share of what another one leaves of 1."""
+    """A check that a share is at most what the share `other` leaves of 1."""
 
     def check(share: float, info: ValidationInfo) -> float:
         rest = 1 - info.data.get(other, 0.0)
@@ -20,7 +20,7 @@ def _rest_of(other: str) -> AfterValidator:
 
 
 def _part_of_size(parts: int) -> AfterValidator:
-    """For a side of which a picture of `size` has as many or more."""
+    """A check that a side is at most the part 1/`parts` of `size`."""
 
     def check(side: int, info: ValidationInfo) -> int:
         most = info.data.get("size", side * parts) // parts
@@ -32,7 +32,7 @@ def _part_of_size(parts: int) -> AfterValidator:
 
 
 class VaeData(Table):
-    """First crops of `crop` pixels around objects, from whole pictures of `size` and of half of it; then whole ones."""
+    """First crops of `crop` pixels around objects, from pictures of side `size` and half of it; then whole pictures."""
 
     size: Annotated[int, Field(ge=64, multiple_of=16)] = 256
     crop: Annotated[int, Field(ge=32, multiple_of=8), Checked, _part_of_size(2)] = 64
@@ -52,9 +52,9 @@ class RecaptionerData(Table):
     """Pictures with alt-texts of random scenes.
 
     Attributes:
-        captioned_share: of a batch's pictures, those for which the caption is learned too; from all, what is where.
-        resized_share: pictures drawn at twice the size and resized, as pictures of data sets are.
-        empty_share: pictures without an alt-text.
+        captioned_share: share of a batch's pictures whose caption is learned; what is where is learned from all.
+        resized_share: share of pictures drawn at twice the size and resized, as pictures of data sets are.
+        empty_share: share of pictures without an alt-text.
         tokenizer_captions: captions read to build the tokenizer.
     """
 
@@ -71,21 +71,21 @@ class ExpanderData(Table):
 
 
 class PixelData(Table):
-    """Scenes of the built-in world, another one for each sample, as squares of `size` pixels."""
+    """Scenes of the built-in world, a new one for each sample, as squares of `size` pixels."""
 
     size: Annotated[int, Field(ge=32, multiple_of=16)]
 
 
 class _Latents(Table):
-    """What all data of base and relay stages have.
+    """Entries that all data of base and relay stages have.
 
     Attributes:
-        vae: a run, a model folder or a bundled model: where the autoencoder lies.
-        text: likewise the text encoder and its tokenizer.
-        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        vae: a run, a model folder or a bundled model that holds the autoencoder.
+        text: the same for the text encoder and its tokenizer.
+        size: size of the pictures in pixels: the side of a square, or of the square whose area they have.
         text_dropout: share of the samples whose text is replaced by zeros.
         reconstructed_share: share of a relay's pictures whose z_L is made of a small picture that went through the VAE.
-        degraded_share: of those whose small picture was blurred and disturbed as well; that of the others is clean.
+        degraded_share: share of a relay's pictures whose small picture was also disturbed; the others are clean.
     """
 
     vae: str
@@ -105,21 +105,22 @@ class SceneData(_Latents):
 
 
 class PictureFilters(Table):
-    """Which pictures to leave out; the defaults leave out none. A score missing from the metadata leaves none out.
+    """Which pictures to leave out; by default none. A picture without a score in its metadata is kept.
 
     The words UNLIKELY, UNSURE and NSFW count as NSFW scores of 0, 0.5 and 1.
     """
 
     block: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), description="Leave out pictures whose source link contains this, in any case; repeatable."
+        default=(),
+        description="Leave out pictures whose source link contains this, whatever the letter case; repeatable.",
     )
-    min_side: Count = Field(default=0, description="Least shorter side in pixels.")
-    max_ratio: Annotated[float, Field(ge=1)] | None = Field(default=None, description="Largest aspect ratio.")
-    min_aesthetic: float | None = Field(default=None, description="Least aesthetic score.")
-    max_nsfw: Share | None = Field(default=None, description="Largest NSFW score, 0 to 1.")
-    max_watermark: Share | None = Field(default=None, description="Largest watermark score, 0 to 1.")
-    min_caption: Count = Field(default=0, description="Least length of the old caption in characters.")
-    max_caption: Count | None = Field(default=None, description="Largest length of the old caption in characters.")
+    min_side: Count = Field(default=0, description="Minimum length of the shorter side in pixels.")
+    max_ratio: Annotated[float, Field(ge=1)] | None = Field(default=None, description="Maximum aspect ratio.")
+    min_aesthetic: float | None = Field(default=None, description="Minimum aesthetic score.")
+    max_nsfw: Share | None = Field(default=None, description="Maximum NSFW score, 0 to 1.")
+    max_watermark: Share | None = Field(default=None, description="Maximum watermark score, 0 to 1.")
+    min_caption: Count = Field(default=0, description="Minimum length of the old caption in characters.")
+    max_caption: Count | None = Field(default=None, description="Maximum length of the old caption in characters.")
 
     @field_validator("max_caption")
     @classmethod
@@ -130,21 +131,21 @@ class PictureFilters(Table):
 
 
 class Filters(PictureFilters):
-    """What `cogview3 data filter` leaves out: by sample, and what resembles an earlier picture of the whole set.
+    """What `cogview3 data filter` leaves out: single samples, and pictures that resemble an earlier one of the set.
 
     Two pictures are duplicates if their perceptual hashes and their thumbnails agree.
     """
 
     duplicates: bool = Field(default=False, description="Leave out near-duplicates of earlier pictures.")
     distance: Annotated[int, Field(ge=0, le=16)] = Field(
-        default=0, description="Most differing bits, of 64, between perceptual hashes of duplicates."
+        default=0, description="Maximum number of differing bits, of 64, between perceptual hashes of duplicates."
     )
 
     @field_validator("distance")
     @classmethod
     def _of_duplicates(cls, distance: int, info: ValidationInfo) -> int:
         if distance and not info.data.get("duplicates", True):
-            raise ValueError("is for --duplicates; give both")
+            raise ValueError("needs --duplicates; give both")
         return distance
 
 
@@ -153,21 +154,21 @@ class _Shards(PictureFilters):
 
     Attributes:
         shards: addresses.
-        weights: of each address, to draw every sample from a source with that probability; by default all shards are
-            read in their natural proportion.
-        validation: addresses of the pictures that the validation is of; the shards themselves by default.
-        buckets: train on sizes of many ratios and nearly the square's area; without, on squares alone.
-        bucket_step: what heights and widths of the buckets are multiples of, in pixels.
-        bucket_ratio: of a bucket's larger side to the smaller, at most.
-        crop: where what is over is cut off: at random, or on both sides alike.
+        weights: one for each address: how often samples are drawn from it; by default shards are drawn in proportion
+            to their size.
+        validation: addresses of the validation's pictures; the shards themselves by default.
+        buckets: train on sizes of many ratios with nearly the square's area; without, on squares alone.
+        bucket_step: heights and widths of the buckets are multiples of this, in pixels.
+        bucket_ratio: maximum ratio of a bucket's longer side to the shorter.
+        crop: where pictures are cropped: at random, or at the center.
         new_share: probability of the new caption, where a picture has one.
         latents: whether to train from latents encoded ahead: "auto" if all shards have them, "require", "never".
-        readers: the parts into which reading is split; the order of the samples depends on it. A multiple of the
-            number of processes that train.
-        workers: processes that read for each of these; 0 reads in the trainer itself. May be changed at any time.
-        buffer: samples among which the next is drawn, all readers together; 0 keeps the order of the shards.
-        broken_share: the largest share of broken samples among the last `broken_window` of a reader.
-        broken_window: see there; it is judged once a reader has seen so many.
+        readers: number of parts into which reading is split, a multiple of the number of training processes; the order
+            of the samples depends on it.
+        workers: reading processes for each training process; 0 reads in the trainer itself. May be changed at any time.
+        buffer: size of the shuffle buffer in samples, over all readers; 0 keeps the order of the shards.
+        broken_share: maximum share of broken samples among the last `broken_window` of a reader.
+        broken_window: see `broken_share`, which is checked once a reader has seen so many samples.
     """
 
     shards: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -206,11 +207,11 @@ class ShardData(_Shards, _Latents):
 
 
 class _LightPictures(Table):
-    """What all data of tiny autoencoders have.
+    """Entries that all data of tiny autoencoders have.
 
     Attributes:
-        vae: a run, a model folder or a bundled model: where the autoencoder lies that is imitated.
-        size: of the pictures, in pixels: the side of a square, or of the square whose area they have.
+        vae: a run, a model folder or a bundled model that holds the autoencoder to imitate.
+        size: size of the pictures in pixels: the side of a square, or of the square whose area they have.
         degraded_share: share of the pictures whose latents have a base stage's faults.
     """
 
@@ -227,16 +228,16 @@ class LightData(_LightPictures):
 
 
 class LightShardData(_Shards, _LightPictures):
-    """Pictures in shards, encoded as they come; nothing is read of latents that were encoded ahead."""
+    """Pictures in shards, encoded as they come; latents that were encoded ahead are not read."""
 
     latents: Literal["never"] = "never"
 
 
 class _WholePictures(Table):
-    """Sizes of an autoencoder's pictures, as in `VaeData`; `patch` is the side of what is cut out of them at first.
+    """Sizes of an autoencoder's pictures, as in `VaeData`.
 
     Attributes:
-        size: of the whole pictures, in pixels: the side of the square whose area they get.
+        size: size of the whole pictures in pixels: the side of the square whose area they get.
         patch: side of the parts that are cut out at random in the first part of the run.
         half_share: share of the parts that are cut from a picture of half the size.
         whole_from: share of the run from which on the pictures are whole.

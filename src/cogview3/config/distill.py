@@ -22,19 +22,19 @@ class DistillTrain(Train):
 
 
 class Distill(Table):
-    """A teacher, and the numbers of sampling steps that it is brought down to, round by round.
+    """A teacher, and the numbers of sampling steps that it is distilled to, round by round.
 
     Attributes:
         teacher: a run, a model folder or a bundled model.
         steps: the teacher's, then the student's after each round; each divides the one before it.
-        guidance_range: from where the guidance w of each sample is drawn, uniformly in log w.
-        guidance_power: p of the weight 1 / (1 + |w - 1|^p) of a sample's error; the higher, the less large w count.
+        guidance_range: range of each sample's guidance w, drawn uniformly in log w.
+        guidance_power: p of the weight 1 / (1 + |w - 1|^p) of a sample's error; a higher p gives large w less weight.
         guidance: w of the pictures and figures of the validation.
-        guidance_width: width of w's embedding, `time_cond_proj_dim`, where the teacher does not take w yet.
-        offset_noise: strength of one more normal number a sample, added to all its noise; samplers add none.
-        paths: of how many of the teacher's own samplings, a multiple of `train.batch`, the student learns its steps
-            before new ones come; few are learned by heart. 0: from noisy data, as in the paper.
-        visits: how often each state of a path is learned from.
+        guidance_width: width of w's embedding, `time_cond_proj_dim`, if the teacher does not take w yet.
+        offset_noise: strength of one extra normal number per sample, added to all its noise; samplers add none.
+        paths: number of the teacher's own samplings, a multiple of `train.batch`, that the student learns from before
+            new ones are drawn; few are learned by heart. 0: from noisy data, as in the paper.
+        visits: how often each state of a path is learned.
     """
 
     teacher: str
@@ -74,10 +74,10 @@ class Distill(Table):
 
 
 class DistillRelay(Distill):
-    """A relay's distillation. What is left out is as the teacher's scheduler has it.
+    """A relay's distillation. Entries that are left out come from the teacher's scheduler.
 
     Attributes:
-        relay_start: T_r. Another one than the teacher's needs `fine_tune_images`.
+        relay_start: T_r. One that differs from the teacher's needs `fine_tune_images`.
         blur_estimate: z_0^t inside the sampler's steps, of teacher and student.
         fine_tune_images: train the teacher on this many images with T_r = `relay_start` before the first round.
     """
@@ -90,7 +90,9 @@ class DistillRelay(Distill):
     @classmethod
     def _needs_a_start(cls, images: int, info: ValidationInfo) -> int:
         if images and info.data.get("relay_start", 0) is None:
-            raise ValueError("fine-tuning is for another relay_start than the teacher's; give it, or leave this out")
+            raise ValueError(
+                "fine-tuning is for a relay_start that differs from the teacher's; give one, or leave this out"
+            )
         return images
 
 
@@ -131,7 +133,7 @@ DistillRound = DistillBaseRound | DistillRelayRound
 
 
 class _Rounds(BaseTables):
-    """What both distillations share: as many rounds as `distill.steps` has pairs of neighbors."""
+    """What both distillations share: one round for each pair of neighbors in `distill.steps`."""
 
     train: DistillTrain
     distill: Distill

@@ -21,7 +21,7 @@ class FinetuneSettings(Table):
     )
     full: bool = Field(default=False, description="Train all weights instead of LoRA adapters.")
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, description="Rank of the LoRA adapters.")
-    held_out: Positive = Field(default=500, description="Pairs held out for validation, a tenth at most.")
+    held_out: Positive = Field(default=500, description="Pairs held out for validation; at most a tenth.")
     check_images: Positive = Field(default=12_800, description="Images between validations, each with a checkpoint.")
     patience: Positive = Field(default=3, description="Validations without improvement before early stopping.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(

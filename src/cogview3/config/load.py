@@ -1,4 +1,4 @@
-"""Reading recipes: TOML in, a validated recipe or one clear line out."""
+"""Reading recipes: from TOML to a validated recipe, or to an error of one line."""
 
 import json
 import reprlib
@@ -36,7 +36,7 @@ KINDS: dict[str, type[TrainRecipe | DistillRecipe]] = {
 }
 
 MAX_NUMBER = 2**62
-"""No whole number of a recipe is that large."""
+"""Whole numbers of a recipe must be smaller."""
 
 MAX_RECIPE = 2**20
 """Characters; a longer recipe is not parsed."""
@@ -116,7 +116,7 @@ def _check_numbers(data: dict[str, Any], source: str) -> None:
         for name, value in entries.items() if isinstance(entries, dict) else ():
             for number in value if isinstance(value, list) else (value,):
                 if isinstance(number, int) and abs(number) >= MAX_NUMBER:
-                    raise UserError(f"recipe {source}: {table}.{name}: {number} is beyond any run; give a smaller one")
+                    raise UserError(f"recipe {source}: {table}.{name}: {number} is too large; give a smaller one")
 
 
 def _message(kind: type[BaseTables], error: Mapping[str, Any]) -> str:

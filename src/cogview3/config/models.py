@@ -8,7 +8,7 @@ from cogview3.config.tables import Checked, Positive, PositiveFloat, Table
 
 
 def _divides_widths(first: int = 0) -> AfterValidator:
-    """For a divisor of `block_out_channels`, of level `first` and those after it."""
+    """A check that a number divides `block_out_channels`, from level `first` on."""
 
     def check(number: int, info: ValidationInfo) -> int:
         widths = info.data.get("block_out_channels", ())[first:]
@@ -30,7 +30,7 @@ class VaeModel(Table):
 
 
 class TextModel(Table):
-    """T5 with gated GELU; the decoder only serves training and is not shipped."""
+    """T5 with gated GELU; the decoder is for training only and is not shipped."""
 
     d_model: Positive = 128
     d_kv: Positive = 32
@@ -43,7 +43,7 @@ class TextModel(Table):
 
 
 class ExpanderModel(TextModel):
-    """A whole T5: its decoder writes, so it is larger and kept. `max_length` is of prompts and of what it writes."""
+    """A whole T5: its decoder writes, so it is larger and kept. `max_length` holds for prompts and for its output."""
 
     num_decoder_layers: Positive = 3
 
@@ -124,12 +124,12 @@ class PixelModel(Table):
 
     @property
     def multiple(self) -> int:
-        """What the sides of pictures are multiples of, in pixels."""
+        """The sides of pictures are multiples of this, in pixels."""
         return self.patch << (len(self.block_out_channels) - 1)
 
 
 class EnlargerModel(Table):
-    """`LatentEnlarger`: channels and residual blocks at the resolution of the latents that it is given."""
+    """`LatentEnlarger`: channels and residual blocks at the resolution of its input latents."""
 
     width: Annotated[int, Field(gt=0, multiple_of=2)] = 64
     blocks: Positive = 3

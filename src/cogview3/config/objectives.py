@@ -21,10 +21,10 @@ class PairObjective(Table):
     """What a text encoder learns from captions and pictures.
 
     Attributes:
-        masked: weight of telling words that are hidden from the caption.
-        contrastive: weight of telling which of a batch's pictures a caption belongs to, and the other way round.
-        masked_share: of the words, those hidden.
-        temperature: that the likeness of caption and picture, -1 to 1, is divided by.
+        masked: weight of predicting words that are hidden from the caption.
+        contrastive: weight of matching a batch's captions and pictures.
+        masked_share: share of the words that are hidden.
+        temperature: divides the similarity of caption and picture, -1 to 1.
     """
 
     masked: NotNegative = 1.0
@@ -60,7 +60,7 @@ class LightDecoderObjective(Table):
 
 
 class PixelObjective(Table):
-    """What `diffusion.pixel_relay` calls by the same symbols; the defaults are the published ones of ImageNet.
+    """Parameters of `diffusion.pixel_relay`, by its symbols; the defaults are the published ones of ImageNet.
 
     Attributes:
         factor: s, from the small picture's side to this one's; 1 is plain EDM, without blur and block noise.

@@ -1,4 +1,4 @@
-"""The kinds of recipes: which tables each has, and how these have to agree."""
+"""The kinds of recipes: the tables of each, and the checks between tables."""
 
 from collections.abc import Collection
 from typing import Annotated, Any, get_args
@@ -68,7 +68,7 @@ SCENES, SHARDS = "<scenes>", "<shards>"
 
 
 _OF_SHARDS = {"shards", "readers", "workers", "weights", "buckets", "bucket_step", "patch", "vae"}
-"""Keys by which [data] is known as that of shards, also where these are forgotten."""
+"""Keys that mark [data] as that of shards, even if `shards` itself is missing."""
 
 
 def _tag(data: Any) -> str:
@@ -243,9 +243,9 @@ def data_tables(recipe: type[BaseTables]) -> dict[str, type[Table]]:
 
 
 def drop_scene_entries(recipe: type[BaseTables], data: dict[str, Any], given: Collection[str]) -> None:
-    """Take out of a [data] of scenes, to which shards were added, what is of scenes alone; changed in place.
+    """Remove entries that are for scenes only from a [data] to which shards were added; changed in place.
 
-    `given`: the names set beside the recipe: they stay, and are refused where they do not fit.
+    `given`: names set on the command line, which stay, and are refused if they do not fit.
     """
     tables = data_tables(recipe)
     if not tables:

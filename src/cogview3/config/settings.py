@@ -1,4 +1,4 @@
-"""The grammar of --set, the same for all commands: KEY=VALUE, where a value is TOML, or JSON, or else plain text."""
+"""The grammar of --set, the same for all commands: KEY=VALUE, where a value is TOML, JSON, or else plain text."""
 
 import json
 import tomllib

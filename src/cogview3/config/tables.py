@@ -1,4 +1,4 @@
-"""What all tables of recipes share: their base, the kinds of values, [recipe], [optimizer], [train] and [validate]."""
+"""The base of all tables of recipes, the kinds of values, and [recipe], [optimizer], [train] and [validate]."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -46,9 +46,9 @@ class Header(Table):
         name: of the run's folder: lower-case letters, digits, dots, hyphens and underscores.
         kind: what is trained.
         description: for readers.
-        start_from: where the first weights come from: a run, a model folder or a bundled model that holds such a
-            network; of a text encoder and an expander the tokenizer too. For a distillation, in place of a copy of the
-            teacher, what the first round's student starts as: a distilled run, one of its rounds, or MODEL@MODE.
+        start_from: the source of the first weights: a run, a model folder or a bundled model that holds such a network;
+            for a text encoder and an expander also of the tokenizer. For a distillation, the student that the first
+            round starts from instead of the teacher's copy: a distilled run, one of its rounds, or MODEL@MODE.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
@@ -73,17 +73,17 @@ class Train(Table):
     """Length and bookkeeping of a run; all lengths in images.
 
     Attributes:
-        batch: samples of one step of the optimizer, of all processes together.
-        accumulation: parts, one after the other, that each process cuts its share of a batch into.
+        batch: samples of one optimizer step, over all processes.
+        accumulation: number of parts into which each process splits its share of a batch, one after the other.
         precision: "bf16" computes in bfloat16, by autocast, "no" in float32; "auto" is bf16 on devices that have
             instructions for it. Weights, moments and averages are float32 in any case.
         checkpoint_activations: recompute activations in the backward pass instead of keeping them.
         compile: torch.compile the network.
         shard: spread weights, gradients, optimizer and averages over the processes (FSDP2) instead of copying them.
-        on_spike: what a loss or gradient that is not finite, or a spike of the loss, does: "stop" the run, or
+        on_spike: what happens at a spike of the loss, or at a loss or gradient that is not finite: "stop" the run, or
             "skip" the batch. Either is written to skipped.jsonl.
-        spike_factor: a loss of more than this many times the median of the last 100 steps is a spike; none without.
-        max_skips: batches skipped in a row that stop the run.
+        spike_factor: a loss above this multiple of the median of the last 100 steps is a spike; by default none is.
+        max_skips: number of batches skipped in a row that stops the run.
     """
 
     images: Positive

@@ -1,4 +1,4 @@
-"""Addresses of files: paths on this machine, and whatever else fsspec knows."""
+"""Addresses of files: paths on this machine, and everything else that fsspec supports."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Chance by name: a draw depends on what it is for and on nothing else.
+"""Random draws by name: a draw depends on its purpose and on nothing else.
 
 A generator's draws depend on all those before, and so on how the work is split. These are hashes of names, such as
 ("crop", seed, sample index): any process gives the same ones, in any order.

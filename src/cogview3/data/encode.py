@@ -59,7 +59,7 @@ def encode_shards(
             todo.append(shard)
         elif shown := _otherwise(notes, encoding):
             address = latents_of(shard).address
-            raise UserError(f"{address} was encoded otherwise: {shown}; give the same options, or --overwrite")
+            raise UserError(f"{address} was encoded with other options: {shown}; give the same ones, or --overwrite")
         else:
             report.add(Report.from_dict(notes["report"]))
     finished, before, start = len(shards) - len(todo), report.samples, time.perf_counter()

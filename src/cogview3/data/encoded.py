@@ -1,4 +1,4 @@
-"""Pictures that were encoded ahead: what a sample of `00000.latents.tar` holds, and what the tar says of itself.
+"""Pictures that were encoded ahead: the samples of a `00000.latents.tar`, and the tar's description of itself.
 
 The tar stands for the shard that it was made of: its samples have the same keys and hold, in the same order, `key.txt`
 and `key.json` as the shard has them and `key.safetensors` instead of the picture. Its first file, `__latents__.json`,
@@ -123,8 +123,8 @@ def check_latents(shard: LatentShard, wanted: Preprocessing) -> None:
         optional.append("text")
     if shown := different(notes, wanted, optional):
         raise UserError(
-            f"{shard.address} was encoded otherwise: {shown}; encode again with --overwrite, change the recipe, or set "
-            "data.latents=never"
+            f"{shard.address} was encoded with other options: {shown}; encode again with "
+            "--overwrite, change the recipe, or set data.latents=never"
         )
 
 

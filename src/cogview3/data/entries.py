@@ -1,4 +1,4 @@
-"""From a sample's files to its captions, metadata and picture, or to the reason against it."""
+"""From a sample's files to its captions, metadata and picture, or to the reason why it is left out."""
 
 import json
 from collections.abc import Mapping

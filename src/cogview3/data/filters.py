@@ -1,4 +1,4 @@
-"""Which pictures to leave out, by metadata, caption, size and likeness, and the reasons."""
+"""Which pictures to leave out, by metadata, caption, size and similarity, and the reasons."""
 
 from collections.abc import Mapping
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Where samples lie, and which kind of shard that is: tars, tables, or folders, on a disk or at any fsspec address."""
+"""Addresses of shards, and their kinds: tars, tables, or folders, on a disk or at any fsspec address."""
 
 import json
 import re
@@ -108,7 +108,7 @@ def _look_up(address: str) -> list[Shard]:
         raise UserError(f"{address}: not found; check the path")
     if _is_latents(address):
         raise UserError(
-            f"{address}: latents, which are no shard; give the shards themselves, beside which they are found"
+            f"{address}: latents, not a shard; give the shards themselves, which find the latents beside them"
         )
     found = _tars([address]) or _tables([address])
     if not found:

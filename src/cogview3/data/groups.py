@@ -1,4 +1,4 @@
-"""What every kind of shard gives: the files of one sample after the other, or what is wrong in their place."""
+"""The interface of every kind of shard: the files of one sample after the other, or a fault in their place."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Keep sidecars: which samples of each shard are worth training on, judged once and written beside it."""
+"""Keep sidecars: which samples of each shard to train on, judged once and written beside it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Pictures encoded ahead of training, in a cache of shards that belong to one VAE and one kind of picture."""
+"""Pictures encoded ahead of training, in a cache of shards for one VAE and one kind of picture."""
 
 import hashlib
 import sys
@@ -196,7 +196,7 @@ def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cac
         try:
             shards.append(load_file(path))
         except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from None
+            raise UserError(f"{path} is damaged ({error}); delete it to make it again") from None
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 

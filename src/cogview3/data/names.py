@@ -1,4 +1,4 @@
-"""Which files make up a sample, told by their names; the same for folders and tars, in whatever order files come.
+"""Which files make up a sample, from their names; the same for folders and tars, in any order of files.
 
 | names | |
 |---|---|

@@ -1,4 +1,4 @@
-"""In which order entries come: shards shuffled by epoch, entries within a buffer, split among readers, resumable."""
+"""The order of entries: shards shuffled by epoch, entries within a buffer, split among readers, resumable."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

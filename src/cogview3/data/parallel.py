@@ -1,4 +1,4 @@
-"""The same job for each of many shards, or pieces of work, in processes of their own, results in order."""
+"""One job for each of many shards, or pieces of work, in separate processes, with results in order."""
 
 import multiprocessing
 import os

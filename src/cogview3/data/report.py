@@ -1,4 +1,4 @@
-"""What became of the samples that were read: counts by reason, and when there are too many broken ones to go on."""
+"""Counts of the samples that were read, by reason, and the rule that stops at too many broken ones."""
 
 from collections import Counter, deque
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Pictures with captions out of shards, in an order that depends on the seed alone and can be resumed anywhere.
+"""Pictures with captions from shards, in an order that depends on the seed alone and can be resumed anywhere.
 
 `for sample in CaptionedImages(["data/{00000..00099}.tar", "s3://more/pictures/*.tar"], seed=1)` gives `sample.image`
 and `sample.caption`; the reader's `report` counts what was skipped, by reason.

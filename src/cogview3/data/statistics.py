@@ -1,4 +1,4 @@
-"""What is in a data set: sizes, ratios, caption lengths, formats, and what is wrong with the rest."""
+"""Statistics of a data set: sizes, ratios, caption lengths, formats, and broken samples."""
 
 import warnings
 from collections import Counter

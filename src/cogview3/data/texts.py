@@ -1,4 +1,4 @@
-"""Captions as people keep them: encodings of text files, and values that hold one caption or several."""
+"""Captions in their usual forms: encodings of text files, and values that hold one caption or several."""
 
 import codecs
 from collections.abc import Mapping

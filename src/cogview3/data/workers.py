@@ -1,4 +1,4 @@
-"""Samples read by worker processes, in an order and from a position that depend neither on their speed nor number."""
+"""Samples read by worker processes; order and position do not depend on the number or speed of the workers."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

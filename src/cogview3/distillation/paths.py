@@ -1,4 +1,4 @@
-"""The teacher's own paths: whole samplings from noise, of whose states a student learns its steps.
+"""The teacher's own paths: whole samplings from noise, from whose states a student learns its steps.
 
 The states z_t of a sampler, guided by w and begun with nothing but noise, are not noisy data; they are what a student
 will be used on. One path gives a sample for each of the student's steps, with its target z'', and each may be learned

@@ -1,4 +1,4 @@
-"""What a student has to learn: one sampler step that ends where several of its teacher's end.
+"""The student's target: one sampler step that ends where several of its teacher's end.
 
 Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) for both stages. From z_t, noisy data, the teacher goes
 k steps of its own step list to z''. The student's list has every k-th of these times, so its single step covers the

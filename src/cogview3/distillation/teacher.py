@@ -1,4 +1,4 @@
-"""The teacher: its network and its sampler, and the student that begins as a copy of it or as another student."""
+"""The teacher: its network and its sampler, and the student that starts as its copy or as another student."""
 
 import math
 from collections.abc import Mapping
@@ -85,8 +85,8 @@ def check_start(settings: Distill, start: str, is_relay: bool) -> None:
     width = student.pop("time_cond_proj_dim", None)
     if width is None:
         raise UserError(
-            f"recipe.start_from {start!r} is not distilled; give a run of distill or MODEL@MODE, or leave it out: a "
-            "student begins as its teacher"
+            f"recipe.start_from {start!r} is not distilled; give a run of distill or MODEL@MODE, or leave it out: by "
+            "default a student starts as its teacher"
         )
     wanted = teacher.pop("time_cond_proj_dim", None) or settings.guidance_width
     if width != wanted:

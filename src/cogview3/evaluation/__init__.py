@@ -1,1 +1,1 @@
-"""How good a model's pictures are: prompt sets, metrics and the tables made of them."""
+"""Evaluation of a model's pictures: prompt sets, metrics and tables."""

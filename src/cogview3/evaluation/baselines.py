@@ -1,4 +1,4 @@
-"""What the paper compares with, as their authors recommend to run them."""
+"""The systems that the paper compares with, run as their authors recommend."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Drawing by a model of ours: the same noise for picture i in every model, whatever the batch."""
+"""Drawing with a CogView3 model: the same noise for picture i in every model, whatever the batch."""
 
 import time
 from collections.abc import Iterator, Sequence

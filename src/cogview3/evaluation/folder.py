@@ -1,4 +1,4 @@
-"""What is evaluated, in general, and the simplest of it: a folder of pictures. Loads no networks."""
+"""The interface of evaluated systems, and the simplest one: a folder of pictures. Loads no networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How models' pictures answer guidance, drawn at two scales each; see `evaluation.response` for the figures."""
+"""Pictures of models at two guidance scales each; `evaluation.response` computes the figures of the change."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing of terminals."""
+"""The interface by which long work reports its progress, independent of terminals."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""A prompt, and what is known of the picture that it asks for."""
+"""A prompt, and the facts about the picture that it asks for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

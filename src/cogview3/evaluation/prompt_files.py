@@ -1,4 +1,4 @@
-"""Prompt sets as their authors publish them: what kind a file is, its content tells.
+"""Prompt sets in their published formats, which are detected from a file's content.
 
 PartiPrompts (TSV), DrawBench (CSV), HPSv2 (JSON lists of strings, one file a style), ImageReward's (a JSON list of
 objects), GenEval (JSONL), COCO captions (JSON), objects a line, and a prompt a line.

@@ -1,4 +1,4 @@
-"""How a model's pictures answer guidance, against how another's do.
+"""How a model's pictures respond to guidance, compared with another model's.
 
 A student that takes guidance w as a condition is to change its pictures with w as its teacher does by running two
 branches. Both draw a prompt from the same noise at two scales; what changed is compared, picture by picture.

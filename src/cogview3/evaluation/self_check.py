@@ -1,4 +1,4 @@
-"""Scorers against the figures that their authors publish for their own pictures, where the weights are there."""
+"""A check of scorers against the figures that their authors publish for their own pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

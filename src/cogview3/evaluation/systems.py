@@ -1,4 +1,4 @@
-"""Models that are evaluated: ours in their modes, and other systems' pipelines."""
+"""The models of an evaluation: CogView3 models in their modes, and other systems' pipelines."""
 
 import json
 import os

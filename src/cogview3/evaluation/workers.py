@@ -1,4 +1,4 @@
-"""Drawing what a store lacks, in this process or in several."""
+"""Drawing the pictures that a store lacks, in this process or in several."""
 
 import multiprocessing
 import time

@@ -1,4 +1,4 @@
-"""How true written captions of scenes are: those of recaptioners, and prompts that were expanded."""
+"""Shares of right facts in written captions of scenes: those of recaptioners, and expanded prompts."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Embeddings to pictures: base stage, relay stages, and how model folders say how they are sampled."""
+"""Embeddings to pictures: base stage, relay stages, and the sampling settings of model folders."""

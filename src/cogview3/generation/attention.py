@@ -1,4 +1,4 @@
-"""Cross attention while sampling, where the text stays the same from step to step. Exact, and less work.
+"""Cross attention while sampling, exact but with less work, because the text is the same at every step.
 
 Two things need not be computed again at every step: the text's keys and values; and all of the cross attention of
 the unconditional branch, for its text is zeros. Keys and values have no bias, so that all values are zero there, and

@@ -169,7 +169,9 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
             of_other_models = [one for one in getattr(callback, "callbacks", [callback]) if isinstance(one, _FOREIGN)]
             if of_other_models:
                 kind = type(of_other_models[0]).__name__
-                raise UserError(f"callback_on_step_end has a {kind}, for what this pipeline has not: leave it out")
+                raise UserError(
+                    f"callback_on_step_end has a {kind}, for something that this pipeline lacks: leave it out"
+                )
         if not isinstance(callback_tensors, list | tuple):
             raise UserError(f"callback_on_step_end_tensor_inputs is {callback_tensors!r}: give a list of names")
         allowed = self._callback_tensor_inputs

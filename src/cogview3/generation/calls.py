@@ -1,4 +1,4 @@
-"""What pipelines are called with and what they return, as type checkers see it."""
+"""Arguments and results of the pipelines, for type checkers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

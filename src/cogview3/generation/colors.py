@@ -1,4 +1,4 @@
-"""Keeping a picture's colors while it is redrawn: the lowest frequencies are those of the picture that came in."""
+"""Keeping a picture's colors while it is redrawn: the lowest frequencies are those of the input picture."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Compiled networks: block by block, so that seventy like blocks are compiled as one, and kept for the next run."""
+"""Compiled networks: block by block, so that seventy equal blocks are compiled once, and cached for the next run."""
 
 import importlib.util
 import os

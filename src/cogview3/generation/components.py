@@ -1,4 +1,4 @@
-"""What pipelines can be made of: components of other kinds, or that do not fit each other, are refused at once."""
+"""Checks of a pipeline's components: wrong kinds, and components that do not fit each other, are refused at once."""
 
 import inspect
 import math

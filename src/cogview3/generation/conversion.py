@@ -1,4 +1,4 @@
-"""The published release's files to a model folder, and a model folder to such files; whole or not at all."""
+"""Conversion of the published release's files to a model folder and back; written whole or not at all."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Checks of what a pipeline is called with, and pictures to tensors. Errors name the value and the fix."""
+"""Checks of a pipeline's arguments, and pictures to tensors. Errors name the value and the fix."""
 
 import math
 from collections.abc import Sequence

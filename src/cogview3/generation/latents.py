@@ -1,4 +1,4 @@
-"""Pictures to latents and back: by the VAE, by the small networks that stand in for it, whole or in tiles."""
+"""Pictures to latents and back: by the VAE, or by the tiny autoencoder that replaces it, whole or in tiles."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

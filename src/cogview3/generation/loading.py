@@ -1,4 +1,4 @@
-"""Model folders: fetched from the hub, and refused by name where they are foreign or damaged.
+"""Model folders: fetched from the hub, and refused with a reason if they are of another kind or damaged.
 
 Light, so that commands can check a model before they import torch.
 """

@@ -1,4 +1,4 @@
-"""Masks: what of a given picture is redrawn, and what is kept at every step of every stage.
+"""Masks: which part of a given picture is redrawn, and which is kept at every step of every stage.
 
 As in RePaint (Lugmayr et al. 2022, arXiv 2201.09865) without its jumps back: after each step the kept latents are those
 of the given picture, with the noise (and, in a relay, the blur) that the stage has there.

@@ -1,4 +1,4 @@
-"""`PixelRelayPipeline` and its scheduler: the original relay diffusion, in pixels, as diffusers has its parts."""
+"""`PixelRelayPipeline` and its scheduler: the original relay diffusion, in pixels, on diffusers' interfaces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where a pipeline's networks are kept: offload, 8-bit weights, encoding prompts first; and errors that help."""
+"""Where a pipeline's networks are kept: offload, 8-bit weights, prompts encoded first; and the errors for these."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +60,9 @@ class Placement:
             raise UserError(f"--offload {self.offload} is for a GPU, and the device is the CPU: leave it out")
         if self.offload == "sequential" and (self.quantize or self.compile):
             other = "--quantize" if self.quantize else "--compile"
-            raise UserError(f"--offload sequential moves single weights, which {other} cannot: use --offload model")
+            raise UserError(
+                f"--offload sequential moves single weights, which does not work with {other}: use --offload model"
+            )
         if self.quantize == "fp8":
             if kind != "cuda" or torch.cuda.get_device_capability() < FP8_CAPABILITY:
                 found = f"not {kind}"
@@ -68,7 +70,7 @@ class Placement:
                     found = f"and this GPU has {'.'.join(map(str, torch.cuda.get_device_capability()))}"
                 raise UserError(f"--quantize fp8 needs a CUDA GPU of capability 8.9 or more, {found}: use int8")
             if dtype not in (None, torch.bfloat16):
-                raise UserError("--quantize fp8 goes with --dtype bfloat16 alone: leave --dtype out, or use int8")
+                raise UserError("--quantize fp8 works only with --dtype bfloat16: leave --dtype out, or use int8")
         if self.quantize:
             _import_torchao()
         if self.compile:

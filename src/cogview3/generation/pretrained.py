@@ -101,7 +101,7 @@ class ModePipeline(DiffusionPipeline):
             raise UserError(f"relay_scheduler: mode {mode_name!r} is distilled for its own; leave it out")
         if own and (option := next((key for key in ("quantization_config", "device_map") if kwargs.get(key)), None)):
             raise UserError(
-                f"{option} does not reach the UNets that mode {mode_name!r} has of its own; leave it out, and use "
+                f"{option} does not apply to the own UNets of mode {mode_name!r}; leave it out, and use "
                 "to(DEVICE) or cogview3.generation.placement.quantize_network"
             )
         kwargs.update(load_mode_unets(source, entry, own, dtype, kwargs.get("variant")))
@@ -185,7 +185,7 @@ class ModePipeline(DiffusionPipeline):
                     "fuse_lora() and unload_lora_weights() to merge it, or unload_lora_weights() to leave it out"
                 )
             if any(type(each.data) is not torch.Tensor for each in unet.parameters()):
-                raise UserError(f"{name} is quantized: save the model before its weights are brought to a byte each")
+                raise UserError(f"{name} is quantized: save the model before it is quantized")
         self._warn_of_loss(Path(save_directory))
         if self.mode_name is None:  # a table of what was there before would not fit
             (Path(save_directory) / SAMPLING_FILE).unlink(missing_ok=True)

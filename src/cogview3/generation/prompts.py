@@ -1,4 +1,4 @@
-"""The pipelines' way from prompts to embeddings: checked, expanded, looked up or encoded."""
+"""From prompts to embeddings in the pipelines: checked, expanded, looked up in the cache or encoded."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Picture to larger picture: relay stages alone, on any picture."""
+"""Upscaling: relay stages alone, on any picture."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Unpack, overload

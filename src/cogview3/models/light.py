@@ -1,4 +1,4 @@
-"""Small networks in place of the VAE's two halves, which dominate where few steps are taken.
+"""The tiny autoencoder: small networks that replace the VAE's two halves, which dominate the cost with few steps.
 
 Both work at the latents' resolution as far as they can, and reach the higher one by pixel shuffles. Neither has
 normalization: what they put out at a place depends on its neighborhood alone, so tiles are exact but for their borders.

@@ -1,4 +1,4 @@
-"""The published release's files: found, read without running anything in them, and written.
+"""The published release's files: finding, reading (without running anything in them) and writing them.
 
 <folder>/latest                                    names the iteration, such as 1
 <folder>/<iteration>/mp_rank_00_model_states.pt    a dictionary whose "module" maps names to tensors

@@ -1,4 +1,4 @@
-"""Addresses of endpoints and keys for them: which are taken, and what may be shown of them."""
+"""Addresses of endpoints and their keys: which are accepted, and which parts may be shown."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What language models put around what they were asked for, and how it shows that they did not finish."""
+"""Cleaning of language models' answers: what they put around a text, and signs that they did not finish."""
 
 import json
 import re

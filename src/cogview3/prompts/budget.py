@@ -1,4 +1,4 @@
-"""What asking an endpoint costs, and where it stops: limits in requests, tokens and money."""
+"""The cost of requests to an endpoint, and limits in requests, tokens and money."""
 
 import threading
 from collections.abc import Mapping

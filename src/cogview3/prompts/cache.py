@@ -101,7 +101,7 @@ class PromptCache:
         try:
             return load_file(path)["embeds"]
         except (SafetensorError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from None
+            raise UserError(f"{path} is damaged ({error}); delete it to make it again") from None
 
 
 class HeldPrompts(PromptCache):

@@ -1,4 +1,4 @@
-"""A client of OpenAI-compatible chat endpoints: hosted models, or vLLM, llama.cpp, Ollama on a machine of one's own.
+"""A client of OpenAI-compatible chat endpoints: hosted models, or vLLM, llama.cpp, Ollama on your own machine.
 
 It retries by itself, as every request must be counted, waited for, and known to have been paid or not: a library's own
 retries hide that. The key comes from an environment variable, and is cut out of whatever a server sends back.

@@ -1,4 +1,4 @@
-"""Whether a longer description still says what a prompt asked for."""
+"""Whether an expansion still says what its prompt asks for."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From what an endpoint sends back to an answer, or to what is wrong with it. Servers differ, and err."""
+"""From an endpoint's reply to an answer, or to what is wrong with it. Servers differ, and make mistakes."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Text models and tokenizers from folders that others wrote: nothing of them is run, and damage is one line.
+"""Text models and tokenizers from other people's folders: none of their code runs, and damage is one line.
 
 What libraries read is read here first, with limits. They are then told to run no code of the folder's or of the hub's,
 and never to ask whether they may; whatever they, or the compiled code behind them, make of a damaged file leaves as a
@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> None:
             if _CODE_CHOICES.fullmatch(key) and not _is_native(value):
                 raise UserError(f"{path}: {key} {value!r} would take code from elsewhere; remove the entry")
             if isinstance(value, int | float) and abs(value) > _MOST_NUMBER and path.name == "config.json":
-                raise UserError(f"{path}: {key} {value!r} is beyond any network; copy or export it again")
+                raise UserError(f"{path}: {key} {value!r} is too large for any network; copy or export it again")
             if key == "num_train_timesteps" and not (isinstance(value, int) and 0 < value <= _MOST_LEVELS):
                 raise UserError(f"{path}: {key} {str(value)[:80]}: no scheduler has such; copy or export it again")
             if _LAYERS.fullmatch(key) and _most(key, value) > _MOST_LAYERS:
@@ -102,7 +102,7 @@ def _check_tokenizer(path: Path, held: Mapping[str, Any]) -> None:
     for part in ("padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for key, value in _entries(held.get(part)):
             if key in ("Fixed", "pad_to_multiple_of") and isinstance(value, int) and value > _MOST_TOKENS:
-                raise UserError(f"{path}: padding to {value} tokens; at most {_MOST_TOKENS} are believed")
+                raise UserError(f"{path}: padding to {value} tokens; at most {_MOST_TOKENS} are accepted")
             if key in ("content", "prepend") and isinstance(value, str):
                 growth *= max(1, len(value))
     if growth > _MOST_GROWTH:

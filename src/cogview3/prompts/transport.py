@@ -1,4 +1,4 @@
-"""HTTP requests that end in time, whatever the other side does."""
+"""HTTP requests that respect their timeout, whatever the server does."""
 
 import asyncio
 import threading

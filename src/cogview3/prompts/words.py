@@ -1,4 +1,4 @@
-"""English words as far as prompts need them: number words, colors, synonyms, stems, and telling English from others."""
+"""English words as far as prompts need them: number words, colors, synonyms, stems, and detection of English."""
 
 import re
 from functools import cache

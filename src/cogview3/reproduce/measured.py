@@ -1,4 +1,4 @@
-"""Ways of drawing side by side on the same prompts and base pictures; kept on disk, so that a stopped run goes on."""
+"""Ways of drawing side by side on the same prompts and base pictures; kept on disk, so a stopped run resumes."""
 
 import hashlib
 import json

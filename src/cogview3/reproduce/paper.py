@@ -1,4 +1,4 @@
-"""The shape of the paper's tables on the shipped system: what each way of drawing gives, and in what time.
+"""Tables of the paper's form on the shipped system: quality and time of each way of drawing.
 
 Everything after the base is measured on the same base pictures, so that rows differ by one thing alone. Scores are
 shares of right facts; an order is claimed only where the paired interval of the difference allows it.

@@ -1,4 +1,4 @@
-"""The report of `reproduce`: tables, sentences on what is shown and what is not, and plots."""
+"""The report of `reproduce`: tables, sentences on what they show and what they do not, and plots."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The service: a queue before the pipeline, an API that OpenAI's clients know, and a page.
+"""The service: a queue before the pipeline, OpenAI's images API, and a web page.
 
 request -> `orders` -> `line` (who is next) -> `engine` (asyncio) -> `painter` (one thread, which owns the pipelines)
 """

@@ -125,7 +125,7 @@ class Answer:
             strength = FAITHFUL_STRENGTH if body.input_fidelity == "high" else None
             given = {"strength": body.strength or strength, "enlarge": body.enlarge}
             if body.enlarge and (mask is not None or body.strength):
-                raise UserError("enlarge goes without mask and strength: leave them out")
+                raise UserError("enlarge takes no mask or strength: leave them out")
         return Wish(
             body.prompt,
             body.negative_prompt,

@@ -1,4 +1,4 @@
-"""The application: API, health, figures, page; bodies limited in size and time."""
+"""The application: API, health, metrics, page; request bodies limited in size and time."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}."""
+"""Errors in the format that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
 import math

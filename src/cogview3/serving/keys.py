@@ -1,4 +1,4 @@
-"""API keys, kept as hashes, and how much each of them may ask for."""
+"""API keys, kept as hashes, and their rate limits."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""How the page looks: its parts, for `page` to say what they do."""
+"""The page's layout: its parts; `page` defines what they do."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Who is next: jobs wait in a line for each client, and the client that was served least goes first."""
+"""The fair queue: jobs wait in a line for each client, and the client that was served least goes first."""
 
 from collections import deque
 from collections.abc import Iterator

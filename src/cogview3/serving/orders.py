@@ -1,4 +1,4 @@
-"""What is asked for, one picture at a time, and what comes back."""
+"""Orders, one picture each, and their results."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The page: draw with a live preview, look at what was drawn and by what, edit within a mask, enlarge."""
+"""The web page: draw with a live preview, see a picture's settings, edit within a mask, enlarge."""
 
 import os
 import tempfile
@@ -102,7 +102,7 @@ class Page(Layout):
             description = ""  # of another prompt, and not edited since
         with _told():
             if strength is not None and not image:
-                raise UserError("There is no picture to begin with yet.")
+                raise UserError("There is no picture to start from yet.")
             given = _read(image) if image else None
             painted = _painted(mask) if given else None
             wish = Wish(

@@ -1,4 +1,4 @@
-"""Draws batches, stage by stage: all that runs in the one thread that owns the pipelines."""
+"""Draws batches, stage by stage: the code that runs in the one thread that owns the pipelines."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

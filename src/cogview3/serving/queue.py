@@ -1,4 +1,4 @@
-"""The queue before whatever draws: jobs in, pictures out, from asyncio."""
+"""The queue before the engine: jobs in, pictures out, from asyncio."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""A request from its plan to its pictures: followed, canceled when its client leaves, limited in time."""
+"""A request from its plan to its pictures: progress, cancellation when its client leaves, timeout."""
 
 import asyncio
 import base64

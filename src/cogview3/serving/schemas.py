@@ -1,4 +1,4 @@
-"""What the images API takes and gives: OpenAI's fields, and ours beside them."""
+"""Request and response fields of the images API: OpenAI's, and our own."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol

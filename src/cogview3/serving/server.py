@@ -1,4 +1,4 @@
-"""uvicorn as this service needs it: few idle connections, no slow ones, and an orderly end."""
+"""uvicorn as configured for this service: few idle connections, no slow ones, a clean shutdown."""
 
 import asyncio
 import logging

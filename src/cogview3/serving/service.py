@@ -1,4 +1,4 @@
-"""From what people wish for to orders for the engine: modes, sizes, seeds, expansion."""
+"""From requests to orders for the engine: modes, sizes, seeds, expansion."""
 
 import asyncio
 import re
@@ -243,11 +243,11 @@ class Service:
         names = ("steps", "relay_steps", "guidance", "relay_guidance")
         settled = mode.settle(Overrides(**{each: getattr(wish, each) for each in names}), name)
         if mode.distilled and wish.negative_prompt:
-            raise UserError(f"negative_prompt: mode {name!r} is distilled and cannot steer away; leave it out")
+            raise UserError(f"negative_prompt: mode {name!r} is distilled and takes no negative prompt; leave it out")
         if wish.image is None and (wish.strength is not None or wish.mask is not None):
             raise UserError("strength and mask are for an image: give one")
         if wish.prompt is None and not wish.enlarge:
-            raise UserError("prompt is missing: say what to draw; only enlarging goes without")
+            raise UserError("prompt is missing: say what to draw; only enlarging works without one")
         strength = None
         if wish.image is not None and not wish.enlarge:
             strength = wish.strength or (STRENGTH if wish.mask is None else MASKED_STRENGTH)

@@ -1,4 +1,4 @@
-"""A Model Context Protocol endpoint: pictures as a tool for language models and their programs."""
+"""A Model Context Protocol endpoint: drawing as a tool for language models."""
 
 import asyncio
 import secrets

@@ -1,4 +1,4 @@
-"""A UNet of more layers a block that begins as one of fewer: the same function, with room to learn more.
+"""A UNet with more layers per block that starts as one with fewer: the same function, with more capacity.
 
 Further layers begin as the identity (Net2Net, Chen et al. 2016, arXiv 1511.05641): residual branches and attentions
 give 0, and where a layer of the upward path takes a skip connection along, its shortcut passes the rest on and drops

@@ -91,7 +91,7 @@ def _beginning(run: "_Run", before: int | None) -> str:
     recipe, images, total = run.recipe, run.images, run.recipe.train.images
     if images >= total:
         return (
-            f"{run.run} is finished: {images} of {total} images are trained. Train longer with --set "
+            f"{run.run} is finished: {images} of {total} images trained. Train longer with --set "
             f"train.images={2 * total}, or start over with --restart"
         )
     message = f"{recipe.name}: {images} of {total} images trained; the run is in {run.run}"
@@ -107,11 +107,11 @@ def _beginning(run: "_Run", before: int | None) -> str:
 
 
 def _settle_precision(recipe: RunRecipe, process: PartialState) -> RunRecipe:
-    """The recipe with the `train.precision` that "auto" means on the device; tells of a choice that costs time."""
+    """The recipe with the `train.precision` that "auto" means on the device; warns of a slow choice."""
     train, fast = recipe.train, computes_bfloat16(process.device)
     if train.precision == "bf16" and not fast and process.is_main_process:
         print(
-            "train.precision is bf16, but this device has no instructions for bfloat16 and imitates it, many times "
+            "train.precision is bf16, but this device has no instructions for bfloat16 and emulates it, many times "
             "slower than float32; leave it out, or give --set train.precision=no",
             file=sys.stderr,
         )
@@ -124,13 +124,13 @@ def _check_processes(recipe: RunRecipe, accelerator: Accelerator) -> None:
     processes = accelerator.num_processes
     if recipe.train.batch % (processes * recipe.train.accumulation):
         raise UserError(
-            f"train.batch {recipe.train.batch} does not divide among {processes} processes with train.accumulation "
+            f"train.batch {recipe.train.batch} is not a multiple of {processes} processes times train.accumulation "
             f"{recipe.train.accumulation}; change it with --set train.batch=N"
         )
     if recipe.train.shard and recipe.kind in ("vae", "text", "expander", "recaptioner"):
-        raise UserError(f"train.shard: is for UNets, not for a recipe of kind {recipe.kind}; leave it out")
+        raise UserError(f"train.shard is for UNets, not for a recipe of kind {recipe.kind}; leave it out")
     if recipe.train.shard and processes == 1:
-        print("train.shard: there is one process, which keeps everything", file=sys.stderr)
+        print("train.shard has no effect: there is only one process", file=sys.stderr)
 
 
 class _Run:
@@ -325,7 +325,7 @@ class _Run:
         before, now = stored.precision or self.recipe.train.precision, self.recipe.train.precision
         if before != now and self.accelerator.is_main_process:
             print(
-                f"resuming with precision {before} -> {now}: losses agree in about two digits, no longer in all; "
+                f"resuming with precision {before} -> {now}: losses agree in about two digits only; "
                 f"--set train.precision={before} resumes exactly",
                 file=sys.stderr,
             )
@@ -344,8 +344,8 @@ def _inexact(before: state.Split, now: state.Split) -> str:
     old = before.model_dump()
     changes = ", ".join(f"{key} {old[key]} -> {value}" for key, value in now if old[key] != value)
     return (
-        f"resuming with {changes}: learning rate, noise and times of every sample are as they were; sums are made in "
-        "another order, so that losses agree in about six digits (of a VAE, texts and captions in fewer), not in all"
+        f"resuming with {changes}: learning rate, noise and times of every sample stay the same; sums are taken in "
+        "another order, so losses agree in about six digits only (fewer for a VAE, texts and captions)"
     )
 
 

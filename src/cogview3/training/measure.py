@@ -1,4 +1,4 @@
-"""How fast training could be: operations of a step, and what the device reaches in bare matrix products."""
+"""The ceiling of training speed: operations of a step, and the device's speed in bare matrix products."""
 
 import copy
 import time

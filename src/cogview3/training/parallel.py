@@ -1,4 +1,4 @@
-"""Several processes: who does what of a batch, sharding by FSDP2, and tensors of which each process holds a part."""
+"""Several processes: the split of a batch, sharding by FSDP2, and tensors of which each process holds a part."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""When a batch does more harm than good: the rule for losses that are no number, and for spikes."""
+"""Which batches to skip or stop at: the rule for losses that are not finite, and for spikes."""
 
 import math
 from collections import deque

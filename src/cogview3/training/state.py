@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the network, its averages and its optimizer; whole, or a part from each process.
+"""The parts of a checkpoint: network, averages and optimizer; whole, or one part from each process.
 
 Whole, as one process or several with equal copies write it: model.safetensors, ema.safetensors, optimizer.pt. In
 parts, as sharded training writes it with torch.distributed.checkpoint: tensors/*.safetensors. Either is read by any

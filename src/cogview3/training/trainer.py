@@ -1,4 +1,4 @@
-"""The network made ready to train, its optimizer and its averages, and what one step does with them."""
+"""The network prepared for training, its optimizer and averages, and one training step."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a brief prompt leaves open, filled in as people expect it: for the expander's training.
+"""Fills in what a brief prompt leaves open, as people expect it: for the expander's training.
 
 "a red heart" is a large plain heart in the middle of a white picture, and not, as a random scene would have it, a small
 striped one in a corner. Colors, and what cannot be so, stay as they are in the scene that the prompt was made from.

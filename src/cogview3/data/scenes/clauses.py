@@ -1,4 +1,4 @@
-"""Parts of captions: words for one object, for the ground, for what objects share; spelling, letter case."""
+"""Parts of captions: words for one object, for the ground, and for what objects share; spelling, letter case."""
 
 import re
 from collections.abc import Sequence

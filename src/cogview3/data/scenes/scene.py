@@ -1,4 +1,4 @@
-"""What a scene is: one to four objects on a ground, and the facts that can be stated about it.
+"""Scenes: one to four objects on a ground, and the facts that can be stated about them.
 
 All lengths are fractions of the picture's side; x grows to the right, y downwards.
 """

@@ -1,4 +1,4 @@
-"""How many of the facts stated about a picture are right in it.
+"""The score of a picture: the share of the stated facts that are right in it.
 
 Stated objects are matched one to one with those read, so that the most facts come out right. Every stated fact then
 is right or wrong: a missing object fails all its facts, and where the count is stated each extra object is one more

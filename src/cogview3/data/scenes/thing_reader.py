@@ -1,4 +1,4 @@
-"""Drawn things found in a picture: every thing of the atlas, at every size and place, against what lies on the ground.
+"""Finds drawn things in a picture: compares every thing of the atlas, at every size, with what lies on the ground.
 
 Nothing is learned. A picture, its ground taken away, is compared with each drawing on the same ground by
 

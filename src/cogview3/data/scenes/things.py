@@ -1,4 +1,4 @@
-"""Drawn things that people name: animals, food, plants, vehicles and everyday objects, one picture of each.
+"""The drawn things: animals, food, plants, vehicles and everyday objects, one picture of each.
 
 The drawings are Microsoft's Fluent Emoji in 3D (MIT licence); `scripts/make_things.py` makes the atlas. In a scene a
 thing has size and position, like a shape, but no color, fill or outline of its own.

@@ -1,4 +1,4 @@
-"""What is to be said of a typed prompt before it is drawn: what the world does not know, or cannot draw."""
+"""Warnings about a typed prompt before it is drawn: what the world does not know, or cannot draw."""
 
 import re
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def problems(prompt: str) -> list[str]:
     above what a scene holds, one object inside another, and colors or fills of things, which look as they are drawn.
     """
     if not is_english(prompt):
-        return ["the model reads English alone"]
+        return ["the model reads English only"]
     told_below = {"inside", "within", *NUMBERS}
     found = [_unknown(word) for word in unknown_words(prompt) if not (word in told_below or word.isdecimal())]
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[,;.:]", without_long_names(prompt.lower()))
@@ -45,7 +45,7 @@ def problems(prompt: str) -> list[str]:
     if (number := _number(words)) > MAX_OBJECTS:
         found.append(f"a picture holds at most {MAX_OBJECTS} objects, not {number}")
     if _CONTAINMENT.search(prompt):
-        found.append("the model draws no object inside another; it puts them beside each other")
+        found.append("the model draws no object inside another, but side by side")
     return found
 
 
@@ -115,7 +115,7 @@ def _adjoin(prompt: str, words: Sequence[re.Match[str]]) -> bool:
 
 def _unknown(word: str) -> str:
     near = suggestions(word)
-    return f"the model does not know {word!r}" + (f"; near words: {', '.join(near)}" if near else "")
+    return f"the model does not know {word!r}" + (f"; similar words: {', '.join(near)}" if near else "")
 
 
 def _contradictions(words: list[str]) -> list[str]:

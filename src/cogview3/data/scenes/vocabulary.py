@@ -1,4 +1,4 @@
-"""The words that captions of scenes are made of, and what to say about words outside."""
+"""The words that captions of scenes are made of, and suggestions for unknown words."""
 
 import re
 from collections.abc import Iterator

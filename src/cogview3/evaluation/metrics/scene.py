@@ -1,4 +1,4 @@
-"""The scene metric: how many of the facts that prompts of the built-in world state are right in the pictures."""
+"""The scene metric: the share of a prompt's facts, in the built-in world, that its picture shows."""
 
 from collections.abc import Sequence
 from typing import Any, Self

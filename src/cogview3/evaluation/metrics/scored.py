@@ -1,4 +1,4 @@
-"""A metric of each scorer: its mean over the pictures, by the prompts' groups, with intervals."""
+"""A metric for each scorer: its mean over the pictures, by the prompts' groups, with intervals."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self

@@ -1,4 +1,4 @@
-"""GenEval (Ghosh et al. 2023, arXiv 2310.11513): Mask2Former finds the things in a picture, CLIP tells their colors."""
+"""GenEval (Ghosh et al. 2023, arXiv 2310.11513): Mask2Former finds the things in a picture, CLIP their colors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

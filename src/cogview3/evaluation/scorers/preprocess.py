@@ -1,4 +1,4 @@
-"""Pictures as the scorers' networks take them, by Pillow alone: beside torchvision, transformers resizes otherwise."""
+"""Preprocessing for the scorers' networks with Pillow alone: transformers resizes differently with torchvision."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Published weights: where each file comes from, finding it, and loading it strictly."""
+"""Published weights of scorers: the source of each file, how it is found, and strict loading."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What the votes say: win rates, strengths by Davidson's model, agreement, and what to be wary of."""
+"""Analysis of the votes: win rates, strengths by Davidson's model, agreement, and audits."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Building a study: pictures without a trace of who made them, and for each annotator a list of pairs."""
+"""Building a study: pictures without a trace of their system, and a list of pairs for each annotator."""
 
 import hashlib
 import itertools

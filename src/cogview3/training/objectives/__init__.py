@@ -1,4 +1,4 @@
-"""What is trained and on what: one objective for each kind of recipe.
+"""The objectives: one for each kind of recipe.
 
 An objective is a module whose `forward` maps a batch to its loss. The loop knows nothing else of it.
 """
@@ -218,7 +218,7 @@ def start_from(model: ModelMixin | PreTrainedModel, reference: str, *components:
         deepen(start, model)
         print(
             f"recipe.start_from {reference!r} has {more} layer{'s' * (more > 1)} a block fewer than [model]: the "
-            "others begin as the identity, so that the network starts as that one",
+            "others start as the identity, so the network starts as that one",
             file=sys.stderr,
         )
         return folder

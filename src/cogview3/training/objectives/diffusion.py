@@ -1,4 +1,4 @@
-"""The objective of base and relay: denoise latents of pictures, told by their captions.
+"""The objective of base and relay: denoise latents of pictures, given their captions.
 
 Base: z_t = z_0 + sigma_t eps on all times. Relay (equations 4 to 7): z_t is centered on the blurred latents
 (1 - f_t) z_0 + f_t z_L, times below T_r. Both: mean square of the network's output against what makes D = z_0.
@@ -73,7 +73,7 @@ class DiffusionTraining(LatentTraining):
                 message = f"objective.{key} is {value}, but recipe.start_from {given!r} was trained with {held[name]}"
                 if self.recipe.lora is not None:
                     raise UserError(f"{message}; an adapter must be for the same: --set objective.{key}={held[name]}")
-                print(f"{message}, and has to relearn it", file=sys.stderr)
+                print(f"{message}: the network has to relearn it", file=sys.stderr)
 
     @property
     def times(self) -> int:

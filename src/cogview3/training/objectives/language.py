@@ -1,4 +1,4 @@
-"""What objectives of text models share: a tokenizer of their own, attention as CPUs compute it, nothing to look at."""
+"""What objectives of text models share: their own tokenizer, attention that is fast on CPUs, no sample pictures."""
 
 from abc import abstractmethod
 from typing import Any

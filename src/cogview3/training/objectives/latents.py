@@ -1,4 +1,4 @@
-"""What base, relay and their distillation train on: latents, their noise, and their captions' embeddings."""
+"""The training inputs of base, relay and their distillation: latents, noise, and embeddings of captions."""
 
 from abc import abstractmethod
 from typing import Any

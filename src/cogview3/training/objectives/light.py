@@ -1,4 +1,4 @@
-"""The objectives of latent enlarger and tiny decoder: to do what the VAE's halves do, on latents of pictures.
+"""The objectives of latent enlarger and tiny decoder: imitate the VAE's two halves on latents of pictures.
 
 The pictures are scenes, or come from shards.
 """

@@ -1,4 +1,4 @@
-"""Adapters of low rank (LoRA, by peft) on a frozen UNet: made, and written as `generate --lora` reads them."""
+"""Low-rank adapters (LoRA, by peft) on a frozen UNet: created, and written in the format of `generate --lora`."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The text encoder's objective: from a caption, tell every fact that it states.
+"""The text encoder's objective: predict every fact that a caption states.
 
 A small decoder with one query a fact reads the encoder's output and names the fact's value, or "not stated". Beside
 it, every word that names an object ("circle", or "red" where only one object is) must tell all that is stated of this

@@ -1,4 +1,4 @@
-"""Where base, relay and their distillation get latents, captions and size conditions: scenes, or shards of pictures.
+"""Sources of latents, captions and size conditions for base, relay and distillation: scenes, or shards of pictures.
 
 Tiny autoencoders get their latents here, too, where they come from shards.
 """

@@ -123,7 +123,7 @@ class PictureSource:
         cut = captions_cut / max(1, told)
         if self.rank == 0 and cut > 0 and self._tokenizer is not None:
             length = text_length(self._tokenizer)
-            print(f"data: {cut:.1%} of the captions are cut to {length} tokens", file=sys.stderr)
+            print(f"data: {cut:.1%} of the captions are truncated to {length} tokens", file=sys.stderr)
         counts: dict[str, float] = {"data_used": report.samples, "data_broken": broken, "data_left_out": filtered}
         return counts if self._tokenizer is None else counts | {"data_captions_cut": cut}
 
@@ -139,13 +139,13 @@ class PictureSource:
         """Go on exactly, after a run of as many processes.
 
         After one of others, every reader resumes where it was, and the pictures that waited for a full batch are shared
-        out anew: none is lost or comes twice, but batches are put together otherwise.
+        out again: none is lost or comes twice, but batches are composed differently.
 
         Raises UserError where positions of some of those processes are missing, or they are of other settings, or
         where latents are read now and were not before, or the other way round.
         """
         if not state:
-            print("the checkpoint has no position in the data: it is read from the beginning", file=sys.stderr)
+            print("the checkpoint has no position in the data: reading starts over", file=sys.stderr)
             return
         encoded = self._encoded is not None
         if state.get("encoded", encoded) != encoded:
@@ -158,7 +158,7 @@ class PictureSource:
         if self.rank == 0 and self._data.buckets and state.get("accumulation", accumulation) != accumulation:
             print(
                 f"train.accumulation was {state['accumulation']}, here it is {accumulation}: each part of a batch has "
-                "one size, so batches are put together otherwise",
+                "one size, so batches are composed differently",
                 file=sys.stderr,
             )
         processes = state["processes"]
@@ -171,7 +171,7 @@ class PictureSource:
             self._told, self._cut = map(sum, zip(*counts.values(), strict=True))
             print(
                 f"the checkpoint is of {state['world']} processes, here are {self.world}: every picture's turn, crop "
-                "and noise stay the same, but batches are put together otherwise",
+                "and noise stay the same, but batches are composed differently",
                 file=sys.stderr,
             )
         readers = {part: at for item in processes.values() for part, at in item["source"]["readers"].items()}
@@ -227,10 +227,10 @@ class ShardSource(PictureSource, Source):
         chunks = pictures.split(max(1, _CHUNK_PIXELS // (self._data.size**2)))
         again = torch.cat([reconstruct(self._vae, chunk).float().cpu() for chunk in chunks])
         psnr = -10 * ((pictures - again).square().mean() / 4).log10().item()
-        message = f"data.vae {self._reference!r} gives the pictures back at {psnr:.1f} dB (PSNR)"
+        message = f"data.vae {self._reference!r} reconstructs the pictures at {psnr:.1f} dB (PSNR)"
         if psnr < FEWEST_DECIBELS:
             message += (
-                f", less than {FEWEST_DECIBELS:g}: what it loses cannot be learned; train one on these pictures first "
+                f", below {FEWEST_DECIBELS:g}: what it loses cannot be learned; train one on these pictures first "
                 "(cogview3 train scenes/own_vae) and give it as data.vae"
             )
         print(message, file=sys.stderr, flush=True)
