@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -111,6 +112,7 @@ def test_the_old_folder_comes_back_if_a_rename_fails(
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
         Exception("No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
     ],
 )
 @pytest.mark.parametrize("whole", [checkpoints.whole_file, checkpoints.whole_folder])
@@ -210,6 +212,16 @@ def test_what_another_process_cleared_away_before_it_was_held_is_made_again(
         (path / "x" if path.is_dir() else path).write_text("new")
     assert cleared
     assert files_of(tmp_path) in ({"a": "new"}, {"a/x": "new"})
+
+
+def test_the_next_process_that_writes_into_a_folder_deletes_what_killed_ones_left(tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in (".a.partial-notes.txt", "partial-0123abcd.png", ".b.png")]
+    left = [tmp_path / ".x-3.png.partial-0123abcd.png", tmp_path / ".y.partial-89efabcd"]
+    for path in (*mine, left[0]):
+        path.touch()
+    left[1].mkdir()
+    checkpoints.write_text(tmp_path / "z.txt", "")
+    assert sorted(tmp_path.iterdir()) == sorted([*mine, tmp_path / "z.txt"])
 
 
 def test_what_a_kill_between_two_renames_left_is_put_back_or_away(tmp_path: Path) -> None:

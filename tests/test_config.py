@@ -72,6 +72,12 @@ def test_to_dict_through_toml_and_back_is_the_same_recipe(name: str) -> None:
     assert parse_recipe(stored, "again") == recipe
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(stage: Path) -> None:
+    recipe = load_recipe(str(stage))
+    stage.write_text(stage.read_text(), "utf-8-sig")  # as Notepad saves it
+    assert load_recipe(str(stage)) == recipe
+
+
 def test_overrides_are_toml_values_or_else_strings(stage: Path) -> None:
     recipe = load_recipe(
         str(stage),

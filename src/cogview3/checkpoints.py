@@ -11,6 +11,7 @@ runs/<name>/.lock                          there and locked while a process work
 """
 
 import errno
+import functools
 import json
 import os
 import re
@@ -60,7 +61,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` when the block ends without an error.
 
-    What is left of it after a kill, `clear_abandoned` finds.
+    What is left of it after a kill, the next process that writes into the folder deletes.
     """
     with _temporary(path, folder=False) as temporary:
         yield temporary
@@ -75,7 +76,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Of a link, what it points to is replaced. What killed commands left of the same folder is deleted.
     """
     path = path.resolve()
-    clear_abandoned(path.parent, f".{path.name}.{_PARTIAL}*")
+    clear_abandoned(path.parent)
     with _temporary(path, folder=True) as temporary:
         yield temporary
         for item in (temporary, *temporary.rglob("*")):
@@ -91,6 +92,7 @@ def _temporary(path: Path, folder: bool) -> Iterator[Path]:
     handle: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_once(path.parent.absolute())
         while temporary is None or not temporary.exists():  # before it is held, another process may clear it away
             if handle is not None:
                 os.close(handle)
@@ -110,11 +112,8 @@ def _temporary(path: Path, folder: bool) -> Iterator[Path]:
         raise_if_full(error, path)
         raise
     finally:
-        if temporary is not None and temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
+        if temporary is not None:
+            _delete(temporary)
         if handle is not None:
             os.close(handle)
 
@@ -131,23 +130,28 @@ def alone_in(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def clear_abandoned(folder: Path, pattern: str = f".*.{_PARTIAL}*") -> None:
+def clear_abandoned(folder: Path) -> None:
     """Delete what `whole_file` and `whole_folder` of killed processes left in a folder; others at work are let be."""
-    for path in folder.glob(pattern) if fcntl else ():
-        try:
+    for path in folder.glob(f".*.{_PARTIAL}{'[0-9a-f]' * 8}*") if fcntl else ():
+        with suppress(OSError):  # gone; or locked, as it is being written
             handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError:  # locked: it is being written
-            continue
-        finally:
-            os.close(handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _delete(path)
+            finally:
+                os.close(handle)
+
+
+_clear_once = functools.cache(clear_abandoned)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, where that is possible."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _hold(path: Path) -> int | None:
@@ -184,11 +188,11 @@ def _replace_folder(new: Path, path: Path) -> None:
 def raise_if_full(error: Exception, path: Path) -> None:
     """Raise the OSError that stands behind libraries' own errors where `path` cannot be written: no room, read-only.
 
-    safetensors and tokenizers give its number in their text; torch says only that its writer's position is wrong.
+    safetensors, tokenizers and shutil give its number in their text; torch says that its writer's position is wrong.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if match := re.search(r"\(os error (\d+)\)", str(error)):
-        number = int(match[1])
+    if match := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):
+        number = int(match[1] or match[2])
     elif isinstance(error, RuntimeError) and "inline_container" in str(error):
         number = errno.ENOSPC
     if number in _NO_ROOM:
@@ -315,10 +319,7 @@ def length_of(run: Path) -> int | None:
 def _clear_leftovers(run: Path) -> None:
     """Delete what was being written when the run was killed."""
     for path in (path for pattern in _LEFTOVERS for path in run.glob(pattern)):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _delete(path)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -170,6 +170,15 @@ def test_training_ends_where_the_held_out_loss_does_not_fall(pairs: Pairs, folde
     assert all(value.equal(written[name]) for name, value in load_file(kept).items())
 
 
+def test_the_last_whole_checkpoint_is_found_however_long_its_log_and_nothing_else_is_deleted(tmp_path: Path) -> None:
+    for name, log in (("8", "[]"), ("16", f"[{'0,' * 2**22}0]"), ("24", "[0,"), ("32", None), ("best", None)):
+        (tmp_path / f"checkpoint-{name}").mkdir()
+        if log is not None:
+            (tmp_path / f"checkpoint-{name}" / "trainer_state.json").write_text(f'{{"log_history": {log}}}')
+    assert recaptioner._newest_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
+    assert sorted(path.name[11:] for path in tmp_path.iterdir()) == ["16", "8", "best"]
+
+
 def test_a_training_without_a_number_is_told(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"

@@ -1,13 +1,17 @@
 """Names and places of pictures, and what is written into them."""
 
+import struct
 import time
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from cogview3 import __version__
 from cogview3.cli import drawing
@@ -15,6 +19,7 @@ from cogview3.cli.drawing import Gallery
 from cogview3.cli.pictures import contact_sheet, free_place, grid_file, open_picture, plan_files, save_png, slug
 from cogview3.config import UserError
 from cogview3.generation.inputs import to_pixels
+from cogview3.serving.pictures import read_mask
 
 
 @pytest.mark.parametrize(
@@ -146,6 +151,23 @@ def test_transparent_pictures_are_laid_on_white(tmp_path: Path) -> None:
     assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
     with Image.open(tmp_path / "a.png") as image:
         assert to_pixels(image).eq(1).all()
+
+
+def test_a_picture_whose_exif_is_damaged_is_taken_as_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 2), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*")
+    assert open_picture(tmp_path / "a.jpg").size == (3, 2)
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack requires 4 bytes"), KeyError(3), zlib.error("-3"), TypeError()])
+def test_whatever_decoders_raise_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImageFile, "load", Mock(side_effect=error))
+    with pytest.raises(UserError, match=r"a\.png: not a picture that can be read"):
+        open_picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match="mask: not a picture that can be read"):
+        read_mask((tmp_path / "a.png").read_bytes(), (3, 2))
 
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:

@@ -176,6 +176,26 @@ def test_finished_shards_are_left_and_others_refused_or_replaced(model: Path, ta
     assert find_shards([str(Path(tars[0]).parent)]) == shards, "latents are no shards of their own"
 
 
+def test_of_two_encodings_at_once_the_later_one_replaces_nothing(
+    model: Path, tars: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, shards = encoder.encode_shard, find_shards(tars[:1])
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(encoder, "encode_shard", encode)
+        encode_shards(shards, encoding(model, size=32))
+        return encode(*arguments)
+
+    monkeypatch.setattr(encoder, "encode_shard", overtaken)
+    with pytest.raises(UserError, match=r"00000.latents.tar was encoded otherwise: size \(32 there, 64 here\)"):
+        encode_shards(shards, encoding(model))
+    assert latent_notes(latents_of(shards[0]))["preprocessing"]["size"] == 32
+    assert not list(Path(tars[0]).parent.glob(".*"))
+    monkeypatch.setattr(encoder, "encode_shard", overtaken)
+    encode_shards(shards, encoding(model), overwrite=True)
+    assert latent_notes(latents_of(shards[0]))["preprocessing"]["size"] == 64
+
+
 def test_another_vae_has_another_fingerprint(model: Path, make_vae: Callable[..., AutoencoderKL]) -> None:
     before, same = vae_fingerprint(model / "vae"), make_vae()
     same.save_pretrained(model / "again" / "vae")

@@ -217,6 +217,17 @@ def test_sidecars_of_other_filters_are_refused_or_replaced(tmp_path: Path) -> No
     assert rows(paths[0])["reason"] == ["", "", ""]
 
 
+def test_of_two_filters_at_once_the_later_one_replaces_nothing(tmp_path: Path) -> None:
+    shards = find_shards(make_set(tmp_path))
+
+    def overtaken(done: int) -> None:
+        if done == 1:
+            write_keep(shards[1:], Filters())
+
+    with pytest.raises(UserError, match=r"00001\.keep\.parquet was made with other filters"):
+        write_keep(shards, FILTERS, progress=overtaken)
+
+
 def test_an_interruption_leaves_whole_sidecars_alone(tmp_path: Path) -> None:
     paths = make_set(tmp_path)
 

@@ -11,6 +11,7 @@ import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from cogview3.config import UserError
 from cogview3.data import latents
@@ -227,6 +228,10 @@ def test_an_interrupted_call_goes_on_by_shards(
 def test_a_damaged_shard_is_reported(vae: AutoencoderKL, saved: Path, tmp_path: Path) -> None:
     cached_latents(vae, saved, SceneLatents(64, 1, 3), tmp_path)
     shard = next(path for path in tmp_path.rglob("0*.safetensors"))
+    whole = load_file(shard)
     shard.write_bytes(shard.read_bytes()[:-5])
-    with pytest.raises(UserError, match=rf"{shard} is damaged .*delete it"):
+    with pytest.raises(UserError, match=rf"{shard} is damaged: delete it"):
+        cached_latents(vae, saved, SceneLatents(64, 1, 3), tmp_path)
+    save_file({name: torch.cat([value, value]) for name, value in whole.items()}, shard)
+    with pytest.raises(UserError, match=rf"{shard} is damaged: delete it"):
         cached_latents(vae, saved, SceneLatents(64, 1, 3), tmp_path)

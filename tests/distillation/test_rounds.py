@@ -461,11 +461,25 @@ def test_the_command_ends_with_143_on_sigterm_resumes_and_reports(
     assert again.stdout.splitlines()[1].startswith("round-2: 4 to 2 steps, 8 images, loss 0.0")
 
 
-@pytest.mark.parametrize("text", ["", "{\n", "[]\n", "5\n", '{"loss": 1}\n', "[" * 100_000, '{"validation/loss": 1}\n'])
+_LOGGED = '{"loss": 1, "images": %s}\n{"validation/loss": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{\n", "[]\n", "5\n", '{"loss": 1}\n', "[" * 100_000, '{"validation/loss": 1}\n'),
+        *(_LOGGED % "4", _LOGGED % '4, "images_per_second": "fast"', _LOGGED % '"4", "images_per_second": 1'),
+    ],
+)
 def test_a_round_whose_metrics_are_damaged_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
         rounds.table_entry(tmp_path, load_recipe("scenes/distill_base").round(1, "scenes"))
+
+
+def test_lost_weights_of_a_finished_round_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"round-4/weights is missing, .*: delete .*rounds\.json"):
+        rounds._copy_weights(tmp_path / "round-4" / "weights", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"rounds": 5}', '{"rounds": [5]}', "[" * 100_000])

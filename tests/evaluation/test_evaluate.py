@@ -1,13 +1,18 @@
 """Evaluations that are resumed, of other systems' pictures, in several processes, with failures; and their files."""
 
 import csv
+import errno
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cogview3 import CogView3Pipeline, checkpoints
@@ -16,10 +21,13 @@ from cogview3.data.scenes.render import render
 from cogview3.data.scenes.score import score
 from cogview3.evaluation.baselines import BASELINES
 from cogview3.evaluation.evaluate import evaluate
+from cogview3.evaluation.folder import System
 from cogview3.evaluation.metrics import Setting
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.scorers.weights import Weights
+from cogview3.evaluation.store import Store
 from cogview3.evaluation.systems import Foreign, find_system, split_model
+from cogview3.evaluation.workers import fill
 from tests.evaluation.networks import write_clip
 
 COUNT = 6
@@ -67,6 +75,16 @@ def test_an_evaluation_is_of_one_process_at_a_time(renders: Path, tmp_path: Path
     with checkpoints.held(tmp_path), pytest.raises(UserError, match=f"{tmp_path}: another process works there"):
         evaluate(images=[renders], count=COUNT, out=tmp_path)
     assert not (tmp_path / "run.json").exists()
+
+
+def test_hidden_files_are_no_pictures(renders: Path) -> None:
+    whole = evaluate(images=[renders], count=COUNT)
+    for path in list(renders.iterdir()):  # as macOS leaves them on foreign disks
+        (renders / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        path.rename(renders / f"picture-{path.name}")
+    (renders / ".trash").mkdir()
+    (renders / ".trash" / "a.png").write_bytes(b"")
+    assert facts(evaluate(images=[renders], count=COUNT), renders.name) == facts(whole, renders.name)
 
 
 def test_several_of_a_prompt_by_genevals_names(tmp_path: Path) -> None:
@@ -130,6 +148,22 @@ def test_a_stopped_run_goes_on_and_gives_the_same(model: Path, tmp_path: Path, m
     assert (len(drawn), longer["count"]) == (1, 4)
 
 
+def test_damaged_pictures_and_records_are_named(tmp_path: Path) -> None:
+    prompts = load_prompts("scenes-heldout", 1)
+    store = Store(tmp_path, prompts, 0, {})
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    store.save(0, noise, None, 1.0)
+    picture, record = tmp_path / "00000.png", tmp_path / "00000.json"
+    second = list(re.finditer(b"IDAT", content := picture.read_bytes()))[1]
+    for damaged in (b"", content[:90_000], content[: second.start()] + b"\0" * 4 + content[second.end() :]):
+        picture.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"00000\.png is damaged: delete 00000\.json to draw it again"):
+            store.load(0)
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": "fast"}))
+    with pytest.raises(UserError, match=r"00000\.json is damaged: delete it"):
+        Store(tmp_path, prompts, 0, {})
+
+
 def test_a_folder_of_another_run_is_refused(model: Path, tmp_path: Path) -> None:
     given = {"prompts": "scenes-heldout", "count": 1, "relays": 0, "out": tmp_path / "out"}
     evaluate([str(model)], **given)
@@ -156,6 +190,30 @@ def test_two_processes_draw_what_one_does(model: Path, tmp_path: Path) -> None:
     one = evaluate([str(model)], count=3, batch=1, relays=0)
     two = evaluate([str(model)], count=3, batch=1, relays=0, processes=2, out=tmp_path / "out")
     assert two["models"][str(model)]["scene"] == one["models"][str(model)]["scene"]
+
+
+class Failing(System):
+    """Draws nothing; its processes fail, or are killed."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.name, self.error = "failing", error
+
+    def how(self) -> dict[str, Any]:
+        return {}
+
+    def draw(self, *arguments: object) -> Any:
+        if self.error is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space", "a.png"), UserError("prompt 3: too long"), None])
+def test_what_ends_a_drawing_process_is_raised_here(tmp_path: Path, error: Exception | None) -> None:
+    store = Store(tmp_path, load_prompts("scenes-heldout", 2), 0, {})
+    with pytest.raises(type(error) if error else ChildProcessError) as caught:
+        fill(Failing(error), store, 1, "cpu", torch.float32, 2, lambda done: None)
+    killed = "a drawing process of failing was ended by SIGKILL; the same command resumes"
+    assert str(caught.value) == str(error or killed)
 
 
 def test_files_hold_every_figure_and_prompts_are_shown_as_text(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from cogview3.config import UserError
 from cogview3.evaluation.evaluate import evaluate
 from cogview3.evaluation.metrics import Setting
+from cogview3.evaluation.metrics.distances import _real_pictures
 from cogview3.evaluation.scorers.inception import (
     InceptionV3,
     inception_features,
@@ -181,6 +182,16 @@ def test_fid_of_two_folders(network: InceptionV3, tmp_path: Path, monkeypatch: p
     np.savez(tmp_path / "real.npz", mu=real.mean(0), sigma=np.cov(real, rowvar=False))
     counted = evaluate(**given, setting=Setting(setting.weights, tmp_path / "real.npz"))["models"]["drawn"]["fid"]
     assert counted["distance"] == pytest.approx(entry["distance"], rel=1e-3)
+
+
+def test_damaged_statistics_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "real.npz"
+    np.savez_compressed(path, mu=np.arange(2048.0), sigma=np.zeros((4, 4)))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:1000], whole[:200] + b"\xff" * 200 + whole[400:], b"PK\3\4" + b"\0" * 99):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"real\.npz is damaged"):
+            _real_pictures([], path)
 
 
 def independent_distance(own: np.ndarray, real: np.ndarray) -> float:

@@ -132,6 +132,15 @@ def test_lines_that_look_like_other_kinds_are_prompts(tmp_path: Path) -> None:
     assert [prompt.text for prompt in load_prompts(str(file))] == lines
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0b", "\x0c", "\x1e"])
+def test_marks_that_python_takes_for_line_ends_stand_within_prompts(tmp_path: Path, mark: str) -> None:
+    text = f"a red{mark}ring"
+    contents = {"a.jsonl": json.dumps({"text": text}, ensure_ascii=False), "a.tsv": f"Prompt\tCategory\n{text}\tx"}
+    for name, content in (contents | {"a.csv": f"Prompts,Category\n{text},x", "a.txt": text}).items():
+        (tmp_path / name).write_text(content, "utf-8")
+        assert [prompt.text for prompt in load_prompts(str(tmp_path / name))] == [text]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -148,6 +157,10 @@ def test_lines_that_look_like_other_kinds_are_prompts(tmp_path: Path) -> None:
             "earlier thing",
         ),
         ("a.json", "[]", "holds no prompts"),
+        ("a.json", "[" * 100_000, "damaged JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1: .*recursion"),
+        ("a.tsv", f"Prompt\tCategory\n{'x' * 140_000}\ty\n", "no table of prompts"),
+        ("a.csv", f"Prompts,{'x' * 140_000}\na,b\n", "no table of prompts"),
     ],
 )
 def test_damaged_sets_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

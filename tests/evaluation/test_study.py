@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
 from scipy.optimize import minimize
 from starlette.testclient import TestClient
@@ -291,6 +293,68 @@ def test_uneven_plans_are_refused(tmp_path: Path, plan: Plan, message: str) -> N
     with pytest.raises(UserError, match=message):
         make_study(tmp_path / "study", plan)
     assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_with_other_things_is_not_replaced_by_a_study(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="study is not empty: give a new folder"):
+        make_study(tmp_path / "study", PLAN)
+    assert (tmp_path / "study" / "thesis.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("damage", [b"", b"no database" * 500, None])
+def test_a_damaged_database_is_named(study: tuple[Path, list[str]], damage: bytes | None) -> None:
+    path = study[0] / database.DATABASE
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096) if damage is None else damage)
+    with pytest.raises(UserError, match=r"study\.db is damaged"):
+        database.votes(path)
+
+
+def test_a_taken_port_and_the_end_of_the_server_are_told(
+    study: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        sockets[0].close()
+        raise KeyboardInterrupt  # as uvicorn does when all is closed
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    done = CliRunner().invoke(commands, ["study", "serve", str(study[0]), "--port", "0"])
+    assert done.exit_code == 130
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(commands, ["study", "serve", str(study[0]), "--port", str(port)])
+    assert (done.exit_code, "choose another port" in done.stderr) == (2, True)
+
+
+def test_a_damaged_study_is_named(study: tuple[Path, list[str]]) -> None:
+    for systems in (None, 5, [], ["a"], ["a", 5]):
+        (study[0] / "study.json").write_text(json.dumps({"systems": systems}))
+        with pytest.raises(UserError, match=r"study\.json is damaged"):
+            read_study(study[0])
+
+
+def test_on_a_full_disk_a_vote_is_asked_for_again_in_one_line(
+    study: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, links = study
+    path, client = folder / database.DATABASE, TestClient(make_app(folder))
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "vote", lambda db, *rest: fill_up(db))
+        refused = answer(client, links[0])["answer"]
+    assert (refused.status_code, database.votes(path)) == (503, [])
+    assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
+    assert answer(client, links[0])["answer"].json()["new"]
+    with pytest.raises(OSError, match="unable to open"), database.connect(folder / "none" / "study.db"):
+        pass
+
+
+def fill_up(db: sqlite3.Connection) -> None:
+    """Write more than the file may hold, as on a full disk."""
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    db.execute(f"PRAGMA max_page_count = {pages}")
+    db.executemany("INSERT INTO prompt VALUES (?, ?)", ((number, "x" * 5000) for number in range(1000, 1010)))
 
 
 def test_a_study_is_never_overwritten_and_no_study_is_named(study: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def ask(replies: list[Reply], **options: Any) -> tuple[Any, Any, Endpoint]:
     return result, server, endpoint
 
 
+def test_an_endpoint_that_is_away_for_long_is_still_waited_for() -> None:
+    """After a thousand tries the doubled wait is beyond any float."""
+    endpoint = Endpoint("https://example.com/v1", "m", retry=Retry(tries=10_000, first=0.001, longest=0.0))
+    endpoint._wait_before(9_999, module._Failure("away"))
+
+
 PASSING = [
     Reply("status", '{"error": {"message": "slow down"}}', 429),
     Reply("status", "still at work on that", 409),

@@ -14,10 +14,11 @@ from cogview3.config import UserError, load_recipe
 from cogview3.data.scenes.reader import read
 from cogview3.references import weights_folder
 from cogview3.reproduce import paper
-from cogview3.reproduce.measured import Bench, Way
+from cogview3.reproduce.measured import Bench, Way, _read_record
 from cogview3.reproduce.report import VERDICTS, claims, markdown
 from cogview3.reproduce.rows import ESTIMATE, SINGLE, Shape, rows
 from cogview3.reproduce.training import STARTS, trainings
+from tests.hostile import VALUES
 
 
 def row(name: str, interval: list[float] | None, against: str = "first") -> dict[str, Any]:
@@ -91,6 +92,26 @@ def test_every_table_is_measured_on_the_same_base_pictures(
     assert paper.reproduce(str(tmp_path / "tiny"), count=3, out=tmp_path / "out") == result
     with pytest.raises(UserError, match=r"seed \(0 there, 1 here\)"):
         paper.reproduce(str(tmp_path / "tiny"), count=3, seed=1, out=tmp_path / "out")
+
+
+RECORD = {"facts": [[]], "features": [[0.0] * 64], "seconds": 1.0, "spent": 1.0, "base_seconds": 0.0}
+
+
+@pytest.mark.parametrize("key", RECORD)
+def test_a_damaged_measurement_is_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(RECORD))
+    assert _read_record(path, 1) == RECORD
+    for damage in (*VALUES, {}):
+        path.write_text(json.dumps({name: value for name, value in RECORD.items() if damage != {} or name != key}))
+        if damage != {}:
+            path.write_text(json.dumps(RECORD | {key: damage}))
+        try:
+            record = _read_record(path, 1)
+        except UserError as error:
+            assert str(error).startswith(f"{path} is damaged: delete it")  # noqa: PT017
+        else:
+            assert isinstance(record[key], int | float) or damage == RECORD[key]
 
 
 def test_ways_that_are_one_are_drawn_once() -> None:

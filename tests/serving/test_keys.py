@@ -33,7 +33,7 @@ def test_no_minute_gives_more_than_the_bucket_and_its_refill(asked: list[tuple[f
 def test_files_hold_hashes_and_the_environment_may_hold_keys(tmp_path: Path) -> None:
     secret, line = new_key("ann")
     path = tmp_path / "keys"
-    path.write_text(f"# ours\n{line}:30\n\n")
+    path.write_text(f"# ours\n{line}:30\n\n", "utf-8-sig")  # as Notepad saves it
     keys = Keys(read_keys(path, "bob:a-long-enough-secret, "))
     assert keys.name(secret) == "ann"
     assert keys.name("a-long-enough-secret") == "bob"

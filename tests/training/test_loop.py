@@ -1,11 +1,13 @@
 """The loop: exact resumption, signals, averages, logs, and what is wrong told clearly."""
 
+import errno
 import json
 import math
 import os
 import pickle
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -427,6 +429,28 @@ def test_tensorboard_gets_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shown = [(event.step, event.value) for event in events.Scalars("loss")]
     # TensorBoard stores float32
     assert shown == [(4, pytest.approx(metrics(tmp_path / "run")[0]["loss"], rel=1e-6))]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_tensorboard_on_a_full_disk_is_one_error_that_names_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("COGVIEW3_TENSORBOARD", "1")
+    monkeypatch.setattr(RecordWriter, "write" if begun else "flush", refuse)
+    before = threading.excepthook
+    log = Log(tmp_path, tiny_recipe("text", tmp_path), enabled=True)
+    with pytest.raises(OSError, match="No space") as caught, log:  # noqa: PT012
+        for images in range(20):  # the thread that writes is slower
+            log.write_figures(images, {"loss": 1.0})
+    assert caught.value.filename == str(tmp_path / "tensorboard")
+    assert "Traceback" not in capsys.readouterr().err
+    assert threading.excepthook is before
 
 
 def test_images_are_told_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

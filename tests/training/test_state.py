@@ -135,6 +135,19 @@ def test_tensors_of_other_shapes_or_kinds_change_nothing(
     assert all(torch.equal(*pair) for pair in zip(before, everything(trainer), strict=True))
 
 
+@pytest.mark.parametrize("key", ["step", "exp_avg_sq"])
+def test_counts_and_squares_of_the_optimizer_are_not_negative(tmp_path: Path, trainer: Any, key: str) -> None:
+    """Their roots and quotients would be no numbers, and the first step would end the run with its weights spoilt."""
+    state.save(trainer, tmp_path)
+    held = torch.load(tmp_path / "optimizer.pt")
+    held["state"][1][key] = -held["state"][1][key] - 1
+    torch.save(held, tmp_path / "optimizer.pt")
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=f"0.bias: {key} of the optimizer is negative"):
+        state.load(trainer, tmp_path, {})
+    assert all(torch.equal(*pair) for pair in zip(before, everything(trainer), strict=True))
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("kind", ["pipe", "endless", "folder"])
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, trainer: Any, name: str, kind: str) -> None:

@@ -247,13 +247,14 @@ def _watch(run: Path, settings: FinetuneSettings, progress: Callable[[int, str],
 
 def _newest_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint that was written to its end; later ones are cut, and removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
+    numbered = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    found = {int(number): path for path, number in numbered.items() if number.isdecimal()}
+    for number in sorted(found, reverse=True):
         try:
-            read_json(path / "trainer_state.json", "")  # written last
-            return path
-        except UserError:
-            shutil.rmtree(path, ignore_errors=True)
+            json.loads((found[number] / "trainer_state.json").read_bytes())  # written last
+            return found[number]
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(found[number], ignore_errors=True)
     return None
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cogview3.cli.options import check_writable
 from cogview3.config import UserError
+from cogview3.errors import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,9 +97,9 @@ def open_picture(path: Path) -> "Image":
 
     Raises UserError where the file is none or is damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from cogview3.data.images import open_image, to_rgb
+    from cogview3.data.images import open_image, to_rgb, upright
 
     fix = f"give at most {MAX_PIXELS // 10**6} million pixels"
     try:
@@ -108,13 +109,14 @@ def open_picture(path: Path) -> "Image":
         with image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}: {fix}")
-            return to_rgb(ImageOps.exif_transpose(image))[0]
-    except (FileNotFoundError, PermissionError, IsADirectoryError, UserError):
+            image.load()
+            return to_rgb(upright(image)[0])[0]
+    except (FileNotFoundError, PermissionError, IsADirectoryError, UserError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {fix} ({error})") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a picture that can be read ({error})") from None
+    except Exception as error:  # decoders raise nearly anything for damaged data
+        raise UserError(f"{path}: not a picture that can be read ({one_line(error)})") from None
 
 
 def save_png(image: "Image", path: Path, facts: Mapping[str, object]) -> None:

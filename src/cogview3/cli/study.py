@@ -61,18 +61,21 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; 0.0.0.0 lets others reach it.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.")] = 8010,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = 8010,
 ) -> None:
     """Serve a study to its annotators; links.csv has a link for each."""
     try:
         import uvicorn
 
         from cogview3.evaluation.study.server import make_app
+        from cogview3.serving.server import bind
     except ImportError:
         raise UserError(_EXTRA) from None
     made = make_app(folder)
-    typer.echo(f"serving http://{host}:{port} with the paths of {folder / 'links.csv'}; Ctrl-C stops", err=True)
-    uvicorn.run(made, host=host, port=port, log_level="warning")
+    listener = bind(host, port)
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    typer.echo(f"serving {address} with the paths of {folder / 'links.csv'}; Ctrl-C stops", err=True)
+    uvicorn.Server(uvicorn.Config(made, log_level="warning")).run(sockets=[listener])
 
 
 @app.command(name="report")

@@ -148,7 +148,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
             known = ", ".join(recipe_names())
             raise UserError(f"no recipe {name_or_path!r}; give a .toml file or one of: {known}")
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 text = file.read(MAX_RECIPE + 1)
         except UnicodeDecodeError:
             raise UserError(f"recipe {path} is not valid TOML: it is not text in UTF-8") from None

@@ -54,16 +54,13 @@ def encode_shards(
     report, todo = Report(), []
     clear_abandoned([latents_of(shard).address for shard in shards])
     for shard in shards:
-        notes = None if overwrite else latent_notes(latents_of(shard))
+        notes = _finished(shard, encoding, overwrite)
         if notes is None:
             todo.append(shard)
-        elif shown := _otherwise(notes, encoding):
-            address = latents_of(shard).address
-            raise UserError(f"{address} was encoded with other options: {shown}; give the same ones, or --overwrite")
         else:
             report.add(Report.from_dict(notes["report"]))
     finished, before, start = len(shards) - len(todo), report.samples, time.perf_counter()
-    with over_shards(partial(_encode, encoding=encoding), todo, workers) as reports:
+    with over_shards(partial(_encode, encoding=encoding, overwrite=overwrite), todo, workers) as reports:
         for number, made in enumerate(reports, 1):
             report.add(made)
             progress(finished + number)
@@ -71,6 +68,15 @@ def encode_shards(
     rate = images / seconds if images else 0.0
     counts = {"shards": len(shards), "finished_before": finished, "images": images}
     return report, {**counts, "seconds": round(seconds, 2), "images_per_second": round(rate, 2)}
+
+
+def _finished(shard: Shard, encoding: Encoding, overwrite: bool) -> dict[str, Any] | None:
+    """What a shard's tar of latents notes; None where it is still to be made. Raises UserError as `encode_shards`."""
+    notes = None if overwrite else latent_notes(latents_of(shard))
+    if notes is not None and (shown := _otherwise(notes, encoding)):
+        address = latents_of(shard).address
+        raise UserError(f"{address} was encoded with other options: {shown}; give the same ones, or --overwrite")
+    return notes
 
 
 def _otherwise(notes: Mapping[str, Any], encoding: Encoding) -> str:
@@ -85,7 +91,7 @@ def own_notes(encoding: Encoding) -> dict[str, Any]:
     return {"seed": encoding.seed, "dtype": encoding.precision}
 
 
-def _encode(shard: Shard, encoding: Encoding) -> Report:
+def _encode(shard: Shard, encoding: Encoding, overwrite: bool) -> Report:
     from cogview3.data.encoder import encode_shard
 
-    return encode_shard(shard, encoding)
+    return encode_shard(shard, encoding, partial(_finished, shard, encoding, overwrite))

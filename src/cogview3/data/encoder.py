@@ -2,7 +2,7 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -31,9 +31,10 @@ from cogview3.references import weights_folder
 _AT_ONCE = 8  # batches whose pictures are held, so that there are full ones of most buckets
 
 
-def encode_shard(shard: Shard, encoding: Encoding) -> Report:
+def encode_shard(shard: Shard, encoding: Encoding, check: Callable[[], object] = lambda: None) -> Report:
     """Encode every usable sample of a shard, in its order; gives the counts. A keep sidecar is obeyed.
 
+    `check` is called before the tar takes its place: another process may have put one of other options there meanwhile.
     Raises UserError as `groups.all_groups` does.
     """
     report = Report()
@@ -53,6 +54,7 @@ def encode_shard(shard: Shard, encoding: Encoding) -> Report:
         preprocessing = encoding.preprocessing.to_dict()
         own = own_notes(encoding)
         writer.notes = {"format": 1, "preprocessing": preprocessing, **own, "report": report.to_dict()}
+        check()
     return report
 
 

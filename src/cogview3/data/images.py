@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
+from cogview3.data.addresses import is_hidden
 from cogview3.data.report import Broken
 
 SUFFIXES = {
@@ -36,7 +37,17 @@ MAX_PIXELS = 2**27
 MIN_SIDE = 8
 """Smaller ones hold nothing to learn from: less than one latent cell."""
 
-_TURNS = range(2, 9)  # values of EXIF's orientation other than upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each value of EXIF's orientation."""
+
 _FORMATS = sorted(set(SUFFIXES.values()))
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"sRGB", b"eXIf")
@@ -50,6 +61,15 @@ class Picture:
     image: Image.Image  # RGB
     format: str  # what the file really is, such as "JPEG"
     mended: tuple[str, ...] = ()  # what had to be done to it, in words; empty for an ordinary picture
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Files of a folder and its subfolders that are named like pictures, sorted; hidden ones left out.
+
+    Such are what is being written, and what macOS puts beside each file on foreign disks: `._00000.png`.
+    """
+    found = (path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in SUFFIXES)
+    return sorted(path for path in found if not is_hidden(str(path.relative_to(folder))))
 
 
 def open_image(source: Path | bytes) -> Image.Image:
@@ -122,21 +142,18 @@ def _correct(image: Image.Image, suffix: str) -> Picture:
     mended = [] if SUFFIXES.get(suffix) == kind else ["wrong suffix"]
     if several:
         mended.append("first of several pages")
-    if (turn := _turn(image)) in _TURNS:
-        image = ImageOps.exif_transpose(image)
-        mended.append("turned")
-    elif turn is None:
-        mended.append("unreadable EXIF")
+    image, turned = upright(image)
     image, done = to_rgb(image)
-    return Picture(image, kind, (*mended, *done))
+    return Picture(image, kind, (*mended, *filter(None, [turned]), *done))
 
 
-def _turn(image: Image.Image) -> Any:
-    """How EXIF says that a picture is turned; None where that cannot be read."""
+def upright(image: Image.Image) -> tuple[Image.Image, str]:
+    """A loaded picture, turned as its EXIF says, and what was found in words; as it is where that cannot be read."""
     try:
-        return image.getexif().get(0x0112, 1)
+        turn = image.getexif().get(0x0112, 1)
     except Exception:  # Pillow raises its own choice of errors, which speak of metadata alone
-        return None
+        return image, "unreadable EXIF"
+    return (image.transpose(_TURNS[turn]), "turned") if turn in _TURNS else (image, "")
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

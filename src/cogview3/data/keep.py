@@ -68,6 +68,7 @@ def write_keep(
                 report.add(_take_up(address, finished[shard.address], seen if filters.duplicates else None))
             else:
                 judged = next(results)
+                _notes(address, settings, overwrite)  # another process may have judged it otherwise meanwhile
                 if filters.duplicates:
                     _mark_duplicates(judged, seen)
                 _write(address, judged, settings)

@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models import AutoencoderKL
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cogview3 import checkpoints
-from cogview3.config import UserError
 from cogview3.data.scenes import render as drawing
 from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.diffusion.relay import enlarge
+from cogview3.errors import as_user_error
 from cogview3.precision import computes_bfloat16
 
 SHARD = 1024  # pictures in a shard
@@ -193,10 +192,10 @@ def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cac
         if not path.is_file():
             print(f"encoding pictures {first} to {indices[-1]} of {kind.pictures}", file=sys.stderr, flush=True)
             _write_shard(vae, kind, indices, path)
-        try:
-            shards.append(load_file(path))
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); delete it to make it again") from None
+        with as_user_error(f"{path} is damaged", "delete it to make it again"):
+            shards.append(load_file(checkpoints.regular(path)))
+            if shards[-1].keys() != shards[0].keys() or {len(each) for each in shards[-1].values()} != {len(indices)}:
+                raise ValueError("it holds other latents")
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 

@@ -96,9 +96,17 @@ def distill(
             part = recipe.round(number, teacher)
             teacher = finish(part, run / f"round-{part.distill.steps[1]}", objective=Distillation)
         if state.is_main_process:
-            with checkpoints.whole_folder(run / "weights") as weights:
-                shutil.copytree(Path(teacher) / "weights", weights, dirs_exist_ok=True)
+            _copy_weights(Path(teacher) / "weights", run)
         return {"run": str(run), "rounds": table}
+
+
+def _copy_weights(weights: Path, run: Path) -> None:
+    if not weights.is_dir():
+        raise UserError(
+            f"{weights} is missing, although its round is finished: delete {run / ROUNDS_FILE} to write it again"
+        )
+    with checkpoints.whole_folder(run / "weights") as target:
+        shutil.copytree(weights, target, dirs_exist_ok=True)
 
 
 def _with_estimate(recipe: DistillRelayRecipe) -> DistillRelayRecipe:
@@ -209,10 +217,10 @@ def table_entry(folder: Path, recipe: RelayRecipe | DistillRound) -> dict[str, A
         figures = [line for line in lines if "validation/loss" in line][-1]
         before = [0, *(line["images"] for line in logged)]
         losses = logged[0]["loss"], logged[-1]["loss"]
+        rates = [max(line["images_per_second"], 0.005) for line in logged]  # rates are rounded to hundredths
+        seconds = sum((line["images"] - seen) / rate for line, seen, rate in zip(logged, before, rates, strict=False))
     except (ValueError, LookupError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete {folder} to train this round again") from None
-    rates = [max(line["images_per_second"], 0.005) for line in logged]  # rates are rounded to hundredths
-    seconds = sum((line["images"] - seen) / rate for line, seen, rate in zip(logged, before, rates, strict=False))
     steps = {} if isinstance(recipe, RelayRecipe) else dict(zip(_STEPS, recipe.distill.steps, strict=True))
     return {
         "round": folder.name,

@@ -10,7 +10,7 @@ from PIL import Image
 from typing_extensions import override
 
 from cogview3.config import UserError
-from cogview3.data.images import SUFFIXES, decode
+from cogview3.data.images import SUFFIXES, decode, open_image, pictures_below
 from cogview3.data.report import Broken
 from cogview3.evaluation.prompt import Prompt
 
@@ -66,7 +66,7 @@ class Folder(System):
         if not folder.is_dir():
             raise UserError(f"--images {folder}: is no folder; give one with a picture for each prompt")
         self.name, self.folder = folder.resolve().name, folder
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in SUFFIXES)
+        found = pictures_below(folder)
         if not found:
             raise UserError(f"--images {folder}: holds no pictures ({', '.join(SUFFIXES)}); give another folder")
         self.files = _assign(folder, found, prompts, per_prompt)
@@ -101,9 +101,9 @@ class Folder(System):
         first: tuple[Path, tuple[int, int]] | None = None
         for file in filter(None, self.files):
             try:
-                with Image.open(file) as image:
+                with open_image(file) as image:
                     size = image.size
-            except OSError:
+            except (OSError, ValueError, Image.DecompressionBombError):
                 continue  # counted as failed when it is read
             if first and size != first[1]:
                 raise UserError(

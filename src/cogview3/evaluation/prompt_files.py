@@ -6,6 +6,7 @@ objects), GenEval (JSONL), COCO captions (JSON), objects a line, and a prompt a 
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import numpy as np
 
 from cogview3.config import UserError
 from cogview3.data.scenes.scene import Facts, Scene
+from cogview3.errors import as_user_error
 from cogview3.evaluation.prompt import Prompt
 
 COCO_COUNT, COCO_SEED = 5000, 0
 """Pictures chosen of a larger COCO set, and the seed of the choice: "coco-5k, seed 0"."""
 
 GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+_LINE_END = re.compile(r"\r\n|\n|\r")  # others, as U+2028, may stand within a prompt
 _PROMPT_COLUMNS = ("Prompt", "Prompts", "prompt")
 
 
@@ -38,18 +41,20 @@ def read_prompts(path: Path) -> list[Prompt]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    split = _LINE_END.split(text)
+    lines = [(number, line.strip()) for number, line in enumerate(split, 1) if line.strip()]
     if not lines:
         return []
     if path.suffix == ".jsonl" or _is_object(lines[0][1]):
         return [_from_object(path, number, line) for number, line in lines]
     if text.lstrip().startswith(("[", "{")) and (whole := _whole_json(path, text)) is not None:
         return _from_json(path, whole)
-    first = text.lstrip().splitlines()[0]
-    if "\t" in first and set(first.split("\t")) & set(_PROMPT_COLUMNS):
-        return _from_table(path, text, "\t")
-    if "," in first and set(next(csv.reader([first]))) & set(_PROMPT_COLUMNS):
-        return _from_table(path, text, ",")
+    first = lines[0][1]
+    with as_user_error(f"{path} is no table of prompts", "copy it again"):
+        if "\t" in first and set(first.split("\t")) & set(_PROMPT_COLUMNS):
+            return _from_table(path, split, "\t")
+        if "," in first and set(next(csv.reader([first]))) & set(_PROMPT_COLUMNS):
+            return _from_table(path, split, ",")
     return [Prompt(line) for _, line in lines]
 
 
@@ -57,7 +62,7 @@ def _is_object(line: str) -> bool:
     """Whether a line is a JSON object by itself that holds a prompt."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(entry, dict) and bool({"text", "prompt"} & entry.keys())
 
@@ -66,16 +71,16 @@ def _whole_json(path: Path, text: str) -> Any:
     """The file as one JSON value; None of a text that only begins like one, as "[a red ring]" does."""
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if path.suffix == ".json":
             raise UserError(f"{path} is damaged JSON ({error}): copy it again") from None
         return None
 
 
-def _from_table(path: Path, text: str, delimiter: str) -> list[Prompt]:
+def _from_table(path: Path, lines: Sequence[str], delimiter: str) -> list[Prompt]:
     """PartiPrompts, with quotes that mean nothing, or DrawBench, with quotes around commas."""
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter, quoting=quoting)
+    reader = csv.DictReader(lines, delimiter=delimiter, quoting=quoting)
     column = next(name for name in _PROMPT_COLUMNS if name in (reader.fieldnames or ()))
     prompts = []
     for row in reader:
@@ -136,7 +141,7 @@ def _from_object(path: Path, number: int, line: str) -> Prompt:
         tags = {"task": entry["tag"]} if geneval else _tags(entry)
     except UserError as error:  # names the value and the fix
         raise UserError(f"{path}, line {number}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}, line {number}: {reason}; write objects with text and perhaps facts") from None
     return Prompt(text.strip(), facts, scene, tags, geneval)

@@ -8,6 +8,8 @@ from typing import Any
 from PIL import Image
 
 from cogview3.config import UserError
+from cogview3.data.images import open_image
+from cogview3.errors import as_user_error
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers import SCORERS
 from cogview3.evaluation.scorers.weights import Weights
@@ -74,8 +76,6 @@ def _check(anchor: Anchor, folder: Path, weights: Weights) -> dict[str, Any]:
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"{path} is missing or damaged ({error}); give the authors' pictures with --images") from None
+    fix = "give the authors' pictures with --images"
+    with as_user_error(f"{path} is missing or damaged", fix), open_image(path) as image:
+        return image.convert("RGB")

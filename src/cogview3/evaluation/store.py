@@ -10,9 +10,12 @@ from PIL import Image
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
+from cogview3.data.images import open_image
+from cogview3.errors import as_user_error
 from cogview3.evaluation.prompt import Prompt
 
 _HOW = "how.json"
+_AGAIN = "delete it to draw the picture again"
 
 
 class Store:
@@ -40,7 +43,6 @@ class Store:
 
     def begin(self) -> None:
         """Write the settings."""
-        checkpoints.clear_abandoned(self.folder)
         if not (self.folder / _HOW).exists():
             checkpoints.write_text(self.folder / _HOW, json.dumps(self.how, indent=2, default=str) + "\n")
 
@@ -52,6 +54,8 @@ class Store:
             record = _read(self._path(index, ".json"))
             if record is None:
                 continue
+            if not isinstance(record.get("seconds", 0), int | float):
+                raise UserError(f"{self._path(index, '.json')} is damaged: {_AGAIN} (its seconds are no number)")
             if record.get("text") != prompt.text or record.get("seed") != self.seed:
                 raise UserError(
                     f"{self.folder} holds a picture of {record.get('text')!r}, seed {record.get('seed')}, and asked is "
@@ -114,13 +118,10 @@ def claim(path: Path, run: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return checkpoints.read_json(path, "delete it to draw the picture again") if path.exists() else None
+    return checkpoints.read_json(path, _AGAIN) if path.exists() else None
 
 
 def _open(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        record = path.with_name(path.name[:5] + ".json")
-        raise UserError(f"{path} is damaged ({error}): delete {record.name} to draw it again") from None
+    fix = f"delete {path.with_name(path.name[:5] + '.json').name} to draw it again"
+    with as_user_error(f"{path} is damaged", fix), open_image(path) as image:
+        return np.asarray(image.convert("RGB"))

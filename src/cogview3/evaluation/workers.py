@@ -1,8 +1,11 @@
 """Drawing the pictures that a store lacks, in this process or in several."""
 
 import multiprocessing
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -41,12 +44,13 @@ def fill(
         return
     context = multiprocessing.get_context("spawn")
     workers = []
+    failed: Any = context.SimpleQueue()
     try:
         for rank in range(processes):
             own = f"cuda:{rank % torch.cuda.device_count()}" if device == "cuda" else device
             share = [index for place, index in enumerate(missing) if place // batch % processes == rank]
             threads = max(1, torch.get_num_threads() // processes)
-            arguments = (system, store, share, batch, own, dtype, threads)
+            arguments = (system, store, share, batch, own, dtype, threads, failed)
             workers.append(context.Process(target=_draw_share, args=arguments, daemon=True))
             with interrupts_held():
                 workers[-1].start()
@@ -60,18 +64,32 @@ def fill(
             worker.terminate()
             worker.join()
     progress(store.reload())
-    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-        raise ChildProcessError(f"a drawing process of {system.name} ended with {failed[0]}; its error stands above")
+    if not failed.empty():
+        raise failed.get()
+    if killed := [worker.exitcode for worker in workers if worker.exitcode]:
+        how = signal.Signals(-killed[0]).name if killed[0] < 0 else f"exit code {killed[0]}"
+        raise ChildProcessError(f"a drawing process of {system.name} was ended by {how}; the same command resumes")
 
 
 def _draw_share(
-    system: System, store: Store, indices: Sequence[int], batch: int, device: str, dtype: torch.dtype, threads: int
+    system: System,
+    store: Store,
+    indices: Sequence[int],
+    batch: int,
+    device: str,
+    dtype: torch.dtype,
+    threads: int,
+    failed: Any,
 ) -> None:
     begin_writer()
     torch.set_num_threads(threads)
     diffusers_logging.disable_progress_bar()  # those of loading, one for each component
     transformers_logging.disable_progress_bar()
-    _draw(system, store, indices, batch, device, dtype, lambda done: None)
+    try:
+        _draw(system, store, indices, batch, device, dtype, lambda done: None)
+    except Exception as error:
+        failed.put(error)
+        sys.exit(1)
 
 
 def _draw(

@@ -226,7 +226,7 @@ class Endpoint:
         """
         delay = 0.0
         if failure is not None:
-            delay = min(self.retry.longest, self.retry.first * 2 ** (number - 1)) * self._random.uniform(0.5, 1)
+            delay = min(self.retry.longest, self.retry.first * 2 ** min(number - 1, 64)) * self._random.uniform(0.5, 1)
             if (failure.wait or 0) > self.retry.patience:
                 raise GaveUp(f"{self.shown}: {failure}; it asks to wait {failure.wait:.0f} s, which is too long")
         while True:

@@ -17,6 +17,7 @@ from cogview3 import checkpoints
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
 from cogview3.data.scenes.score import Score, ScoredFact, score
+from cogview3.errors import as_user_error
 from cogview3.evaluation import frechet
 from cogview3.evaluation.drawing import generators
 from cogview3.evaluation.prompt_sets import Prompt
@@ -25,6 +26,8 @@ from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.generation.upscale import CogView3UpscalePipeline
 from cogview3.prompts.expand import Expander
+
+_AGAIN = "delete it to measure it again"
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class Bench:
         prompts = [self.prompts[way.prompts][index] for index in part]
         path = self._path(key + self._networks(way), prompts, part, ".json")
         if path is not None and path.exists():
-            return checkpoints.read_json(path, "delete it to measure it again")
+            return _read_record(path, len(part))
         base = self._base(part) if way.stage == "relay" else None  # drawn before the clock starts
         start = time.perf_counter()
         pictures, seconds = self._draw(way, part) if base is None else self._relay(way, part, *base)
@@ -221,8 +224,9 @@ class Bench:
         prompts = [self.prompts["comprehensive"][index] for index in part]
         path = self._path("base", prompts, part, ".safetensors")
         if path is not None and path.exists():
-            kept = load_file(path)
-            return kept["pictures"], float(kept["seconds"])
+            with as_user_error(f"{path} is damaged", _AGAIN):
+                kept = load_file(path)
+                return kept["pictures"].reshape(len(part), 3, self.side // 2, -1), float(kept["seconds"])
         pictures, seconds = self._draw(Way("draw", settings={"num_relays": 0}), part)
         pictures = ((pictures + 1) / 2).contiguous()
         if path is not None:
@@ -241,6 +245,17 @@ class Bench:
         if folder not in self._unets:
             self._unets[folder] = UNet2DConditionModel.from_pretrained(folder).to(self.device).eval()
         return self._unets[folder]
+
+
+def _read_record(path: Path, count: int) -> dict[str, Any]:
+    """What was measured of `count` pictures. Raises UserError where it is damaged."""
+    record, found = checkpoints.read_json(path, _AGAIN), Measured()
+    with as_user_error(f"{path} is damaged", _AGAIN):
+        found.add(record)
+        found.features[0].reshape(count, 64)
+        if len(found.scores) != count or not all(record[name] >= 0 for name in ("seconds", "spent", "base_seconds")):
+            raise ValueError(f"{len(found.scores)} scores of {count}, or negative seconds")
+    return record
 
 
 def weights_hash(*networks: nn.Module) -> str:

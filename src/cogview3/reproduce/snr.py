@@ -22,7 +22,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from cogview3.config import UserError
-from cogview3.data.images import MAX_PIXELS, SUFFIXES, decode
+from cogview3.data.images import MAX_PIXELS, decode, pictures_below
 from cogview3.data.latents import encode, to_tensor
 from cogview3.data.report import Broken
 from cogview3.data.scenes.render import render
@@ -202,9 +202,9 @@ def folder_pictures(folder: Path, count: int, side: int) -> list[np.ndarray]:
 
 
 def _decoded(folder: Path) -> Iterator[Image.Image]:
-    for path in sorted(folder.rglob("*")):
+    for path in pictures_below(folder):
         suffix = path.suffix[1:].lower()
-        if suffix in SUFFIXES and path.is_file() and path.stat().st_size < 4 * MAX_PIXELS:
+        if path.is_file() and path.stat().st_size < 4 * MAX_PIXELS:
             try:
                 yield decode(path.read_bytes(), suffix).image
             except Broken:

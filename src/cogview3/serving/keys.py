@@ -118,7 +118,7 @@ def read_keys(path: Path | None, environment: str | None) -> list[Key]:
     sources = [(ENVIRONMENT, re.split(r"[,\n]", environment or ""), True)]
     if path is not None:
         try:
-            sources.append((f"--keys {path}", path.read_text("utf-8").splitlines(), False))
+            sources.append((f"--keys {path}", path.read_text("utf-8-sig").splitlines(), False))
         except UnicodeDecodeError:
             raise UserError(f"--keys {path}: not UTF-8 text; give a file with a line for each key") from None
     keys = []

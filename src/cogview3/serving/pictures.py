@@ -51,7 +51,9 @@ def read_mask(data: bytes, size: tuple[int, int]) -> Image.Image:
             image.load()
             clear = "A" in image.getbands() or "transparency" in image.info
             mask = ImageOps.invert(image.convert("RGBA").getchannel("A")) if clear else image.convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything for damaged data
         raise UserError(f"mask: not a picture that can be read ({error})") from None
     if mask.size != size:
         sizes = [f"{width}x{height}" for width, height in (mask.size, size)]

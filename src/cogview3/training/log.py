@@ -4,10 +4,11 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -73,28 +74,47 @@ class Log:
         self.progress.start()
         self.task = self.progress.add_task("images", total=self.total, completed=self.since, text="")
         self.clock = time.time()
-        if self.enabled:
-            self._open_trackers()
+        self.in_threads, threading.excepthook = threading.excepthook, self._in_threads
+        try:
+            if self.enabled:
+                self._open_trackers()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
+    def _in_threads(self, failed: threading.ExceptHookArgs) -> None:
+        """Leave out the traceback of TensorBoard's own thread: its error, of a full disk say, is raised by `_line`."""
+        if not _is_tensorboards(failed.thread):
+            self.in_threads(failed)
+
     def _open_trackers(self) -> None:
+        made: list[GeneralTracker] = []
         if os.environ.get("COGVIEW3_TENSORBOARD", "1") != "0" and is_tensorboard_available():
             # where the run resumes from an earlier checkpoint, what came after it is hidden
-            self.trackers.append(TensorBoardTracker("tensorboard", self.run, purge_step=self.since + 1))
+            made.append(TensorBoardTracker("tensorboard", self.run, purge_step=self.since + 1))
         if project := wandb_project():
             number = self.run / "wandb.id"  # a resumed run continues its own curves
             if not number.exists():
                 checkpoints.write_text(number, uuid.uuid4().hex[:12])
             names = {"name": self.recipe.name, "id": number.read_text("utf-8"), "resume": "allow"}
             config = self.recipe.to_dict()
-            self.trackers.append(WandBTracker(project, **names, dir=str(self.run), config=config))
-        for tracker in self.trackers:
-            tracker.start()
+            made.append(WandBTracker(project, **names, dir=str(self.run), config=config))
+        for tracker in made:
+            with checkpoints.naming(self.run / tracker.name):
+                tracker.start()
+            self.trackers.append(tracker)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.stop()
-        for tracker in self.trackers:
-            tracker.finish()
+        try:
+            for tracker in self.trackers:
+                with checkpoints.naming(self.run / tracker.name) if kind is None else suppress(OSError):
+                    tracker.finish()
+        finally:
+            for thread in filter(_is_tensorboards, threading.enumerate()):  # one that fails, as others are closed
+                thread.join(1)
+            threading.excepthook = self.in_threads
 
     def add(self, losses: dict[str, float], rate: float, images: int) -> None:
         """A step was made, and `images` are done."""
@@ -161,7 +181,8 @@ class Log:
             return
         checkpoints.append_line(self.path, json.dumps(entries))
         for tracker in self.trackers:
-            tracker.log(entries, step=int(entries["images"]))
+            with checkpoints.naming(self.run / tracker.name):
+                tracker.log(entries, step=int(entries["images"]))
         self._show(int(entries["images"]), entries)
 
 
@@ -176,6 +197,10 @@ def wandb_project() -> str | None:
                 f"COGVIEW3_WANDB={project}: wandb is not installed; pip install wandb, or unset it"
             ) from None
     return project or None
+
+
+def _is_tensorboards(thread: threading.Thread | None) -> bool:
+    return type(thread).__module__.startswith("tensorboard.")
 
 
 def _images_of(line: str) -> float:

@@ -141,6 +141,9 @@ def load(trainer: Trainer, folder: Path, files: dict[str, int]) -> None:
     for name, value in _all_of(*loaded):
         if not torch.isfinite(parallel.local(value)).all():
             raise ValueError(f"{name} holds numbers that are not finite")
+    for name, held in moments.items():
+        if negative := [key for key in ("step", "exp_avg_sq") if (parallel.local(held[key]) < 0).any()]:
+            raise ValueError(f"{name}: {negative[0]} of the optimizer is negative")
     own = own_state(trainer.objective.trained)
     with torch.no_grad():
         for name, value in model.items():

@@ -11,9 +11,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from cogview3.config import UserError
-from cogview3.data.images import SUFFIXES
+from cogview3.data.images import open_image, pictures_below
 from cogview3.data.latents import to_tensor, to_uint8
 from cogview3.data.scenes.render import render
+from cogview3.errors import as_user_error
 from cogview3.evaluation import frechet
 from cogview3.evaluation.frechet import distance_of_statistics, frechet_distance
 from cogview3.evaluation.metrics.base import Drawn, Metric, Setting, register
@@ -119,11 +120,8 @@ class FidMetric(Metric):
         for first in range(0, len(self._real), _BATCH):
             pictures = []
             for path in self._real[first : first + _BATCH]:
-                try:
-                    with Image.open(path) as image:
-                        pictures.append(image.convert("RGB"))
-                except OSError as error:
-                    raise UserError(f"real picture {path} cannot be read ({error}): copy it again") from None
+                with as_user_error(f"real picture {path} cannot be read", "copy it again"), open_image(path) as image:
+                    pictures.append(image.convert("RGB"))
             found.append(inception_features(self._network(), pictures))
         return torch.cat(found)
 
@@ -138,7 +136,7 @@ def _real_pictures(prompts: Sequence[Prompt], reference: Path | None) -> list[Pa
             raise UserError(f"{missing[0]} is missing ({len(missing)} of {len(files)}): give --reference FOLDER")
         return files
     if reference.is_dir():
-        files = sorted(path for path in reference.rglob("*") if path.suffix.lower().lstrip(".") in SUFFIXES)
+        files = pictures_below(reference)
         if len(files) < 2:
             raise UserError(f"--reference {reference} holds {len(files)} pictures: give 2 or more, better thousands")
         return files
@@ -149,11 +147,11 @@ def _real_pictures(prompts: Sequence[Prompt], reference: Path | None) -> list[Pa
 
 
 def _statistics(path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--reference {path} is damaged or has no mu and sigma ({error}): make it again") from None
+    with (
+        as_user_error(f"--reference {path} is damaged or has no mu and sigma", "make it again"),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
     if mean.shape != (2048,) or covariance.shape != (2048, 2048):
         raise UserError(f"--reference {path}: mu has {tuple(mean.shape)}; give statistics of 2,048 features")
     return mean, covariance

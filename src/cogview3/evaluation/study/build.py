@@ -53,10 +53,13 @@ def build(out: Path, systems: Mapping[str, Path], prompts: Sequence[Prompt], pla
         "systems", "prompts", "left_out", "annotators", "tasks", "pairs", and "links", the secrets.
 
     Raises:
-        UserError: fewer than two systems, no common pictures, or a plan that does not come out even.
+        UserError: a folder that is not empty, fewer than two systems, no common pictures, or a plan that does not come
+            out even.
     """
     if (out / STUDY).exists():
         raise UserError(f"{out} already holds a study: give another folder, so that no vote is lost")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: give a new folder, as a study replaces what is there")
     if len(systems) < 2:
         raise UserError(f"{len(systems)} systems: a study compares two or more; give --images NAME=FOLDER for each")
     pairs = list(itertools.combinations(systems, 2))
@@ -98,13 +101,18 @@ def read_study(folder: Path) -> dict[str, Any]:
     for file in (folder / STUDY, folder / DATABASE):
         if not file.is_file():
             raise UserError(f"{folder} holds no study, as {file.name} is missing: make one with cogview3 study build")
-    return checkpoints.read_json(folder / STUDY, "copy the study's folder again")
+    fix = "copy the study's folder again"
+    study = checkpoints.read_json(folder / STUDY, fix)
+    systems = study.get("systems")
+    if not (isinstance(systems, list) and len(systems) > 1 and all(isinstance(name, str) for name in systems)):
+        raise UserError(f"{folder / STUDY} is damaged: {fix} (it names no systems)")
+    return study
 
 
 def from_evaluation(folder: Path) -> dict[str, Path]:
     """The systems of an evaluation's --out folder: the folders of their pictures by name."""
     pictures = folder / "pictures"
-    found = sorted(path for path in pictures.iterdir() if path.is_dir()) if pictures.is_dir() else []
+    found = sorted(path for path in pictures.glob("[!.]*") if path.is_dir())
     systems = {path.name: path for path in found if not path.name.endswith("-other-noise")}
     if len(systems) < 2:
         raise UserError(f"{folder} holds the pictures of {len(systems)} systems: give an evaluation of two or more")

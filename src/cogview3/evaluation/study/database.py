@@ -1,16 +1,28 @@
 """The study's votes in SQLite: written before the answer goes out, and never twice."""
 
+import errno
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cogview3.config import UserError
+
 DATABASE = "study.db"
 CHOICES = ("left", "right", "tie", "both bad")
 QUESTIONS = ("alignment", "aesthetics")
+
+_DISK = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    **dict.fromkeys((sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY), errno.EIO),
+}
+"""What SQLite calls faults that are not the file's."""
 
 _SCHEMA = """
 CREATE TABLE annotator (id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE);
@@ -47,15 +59,23 @@ class Conflict(Exception):
 
 @contextmanager
 def connect(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that commits at the end of the block, on disk when it does; waits for other writers."""
-    connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    """A connection that commits at the end of the block, on disk when it does; waits for other writers.
+
+    Raises OSError where the disk does not let it, UserError where the file is damaged.
+    """
     try:
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        yield connection
-    finally:
-        connection.close()
+        with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            yield connection
+    except sqlite3.DatabaseError as error:
+        if (code := getattr(error, "sqlite_errorcode", None)) is None:  # wrong use of the module
+            raise
+        if (code := code & 0xFF) not in _DISK:  # without its details
+            raise UserError(f"{path} is damaged ({error}): copy the study's folder again") from None
+        number = _DISK[code]
+        raise OSError(number, str(error) if number == errno.EIO else os.strerror(number), str(path)) from None
 
 
 def create(path: Path, hashes: Sequence[str], tasks: Sequence[Task], prompts: Sequence[str]) -> None:

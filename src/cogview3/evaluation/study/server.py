@@ -1,5 +1,6 @@
 """The study's server: one process, secrets in the links, every vote on disk before it is acknowledged."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,6 +8,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from cogview3.config import UserError
+from cogview3.errors import one_line
 from cogview3.evaluation.study import database
 from cogview3.evaluation.study.build import hash_token, read_study
 
@@ -44,6 +47,12 @@ def make_app(folder: Path) -> FastAPI:
         for name, value in _HEADERS.items():
             response.headers[name] = value
         return response
+
+    @app.exception_handler(OSError)
+    @app.exception_handler(UserError)
+    def out_of_order(request: Request, error: Exception) -> JSONResponse:  # the page asks again until it is served
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        return JSONResponse({"detail": "the study is out of order; whoever runs it sees why"}, 503)
 
     def known(db: Any, token: str) -> int:
         annotator = database.annotator_of(db, hash_token(token))
