@@ -10,8 +10,6 @@ from cogview3.captions.instruction import data_url
 from cogview3.captions.request import request
 from cogview3.captions.rows import FAILED, UNANSWERED, CannotGoOn, Row, Sample, written
 from cogview3.config import UserError
-from cogview3.data.entries import decode_picture
-from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
 from cogview3.prompts.answers import lacks_end, plain
 from cogview3.prompts.budget import Budget, Price
@@ -155,7 +153,7 @@ class EndpointWriter:
     def _ask(self, sample: Sample) -> Row:
         entry = sample.entry
         try:
-            image = decode_picture(entry, Filters()).image
+            image = entry.decode().image
         except Skipped as reason:
             return Row(entry.key, entry.old, None, FAILED, str(reason))
         parts = [

@@ -22,8 +22,6 @@ from cogview3.captions.request import request
 from cogview3.captions.rows import FAILED, Row, Sample, written
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import decode_picture
-from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
 from cogview3.errors import one_line
 from cogview3.prompts.cache import folder_fingerprint
@@ -137,7 +135,7 @@ class ModelWriter:
             return batch
         for entry in (sample.entry for sample in samples):
             try:
-                image = decode_picture(entry, Filters()).image
+                image = entry.decode().image
             except Skipped as reason:
                 batch.rows.append(Row(entry.key, entry.old, None, FAILED, str(reason)))
                 continue

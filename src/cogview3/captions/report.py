@@ -17,10 +17,8 @@ from cogview3.captions.rows import OK, admitted
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.data import draws
-from cogview3.data.entries import decode_picture
-from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
-from cogview3.data.report import Skipped
+from cogview3.data.report import Skipped, listed
 from cogview3.data.sidecars import read_columns, read_notes
 
 PICTURES = 24
@@ -115,8 +113,6 @@ def _spread(counts: Counter[int]) -> dict[str, float]:
 
 def describe(figures: Mapping[str, Any]) -> str:
     """The figures in lines."""
-    from cogview3.data.report import listed
-
     lines = [
         f"{figures['images']} images of {figures['captioned_shards']} shards of {figures['shards']}: "
         f"{figures['rewritten']} rewritten ({figures['rewritten_share']:.1%})"
@@ -154,7 +150,7 @@ def _thumbnails(shown: Sequence[Shown]) -> dict[int, bytes]:
                 break
             if (each := wanted.pop(group.key, None)) is not None:
                 try:
-                    image = decode_picture(admitted(group, None), Filters()).image
+                    image = admitted(group, None).decode().image
                 except Skipped:
                     continue
                 found[id(each)] = _jpeg(image)

@@ -24,8 +24,7 @@ from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
 from cogview3.data.addresses import filesystem, is_local
-from cogview3.data.entries import Entry, decode_picture
-from cogview3.data.filters import Filters
+from cogview3.data.entries import Entry
 from cogview3.data.groups import Shard
 from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import read_keep
@@ -234,7 +233,7 @@ def _work(run: _Run) -> None:
 def _one(run: _Run, name: Name, entry: Entry) -> None:
     """Ask about one image, and note what comes of it."""
     try:
-        picture = decode_picture(entry, Filters())
+        picture = entry.decode()
     except Skipped as reason:
         with run.lock:
             run.report.skip(reason)

@@ -7,20 +7,22 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.encoded import Encoded, Size
-from cogview3.data.order import Place
+from cogview3.data.order import Place, check_identity, read_again
 from cogview3.data.report import Report
 from cogview3.data.shards import CaptionedImages, Sample
+
+if TYPE_CHECKING:
+    from cogview3.data.workers import WorkerSamples
 
 
 class Buckets:
@@ -144,21 +146,6 @@ class FittedImages:
         return Fitted(np.asarray(fitted), None, sample.caption, original, crop, target, *known)
 
 
-class Source(Protocol):
-    """What `BucketBatches` reads: `FittedImages`, or several of them in worker processes."""
-
-    def __next__(self) -> Fitted: ...
-
-    def read(self, place: Place) -> Fitted:
-        """The sample at a place."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a position."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """Pictures of one bucket, with their captions."""
@@ -187,7 +174,7 @@ class BucketBatches:
     Raises UserError for a batch below 1; while reading, what the source raises.
     """
 
-    def __init__(self, source: Source, batch: int) -> None:
+    def __init__(self, source: "FittedImages | WorkerSamples", batch: int) -> None:
         if batch < 1:
             raise UserError(f"batch {batch}: give 1 picture or more")
         self.source = source
@@ -231,16 +218,10 @@ class BucketBatches:
         self.source.load_state_dict(state["source"])
         self._waiting = {}
         places = [Place(*place) for place in state["waiting"]]
-        read: dict[Place, Fitted] = {}
-        for place in sorted(places):  # in the order in which they lie
-            try:
-                read[place] = self.source.read(place)
-            except UserError:
-                continue
-        for place in places:
-            if place in read:
-                self._add(read[place])
-        if gone := len(places) - len(read):
+        found = read_again(places, self.source.read)
+        for _, fitted in found:
+            self._add(fitted)
+        if gone := len(places) - len(found):
             print(f"data: {gone} pictures that waited for a full batch are gone", file=sys.stderr)
 
     def _add(self, fitted: Fitted) -> None:
@@ -258,9 +239,3 @@ class BucketBatches:
             keys=[fitted.name for fitted in group],
             encoded=[fitted.encoded for fitted in group if fitted.encoded is not None],
         )
-
-
-def check_identity(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuse a saved position of other settings. Raises UserError naming what differs."""
-    if shown := differences(theirs, ours, ours):
-        raise UserError(f"the saved position is of other {what}: {shown}; use the same settings")

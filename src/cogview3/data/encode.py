@@ -74,10 +74,9 @@ def encode_shards(
 
 
 def _otherwise(notes: Mapping[str, Any], encoding: Encoding) -> str:
-    """What in the notes of latents is not as in an encoding, in words; older ones do not say their dtype."""
-    ours = own_notes(encoding)
-    shown = differences(notes, ours, [name for name in ours if name in notes])
-    return ", ".join(filter(None, [different(notes, encoding.preprocessing), shown]))
+    """What in the notes of latents is not as in an encoding, in words."""
+    own = own_notes(encoding)
+    return ", ".join(filter(None, [different(notes, encoding.preprocessing), differences(notes, own, own)]))
 
 
 def own_notes(encoding: Encoding) -> dict[str, Any]:

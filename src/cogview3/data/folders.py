@@ -100,12 +100,10 @@ class FolderShard:
                 yield self._read(number, listing[number])
 
     def at(self, offset: int | str) -> Group:
-        """As `Shard.at`; offsets are keys, and numbers in positions that older versions saved."""
+        """As `Shard.at`; offsets are keys."""
         try:
-            if isinstance(offset, int):
-                return self._read(0, self._listing[offset] if offset >= 0 else self._by_key[""])
-            return self._read(0, self._by_key[offset])
-        except (KeyError, IndexError, OSError):
+            return self._read(0, self._by_key[str(offset)])
+        except (KeyError, OSError):
             raise UserError(f"{self.address}: no sample {offset} any more; the folder was changed") from None
 
     def _read(self, number: int, listed: _Listed) -> Group:

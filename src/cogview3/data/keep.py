@@ -9,15 +9,14 @@ import pyarrow
 
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.entries import admit, decode_picture
-from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, thumbnail
+from cogview3.data.entries import admit
+from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, judge_size, thumbnail
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.parallel import over_shards
-from cogview3.data.report import Report, Skipped
+from cogview3.data.report import Filtered, Report, Skipped
 from cogview3.data.sidecars import clear_abandoned, read_captions, read_columns, read_notes, write_sidecar
 
 _DUPLICATE = "duplicate"
-_FORMAT = 3  # of sidecars: with thumbnails
 _SCHEMA = pyarrow.schema([("key", "str"), ("keep", "bool"), ("reason", "str"), ("hash", "u8"), ("colors", "binary")])
 
 
@@ -85,8 +84,7 @@ def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str,
         if overwrite:
             return None
         raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
-    outdated = settings["duplicates"] and notes.get("format") != _FORMAT
-    return None if outdated or "report" not in notes else notes
+    return notes if "report" in notes else None
 
 
 def _take_up(address: str, notes: dict[str, Any], seen: Seen | None) -> Report:
@@ -111,12 +109,13 @@ def judge(shard: Shard, filters: Filters) -> Judged:
     for group in all_groups(shard):
         value = colors = None
         try:
-            picture = decode_picture(entry := admit(group, captions, None, filters, needs_caption=False), filters)
+            picture = (entry := admit(group, captions, None, filters, needs_caption=False)).decode()
+            if reason := judge_size(filters, *picture.image.size):
+                raise Filtered(reason)
             if filters.duplicates:
                 value, colors = difference_hash(picture.image), thumbnail(picture.image)
             reason = ""
-            judged.report.samples += 1
-            judged.report.mended.update(entry.mended + picture.mended)
+            judged.report.give(entry.mended + picture.mended)
         except Skipped as skipped:
             judged.report.skip(skipped)
             reason = str(skipped)
@@ -158,5 +157,4 @@ def _read(address: str, notes: dict[str, Any]) -> Judged:
 def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:
     keep = [not reason for reason in judged.reasons]
     table = pyarrow.table([judged.keys, keep, judged.reasons, judged.hashes, judged.colors], schema=_SCHEMA)
-    notes = {"format": _FORMAT, "settings": settings, "report": judged.report.to_dict()}
-    write_sidecar(address, table, notes)
+    write_sidecar(address, table, {"settings": settings, "report": judged.report.to_dict()})

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -202,15 +202,10 @@ def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cac
 
 def _write_shard(vae: AutoencoderKL, kind: SceneLatents, indices: range, path: Path) -> None:
     count = max(1, _CHUNK_PIXELS // kind.size**2)
-    parts = [encode_scene_batch(vae, kind, chunk) for chunk in _chunks(indices, count)]
+    parts = [encode_scene_batch(vae, kind, indices[at : at + count]) for at in range(0, len(indices), count)]
     tensors = {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
     with checkpoints.whole_file(path) as temporary:
         save_file(tensors, temporary)
-
-
-def _chunks(indices: range, count: int) -> Iterator[range]:
-    for first in range(0, len(indices), count):
-        yield indices[first : first + count]
 
 
 def _fingerprint(vae_folder: Path, kind: SceneLatents) -> str:

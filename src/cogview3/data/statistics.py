@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from cogview3.checkpoints import whole_file
-from cogview3.data.entries import admit, decode_picture
-from cogview3.data.filters import Filters
+from cogview3.data.entries import read_pictures
 from cogview3.data.groups import Shard
 from cogview3.data.parallel import over_shards
-from cogview3.data.report import Report, Skipped
-from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.data.report import Report
 from cogview3.references import weights_folder
 
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
@@ -108,16 +106,8 @@ def collect(
 
 def _count(shard: Shard, text: str | None) -> Statistics:
     counts = Statistics(shards=1)
-    captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
-    for group in shard.groups():
-        try:
-            picture = decode_picture(entry := admit(group, captions, keep, filters), filters)
-        except Skipped as reason:
-            counts.report.skip(reason)
-            continue
+    for entry, picture in read_pictures(shard, shard.groups(), counts.report):
         width, height = picture.image.size
-        counts.report.samples += 1
-        counts.report.mended.update(entry.mended + picture.mended)
         counts.sides[min(width, height)] += 1
         counts.ratios[round(width / height, 2)] += 1
         counts.formats[picture.format] += 1
