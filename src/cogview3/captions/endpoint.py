@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from cogview3.captions.instruction import data_url
+from cogview3.captions.instruction import shown
 from cogview3.captions.request import request
 from cogview3.captions.rows import FAILED, UNANSWERED, CannotGoOn, Row, Sample, written
 from cogview3.config import UserError
@@ -156,12 +156,8 @@ class EndpointWriter:
             image = entry.decode().image
         except Skipped as reason:
             return Row(entry.key, entry.old, None, FAILED, str(reason))
-        parts = [
-            {"type": "image_url", "image_url": {"url": data_url(image, self.job.side)}},
-            {"type": "text", "text": request(entry.old)},
-        ]
         try:
-            answer = self.endpoint.chat([{"role": "user", "content": parts}])
+            answer = self.endpoint.chat([shown(image, self.job.side, request(entry.old))])
         except Refused as error:
             return Row(entry.key, entry.old, None, FAILED, f"{_REFUSED}{error}")
         except GaveUp as error:

@@ -11,7 +11,6 @@ under way when the run was killed: nobody knows whether it was paid for.
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -97,7 +96,7 @@ class Journal:
         except Timeout:
             raise UserError(f"{self._folder}: another run writes there; wait for it, or give another folder") from None
         try:
-            for part in self.parts():
+            for part in parts(self._folder):
                 self.done.update((name, name) for name in _names(part))
             if path.exists():
                 self._replay(path)
@@ -112,11 +111,6 @@ class Journal:
             self._file.close()
         finally:
             self._file_lock.release()
-
-    def parts(self) -> list[Path]:
-        """Finished parts, in their order."""
-        numbered = [(_number(path), path) for path in self._folder.glob("part-*.parquet")]
-        return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
 
     def asking(self, name: Name) -> None:
         """Note that an image is about to be asked about."""
@@ -150,14 +144,14 @@ class Journal:
         with self._lock:
             if not self._rows and not self._moved:
                 return
-            parts = self.parts()
-            for part in parts if self._moved else ():
+            written = parts(self._folder)
+            for part in written if self._moved else ():
                 rows = parquet.read_table(part).to_pylist()
                 places = [self.done[Name(row["image"], "", "")] for row in rows]
                 if any((row["shard"], row["key"]) != (x.shard, x.key) for row, x in zip(rows, places, strict=True)):
                     _write_rows(part, [row | asdict(place) for row, place in zip(rows, places, strict=True)])
             if self._rows:
-                number = _number(parts[-1]) + 1 if parts else 0
+                number = int(written[-1].stem.removeprefix("part-")) + 1 if written else 0
                 _write_rows(self._folder / f"part-{number:05}.parquet", list(self._rows.values()))
             _sync_folder(self._folder)
             self._rows.clear()
@@ -259,13 +253,18 @@ def in_order(names: Iterable[Name]) -> list[Name]:
     return sorted(names, key=lambda name: (name.shard, name.key))
 
 
+def parts(folder: Path) -> list[Path]:
+    """Finished parts, in their order."""
+    return sorted(folder.glob(f"part-{5 * '[0-9]'}.parquet"))
+
+
 def read_triplets(folder: str | Path) -> pyarrow.Table:
     """All triplets of a folder. Raises UserError where there are none, or a part is damaged."""
-    parts = sorted(Path(folder).glob("part-*.parquet"))
-    if not parts:
+    written = parts(Path(folder))
+    if not written:
         raise UserError(f"{folder}: no triplets (part-N.parquet); collect some first")
     try:
-        table = pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in parts])
+        table = pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in written])
         table.validate(full=True)  # text that is no UTF-8 too
         return table
     except DAMAGE as error:
@@ -291,18 +290,10 @@ def _write_rows(part: Path, rows: list[dict[str, Any]]) -> None:
 
 def _names(part: Path) -> list[Name]:
     try:
-        known = "image" in parquet.read_schema(part).names
-        columns = parquet.read_table(part, columns=["image", "shard", "key"] if known else []).to_pydict()
+        columns = parquet.ParquetFile(part).read(["image", "shard", "key"]).to_pydict()
+        return [Name(*each) for each in zip(columns["image"], columns["shard"], columns["key"], strict=True)]
     except DAMAGE as error:
         raise UserError(f"{part}: damaged ({error}); restore it, or delete it to pay for its images again") from None
-    if not known:
-        raise UserError(f"{part}: of an earlier format, without hashes of the images; collect into a new folder")
-    return [Name(*each) for each in zip(columns["image"], columns["shard"], columns["key"], strict=True)]
-
-
-def _number(path: Path) -> int | None:
-    found = re.fullmatch(r"part-(\d+)\.parquet", path.name)
-    return int(found[1]) if found else None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from cogview3.captions.journal import read_triplets
+from cogview3.captions.journal import parts, read_triplets
 from cogview3.captions.rows import OK, admitted
 from cogview3.config import UserError
 from cogview3.data import draws
@@ -98,7 +98,7 @@ def read_pairs(
 
 
 def _wanted(address: str) -> list[_Wanted]:
-    if Path(address).is_dir() and any(Path(address).glob("part-*.parquet")):
+    if parts(Path(address)):
         columns = read_triplets(address).select(["shard", "key", "old", "new", "image"]).to_pydict()
         by_shard: dict[str, dict[str, list[tuple[str, str, str | None]]]] = {}
         for shard, key, old, new, image in zip(*columns.values(), strict=True):

@@ -95,14 +95,12 @@ def collect(
 ) -> dict[str, Any]:
     """Ask about the images of shards, in their order, and write the triplets.
 
-    Images are told apart by their files' content, so that none is paid for twice under two names. Those that have a
-    triplet in `out` are left alone, but the triplet is told where they lie now, if their shard was moved. Those put
-    aside are left alone too, and those that were under way when a run was killed, since they may have been paid for;
-    unless `again`. Keep sidecars are obeyed. A budget of the endpoint counts for all runs into `out` together.
+    Images are told apart by their files' content, so that none is paid for twice. Left alone are those with a triplet
+    in `out`, which is told where they lie now, and, unless `again`, those put aside or under way when a run was killed.
+    Keep sidecars are obeyed. A budget of the endpoint counts for all runs into `out` together.
 
-    `count` and `every` consider only the first so many images, and only every Nth; `side` is what the larger side of a
-    picture is brought down to, in pixels; `again` asks again about what was set aside or is in doubt; `part_rows` is
-    the triplets of a part; `progress` is told of each image. Returns the report, in plain types.
+    `count` and `every` consider only the first so many images, and only every Nth; pictures are brought down to `side`
+    pixels; a part has `part_rows` triplets. Returns the report, in plain types.
 
     Raises UserError for a value out of range, or where `out` belongs to other settings; EndpointError where the
     endpoint cannot be used: what was answered is kept.

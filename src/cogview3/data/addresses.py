@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
@@ -158,13 +158,3 @@ def _raise_at(path: str) -> Any:
 def parent(address: str) -> str:
     """The folder that something lies in."""
     return address.rpartition("/")[0] or ("/" if address.startswith("/") else ".")
-
-
-def parents_hold(addresses: Sequence[str]) -> list[bool]:
-    """Whether each file is there; the folders are listed once each."""
-    there: dict[str, set[str]] = {}
-    for folder in {parent(address) for address in addresses}:
-        fs, path = filesystem(folder)
-        names = fs.ls(path, detail=False) if fs.isdir(path) else []
-        there[folder] = {name_of(name) for name in names}
-    return [name_of(address) in there[parent(address)] for address in addresses]

@@ -31,13 +31,8 @@ class Buckets:
     For each height that is a multiple of `step` up to `side`, the width is the largest multiple that keeps the area
     within side^2, so that no batch takes more memory than the square's; and the same lying down.
 
-    Args:
-        side: of the square, in pixels; a multiple of `step`.
-        step: what every height and width is a multiple of.
-        max_ratio: of the larger side to the smaller, 1 or more; 1 leaves the square alone.
-
-    Raises:
-        UserError: a value outside these.
+    `max_ratio` is of the larger side to the smaller, 1 or more; 1 leaves the square alone. Raises UserError for a side
+    that is no multiple of `step`, or a ratio below 1.
     """
 
     def __init__(self, side: int, step: int = 64, max_ratio: float = 2.0) -> None:
@@ -47,7 +42,6 @@ class Buckets:
             raise UserError(f"bucket ratio {max_ratio}: give 1 (squares alone) or more")
         narrow = [(height, side * side // height // step * step) for height in range(step, side + 1, step)]
         narrow = [(height, width) for height, width in narrow if width <= max_ratio * height]
-        self.step = step
         self.sizes: list[Size] = sorted({*narrow, *((width, height) for height, width in narrow)})
         """(height, width) of each bucket, the lowest first."""
         self._ratios = np.log([width / height for height, width in self.sizes])
@@ -60,14 +54,8 @@ class Buckets:
 def fit(image: Image.Image, target: Size, across: float = 0.5, down: float = 0.5) -> tuple[Image.Image, Size]:
     """Resize a picture until it covers `target`, antialiased, and crop what is over.
 
-    Args:
-        image: any size.
-        target: height and width of the result.
-        across: where the crop lies from the left (0) to the right (below 1).
-        down: likewise from the top.
-
-    Returns:
-        The picture, and top and left of the crop in the resized picture.
+    `across` is where the crop lies, from the left (0) to the right (below 1), `down` likewise from the top. Returns
+    the picture, and top and left of the crop in the resized picture.
     """
     height, width = target
     scale = max(height / image.height, width / image.width)
@@ -96,9 +84,8 @@ class Fitted:
 class FittedImages:
     """Iterator over a reader's samples, each resized and cropped to the bucket that it belongs to.
 
-    The crop of a sample is drawn from (seed, `Sample.index`). Pictures that were encoded ahead are left as they are.
-
-    `center` crops the middle instead of a random part.
+    The crop of a sample is drawn from (seed, `Sample.index`), or is the middle (`center`). Pictures that were encoded
+    ahead are left as they are.
     """
 
     def __init__(self, reader: CaptionedImages, buckets: Buckets, *, seed: int = 0, center: bool = False) -> None:

@@ -6,7 +6,6 @@ notes the autoencoder and the preprocessing.
 """
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from cogview3.data import addresses
 from cogview3.data.addresses import NotAFileError, filesystem, is_local
 from cogview3.data.report import Broken, Report
 from cogview3.data.sidecars import parse_notes
-from cogview3.data.tars import NOTES, LatentShard
+from cogview3.data.tars import NOTES, LatentShard, add_file
 
 Size = tuple[int, int]
 """Height and width in pixels, or top and left."""
@@ -148,18 +147,16 @@ def vae_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass
 class LatentWriter:
     """A tar of latents that is being written."""
 
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar = tar
-        self.notes: dict[str, Any] = {}
+    tar: tarfile.TarFile
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, content: bytes) -> None:
         """Add a file."""
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        self._tar.addfile(member, io.BytesIO(content))
+        add_file(self.tar, name, content)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from cogview3.data.images import Picture, decode
 from cogview3.data.names import LATENTS, pictures_of
 from cogview3.data.report import NO_CAPTION, Broken, Filtered, Report, Skipped
 from cogview3.data.sidecars import read_captions, read_keep
-from cogview3.data.texts import NO_TEXT, caption_choices, decode_text, find_caption
+from cogview3.data.texts import CAPTIONS, NO_TEXT, caption_choices, decode_text, find_name
 
 MAX_METADATA = 2**24
 """Bytes; a larger .json file is not parsed."""
@@ -80,8 +80,7 @@ def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> t
         if not found and "txt" in group.files:
             found = caption_choices(decode_text(group.files["txt"]))
         if not found:
-            names = {str(name).lower(): name for name in metadata}
-            name = names.get("caption") or find_caption(metadata)
+            name = find_name(metadata, ("caption", *CAPTIONS))
             found = caption_choices(None if name is None else metadata.get(name))
             mended += ["caption from metadata"] * bool(found)
     except Broken as reason:

@@ -41,10 +41,9 @@ def write_keep(
 ) -> tuple[Report, int]:
     """Judge every sample and write a keep sidecar (key, keep, reason, hash, colors) beside each shard.
 
-    Sidecars appear whole, in the order of the shards; those made with the same filters are kept, so that an
-    interrupted call resumes where it stopped. Of pictures that are alike, the first one in that order is kept: where
-    a finished shard was judged beside others, its marks of duplicates are made again. That a picture has no caption yet
-    is no verdict on it.
+    Sidecars appear whole; those made with the same filters are kept, so that an interrupted call resumes where it
+    stopped, but for their marks of duplicates: of pictures that are alike, the first in the order of the shards is
+    kept. That a picture has no caption yet is no verdict on it.
 
     `progress` is given the number of finished shards; `overwrite` replaces sidecars that were made with other filters.
     Returns the counts over all shards, and the number of those that were finished before.

@@ -123,19 +123,17 @@ def hand_over(
 ) -> Tensor:
     """Small pictures as a base stage might hand them over.
 
-    A base stage's pictures come out of the VAE's decoder, and have faults. Faults are played by a blur and by noise
-    on the latents; what such a picture says of fine detail is worth little, so a relay learns to take it from the text.
+    Those come out of the VAE's decoder, and have faults: a share `reconstructed` of the pictures goes through the VAE,
+    a share `degraded` with a blur of up to `MAX_BLUR` pixels (standard deviation) and noise of up to `MAX_LATENT_NOISE`
+    on the latents, so that a relay learns to take fine detail from the text.
 
     Args:
         vae: the autoencoder.
         pictures: clean ones, (B, 3, H, W) in [-1, 1].
-        reconstructed: share of pictures that go through the VAE.
-        degraded: share of pictures that do so with faults: blurred with a standard deviation of up to `MAX_BLUR`
-            pixels, with noise of up to `MAX_LATENT_NOISE` on their latents.
+        reconstructed, degraded: shares of the pictures, 0 to 1; the others stay as they are.
         rngs: one for each picture; draws which kind it is, and its faults.
 
-    Returns:
-        (B, 3, H, W) in [-1, 1], float32.
+    Returns (B, 3, H, W) in [-1, 1], float32.
     """
     if not reconstructed and not degraded:
         return pictures.float()

@@ -46,15 +46,12 @@ class Stream:
     """One reader's part of a source, epoch after epoch.
 
     In an epoch, the units (shards, or pieces of them where readers are more than shards) are permuted by
-    (seed, source, epoch) and dealt out to the readers in turn, so that every group goes to exactly one. A reader fills
-    a buffer of entries and gives one at random each time; the buffer runs empty at the end of an epoch, so an epoch is
-    a permutation. A buffer of 0 keeps the order of the shards and of what they hold.
+    (seed, source, epoch) and dealt out to the readers in turn. A reader fills a buffer of entries and gives one at
+    random each time; the buffer runs empty at the end of an epoch, so an epoch is a permutation. A buffer of 0 keeps
+    the order of the shards and of what they hold. `widen` is for a reader whose part holds nothing usable.
 
-    A reader whose part holds nothing usable, as where readers are more than pictures, reads all parts in its next
-    epochs (`widen`).
-
-    `admit` gives the entry of a group of the shard of that number, None to leave it out; `buffer` is the entries held,
-    still encoded; `part` of `parts` is this reader.
+    `admit` gives the entry of a group of the shard of that number, None to leave it out; this reader is `part` of
+    `parts`.
     """
 
     def __init__(

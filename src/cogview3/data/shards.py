@@ -44,7 +44,6 @@ class Sample:
     encoded: Encoded | None  # the latents of a picture that was encoded ahead
     caption: str  # the one chosen of old and new
     old: str  # the caption that came with the picture, or the one chosen of several; "" where there is only a new one
-    new: str | None  # from the captions sidecar; None where it has none
     metadata: Mapping[str, Any]  # from the .json file; {} without one
     index: int  # 0 to 2^63 - 1; of this sample in this epoch. What is random about it is drawn from (seed, index)
     place: Place  # where to read it again
@@ -228,7 +227,6 @@ class CaptionedImages:
             encoded=picture if isinstance(picture, Encoded) else None,
             caption=caption,
             old=old,
-            new=entry.new,
             metadata=entry.metadata,
             index=index,
             place=place,

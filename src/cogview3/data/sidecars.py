@@ -71,15 +71,12 @@ def _read(address: str, columns: Sequence[str]) -> dict[str, list[Any]] | None:
         if file is None:
             return None
         table = parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns)
-        read: dict[str, list[Any]] = table.to_pydict()
+        read: dict[str, list[Any]] = table.filter(table["key"].is_valid()).to_pydict()  # a row is of its key
         for name, values in read.items():
             kind = _TYPES.get(name, str)
             if not all(isinstance(value, kind) or value is None for value in values):
                 raise ValueError(f"column {name} holds other things than {kind.__name__}")
-        known = [number for number, key in enumerate(read["key"]) if key is not None] if "key" in columns else None
-        if known is None or len(known) == len(read["key"]):
-            return read
-        return {name: [values[number] for number in known] for name, values in read.items()}  # a row is of its key
+        return read
 
 
 def read_notes(address: str) -> dict[str, Any] | None:

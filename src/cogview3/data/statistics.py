@@ -74,14 +74,9 @@ class Statistics:
 
 def quantiles(values: Mapping[float, int]) -> dict[str, float]:
     """Of values with their counts (at least one): the smallest value that the share q of all does not exceed."""
-    total, ordered = sum(values.values()), sorted(values)
-    result, below, place = {}, values[ordered[0]], 0
-    for name, share in QUANTILES.items():
-        while below < share * total:
-            place += 1
-            below += values[ordered[place]]
-        result[name] = ordered[place]
-    return result
+    shares, counts = list(QUANTILES.values()), list(values.values())
+    found = np.quantile(list(values), shares, weights=counts, method="inverted_cdf")
+    return dict(zip(QUANTILES, found.tolist(), strict=True))
 
 
 def collect(
