@@ -13,16 +13,16 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from cogview3.checkpoints import naming, whole_file
+from cogview3.checkpoints import held, naming, whole_file
 from cogview3.config import UserError
 from cogview3.data.tables import DAMAGE
 from cogview3.prompts.budget import Usage
@@ -85,40 +85,32 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         path = self._folder / JOURNAL
-        if self._folder.is_dir() and not path.exists() and any(self._folder.iterdir()):
+        if self._folder.is_dir() and not path.exists():
             others = [each.name for each in self._folder.iterdir() if each.name != ".lock"]
             if others:
                 raise UserError(f"{self._folder} holds {others[0]} and no {JOURNAL}; give a new folder")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file_lock = FileLock(self._folder / ".lock", timeout=0)
-        try:
-            self._file_lock.acquire()
-        except Timeout:
-            raise UserError(f"{self._folder}: another run writes there; wait for it, or give another folder") from None
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(held(self._folder))
             for part in parts(self._folder):
                 self.done.update((name, name) for name in _names(part))
             if path.exists():
                 self._replay(path)
             self._compact()
-        except BaseException:
-            self._file_lock.release()
-            raise
+            stack.callback(lambda: self._file.close())  # the last one that `_compact` opened
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._file_lock.release()
+        self._open.close()
 
-    def asking(self, name: Name) -> None:
-        """Note that an image is about to be asked about."""
-        self._write({"event": "asked", **asdict(name)})
+    def note(self, event: str, name: Name, usage: Usage | None = None, **more: str) -> None:
+        """Note what became of an image, and what was spent on it.
 
-    def paid(self, name: Name, usage: Usage) -> None:
-        """Note an answer that was of no use, or a failure, before the image is asked about again."""
-        self._write({"event": "paid", **asdict(name), "usage": usage.to_dict()})
+        "asked": it is about to be asked about; "paid": an answer was of no use, before it is asked about again; "left":
+        nothing is under way, a later run asks; "aside": it is given up, for a `reason`; "moved": one with a triplet
+        lies elsewhere now, as `name` says.
+        """
+        self._write({"event": event, **asdict(name), "usage": (usage or Usage()).to_dict(), **more})
 
     def finish(self, name: Name, row: Mapping[str, Any], usage: Usage) -> None:
         """Note a triplet, whose last answer cost `usage`; writes a part where it is full."""
@@ -126,18 +118,6 @@ class Journal:
             self._write({"event": "done", **row, "last": usage.to_dict()})
             if len(self._rows) >= self._part_rows:
                 self.write_part()
-
-    def put_aside(self, name: Name, reason: str, usage: Usage) -> None:
-        """Note that an image is given up."""
-        self._write({"event": "aside", **asdict(name), "reason": reason, "usage": usage.to_dict()})
-
-    def leave(self, name: Name, usage: Usage) -> None:
-        """Note that nothing is under way for an image that is neither done nor given up: a later run asks about it."""
-        self._write({"event": "left", **asdict(name), "usage": usage.to_dict()})
-
-    def move(self, name: Name) -> None:
-        """Note that an image with a triplet lies elsewhere now, as `name` says."""
-        self._write({"event": "moved", **asdict(name)})
 
     def write_part(self) -> None:
         """Write the triplets that are in no part yet as one, if there are any, and shorten the journal."""

@@ -79,6 +79,11 @@ class _Run:
             done = sum(self.counts[each] for each in ("done", "aside", "skipped", "repeated", "unanswered"))
             self.progress(done, cost(self.endpoint.budget.spent))
 
+    def put_aside(self, name: Name, reason: str, usage: Usage) -> None:
+        """Give an image up."""
+        self.journal.note("aside", name, usage, reason=reason)
+        self.tell("aside")
+
 
 def collect(
     shards: Sequence[Shard],
@@ -196,7 +201,7 @@ def _feed(run: _Run, candidates: Iterator[tuple[Name, Entry]], again: bool) -> N
         known = journal.done.get(name)
         moved = known is not None and (known.shard, known.key) != (name.shard, name.key)
         if known is not None and moved and (known.shard == name.shard or not there(known.shard)):
-            journal.move(name)
+            journal.note("moved", name)
             run.counts["moved"] += 1
         if known is not None or (not again and (name in journal.aside or name in journal.doubtful)):
             run.tell("skipped")
@@ -241,10 +246,10 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
     total, fault, usage = Usage(), "", Usage()
     for number in range(TRIES):
         if number:
-            run.journal.paid(name, usage)
+            run.journal.note("paid", name, usage)
             with run.lock:
                 run.counts["asked_again"] += 1
-        run.journal.asking(name)
+        run.journal.note("asked", name)
         try:
             answer = run.endpoint.chat(messages, instruction.SCHEMA)
         except EndpointError as error:
@@ -255,8 +260,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
         _settle_refused(run)
         usage, total = answer.usage, total + answer.usage
         if answer.refused:
-            run.journal.put_aside(name, "the model refused", usage)
-            run.tell("aside")
+            run.put_aside(name, "the model refused", usage)
             return
         try:
             parsed, repaired = instruction.read_answer(answer.text)
@@ -277,8 +281,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
             run.counts["repaired"] += repaired
         run.tell("done")
         return
-    run.journal.put_aside(name, f"unusable answer: {fault}", usage)
-    run.tell("aside")
+    run.put_aside(name, f"unusable answer: {fault}", usage)
 
 
 def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
@@ -286,7 +289,7 @@ def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
     if isinstance(error, Refused):
         _refused(run, name, error)
         return
-    run.journal.leave(name, error.usage)
+    run.journal.note("left", name, error.usage)
     if isinstance(error, Stopped):
         return
     if isinstance(error, Spent):
@@ -311,12 +314,11 @@ def _refused(run: _Run, name: Name, error: Refused) -> None:
     with run.lock:
         waits = run.refused is not None
         if run.refused is not None:
-            run.journal.leave(name, error.usage)
+            run.journal.note("left", name, error.usage)
             run.refused[name] = f"refused: {error}"
         refusals = len(run.refused or ())
     if not waits:
-        run.journal.put_aside(name, f"refused: {error}", error.usage)
-        run.tell("aside")
+        run.put_aside(name, f"refused: {error}", error.usage)
     elif refusals >= MOST_IN_A_ROW:
         raise Unusable(f"{error}; and so for the first {refusals} images, so it may be the request that is wrong")
 
@@ -326,8 +328,7 @@ def _settle_refused(run: _Run) -> None:
     with run.lock:
         refused, run.refused = run.refused, None
     for name, reason in (refused or {}).items():
-        run.journal.put_aside(name, reason, Usage())
-        run.tell("aside")
+        run.put_aside(name, reason, Usage())
 
 
 def _write_aside(out: Path, journal: Journal) -> None:
