@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
-from cogview3.captions.journal import JOURNAL, Journal, Name, read_triplets
+from cogview3.captions.journal import JOURNAL, Journal, Name, parts, read_triplets
 from cogview3.captions.pairs import read_pairs
 from cogview3.captions.triplets import collect
 from cogview3.cli.app import app
@@ -473,7 +473,7 @@ def test_folders_of_something_else_are_refused(run: Run, tmp_path: Path) -> None
         other = run(server.url, "--side", 100)
         assert (other.exit_code, "side 768" in other.stderr) == (2, True)
         with Journal(tmp_path / "out", {}):
-            assert "another run writes there" in run(server.url).stderr
+            assert "another process works there" in run(server.url).stderr
     assert len(server.bodies) == 1
 
 
@@ -494,9 +494,9 @@ def row(key: str) -> dict[str, Any]:
 def test_parts_are_written_when_full_and_leave_the_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}, part_rows=2) as journal:
         for number in range(5):
-            journal.asking(name(str(number)))
+            journal.note("asked", name(str(number)))
             journal.finish(name(str(number)), row(str(number)), Usage(1, 2, 3))
-        assert [path.name for path in journal.parts()] == ["part-00000.parquet", "part-00001.parquet"]
+        assert [path.name for path in parts(tmp_path / "j")] == ["part-00000.parquet", "part-00001.parquet"]
         assert len((tmp_path / "j" / JOURNAL).read_bytes().splitlines()) == 4  # header, sum, asked, done
     with Journal(tmp_path / "j", {}) as journal:
         assert set(journal.done) == {name(str(number)) for number in range(5)}
@@ -507,7 +507,7 @@ def test_parts_are_written_when_full_and_leave_the_journal(tmp_path: Path) -> No
 
 def test_a_crash_between_a_part_and_the_journal_doubles_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
-        journal.asking(name("a"))
+        journal.note("asked", name("a"))
         journal.finish(name("a"), row("a"), Usage(1, 2, 3))
         before = (tmp_path / "j" / JOURNAL).read_bytes()
         journal.write_part()
@@ -527,7 +527,7 @@ def test_triplets_of_the_format_without_hashes_are_read(tmp_path: Path) -> None:
 
 def test_damage_is_told(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
-        journal.put_aside(name("a"), "why", Usage(1))
+        journal.note("aside", name("a"), Usage(1), reason="why")
     path = tmp_path / "j" / JOURNAL
     whole = path.read_bytes()
     path.write_bytes(whole.replace(b'{"event": "aside"', b'{"event": aside"'))
@@ -538,7 +538,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
         pass
     path.write_bytes(whole)
     parquet.write_table(pyarrow.table({"shard": ["s"], "key": ["a"]}), tmp_path / "j" / "part-00000.parquet")
-    with pytest.raises(UserError, match=r"part-00000.parquet: of an earlier format"), Journal(tmp_path / "j", {}):
+    with pytest.raises(UserError, match=r"part-00000.parquet: damaged"), Journal(tmp_path / "j", {}):
         pass
     (tmp_path / "j" / "part-00000.parquet").write_bytes(b"junk")
     with pytest.raises(UserError, match=r"part-00000.parquet: damaged"), Journal(tmp_path / "j", {}):
@@ -555,6 +555,6 @@ def test_parts_have_the_columns_that_others_read(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", {}) as journal:
         journal.finish(name("a"), row("a"), Usage(1))
         journal.write_part()
-        schema = parquet.read_schema(journal.parts()[0])
+        schema = parquet.read_schema(tmp_path / "j" / "part-00000.parquet")
     assert schema.names == ["image", "shard", "key", "old", "queries", "new", "model", "usage"]
     assert str(schema.field("queries").type) == "list<element: struct<question: string, answer: string>>"

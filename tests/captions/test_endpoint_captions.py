@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cogview3.captions import endpoint as module
 from cogview3.captions.endpoint import MOST_IN_A_ROW, EndpointJob
 from cogview3.captions.engines import local
 from cogview3.captions.parts import Part
@@ -19,7 +18,7 @@ from cogview3.captions.request import request
 from cogview3.captions.rows import CannotGoOn
 from cogview3.cli.app import app
 from cogview3.config import UserError
-from cogview3.data.entries import decode_picture
+from cogview3.data.entries import Entry
 from cogview3.data.formats import find_shards
 from tests.captions.light import LightJob
 from tests.captions.test_recaption import here, rows, state_of
@@ -144,17 +143,19 @@ def test_a_failure_of_our_own_keeps_what_came(tmp_path: Path, monkeypatch: pytes
     tars = write_tars(tmp_path / "tars", (5,))
     under_way = threading.Event()
 
-    def decode_or_fail(entry: Any, filters: Any) -> Any:
+    decode = Entry.decode
+
+    def decode_or_fail(entry: Entry) -> Any:
         if entry.key == "0000001":
             assert under_way.wait(30)
             raise RuntimeError("no memory")
-        return decode_picture(entry, filters)
+        return decode(entry)
 
     def answering(body: dict[str, Any], number: int) -> Reply:
         under_way.set()
         return replace(good(body, number), delay=0.3)
 
-    monkeypatch.setattr(module, "decode_picture", decode_or_fail)
+    monkeypatch.setattr(Entry, "decode", decode_or_fail)
     with serving(answering) as server:
         task = Task(job(server.url), job(server.url).settings)
         with pytest.raises(RuntimeError, match="no memory"):

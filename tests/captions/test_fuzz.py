@@ -28,11 +28,11 @@ def collected(folder: Path, shard: str) -> None:
         for number in range(3):
             key = f"000000{number}"
             name = Name.of(ordinary(key, number)[0][1], shard, key)
-            journal.asking(name)
-            journal.paid(name, Usage())
+            journal.note("asked", name)
+            journal.note("paid", name)
             place = {"image": name.image, "shard": shard, "key": name.key}
             journal.finish(name, {**place, **MADE, "usage": Usage().to_dict()}, Usage())
-        journal.put_aside(Name("9" * 64, shard, "x"), "why", Usage())
+        journal.note("aside", Name("9" * 64, shard, "x"), reason="why")
 
 
 def take_up(folder: Path) -> None:

@@ -16,13 +16,15 @@ TEXT = json.dumps(GOOD)
 
 
 def test_pictures_are_brought_down_to_jpegs() -> None:
-    url = data_url(Image.new("RGB", (1000, 400), (200, 30, 30)), 256)
-    kind, content = url.split(",")
-    assert kind == "data:image/jpeg;base64"
-    with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+    def content_of(image: Image.Image) -> bytes:
+        kind, content = data_url(image, 256).split(",")
+        assert kind == "data:image/jpeg;base64"
+        return base64.b64decode(content)
+
+    with Image.open(io.BytesIO(content_of(Image.new("RGB", (1000, 400), (200, 30, 30))))) as image:
         assert (image.format, image.size) == ("JPEG", (256, 102))
         assert abs(image.getpixel((128, 50))[0] - 200) < 6  # JPEG is not exact
-    with Image.open(io.BytesIO(base64.b64decode(data_url(Image.new("L", (30, 20)), 256).split(",")[1]))) as small:
+    with Image.open(io.BytesIO(content_of(Image.new("L", (30, 20))))) as small:
         assert small.size == (30, 20)
 
 

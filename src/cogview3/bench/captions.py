@@ -18,9 +18,8 @@ import torch
 from cogview3.bench.machine import hardware
 from cogview3.captions.model import ModelJob, ModelWriter
 from cogview3.captions.recaption import GivenUp, Task, caption_shard
+from cogview3.captions.rows import admitted
 from cogview3.config import UserError
-from cogview3.data.entries import admit, decode_picture
-from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
 from cogview3.data.report import Skipped
 from cogview3.data.tars import TarShard
@@ -105,8 +104,8 @@ def _prepared(shards: Sequence[Shard], writer: ModelWriter) -> Any:
         images, olds = [], []
         for group in shard.groups():
             try:
-                entry = admit(group, {group.key: "to be written"}, None, Filters())
-                images.append(decode_picture(entry, Filters()).image)
+                entry = admitted(group, None)
+                images.append(entry.decode().image)
             except Skipped:
                 continue
             olds.append(entry.old)

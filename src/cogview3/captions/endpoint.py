@@ -6,12 +6,10 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from cogview3.captions.instruction import data_url
+from cogview3.captions.instruction import shown
 from cogview3.captions.request import request
 from cogview3.captions.rows import FAILED, UNANSWERED, CannotGoOn, Row, Sample, written
 from cogview3.config import UserError
-from cogview3.data.entries import decode_picture
-from cogview3.data.filters import Filters
 from cogview3.data.report import Skipped
 from cogview3.prompts.answers import lacks_end, plain
 from cogview3.prompts.budget import Budget, Price
@@ -155,15 +153,11 @@ class EndpointWriter:
     def _ask(self, sample: Sample) -> Row:
         entry = sample.entry
         try:
-            image = decode_picture(entry, Filters()).image
+            image = entry.decode().image
         except Skipped as reason:
             return Row(entry.key, entry.old, None, FAILED, str(reason))
-        parts = [
-            {"type": "image_url", "image_url": {"url": data_url(image, self.job.side)}},
-            {"type": "text", "text": request(entry.old)},
-        ]
         try:
-            answer = self.endpoint.chat([{"role": "user", "content": parts}])
+            answer = self.endpoint.chat([shown(image, self.job.side, request(entry.old))])
         except Refused as error:
             return Row(entry.key, entry.old, None, FAILED, f"{_REFUSED}{error}")
         except GaveUp as error:

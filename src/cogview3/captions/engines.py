@@ -97,7 +97,8 @@ def local(task: Task, shards: Sequence[Shard], workers: int = 1, tries: int = TR
             for worker in running:
                 if worker.shard is None and attempts.waiting:
                     worker.shard, shard = attempts.next()
-                    _send(worker, (worker.shard, shard))
+                    with suppress(OSError):  # it crashed; that its pipe is closed will be seen below
+                        worker.pipe.send(shard)
             busy = {worker.pipe: worker for worker in running if worker.shard is not None}
             if not busy:
                 return
@@ -139,11 +140,6 @@ def _start(task: Task, place: int, threads: int) -> _Worker:
     return _Worker(process, ours, place)
 
 
-def _send(worker: _Worker, what: tuple[int, Shard]) -> None:
-    with suppress(OSError):  # it crashed; that its pipe is closed will be seen where messages are read
-        worker.pipe.send(what)
-
-
 def _receive(worker: _Worker) -> Message | _Broke | None:
     """The next message; None where the worker is no more."""
     try:
@@ -169,8 +165,7 @@ def _serve(task: Task, place: int, threads: int, pipe: Connection) -> None:
     try:
         writer = _load(task, place)
         while True:
-            _, shard = pipe.recv()
-            for message in caption_shard(shard, task, writer):
+            for message in caption_shard(pipe.recv(), task, writer):
                 pipe.send(message)
     except (EOFError, BrokenPipeError):
         return

@@ -47,8 +47,8 @@ def load_model(folder: Path, dtype: str) -> Any:
     with as_user_error(
         f"--model {folder}: not an image-text-to-text model", "code of its own is never run; copy it again"
     ):
-        kind = AutoModelForImageTextToText
-        return load_auto(kind, folder, use_safetensors=True, dtype=getattr(torch, dtype)).eval()
+        model = load_auto(AutoModelForImageTextToText, folder, use_safetensors=True, dtype=getattr(torch, dtype))
+        return model.eval()
 
 
 def load_processor(folder: Path) -> "Asker":

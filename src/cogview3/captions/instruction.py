@@ -105,21 +105,26 @@ class Invalid(ValueError):
     """An answer that cannot be used; the message is the reason."""
 
 
-def data_url(image: Image.Image, side: int, quality: int = 90) -> str:
+def data_url(image: Image.Image, side: int) -> str:
     """A picture as a JPEG data URL, its larger side brought down to `side` pixels at most."""
     if max(image.size) > side:
         image = image.copy()
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
     content = io.BytesIO()
-    image.convert("RGB").save(content, "JPEG", quality=quality)
+    image.convert("RGB").save(content, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def shown(image: Image.Image, side: int, text: str) -> dict[str, Any]:
+    """A user's message of a picture, as by `data_url`, and a text."""
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image, side)}}, {"type": "text", "text": text}]
+    return {"role": "user", "content": parts}
 
 
 def conversation(image: Image.Image, old: str, side: int) -> list[dict[str, Any]]:
     """The messages that ask about one picture with its old caption, "" where it has none."""
     found = f"The caption it was found with: {old}" if old else "It was found without a caption."
-    parts = [{"type": "image_url", "image_url": {"url": data_url(image, side)}}, {"type": "text", "text": found}]
-    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": parts}]
+    return [{"role": "system", "content": INSTRUCTION}, shown(image, side, found)]
 
 
 def asked_again(messages: list[dict[str, Any]], answer: str, fault: str) -> list[dict[str, Any]]:

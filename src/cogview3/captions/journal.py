@@ -11,19 +11,18 @@ under way when the run was killed: nobody knows whether it was paid for.
 import hashlib
 import json
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from cogview3.checkpoints import naming, whole_file
+from cogview3.checkpoints import held, naming, whole_file
 from cogview3.config import UserError
 from cogview3.data.tables import DAMAGE
 from cogview3.prompts.budget import Usage
@@ -86,45 +85,32 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         path = self._folder / JOURNAL
-        if self._folder.is_dir() and not path.exists() and any(self._folder.iterdir()):
+        if self._folder.is_dir() and not path.exists():
             others = [each.name for each in self._folder.iterdir() if each.name != ".lock"]
             if others:
                 raise UserError(f"{self._folder} holds {others[0]} and no {JOURNAL}; give a new folder")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file_lock = FileLock(self._folder / ".lock", timeout=0)
-        try:
-            self._file_lock.acquire()
-        except Timeout:
-            raise UserError(f"{self._folder}: another run writes there; wait for it, or give another folder") from None
-        try:
-            for part in self.parts():
+        with ExitStack() as stack:
+            stack.enter_context(held(self._folder))
+            for part in parts(self._folder):
                 self.done.update((name, name) for name in _names(part))
             if path.exists():
                 self._replay(path)
             self._compact()
-        except BaseException:
-            self._file_lock.release()
-            raise
+            stack.callback(lambda: self._file.close())  # the last one that `_compact` opened
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._file_lock.release()
+        self._open.close()
 
-    def parts(self) -> list[Path]:
-        """Finished parts, in their order."""
-        numbered = [(_number(path), path) for path in self._folder.glob("part-*.parquet")]
-        return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
+    def note(self, event: str, name: Name, usage: Usage | None = None, **more: str) -> None:
+        """Note what became of an image, and what was spent on it.
 
-    def asking(self, name: Name) -> None:
-        """Note that an image is about to be asked about."""
-        self._write({"event": "asked", **asdict(name)})
-
-    def paid(self, name: Name, usage: Usage) -> None:
-        """Note an answer that was of no use, or a failure, before the image is asked about again."""
-        self._write({"event": "paid", **asdict(name), "usage": usage.to_dict()})
+        "asked": it is about to be asked about; "paid": an answer was of no use, before it is asked about again; "left":
+        nothing is under way, a later run asks; "aside": it is given up, for a `reason`; "moved": one with a triplet
+        lies elsewhere now, as `name` says.
+        """
+        self._write({"event": event, **asdict(name), "usage": (usage or Usage()).to_dict(), **more})
 
     def finish(self, name: Name, row: Mapping[str, Any], usage: Usage) -> None:
         """Note a triplet, whose last answer cost `usage`; writes a part where it is full."""
@@ -133,31 +119,19 @@ class Journal:
             if len(self._rows) >= self._part_rows:
                 self.write_part()
 
-    def put_aside(self, name: Name, reason: str, usage: Usage) -> None:
-        """Note that an image is given up."""
-        self._write({"event": "aside", **asdict(name), "reason": reason, "usage": usage.to_dict()})
-
-    def leave(self, name: Name, usage: Usage) -> None:
-        """Note that nothing is under way for an image that is neither done nor given up: a later run asks about it."""
-        self._write({"event": "left", **asdict(name), "usage": usage.to_dict()})
-
-    def move(self, name: Name) -> None:
-        """Note that an image with a triplet lies elsewhere now, as `name` says."""
-        self._write({"event": "moved", **asdict(name)})
-
     def write_part(self) -> None:
         """Write the triplets that are in no part yet as one, if there are any, and shorten the journal."""
         with self._lock:
             if not self._rows and not self._moved:
                 return
-            parts = self.parts()
-            for part in parts if self._moved else ():
+            written = parts(self._folder)
+            for part in written if self._moved else ():
                 rows = parquet.read_table(part).to_pylist()
                 places = [self.done[Name(row["image"], "", "")] for row in rows]
                 if any((row["shard"], row["key"]) != (x.shard, x.key) for row, x in zip(rows, places, strict=True)):
                     _write_rows(part, [row | asdict(place) for row, place in zip(rows, places, strict=True)])
             if self._rows:
-                number = _number(parts[-1]) + 1 if parts else 0
+                number = int(written[-1].stem.removeprefix("part-")) + 1 if written else 0
                 _write_rows(self._folder / f"part-{number:05}.parquet", list(self._rows.values()))
             _sync_folder(self._folder)
             self._rows.clear()
@@ -259,13 +233,18 @@ def in_order(names: Iterable[Name]) -> list[Name]:
     return sorted(names, key=lambda name: (name.shard, name.key))
 
 
+def parts(folder: Path) -> list[Path]:
+    """Finished parts, in their order."""
+    return sorted(folder.glob(f"part-{5 * '[0-9]'}.parquet"))
+
+
 def read_triplets(folder: str | Path) -> pyarrow.Table:
     """All triplets of a folder. Raises UserError where there are none, or a part is damaged."""
-    parts = sorted(Path(folder).glob("part-*.parquet"))
-    if not parts:
+    written = parts(Path(folder))
+    if not written:
         raise UserError(f"{folder}: no triplets (part-N.parquet); collect some first")
     try:
-        table = pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in parts])
+        table = pyarrow.concat_tables([parquet.read_table(part, schema=SCHEMA) for part in written])
         table.validate(full=True)  # text that is no UTF-8 too
         return table
     except DAMAGE as error:
@@ -291,18 +270,10 @@ def _write_rows(part: Path, rows: list[dict[str, Any]]) -> None:
 
 def _names(part: Path) -> list[Name]:
     try:
-        known = "image" in parquet.read_schema(part).names
-        columns = parquet.read_table(part, columns=["image", "shard", "key"] if known else []).to_pydict()
+        columns = parquet.ParquetFile(part).read(["image", "shard", "key"]).to_pydict()
+        return [Name(*each) for each in zip(columns["image"], columns["shard"], columns["key"], strict=True)]
     except DAMAGE as error:
         raise UserError(f"{part}: damaged ({error}); restore it, or delete it to request its images again") from None
-    if not known:
-        raise UserError(f"{part}: of an earlier format, without hashes of the images; collect into a new folder")
-    return [Name(*each) for each in zip(columns["image"], columns["shard"], columns["key"], strict=True)]
-
-
-def _number(path: Path) -> int | None:
-    found = re.fullmatch(r"part-(\d+)\.parquet", path.name)
-    return int(found[1]) if found else None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,8 @@ where two tokens are equally likely to within rounding, about 1e-6 in float32 (b
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from cogview3.captions.request import request
 from cogview3.captions.rows import FAILED, Row, Sample, written
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import decode_picture
-from cogview3.data.filters import Filters
+from cogview3.data.entries import Entry
 from cogview3.data.report import Skipped
 from cogview3.errors import one_line
 from cogview3.prompts.cache import folder_fingerprint
@@ -88,8 +88,7 @@ class ModelJob:
 class _Batch:
     """Pictures ready for the model, with rows of those that are not."""
 
-    keys: list[str]
-    olds: list[str]
+    entries: list[Entry]
     images: list[Any]
     inputs: Any
     rows: list[Row]
@@ -123,7 +122,7 @@ class ModelWriter:
             ahead = following()
             while (batch := ahead.result()) is not None:
                 ahead = following()
-                rows = [*batch.rows, *self._write(batch)] if batch.keys else batch.rows
+                rows = [*batch.rows, *self._write(batch)] if batch.entries else batch.rows
                 self._judge(rows)
                 yield rows
 
@@ -131,32 +130,29 @@ class ModelWriter:
         """Decode a batch's pictures and make inputs of them; an empty one where all are done, None at the end."""
         if not samples:
             return None
-        batch = _Batch([], [], [], None, [])
+        batch = _Batch([], [], None, [])
         self._succeeded += sum(sample.done for sample in samples)  # in an earlier run
         if all(sample.done for sample in samples):
             return batch
         for entry in (sample.entry for sample in samples):
             try:
-                image = decode_picture(entry, Filters()).image
+                batch.images.append(entry.decode().image)
+                batch.entries.append(entry)
             except Skipped as reason:
                 batch.rows.append(Row(entry.key, entry.old, None, FAILED, str(reason)))
-                continue
-            batch.keys.append(entry.key)
-            batch.olds.append(entry.old)
-            batch.images.append(image)
-        if not batch.keys:
-            return batch
-        try:
-            inputs = self.asker.inputs(batch.images, batch.olds)
-        except Exception:  # processors raise nearly anything; `_write` finds out which picture it is
-            inputs = None
-        return _Batch(batch.keys, batch.olds, batch.images, inputs, batch.rows)
+        if batch.entries:
+            with suppress(Exception):  # processors raise nearly anything; `_write` finds out which picture it is
+                return replace(batch, inputs=self._inputs(batch))
+        return batch
+
+    def _inputs(self, batch: _Batch) -> Any:
+        return self.asker.inputs(batch.images, [entry.old for entry in batch.entries])
 
     def _write(self, batch: _Batch) -> list[Row]:
         """Rows of a batch. Where that fails, halves of it are tried, down to the picture that is to blame."""
         try:
-            inputs = batch.inputs if batch.inputs is not None else self.asker.inputs(batch.images, batch.olds)
-            return self.generate(inputs, batch.keys, batch.olds)
+            inputs = self._inputs(batch) if batch.inputs is None else batch.inputs
+            return self.generate(inputs, [each.key for each in batch.entries], [each.old for each in batch.entries])
         except torch.AcceleratorError:
             raise  # the device is lost, and the worker with it
         except Exception as error:
@@ -164,14 +160,11 @@ class ModelWriter:
             reason = "out of memory" if full else one_line(error, 200, typed=True)
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(batch.keys) == 1:
-            return [Row(batch.keys[0], batch.olds[0], None, FAILED, reason)]
-        half = len(batch.keys) // 2
-        return [
-            row
-            for part in (slice(half), slice(half, None))
-            for row in self._write(_Batch(batch.keys[part], batch.olds[part], batch.images[part], None, []))
-        ]
+        if len(batch.entries) == 1:
+            return [Row(batch.entries[0].key, batch.entries[0].old, None, FAILED, reason)]
+        half = len(batch.entries) // 2
+        parts = [_Batch(batch.entries[part], batch.images[part], None, []) for part in (slice(half), slice(half, None))]
+        return [row for part in parts for row in self._write(part)]
 
     @torch.inference_mode()
     def generate(self, inputs: Any, keys: Sequence[str], olds: Sequence[str]) -> list[Row]:

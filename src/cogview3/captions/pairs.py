@@ -7,15 +7,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from cogview3.captions.journal import read_triplets
+from cogview3.captions.journal import parts, read_triplets
 from cogview3.captions.rows import OK, admitted
 from cogview3.config import UserError
 from cogview3.data import draws
-from cogview3.data.entries import decode_picture, take_apart
-from cogview3.data.filters import Filters
+from cogview3.data.entries import take_apart
 from cogview3.data.formats import find_shards
 from cogview3.data.groups import Shard
-from cogview3.data.images import decode
 from cogview3.data.parallel import over_shards
 from cogview3.data.report import Broken, Report, Skipped, listed
 from cogview3.data.sidecars import read_columns, read_keep, read_notes
@@ -44,8 +42,7 @@ class Pairs:
         """The picture of a pair, RGB. Raises UserError where it is not there any more."""
         group = self.shards[shard].at(offset)
         try:
-            entry = take_apart(group, needs_caption=False)
-            return decode(entry.picture, entry.suffix).image
+            return take_apart(group, needs_caption=False).decode().image
         except Broken as error:
             address = self.shards[shard].address
             raise UserError(f"{address}: {group.key}: {error}; the shard was changed") from None
@@ -101,7 +98,7 @@ def read_pairs(
 
 
 def _wanted(address: str) -> list[_Wanted]:
-    if Path(address).is_dir() and any(Path(address).glob("part-*.parquet")):
+    if parts(Path(address)):
         columns = read_triplets(address).select(["shard", "key", "old", "new", "image"]).to_pydict()
         by_shard: dict[str, dict[str, list[tuple[str, str, str | None]]]] = {}
         for shard, key, old, new, image in zip(*columns.values(), strict=True):
@@ -137,7 +134,7 @@ def _look(wanted: _Wanted) -> tuple[list[tuple[str, int, str, str]], Report]:
             known = [(old, new) for old, new, theirs in wanted.captions.get(group.key, ()) if theirs in (None, image)]
             if not known:
                 raise Broken("another picture under its key")
-            decode_picture(entry, Filters())
+            entry.decode()
         except Skipped as reason:
             report.skip(reason)
             continue

@@ -29,7 +29,6 @@ from cogview3.captions.rows import (
 from cogview3.captions.triplets import whole_address
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.addresses import filesystem
 from cogview3.data.folders import FolderShard
 from cogview3.data.groups import Shard
 from cogview3.data.report import Broken, Filtered
@@ -225,11 +224,8 @@ def _earlier(shard: Shard, task: Task) -> tuple[dict[str, Row], bool]:
 
 
 def state(shard: Shard) -> int | None:
-    """Bytes of a tar, a table or a folder's samples, which change when a shard does; None where it is not there."""
-    fs, path = filesystem(shard.address)
+    """What changes when a shard does; None where it is not there."""
     try:
-        if not isinstance(shard, FolderShard):
-            return fs.size(path)
         return shard.size()
     except FileNotFoundError:
         return None

@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,13 +45,9 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune a model into the folder `run`, or resume there.
 
-    Under torchrun or accelerate launch each process takes its part of every batch.
-
-    `model` is as `inputs.find_model` takes it, `micro_batch` the pictures at once on a device, `workers` the processes
-    that read them; `settings` are what the outcome depends on; `restart` moves an earlier run aside; `progress` is
-    given the images seen, and the losses in words.
-
-    Returns steps, held-out losses before and after, whether it ended early, and so on, in plain types.
+    Under torchrun or accelerate launch each process takes its part of every batch. `model` is as `inputs.find_model`
+    takes it, `micro_batch` the pictures at once on a device, `workers` the processes that read them; `restart` moves
+    an earlier run aside; `progress` is given the images seen, and the losses in words. Returns what result.json holds.
 
     Raises UserError where the run is another's or in another process's use, the model cannot be used, or a batch cannot
     be split as asked.
@@ -79,7 +76,7 @@ def finetune(
         trainer = _trainer_class(trl, settings)(
             model=load_model(newest if newest and settings.full else folder, dtype),
             args=_arguments(trl, run, settings, device, micro_batch, world, workers, newest is None),
-            data_collator=_Collator(asker),
+            data_collator=partial(_collate, asker),
             train_dataset=_dataset(pairs, learned),
             eval_dataset=_dataset(pairs, apart),
             processing_class=asker.processor,
@@ -173,27 +170,14 @@ def _lora(settings: FinetuneSettings) -> Any:
     )
 
 
-class _Collator:
-    """Makes batches of what `_dataset` gives; pickled into workers."""
-
-    def __init__(self, asker: Asker) -> None:
-        self._asker = asker
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch of lessons: tokens, pictures, and labels that leave out all but the new captions."""
-        return self._asker.lesson(*([row[name] for row in rows] for name in ("image", "old", "new")))
+def _collate(asker: Asker, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of lessons: tokens, pictures, and labels that leave out all but the new captions."""
+    return asker.lesson(*([row[name] for row in rows] for name in ("image", "old", "new")))
 
 
-class _Reader:
-    """Adds pictures to rows when they are asked for; pickled into workers."""
-
-    def __init__(self, pairs: Pairs) -> None:
-        self._pairs = Pairs(pairs.shards)
-
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        places = zip(rows["shard"], rows["offset"], strict=True)
-        images = [self._pairs.image(shard, offset) for shard, offset in places]
-        return {"image": images, "old": rows["old"], "new": rows["new"]}
+def _with_images(pairs: Pairs, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    images = [pairs.image(shard, offset) for shard, offset in zip(rows["shard"], rows["offset"], strict=True)]
+    return {"image": images, "old": rows["old"], "new": rows["new"]}
 
 
 def _dataset(pairs: Pairs, chosen: Sequence[Pair]) -> Any:
@@ -202,7 +186,7 @@ def _dataset(pairs: Pairs, chosen: Sequence[Pair]) -> Any:
 
     names = ("shard", "offset", "old", "new")
     columns = {name: [getattr(pair, name) for pair in chosen] for name in names}
-    return Dataset.from_dict(columns).with_transform(_Reader(pairs))
+    return Dataset.from_dict(columns).with_transform(partial(_with_images, Pairs(pairs.shards)))
 
 
 def _trainer_class(trl: ModuleType, settings: FinetuneSettings) -> type:

@@ -1,8 +1,6 @@
 """The report of re-captioning a set: figures of all sidecars, and a page with pictures and both captions."""
 
-import base64
 import heapq
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from cogview3.captions.instruction import data_url
 from cogview3.captions.rows import OK, admitted
 from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.data import draws
-from cogview3.data.entries import decode_picture
-from cogview3.data.filters import Filters
 from cogview3.data.groups import Shard
-from cogview3.data.report import Skipped
+from cogview3.data.report import Skipped, listed
 from cogview3.data.sidecars import read_columns, read_notes
 
 PICTURES = 24
@@ -45,13 +41,8 @@ def summarize(
 ) -> tuple[dict[str, Any], list[Shown]]:
     """Figures of the sidecars of shards, and pictures picked by chance, the same ones each time.
 
-    Returns:
-        In plain types: shards, and how many have a sidecar; images; rewritten, those with a new caption that is not
-        the old one, and their share; words (minimum, quartiles, maximum) of old and new captions; rules broken by
-        old and by new ones; statuses; failures by reason; faults of shards; models and versions. And the pictures.
-
-    Raises:
-        UserError: a damaged sidecar.
+    The figures are plain types; "rewritten" are images with a new caption that is not the old one, "words" the
+    minimum, quartiles and maximum of captions. Raises UserError for a damaged sidecar.
     """
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("statuses", "failures", "faults", "filtered", "models", "old", "new")
@@ -115,8 +106,6 @@ def _spread(counts: Counter[int]) -> dict[str, float]:
 
 def describe(figures: Mapping[str, Any]) -> str:
     """The figures in lines."""
-    from cogview3.data.report import listed
-
     lines = [
         f"{figures['images']} images of {figures['captioned_shards']} shards of {figures['shards']}: "
         f"{figures['rewritten']} rewritten ({figures['rewritten_share']:.1%})"
@@ -144,8 +133,8 @@ def write_page(path: Path, figures: Mapping[str, Any], shown: Sequence[Shown]) -
     return len(cards)
 
 
-def _thumbnails(shown: Sequence[Shown]) -> dict[int, bytes]:
-    """JPEGs of the pictures that are still there, by id of `shown`."""
+def _thumbnails(shown: Sequence[Shown]) -> dict[int, str]:
+    """Data URLs of the pictures that are still there, by id of `shown`."""
     found = {}
     for shard in {each.shard.address: each.shard for each in shown}.values():
         wanted = {each.key: each for each in shown if each.shard.address == shard.address}
@@ -154,22 +143,14 @@ def _thumbnails(shown: Sequence[Shown]) -> dict[int, bytes]:
                 break
             if (each := wanted.pop(group.key, None)) is not None:
                 try:
-                    image = decode_picture(admitted(group, None), Filters()).image
+                    image = admitted(group, None).decode().image
                 except Skipped:
                     continue
-                found[id(each)] = _jpeg(image)
+                found[id(each)] = data_url(image, _THUMBNAIL)
     return found
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=85)
-    return content.getvalue()
-
-
-def _card(shown: Shown, thumbnail: bytes) -> str:
-    source = "data:image/jpeg;base64," + base64.b64encode(thumbnail).decode()
+def _card(shown: Shown, source: str) -> str:
     broken = violations(shown.new)
     note = f'<p class="broken">{escape(", ".join(broken))}</p>' if broken else ""
     place = f"{shown.shard.address.rpartition('/')[2]} {shown.key}"

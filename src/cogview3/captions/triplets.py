@@ -24,8 +24,7 @@ from cogview3.captions.rules import violations
 from cogview3.checkpoints import write_text
 from cogview3.config import UserError
 from cogview3.data.addresses import filesystem, is_local
-from cogview3.data.entries import Entry, decode_picture
-from cogview3.data.filters import Filters
+from cogview3.data.entries import Entry
 from cogview3.data.groups import Shard
 from cogview3.data.report import Report, Skipped
 from cogview3.data.sidecars import read_keep
@@ -80,6 +79,11 @@ class _Run:
             done = sum(self.counts[each] for each in ("done", "aside", "skipped", "repeated", "unanswered"))
             self.progress(done, cost(self.endpoint.budget.spent))
 
+    def put_aside(self, name: Name, reason: str, usage: Usage) -> None:
+        """Give an image up."""
+        self.journal.note("aside", name, usage, reason=reason)
+        self.tell("aside")
+
 
 def collect(
     shards: Sequence[Shard],
@@ -96,14 +100,12 @@ def collect(
 ) -> dict[str, Any]:
     """Ask about the images of shards, in their order, and write the triplets.
 
-    Images are told apart by their files' content, so that none is paid for twice under two names. Those that have a
-    triplet in `out` are left alone, but the triplet is told where they lie now, if their shard was moved. Those put
-    aside are left alone too, and those that were under way when a run was killed, since they may have been paid for;
-    unless `again`. Keep sidecars are obeyed. A budget of the endpoint counts for all runs into `out` together.
+    Images are told apart by their files' content, so that none is paid for twice. Left alone are those with a triplet
+    in `out`, which is told where they lie now, and, unless `again`, those put aside or under way when a run was killed.
+    Keep sidecars are obeyed. A budget of the endpoint counts for all runs into `out` together.
 
-    `count` and `every` consider only the first so many images, and only every Nth; `side` is what the larger side of a
-    picture is brought down to, in pixels; `again` asks again about what was set aside or is in doubt; `part_rows` is
-    the triplets of a part; `progress` is told of each image. Returns the report, in plain types.
+    `count` and `every` consider only the first so many images, and only every Nth; pictures are brought down to `side`
+    pixels; a part has `part_rows` triplets. Returns the report, in plain types.
 
     Raises UserError for a value out of range, or where `out` belongs to other settings; EndpointError where the
     endpoint cannot be used: what was answered is kept.
@@ -201,7 +203,7 @@ def _feed(run: _Run, candidates: Iterator[tuple[Name, Entry]], again: bool) -> N
         known = journal.done.get(name)
         moved = known is not None and (known.shard, known.key) != (name.shard, name.key)
         if known is not None and moved and (known.shard == name.shard or not there(known.shard)):
-            journal.move(name)
+            journal.note("moved", name)
             run.counts["moved"] += 1
         if known is not None or (not again and (name in journal.aside or name in journal.doubtful)):
             run.tell("skipped")
@@ -236,7 +238,7 @@ def _work(run: _Run) -> None:
 def _one(run: _Run, name: Name, entry: Entry) -> None:
     """Ask about one image, and note what comes of it."""
     try:
-        picture = decode_picture(entry, Filters())
+        picture = entry.decode()
     except Skipped as reason:
         with run.lock:
             run.report.skip(reason)
@@ -246,10 +248,10 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
     total, fault, usage = Usage(), "", Usage()
     for number in range(TRIES):
         if number:
-            run.journal.paid(name, usage)
+            run.journal.note("paid", name, usage)
             with run.lock:
                 run.counts["asked_again"] += 1
-        run.journal.asking(name)
+        run.journal.note("asked", name)
         try:
             answer = run.endpoint.chat(messages, instruction.SCHEMA)
         except EndpointError as error:
@@ -260,8 +262,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
         _settle_refused(run)
         usage, total = answer.usage, total + answer.usage
         if answer.refused:
-            run.journal.put_aside(name, "the model refused", usage)
-            run.tell("aside")
+            run.put_aside(name, "the model refused", usage)
             return
         try:
             parsed, repaired = instruction.read_answer(answer.text)
@@ -282,8 +283,7 @@ def _one(run: _Run, name: Name, entry: Entry) -> None:
             run.counts["repaired"] += repaired
         run.tell("done")
         return
-    run.journal.put_aside(name, f"unusable answer: {fault}", usage)
-    run.tell("aside")
+    run.put_aside(name, f"unusable answer: {fault}", usage)
 
 
 def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
@@ -291,7 +291,7 @@ def _no_answer(run: _Run, name: Name, error: EndpointError) -> None:
     if isinstance(error, Refused):
         _refused(run, name, error)
         return
-    run.journal.leave(name, error.usage)
+    run.journal.note("left", name, error.usage)
     if isinstance(error, Stopped):
         return
     if isinstance(error, Spent):
@@ -316,12 +316,11 @@ def _refused(run: _Run, name: Name, error: Refused) -> None:
     with run.lock:
         waits = run.refused is not None
         if run.refused is not None:
-            run.journal.leave(name, error.usage)
+            run.journal.note("left", name, error.usage)
             run.refused[name] = f"refused: {error}"
         refusals = len(run.refused or ())
     if not waits:
-        run.journal.put_aside(name, f"refused: {error}", error.usage)
-        run.tell("aside")
+        run.put_aside(name, f"refused: {error}", error.usage)
     elif refusals >= MOST_IN_A_ROW:
         raise Unusable(f"{error}; and so for the first {refusals} images, so it may be the request that is wrong")
 
@@ -331,8 +330,7 @@ def _settle_refused(run: _Run) -> None:
     with run.lock:
         refused, run.refused = run.refused, None
     for name, reason in (refused or {}).items():
-        run.journal.put_aside(name, reason, Usage())
-        run.tell("aside")
+        run.put_aside(name, reason, Usage())
 
 
 def _write_aside(out: Path, journal: Journal) -> None:

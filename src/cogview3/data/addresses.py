@@ -3,11 +3,15 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from fsspec.core import url_to_fs
 
+from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
 
 MAX_FILE = 2**28
@@ -68,6 +72,19 @@ def _check_regular(address: str, path: str) -> None:
         raise
     if not stat.S_ISREG(mode):
         raise NotAFileError(errno.EINVAL, "not a file", address)
+
+
+@contextmanager
+def whole_at(address: str) -> Iterator[Path]:
+    """As `checkpoints.whole_file`, also for a remote address, to which a temporary file is sent when it is whole."""
+    fs, path = filesystem(address)
+    if is_local(fs):
+        with whole_file(Path(path)) as temporary:
+            yield temporary
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder) / "whole"
+        fs.put_file(f"{folder}/whole", path)
 
 
 def read_address(address: str) -> bytes:
@@ -158,13 +175,3 @@ def _raise_at(path: str) -> Any:
 def parent(address: str) -> str:
     """The folder that something lies in."""
     return address.rpartition("/")[0] or ("/" if address.startswith("/") else ".")
-
-
-def parents_hold(addresses: Sequence[str]) -> list[bool]:
-    """Whether each file is there; the folders are listed once each."""
-    there: dict[str, set[str]] = {}
-    for folder in {parent(address) for address in addresses}:
-        fs, path = filesystem(folder)
-        names = fs.ls(path, detail=False) if fs.isdir(path) else []
-        there[folder] = {name_of(name) for name in names}
-    return [name_of(address) in there[parent(address)] for address in addresses]

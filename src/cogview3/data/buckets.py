@@ -7,20 +7,22 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.encoded import Encoded, Size
-from cogview3.data.order import Place
+from cogview3.data.order import Place, check_identity, read_again
 from cogview3.data.report import Report
 from cogview3.data.shards import CaptionedImages, Sample
+
+if TYPE_CHECKING:
+    from cogview3.data.workers import WorkerSamples
 
 
 class Buckets:
@@ -29,13 +31,8 @@ class Buckets:
     For each height that is a multiple of `step` up to `side`, the width is the largest multiple that keeps the area
     within side^2, so that no batch takes more memory than the square's; and the same lying down.
 
-    Args:
-        side: of the square, in pixels; a multiple of `step`.
-        step: what every height and width is a multiple of.
-        max_ratio: of the larger side to the smaller, 1 or more; 1 leaves the square alone.
-
-    Raises:
-        UserError: a value outside these.
+    `max_ratio` is of the larger side to the smaller, 1 or more; 1 leaves the square alone. Raises UserError for a side
+    that is no multiple of `step`, or a ratio below 1.
     """
 
     def __init__(self, side: int, step: int = 64, max_ratio: float = 2.0) -> None:
@@ -45,7 +42,6 @@ class Buckets:
             raise UserError(f"bucket ratio {max_ratio}: give 1 (squares alone) or more")
         narrow = [(height, side * side // height // step * step) for height in range(step, side + 1, step)]
         narrow = [(height, width) for height, width in narrow if width <= max_ratio * height]
-        self.step = step
         self.sizes: list[Size] = sorted({*narrow, *((width, height) for height, width in narrow)})
         """(height, width) of each bucket, the lowest first."""
         self._ratios = np.log([width / height for height, width in self.sizes])
@@ -58,14 +54,8 @@ class Buckets:
 def fit(image: Image.Image, target: Size, across: float = 0.5, down: float = 0.5) -> tuple[Image.Image, Size]:
     """Resize a picture until it covers `target`, antialiased, and crop what is over.
 
-    Args:
-        image: any size.
-        target: height and width of the result.
-        across: where the crop lies from the left (0) to the right (below 1).
-        down: likewise from the top.
-
-    Returns:
-        The picture, and top and left of the crop in the resized picture.
+    `across` is where the crop lies, from the left (0) to the right (below 1), `down` likewise from the top. Returns
+    the picture, and top and left of the crop in the resized picture.
     """
     height, width = target
     scale = max(height / image.height, width / image.width)
@@ -94,9 +84,8 @@ class Fitted:
 class FittedImages:
     """Iterator over a reader's samples, each resized and cropped to the bucket that it belongs to.
 
-    The crop of a sample is drawn from (seed, `Sample.index`). Pictures that were encoded ahead are left as they are.
-
-    `center` crops the middle instead of a random part.
+    The crop of a sample is drawn from (seed, `Sample.index`), or is the middle (`center`). Pictures that were encoded
+    ahead are left as they are.
     """
 
     def __init__(self, reader: CaptionedImages, buckets: Buckets, *, seed: int = 0, center: bool = False) -> None:
@@ -144,21 +133,6 @@ class FittedImages:
         return Fitted(np.asarray(fitted), None, sample.caption, original, crop, target, *known)
 
 
-class Source(Protocol):
-    """What `BucketBatches` reads: `FittedImages`, or several of them in worker processes."""
-
-    def __next__(self) -> Fitted: ...
-
-    def read(self, place: Place) -> Fitted:
-        """The sample at a place."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a position."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """Pictures of one bucket, with their captions."""
@@ -187,7 +161,7 @@ class BucketBatches:
     Raises UserError for a batch below 1; while reading, what the source raises.
     """
 
-    def __init__(self, source: Source, batch: int) -> None:
+    def __init__(self, source: "FittedImages | WorkerSamples", batch: int) -> None:
         if batch < 1:
             raise UserError(f"batch {batch}: give 1 picture or more")
         self.source = source
@@ -231,16 +205,10 @@ class BucketBatches:
         self.source.load_state_dict(state["source"])
         self._waiting = {}
         places = [Place(*place) for place in state["waiting"]]
-        read: dict[Place, Fitted] = {}
-        for place in sorted(places):  # in the order in which they lie
-            try:
-                read[place] = self.source.read(place)
-            except UserError:
-                continue
-        for place in places:
-            if place in read:
-                self._add(read[place])
-        if gone := len(places) - len(read):
+        found = read_again(places, self.source.read)
+        for _, fitted in found:
+            self._add(fitted)
+        if gone := len(places) - len(found):
             print(f"data: {gone} pictures that waited for a full batch are gone", file=sys.stderr)
 
     def _add(self, fitted: Fitted) -> None:
@@ -258,9 +226,3 @@ class BucketBatches:
             keys=[fitted.name for fitted in group],
             encoded=[fitted.encoded for fitted in group if fitted.encoded is not None],
         )
-
-
-def check_identity(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuse a saved position of other settings. Raises UserError naming what differs."""
-    if shown := differences(theirs, ours, ours):
-        raise UserError(f"the saved position is of other {what}: {shown}; use the same settings")

@@ -42,11 +42,8 @@ def encode_shards(
 ) -> tuple[Report, dict[str, Any]]:
     """Write a tar of latents beside each shard that has none.
 
-    Tars appear whole, so an interrupted call resumes with the first shard that has none; one that overwrites begins
-    again. `progress` is given the number of finished shards.
-
-    Returns the counts over all shards, and {"shards", "finished_before", "images", "seconds", "images_per_second"}, the
-    last three of this call alone.
+    Tars appear whole, so an interrupted call resumes with the first shard that has none. `progress` is given the number
+    of finished shards. Returns the counts over all shards, and figures of this call.
 
     Raises UserError for a tar made otherwise, naming what differs; for a damaged one; for workers below 1; and for a
     shard, or a file of it, that is missing or cannot be read, for which nothing is written.
@@ -80,10 +77,9 @@ def _finished(shard: Shard, encoding: Encoding, overwrite: bool) -> dict[str, An
 
 
 def _otherwise(notes: Mapping[str, Any], encoding: Encoding) -> str:
-    """What in the notes of latents is not as in an encoding, in words; older ones do not say their dtype."""
-    ours = own_notes(encoding)
-    shown = differences(notes, ours, [name for name in ours if name in notes])
-    return ", ".join(filter(None, [different(notes, encoding.preprocessing), shown]))
+    """What in the notes of latents is not as in an encoding, in words."""
+    own = own_notes(encoding)
+    return ", ".join(filter(None, [different(notes, encoding.preprocessing), differences(notes, own, own)]))
 
 
 def own_notes(encoding: Encoding) -> dict[str, Any]:

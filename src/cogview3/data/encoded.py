@@ -6,27 +6,25 @@ notes the autoencoder and the preprocessing.
 """
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from cogview3.checkpoints import differences, read_json, whole_file
+from cogview3.checkpoints import differences, read_json
 from cogview3.config import UserError
 from cogview3.data import addresses
-from cogview3.data.addresses import NotAFileError, filesystem, is_local
+from cogview3.data.addresses import NotAFileError, whole_at
 from cogview3.data.report import Broken, Report
 from cogview3.data.sidecars import parse_notes
-from cogview3.data.tars import NOTES, LatentShard
+from cogview3.data.tars import NOTES, LatentShard, add_file
 
 Size = tuple[int, int]
 """Height and width in pixels, or top and left."""
@@ -148,46 +146,29 @@ def vae_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass
 class LatentWriter:
     """A tar of latents that is being written."""
 
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar = tar
-        self.notes: dict[str, Any] = {}
+    tar: tarfile.TarFile
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def add(self, name: str, content: bytes) -> None:
         """Add a file."""
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        self._tar.addfile(member, io.BytesIO(content))
+        add_file(self.tar, name, content)
 
 
 @contextmanager
 def write_latents(address: str) -> Iterator[LatentWriter]:
-    """Write a tar of latents whole or not at all; `notes` count as they are when the block ends.
-
-    For a remote address it is made in the local folder for temporary files, and sent when it is whole.
-    """
-    fs, path = filesystem(address)
-    if is_local(fs):
-        with whole_file(Path(path)) as temporary, _writing(temporary) as writer:
+    """Write a tar of latents whole or not at all; `notes` count as they are when the block ends."""
+    with whole_at(address) as path:
+        with tarfile.open(path, "w") as tar:
+            writer = LatentWriter(tar)
+            writer.add(NOTES, b" " * _ROOM)
             yield writer
-        return
-    with TemporaryDirectory() as folder:
-        with _writing(Path(folder) / "latents.tar") as writer:
-            yield writer
-        fs.put_file(f"{folder}/latents.tar", path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[LatentWriter]:
-    with tarfile.open(path, "w") as tar:
-        writer = LatentWriter(tar)
-        writer.add(NOTES, b" " * _ROOM)
-        yield writer
-    notes = json.dumps(writer.notes, ensure_ascii=False).encode()
-    if len(notes) > _ROOM:
-        raise ValueError(f"{path}: notes of {len(notes)} bytes, more than {_ROOM}")
-    with path.open("r+b") as file:
-        file.seek(512)
-        file.write(notes.ljust(_ROOM))
+        notes = json.dumps(writer.notes, ensure_ascii=False).encode()
+        if len(notes) > _ROOM:
+            raise ValueError(f"{address}: notes of {len(notes)} bytes, more than {_ROOM}")
+        with path.open("r+b") as file:
+            file.seek(512)
+            file.write(notes.ljust(_ROOM))

@@ -13,16 +13,15 @@ from diffusers.models import AutoencoderKL
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.data import draws
+from cogview3.data.addresses import name_of
 from cogview3.data.buckets import Buckets, fit
 from cogview3.data.encode import Encoding, own_notes
 from cogview3.data.encoded import Encoded, Size, encoded_bytes, write_latents
-from cogview3.data.entries import Entry, admit, decode_picture
-from cogview3.data.filters import Filters
+from cogview3.data.entries import Entry, read_pictures
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.latents import posteriors, to_tensor
 from cogview3.data.names import LATENTS
-from cogview3.data.report import Report, Skipped
-from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.data.report import Report
 from cogview3.data.tars import latents_of
 from cogview3.prompts.encode import embed_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
@@ -51,9 +50,8 @@ def encode_shard(shard: Shard, encoding: Encoding, check: Callable[[], object] =
                     writer.add(f"{entry.key}.txt", entry.old.encode())
                 if metadata:
                     writer.add(f"{entry.key}.json", json.dumps(metadata, default=str).encode())
-        preprocessing = encoding.preprocessing.to_dict()
-        own = own_notes(encoding)
-        writer.notes = {"format": 1, "preprocessing": preprocessing, **own, "report": report.to_dict()}
+        made = {"preprocessing": encoding.preprocessing.to_dict(), **own_notes(encoding)}
+        writer.notes = {"format": 1, **made, "report": report.to_dict()}
         check()
     return report
 
@@ -70,17 +68,9 @@ class _Item:
 
 
 def _fitted(shard: Shard, encoding: Encoding, report: Report) -> Iterator[_Item]:
-    settings, name = encoding.preprocessing, shard.address.rstrip("/").rpartition("/")[2]
-    captions, keep = read_captions(shard), read_keep(shard)
+    settings, name = encoding.preprocessing, name_of(shard.address)
     buckets = Buckets(settings.size, settings.bucket_step, settings.bucket_ratio)
-    for group in all_groups(shard):
-        try:
-            picture = decode_picture(entry := admit(group, captions, keep, Filters()), Filters())
-        except Skipped as reason:
-            report.skip(reason)
-            continue
-        report.samples += 1
-        report.mended.update(entry.mended + picture.mended)
+    for entry, picture in read_pictures(shard, all_groups(shard), report):
         across = down = 0.5
         if settings.crop == "random":
             across, down = (draws.chance(axis, encoding.seed, name, entry.key) for axis in ("across", "down"))

@@ -1,17 +1,18 @@
 """From a sample's files to its captions, metadata and picture, or to the reason why it is left out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cogview3.data.encoded import Encoded, read_encoded
 from cogview3.data.filters import Filters, judge_size, judge_text
-from cogview3.data.groups import Group
+from cogview3.data.groups import Group, Shard
 from cogview3.data.images import Picture, decode
 from cogview3.data.names import LATENTS, pictures_of
-from cogview3.data.report import NO_CAPTION, Broken, Filtered
-from cogview3.data.texts import NO_TEXT, caption_choices, decode_text, find_caption
+from cogview3.data.report import NO_CAPTION, Broken, Filtered, Report, Skipped
+from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.data.texts import CAPTIONS, NO_TEXT, caption_choices, decode_text, find_name
 
 MAX_METADATA = 2**24
 """Bytes; a larger .json file is not parsed."""
@@ -34,6 +35,10 @@ class Entry:
     def choices(self) -> tuple[str, ...]:
         """All captions that came with the picture."""
         return (self.old, *self.others) if self.old else ()
+
+    def decode(self) -> Picture:
+        """The picture of an entry that was not encoded. Raises Broken."""
+        return decode(self.picture, self.suffix)
 
 
 def take_apart(group: Group, captions: Mapping[str, str] | None = None, needs_caption: bool = True) -> Entry:
@@ -75,8 +80,7 @@ def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> t
         if not found and "txt" in group.files:
             found = caption_choices(decode_text(group.files["txt"]))
         if not found:
-            names = {str(name).lower(): name for name in metadata}
-            name = names.get("caption") or find_caption(metadata)
+            name = find_name(metadata, ("caption", *CAPTIONS))
             found = caption_choices(None if name is None else metadata.get(name))
             mended += ["caption from metadata"] * bool(found)
     except Broken as reason:
@@ -124,18 +128,22 @@ def admit(
 
 def decode_entry(entry: Entry, filters: Filters) -> Picture | Encoded:
     """The picture of an entry, or its latents, judged by the picture's size. Raises Broken or Filtered."""
-    if entry.suffix != LATENTS:
-        return decode_picture(entry, filters)
-    encoded = read_encoded(entry.picture)
-    height, width = encoded.original
+    found = read_encoded(entry.picture) if entry.suffix == LATENTS else entry.decode()
+    width, height = found.image.size if isinstance(found, Picture) else reversed(found.original)
     if reason := judge_size(filters, width, height):
         raise Filtered(reason)
-    return encoded
+    return found
 
 
-def decode_picture(entry: Entry, filters: Filters) -> Picture:
-    """The picture of an entry that was not encoded, judged by its size. Raises Broken or Filtered."""
-    picture = decode(entry.picture, entry.suffix)
-    if reason := judge_size(filters, *picture.image.size):
-        raise Filtered(reason)
-    return picture
+def read_pictures(shard: Shard, groups: Iterable[Group], report: Report) -> Iterator[tuple[Entry, Picture]]:
+    """Entry and picture of each usable sample of a shard; sidecars are obeyed, and all is counted in `report`."""
+    captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
+    for group in groups:
+        try:
+            entry = admit(group, captions, keep, filters)
+            picture = entry.decode()
+        except Skipped as reason:
+            report.skip(reason)
+            continue
+        report.give(entry.mended + picture.mended)
+        yield entry, picture

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,12 +16,12 @@ from pyarrow import parquet
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.addresses import filesystem, name_of, read_address, unread, walk
-from cogview3.data.groups import Group
+from cogview3.data.groups import Group, Shard
 from cogview3.data.images import SUFFIXES, UNREAD_SUFFIXES
 from cogview3.data.names import TEXTS, Named, group_names, pictures_of, plain_key, split_name
 from cogview3.data.report import Broken
 from cogview3.data.tables import plain_row
-from cogview3.data.texts import decode_text, find_caption
+from cogview3.data.texts import CAPTIONS, decode_text, find_name
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 """Files, in any case, that tell of the pictures of their folder and those below, by a column of `FILE_NAMES`."""
@@ -44,10 +45,8 @@ class _Listed:
 
 
 @dataclass(frozen=True)
-class FolderShard:
+class FolderShard(Shard):
     """A folder of pictures: `a.jpg` beside `a.txt` (and `a.json`), or with a metadata file; subfolders too."""
-
-    address: str
 
     def sidecar(self, kind: str) -> str:
         """`captions.parquet` and `keep.parquet` lie in the folder."""
@@ -71,15 +70,13 @@ class FolderShard:
         return len(self._listing)
 
     def size(self) -> int:
-        """Bytes of all files that samples are made of, which change when the folder does."""
+        """Bytes of all files that samples are made of."""
         fs, path = filesystem(self.address)
         names = {name for listed in self._listing for name in listed.names.values()} | set(self._metadata_files)
         total = 0
         for name in names:
-            try:
+            with suppress(OSError):
                 total += fs.size(f"{path}/{name}") or 0
-            except OSError:
-                continue
         return total
 
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
@@ -100,12 +97,10 @@ class FolderShard:
                 yield self._read(number, listing[number])
 
     def at(self, offset: int | str) -> Group:
-        """As `Shard.at`; offsets are keys, and numbers in positions that older versions saved."""
+        """As `Shard.at`; offsets are keys."""
         try:
-            if isinstance(offset, int):
-                return self._read(0, self._listing[offset] if offset >= 0 else self._by_key[""])
-            return self._read(0, self._by_key[offset])
-        except (KeyError, IndexError, OSError):
+            return self._read(0, self._by_key[str(offset)])
+        except (KeyError, OSError):
             raise UserError(f"{self.address}: no sample {offset} any more; the folder was changed") from None
 
     def _read(self, number: int, listed: _Listed) -> Group:
@@ -202,7 +197,7 @@ def _from_metadata(file: str, content: bytes, spelled: Mapping[str, str]) -> Ite
 
 
 def _from_record(row: str, kind: str, prefix: str, record: Any, spelled: Mapping[str, str]) -> _Listed:
-    column = _name_column(record) if isinstance(record, Mapping) else None
+    column = find_name(record, FILE_NAMES) if isinstance(record, Mapping) else None
     name = None if column is None else record[column]
     if not isinstance(name, str) or not name:
         return _Listed(row, fault=f"unreadable line of {kind}")
@@ -210,17 +205,11 @@ def _from_record(row: str, kind: str, prefix: str, record: Any, spelled: Mapping
     key, suffix = split_name(name)
     if ".." in name.split("/") or name.startswith("/"):
         return _Listed(key or row, fault="file outside of the folder", named=True)
-    where = find_caption(record)
+    where = find_name(record, CAPTIONS)
     rest = {name: value for name, value in record.items() if name not in (column, where)}
     fault = f"format not read: {suffix}" if suffix in UNREAD_SUFFIXES else ""
     names = {suffix: name} if suffix in SUFFIXES else {}
     return _Listed(key or row, names, record[where] if where else None, rest, fault, named=True)
-
-
-def _name_column(names: Iterable[str]) -> str | None:
-    """The column that names pictures; None where there is none."""
-    known = {str(name).lower(): name for name in reversed(list(names))}
-    return next((known[name] for name in FILE_NAMES if name in known), None)
 
 
 def _on_disk(prefix: str, name: str, spelled: Mapping[str, str]) -> str:
@@ -260,7 +249,7 @@ def _csv_rows(content: bytes) -> Iterator[Any]:
         names = [name.strip() for name in next(rows, [])]
     except csv.Error:
         names = []
-    if _name_column(names) is None:
+    if find_name(names, FILE_NAMES) is None:
         raise Broken("no column file_name")
     while True:
         try:
@@ -279,7 +268,7 @@ def _parquet_rows(content: bytes) -> Iterator[Any]:
     try:
         table = parquet.ParquetFile(io.BytesIO(content))
         names = table.schema_arrow.names
-        if _name_column(names) is None:
+        if find_name(names, FILE_NAMES) is None:
             raise Broken("no column file_name")
         for batch in table.iter_batches(use_threads=False):
             for row in range(batch.num_rows):

@@ -38,10 +38,9 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 def find_shards(addresses: Sequence[str]) -> list[Shard]:
     """Shards behind addresses: tars, tables, folders of pictures, and folders of tars or of tables.
 
-    `*`, `?`, `[...]` and `{00000..00010}` work, but not in a name that something bears as it is. What the tars hold is
-    not looked at, so ten thousand take no longer than ten; of a brace expression's, only the first and the last must be
-    there, the others are counted when their turn comes. Names found are sorted; those that begin with "." are left out,
-    as a killed command leaves such behind.
+    `*`, `?`, `[...]` and `{00000..00010}` work, but not in a name that something bears as it is; of the tars of a
+    brace expression only the first and the last must be there. What tars hold is not looked at. Names found are sorted;
+    those that begin with "." are left out, as a killed command leaves such behind.
 
     Raises UserError for an address with nothing behind it, a file that is none of these, latents, an unknown protocol,
     or a single shard that plainly holds no sample.

@@ -1,11 +1,12 @@
 """The interface of every kind of shard: the files of one sample after the other, or a fault in their place."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from cogview3.config import UserError
-from cogview3.data.addresses import unread
+from cogview3.data.addresses import beside, filesystem, unread
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Group:
     left_out: str = ""  # why the set itself says that this is no sample, such as "failed download"
 
 
-class Shard(Protocol):
+@dataclass(frozen=True)
+class Shard(ABC):
     """An ordered set of groups: a tar, a table, or a folder."""
 
-    @property
-    def address(self) -> str:
-        """Where it lies."""
+    address: str  # where it lies
 
+    @abstractmethod
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
         """Groups from number `first` on, of those every `pieces`-th from `piece`; nothing is read of the others.
 
@@ -37,14 +38,21 @@ class Shard(Protocol):
         whole come with piece 0 alone, without a key. Raises nothing: a bad shard is one group with a fault.
         """
 
+    @abstractmethod
     def at(self, offset: int | str) -> Group:
         """The group at an offset that `groups` gave. Raises UserError where it is gone."""
 
     def sidecar(self, kind: str) -> str:
-        """Address of the parquet file beside the shard that holds "captions" or "keep"."""
+        """Address of the parquet file that holds "captions" or "keep": `00000.captions.parquet` beside `00000.tar`."""
+        return beside(self.address, f"{kind}.parquet")
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027
         """Raise UserError where it is plain at a glance that the shard holds no sample."""
+
+    def size(self) -> int:
+        """Bytes, which change when the shard does. Raises OSError where it is not there."""
+        fs, path = filesystem(self.address)
+        return int(fs.size(path))
 
 
 def all_groups(shard: Shard) -> Iterator[Group]:

@@ -9,15 +9,14 @@ import pyarrow
 
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
-from cogview3.data.entries import admit, decode_picture
-from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, thumbnail
+from cogview3.data.entries import admit
+from cogview3.data.filters import THUMBNAIL, Filters, Seen, difference_hash, judge_size, thumbnail
 from cogview3.data.groups import Shard, all_groups
 from cogview3.data.parallel import over_shards
-from cogview3.data.report import Report, Skipped
+from cogview3.data.report import Filtered, Report, Skipped
 from cogview3.data.sidecars import clear_abandoned, read_captions, read_columns, read_notes, write_sidecar
 
 _DUPLICATE = "duplicate"
-_FORMAT = 3  # of sidecars: with thumbnails
 _SCHEMA = pyarrow.schema([("key", "str"), ("keep", "bool"), ("reason", "str"), ("hash", "u8"), ("colors", "binary")])
 
 
@@ -42,10 +41,9 @@ def write_keep(
 ) -> tuple[Report, int]:
     """Judge every sample and write a keep sidecar (key, keep, reason, hash, colors) beside each shard.
 
-    Sidecars appear whole, in the order of the shards; those made with the same filters are kept, so that an
-    interrupted call resumes where it stopped. Of pictures that are alike, the first one in that order is kept: where
-    a finished shard was judged beside others, its marks of duplicates are made again. That a picture has no caption yet
-    is no verdict on it.
+    Sidecars appear whole; those made with the same filters are kept, so that an interrupted call resumes where it
+    stopped, but for their marks of duplicates: of pictures that are alike, the first in the order of the shards is
+    kept. That a picture has no caption yet is no verdict on it.
 
     `progress` is given the number of finished shards; `overwrite` replaces sidecars that were made with other filters.
     Returns the counts over all shards, and the number of those that were finished before.
@@ -86,8 +84,7 @@ def _notes(address: str, settings: dict[str, Any], overwrite: bool) -> dict[str,
         if overwrite:
             return None
         raise UserError(f"{address} was made with other filters: {shown}; give the same ones, or --overwrite")
-    outdated = settings["duplicates"] and notes.get("format") != _FORMAT
-    return None if outdated or "report" not in notes else notes
+    return notes if "report" in notes else None
 
 
 def _take_up(address: str, notes: dict[str, Any], seen: Seen | None) -> Report:
@@ -112,12 +109,13 @@ def judge(shard: Shard, filters: Filters) -> Judged:
     for group in all_groups(shard):
         value = colors = None
         try:
-            picture = decode_picture(entry := admit(group, captions, None, filters, needs_caption=False), filters)
+            picture = (entry := admit(group, captions, None, filters, needs_caption=False)).decode()
+            if reason := judge_size(filters, *picture.image.size):
+                raise Filtered(reason)
             if filters.duplicates:
                 value, colors = difference_hash(picture.image), thumbnail(picture.image)
             reason = ""
-            judged.report.samples += 1
-            judged.report.mended.update(entry.mended + picture.mended)
+            judged.report.give(entry.mended + picture.mended)
         except Skipped as skipped:
             judged.report.skip(skipped)
             reason = str(skipped)
@@ -159,5 +157,4 @@ def _read(address: str, notes: dict[str, Any]) -> Judged:
 def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:
     keep = [not reason for reason in judged.reasons]
     table = pyarrow.table([judged.keys, keep, judged.reasons, judged.hashes, judged.colors], schema=_SCHEMA)
-    notes = {"format": _FORMAT, "settings": settings, "report": judged.report.to_dict()}
-    write_sidecar(address, table, notes)
+    write_sidecar(address, table, {"settings": settings, "report": judged.report.to_dict()})

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,19 +122,17 @@ def hand_over(
 ) -> Tensor:
     """Small pictures as a base stage might hand them over.
 
-    A base stage's pictures come out of the VAE's decoder, and have faults. Faults are played by a blur and by noise
-    on the latents; what such a picture says of fine detail is worth little, so a relay learns to take it from the text.
+    Those come out of the VAE's decoder, and have faults: a share `reconstructed` of the pictures goes through the VAE,
+    a share `degraded` with a blur of up to `MAX_BLUR` pixels (standard deviation) and noise of up to `MAX_LATENT_NOISE`
+    on the latents, so that a relay learns to take fine detail from the text.
 
     Args:
         vae: the autoencoder.
         pictures: clean ones, (B, 3, H, W) in [-1, 1].
-        reconstructed: share of pictures that go through the VAE.
-        degraded: share of pictures that do so with faults: blurred with a standard deviation of up to `MAX_BLUR`
-            pixels, with noise of up to `MAX_LATENT_NOISE` on their latents.
+        reconstructed, degraded: shares of the pictures, 0 to 1; the others stay as they are.
         rngs: one for each picture; draws which kind it is, and its faults.
 
-    Returns:
-        (B, 3, H, W) in [-1, 1], float32.
+    Returns (B, 3, H, W) in [-1, 1], float32.
     """
     if not reconstructed and not degraded:
         return pictures.float()
@@ -201,15 +199,10 @@ def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cac
 
 def _write_shard(vae: AutoencoderKL, kind: SceneLatents, indices: range, path: Path) -> None:
     count = max(1, _CHUNK_PIXELS // kind.size**2)
-    parts = [encode_scene_batch(vae, kind, chunk) for chunk in _chunks(indices, count)]
+    parts = [encode_scene_batch(vae, kind, indices[at : at + count]) for at in range(0, len(indices), count)]
     tensors = {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
     with checkpoints.whole_file(path) as temporary:
         save_file(tensors, temporary)
-
-
-def _chunks(indices: range, count: int) -> Iterator[range]:
-    for first in range(0, len(indices), count):
-        yield indices[first : first + count]
 
 
 def _fingerprint(vae_folder: Path, kind: SceneLatents) -> str:

@@ -1,14 +1,18 @@
 """The order of entries: shards shuffled by epoch, entries within a buffer, split among readers, resumable."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.entries import Entry
 from cogview3.data.groups import Group, Shard
+
+Item = TypeVar("Item")
 
 
 class Place(NamedTuple):
@@ -23,19 +27,31 @@ class Place(NamedTuple):
     epoch: int
 
 
+def check_identity(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse a saved position of other settings. Raises UserError naming what differs."""
+    if shown := differences(theirs, ours, ours):
+        raise UserError(f"the saved position in the data is of other {what}: {shown}; use the same settings")
+
+
+def read_again(places: Sequence[Place], read: Callable[[Place], Item]) -> list[tuple[Place, Item]]:
+    """What can still be read of places, in their order."""
+    found: dict[Place, Item] = {}
+    for place in sorted(places):  # in the order in which they lie
+        with suppress(UserError):
+            found[place] = read(place)
+    return [(place, found[place]) for place in places if place in found]
+
+
 class Stream:
     """One reader's part of a source, epoch after epoch.
 
     In an epoch, the units (shards, or pieces of them where readers are more than shards) are permuted by
-    (seed, source, epoch) and dealt out to the readers in turn, so that every group goes to exactly one. A reader fills
-    a buffer of entries and gives one at random each time; the buffer runs empty at the end of an epoch, so an epoch is
-    a permutation. A buffer of 0 keeps the order of the shards and of what they hold.
+    (seed, source, epoch) and dealt out to the readers in turn. A reader fills a buffer of entries and gives one at
+    random each time; the buffer runs empty at the end of an epoch, so an epoch is a permutation. A buffer of 0 keeps
+    the order of the shards and of what they hold. `widen` is for a reader whose part holds nothing usable.
 
-    A reader whose part holds nothing usable, as where readers are more than pictures, reads all parts in its next
-    epochs (`widen`).
-
-    `admit` gives the entry of a group of the shard of that number, None to leave it out; `buffer` is the entries held,
-    still encoded; `part` of `parts` is this reader.
+    `admit` gives the entry of a group of the shard of that number, None to leave it out; this reader is `part` of
+    `parts`.
     """
 
     def __init__(
@@ -126,15 +142,9 @@ class Stream:
 
         Returns how many of these are not there any more; the others follow as they would have.
         """
-        self.epoch, self._whole = state["epoch"], state.get("whole", False)
+        self.epoch, self._whole = state["epoch"], state["whole"]
         self._start()
         self._unit, self._next, self._drawn = state["unit"], state["next"], state["drawn"]
         places = [Place(self.source, shard, offset, self._marked_epoch()) for shard, offset in state["buffer"]]
-        entries: dict[Place, Entry] = {}
-        for place in sorted(places):  # in the order in which they lie
-            try:
-                entries[place] = read(place)
-            except UserError:
-                continue
-        self._buffer = [(place, entries[place]) for place in places if place in entries]
+        self._buffer = read_again(places, read)
         return len(places) - len(self._buffer)

@@ -1,7 +1,7 @@
 """Counts of the samples that were read, by reason, and the rule that stops at too many broken ones."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,11 @@ class Report:
         """Count a sample that is not given out."""
         counts, text = self.broken if isinstance(reason, Broken) else self.filtered, str(reason)[:MAX_REASON]
         counts[text if text in counts or len(counts) < MOST_REASONS else OTHERS] += 1
+
+    def give(self, mended: Iterable[str]) -> None:
+        """Count a sample that is given out, and what was mended of it."""
+        self.samples += 1
+        self.mended.update(mended)
 
     def add(self, other: "Report") -> None:
         """Add another report's counts to these."""

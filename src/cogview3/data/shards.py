@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from cogview3.checkpoints import differences
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.addresses import name_of
@@ -23,7 +22,7 @@ from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards
 from cogview3.data.groups import Group
 from cogview3.data.images import Picture
-from cogview3.data.order import Place, Stream
+from cogview3.data.order import Place, Stream, check_identity
 from cogview3.data.report import Broken, Report, Skipped, Tolerance, listed
 from cogview3.data.sidecars import read_captions, read_keep
 from cogview3.data.tars import latents_of
@@ -45,7 +44,6 @@ class Sample:
     encoded: Encoded | None  # the latents of a picture that was encoded ahead
     caption: str  # the one chosen of old and new
     old: str  # the caption that came with the picture, or the one chosen of several; "" where there is only a new one
-    new: str | None  # from the captions sidecar; None where it has none
     metadata: Mapping[str, Any]  # from the .json file; {} without one
     index: int  # 0 to 2^63 - 1; of this sample in this epoch. What is random about it is drawn from (seed, index)
     place: Place  # where to read it again
@@ -175,8 +173,7 @@ class CaptionedImages:
 
         Raises UserError for the position of a reader with other settings or shards, naming what differs.
         """
-        if shown := differences(state["identity"], self._identity, self._identity):
-            raise UserError(f"the saved position in the data is of another reader: {shown}; use the same settings")
+        check_identity("readers", state["identity"], self._identity)
         self.report = Report.from_dict(state["report"])
         for stream, position in zip(self._streams, state["streams"], strict=True):
             if gone := stream.load_state_dict(position, self._read_entry):
@@ -212,8 +209,7 @@ class CaptionedImages:
             self.report.skip(reason)
             self._tolerance.turn(isinstance(reason, Broken), self.report)
             return None
-        self.report.samples += 1
-        self.report.mended.update(entry.mended + picture.mended)
+        self.report.give(entry.mended + picture.mended)
         return self._sample(place, entry, picture)
 
     def _sample(self, place: Place, entry: Entry, picture: Picture | Encoded) -> Sample:
@@ -231,7 +227,6 @@ class CaptionedImages:
             encoded=picture if isinstance(picture, Encoded) else None,
             caption=caption,
             old=old,
-            new=entry.new,
             metadata=entry.metadata,
             index=index,
             place=place,

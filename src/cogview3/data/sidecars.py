@@ -1,6 +1,5 @@
 """Parquet files beside a shard, joined by key: `00000.captions.parquet` and `00000.keep.parquet`."""
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,9 +10,8 @@ import pyarrow
 from pyarrow import parquet
 
 from cogview3.checkpoints import clear_abandoned as clear_abandoned_in
-from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
-from cogview3.data.addresses import filesystem, is_local, parent
+from cogview3.data.addresses import filesystem, is_local, parent, whole_at
 from cogview3.data.groups import Shard
 from cogview3.data.names import plain_key
 from cogview3.data.report import NO_CAPTION, Report
@@ -71,15 +69,12 @@ def _read(address: str, columns: Sequence[str]) -> dict[str, list[Any]] | None:
         if file is None:
             return None
         table = parquet.ParquetFile(file).read(list(columns), use_threads=False).select(columns)
-        read: dict[str, list[Any]] = table.to_pydict()
+        read: dict[str, list[Any]] = table.filter(table["key"].is_valid()).to_pydict()  # a row is of its key
         for name, values in read.items():
             kind = _TYPES.get(name, str)
             if not all(isinstance(value, kind) or value is None for value in values):
                 raise ValueError(f"column {name} holds other things than {kind.__name__}")
-        known = [number for number, key in enumerate(read["key"]) if key is not None] if "key" in columns else None
-        if known is None or len(known) == len(read["key"]):
-            return read
-        return {name: [values[number] for number in known] for name, values in read.items()}  # a row is of its key
+        return read
 
 
 def read_notes(address: str) -> dict[str, Any] | None:
@@ -131,16 +126,7 @@ def clear_abandoned(files: Sequence[str]) -> None:
 
 
 def write_sidecar(address: str, table: pyarrow.Table, notes: Mapping[str, Any]) -> None:
-    """Write a parquet file whole or not at all, with notes (plain types) on how it was made in its metadata.
-
-    At a remote address it is sent in one piece, which object stores show only when it is there.
-    """
+    """Write a parquet file whole or not at all, with notes (plain types) on how it was made in its metadata."""
     table = table.replace_schema_metadata({_NOTES: json.dumps(notes, sort_keys=True).encode()})
-    fs, path = filesystem(address)
-    if is_local(fs):
-        with whole_file(Path(path)) as temporary:
-            parquet.write_table(table, temporary)
-        return
-    content = io.BytesIO()
-    parquet.write_table(table, content)
-    fs.pipe_file(path, content.getvalue())
+    with whole_at(address) as temporary:
+        parquet.write_table(table, temporary)

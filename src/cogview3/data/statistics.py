@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 
 from cogview3.checkpoints import whole_file
-from cogview3.data.entries import admit, decode_picture
-from cogview3.data.filters import Filters
+from cogview3.data.entries import read_pictures
 from cogview3.data.groups import Shard
 from cogview3.data.parallel import over_shards
-from cogview3.data.report import Report, Skipped
-from cogview3.data.sidecars import read_captions, read_keep
+from cogview3.data.report import Report
 from cogview3.references import weights_folder
 
 QUANTILES = {"least": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "most": 1.0}
@@ -76,14 +74,9 @@ class Statistics:
 
 def quantiles(values: Mapping[float, int]) -> dict[str, float]:
     """Of values with their counts (at least one): the smallest value that the share q of all does not exceed."""
-    total, ordered = sum(values.values()), sorted(values)
-    result, below, place = {}, values[ordered[0]], 0
-    for name, share in QUANTILES.items():
-        while below < share * total:
-            place += 1
-            below += values[ordered[place]]
-        result[name] = ordered[place]
-    return result
+    shares, counts = list(QUANTILES.values()), list(values.values())
+    found = np.quantile(list(values), shares, weights=counts, method="inverted_cdf")
+    return dict(zip(QUANTILES, found.tolist(), strict=True))
 
 
 def collect(
@@ -108,16 +101,8 @@ def collect(
 
 def _count(shard: Shard, text: str | None) -> Statistics:
     counts = Statistics(shards=1)
-    captions, keep, filters = read_captions(shard), read_keep(shard), Filters()
-    for group in shard.groups():
-        try:
-            picture = decode_picture(entry := admit(group, captions, keep, filters), filters)
-        except Skipped as reason:
-            counts.report.skip(reason)
-            continue
+    for entry, picture in read_pictures(shard, shard.groups(), counts.report):
         width, height = picture.image.size
-        counts.report.samples += 1
-        counts.report.mended.update(entry.mended + picture.mended)
         counts.sides[min(width, height)] += 1
         counts.ratios[round(width / height, 2)] += 1
         counts.formats[picture.format] += 1

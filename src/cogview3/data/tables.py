@@ -14,9 +14,9 @@ from pyarrow import ipc, parquet, types
 
 from cogview3.config import UserError
 from cogview3.data import addresses
-from cogview3.data.addresses import bare, beside, unread
-from cogview3.data.groups import Group
-from cogview3.data.texts import find_caption
+from cogview3.data.addresses import bare, unread
+from cogview3.data.groups import Group, Shard
+from cogview3.data.texts import CAPTIONS, find_name
 
 TABLES = (".parquet", ".arrow", ".feather")
 """Ends of the names of tables."""
@@ -41,17 +41,11 @@ DAMAGE = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, Inde
 
 
 @dataclass(frozen=True)
-class TableShard:
+class TableShard(Shard):
     """A .parquet file, or an .arrow file of a data set saved with `save_to_disk`; Arrow's file format as well.
 
     The column of pictures holds encoded ones: bytes, or `datasets`' structure of bytes and path.
     """
-
-    address: str
-
-    def sidecar(self, kind: str) -> str:
-        """`a.parquet` has `a.captions.parquet` beside it."""
-        return beside(self.address, f"{kind}.parquet")
 
     def check(self) -> None:
         """As `Shard.check`: raises UserError for a table without a column of pictures."""
@@ -193,15 +187,13 @@ class TableFile:
 
 
 def _columns(schema: pyarrow.Schema) -> _Columns:
-    names = {name.lower(): name for name in reversed(schema.names)}
-    image = next((names[name] for name in IMAGES if name in names), None)
+    image, status = find_name(schema.names, IMAGES), find_name(schema.names, [STATUS])
     if image is None:
         pictures = [column.name for column in schema if _holds_pictures(column.type)]
         image = pictures[0] if len(pictures) == 1 else None
-    caption = find_caption(dict.fromkeys(name for name in schema.names if name != image))
-    simple = [column.name for column in schema if _is_simple(column.type)]
-    rest = tuple(name for name in simple if name not in (image, caption) and schema.names.count(name) == 1)
-    return _Columns(image, caption, names.get(STATUS), tuple(name for name in rest if name != names.get(STATUS)))
+    caption = find_name([name for name in schema.names if name != image], CAPTIONS)
+    rest = [column.name for column in schema if _is_simple(column.type) and schema.names.count(column.name) == 1]
+    return _Columns(image, caption, status, tuple(name for name in rest if name not in (image, caption, status)))
 
 
 def _holds_pictures(kind: pyarrow.DataType) -> bool:

@@ -6,6 +6,7 @@ offsets, takes an archive with a damaged header for one that ends there, and nee
 """
 
 import errno
+import io
 import shutil
 import tarfile
 import tempfile
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from cogview3.config import UserError
 from cogview3.data import addresses
-from cogview3.data.addresses import MAX_FILE, beside, filesystem, is_local, unread
+from cogview3.data.addresses import MAX_FILE, filesystem, is_local, unread
 from cogview3.data.groups import Group, Shard
 from cogview3.data.names import LATENTS, PICTURE_FILES, TEXTS, Named, group_names
 
@@ -34,19 +35,11 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 
 
 @dataclass(frozen=True)
-class TarShard:
+class TarShard(Shard):
     """A tar as img2dataset writes it; the files of a sample need not follow each other."""
 
-    address: str
     contents: ClassVar[frozenset[str]] = PICTURE_FILES
     """Suffixes of the files that are read."""
-
-    def sidecar(self, kind: str) -> str:
-        """`00000.tar` has `00000.captions.parquet` beside it."""
-        return beside(self.address, f"{kind}.parquet")
-
-    def check(self) -> None:
-        """As `Shard.check`; what a tar holds is not looked at before its turn."""
 
     def groups(self, first: int = 0, piece: int = 0, pieces: int = 1, order: int | None = None) -> Iterator[Group]:
         """Groups from number `first` on, every `pieces`-th from `piece`, in the order of the tar."""
@@ -93,6 +86,13 @@ class LatentShard(TarShard):
         return f"{plain.removesuffix('latents.tar')}{kind}.parquet{self.address[len(plain) :]}"
 
 
+def add_file(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar that is being written."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
 def latents_of(shard: Shard) -> LatentShard:
     """Where the latents of a shard lie, whether they are there or not."""
     plain = addresses.bare(sidecar := shard.sidecar("latents"))
@@ -101,7 +101,12 @@ def latents_of(shard: Shard) -> LatentShard:
 
 def have_latents(shards: Sequence[Shard]) -> list[bool]:
     """Whether each shard has latents beside it; the folders are listed once each."""
-    return addresses.parents_hold([latents_of(shard).address for shard in shards])
+    wanted = [latents_of(shard).address for shard in shards]
+    there: dict[str, set[str]] = {}
+    for folder in set(map(addresses.parent, wanted)):
+        fs, path = filesystem(folder)
+        there[folder] = set(map(addresses.name_of, fs.ls(path, detail=False))) if fs.isdir(path) else set()
+    return [addresses.name_of(address) in there[addresses.parent(address)] for address in wanted]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Captions in their usual forms: encodings of text files, and values that hold one caption or several."""
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from cogview3.data.report import Broken
@@ -72,7 +72,7 @@ def caption_choices(value: Any) -> tuple[str, ...]:
     raise Broken(NO_TEXT)
 
 
-def find_caption(record: Mapping[str, Any]) -> str | None:
-    """The name under which a record keeps its caption; None where it has none."""
-    names = {str(name).lower(): name for name in reversed([*record])}
-    return next((names[name] for name in CAPTIONS if name in names), None)
+def find_name(names: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the wanted names that is there, as it is spelled there; case does not count. None without one."""
+    known = {str(name).lower(): name for name in reversed([*names])}
+    return next((known[name] for name in wanted if name in known), None)

@@ -22,8 +22,7 @@ class WorkerSamples:
     """Iterator over the samples of several readers, one of each in turn, read in processes of their own.
 
     Readers are dealt out to workers, so the order depends on the number of readers alone. Each sample brings its
-    reader's position along, so that the position of what was given out is known although workers read ahead. Meant
-    for readers that go on for ever; the first that ends, ends all.
+    reader's position along, as workers read ahead. The first reader that ends, ends all.
 
     Args:
         make: makes the samples of a part; pickled, so a function of a module, or a partial of one.

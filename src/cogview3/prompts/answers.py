@@ -31,7 +31,7 @@ _FINAL = re.compile(
     r"<\|channel\|>\s*final\b.*?<\|message\|>(.*?)(?=<\|(?:channel|end|return|start|call)\|>|$)", re.DOTALL
 )
 _BARE_CHANNELS = re.compile(r"^\s*analysis(?=[A-Z\s]).*?assistant\s?final", re.DOTALL)  # special tokens left out
-_WRAPPERS = (re.compile(r"<(answer|final_answer|response|output|caption|description)>(?P<text>.*?)</\1>", re.DOTALL),)
+_WRAPPER = re.compile(r"<(answer|final_answer|response|output|caption|description)>(?P<text>.*?)</\1>", re.DOTALL)
 _SPECIAL = r"<[|｜][\w▁]+[|｜]>"  # <|im_end|>, <｜end▁of▁sentence｜>
 _TURN_START = re.compile(rf"^(?:\s*(?:{_SPECIAL}|<(?:s|bos|start_of_turn)>)\s*(?:(?:assistant|model)\b\s*)?)+")
 _TURN_END = re.compile(rf"{_SPECIAL}|</s>|<end_of_(?:turn|utterance)>|<eos>|\[/INST\]")
@@ -93,9 +93,8 @@ def plain(text: str) -> str | None:
     if bare is None:
         return None
     bare = _TURN_END.split(_TURN_START.sub("", bare.strip()))[0]
-    for wrapper in _WRAPPERS:
-        if found := list(wrapper.finditer(bare)):
-            bare = found[-1]["text"]
+    if found := list(_WRAPPER.finditer(bare)):
+        bare = found[-1]["text"]
     bare = _from_json(re.sub(r"```\w*", " ", bare).strip())
     bare = " ".join(bare.split())
     bare = _LABEL.sub("", _OPENING.sub("", bare))

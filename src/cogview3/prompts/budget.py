@@ -82,22 +82,16 @@ class Budget:
             raise UserError(f"a budget of {money:g} in money needs a price: give that of a million tokens")
         self._limits: dict[str, float | None] = {"requests": requests, "tokens": tokens, "money": money}
         self._changed = threading.Condition()
-        self._spent = Usage()
+        self.spent = Usage()  # so far, requests under way included
         self._dearest: Usage | None = None
         self._told = False
         self._flying = 0
         self._blind = False
 
-    @property
-    def spent(self) -> Usage:
-        """So far, requests under way included."""
-        with self._changed:
-            return self._spent
-
     def add(self, usage: Usage) -> None:
         """Count what was spent elsewhere, by an earlier run say; its mean is what is first set aside for a request."""
         with self._changed:
-            self._spent += usage
+            self.spent += usage
             if self._dearest is None and usage.requests and usage.tokens:
                 self._dearest = Usage(0, usage.tokens // usage.requests, 0, usage.money / usage.requests)
 
@@ -113,7 +107,7 @@ class Budget:
                     return reason
                 if not reason and (not self._unknown() or not self._flying):
                     self._flying += 1
-                    self._spent += Usage(requests=1)
+                    self.spent += Usage(requests=1)
                     return ""
                 self._changed.wait()
 
@@ -126,7 +120,7 @@ class Budget:
         with self._changed:
             self._flying -= 1
             cost = Usage(0, *tokens, self._price.of(*tokens)) if tokens else Usage()
-            self._spent += cost
+            self.spent += cost
             if tokens:
                 self._told = True
                 best = self._dearest or Usage()
@@ -149,7 +143,7 @@ class Budget:
         for name, limit in self._limits.items():
             if limit is None:
                 continue
-            spent = getattr(self._spent, name)
+            spent = getattr(self.spent, name)
             ahead = 1 if name == "requests" else (flying + 1) * getattr(each, name)
             if spent + ahead > limit or (spent >= limit and name != "requests"):
                 return f"the budget of {limit:g} {name} is spent ({spent:g} so far)"

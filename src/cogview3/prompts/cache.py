@@ -27,26 +27,25 @@ def encoder_fingerprint(model: str | os.PathLike[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in ("tokenizer", "text_encoder"):
-        folder = Path(model) / name
-        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-        if not files:
+        if not _update_files(digest.update, Path(model) / name, f"{name}/"):
             raise UserError(f"{model} holds no {name}: a prompt cache needs a model folder with its text encoder")
-        _update_files(digest.update, folder, files, f"{name}/")
     return digest.hexdigest()
 
 
 def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     """Hash of a folder's files, large ones sampled as in `encoder_fingerprint`."""
     digest = hashlib.sha256()
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    _update_files(digest.update, Path(folder), files)
+    _update_files(digest.update, Path(folder))
     return digest.hexdigest()
 
 
-def _update_files(update: Callable[[bytes], None], folder: Path, files: Sequence[Path], prefix: str = "") -> None:
+def _update_files(update: Callable[[bytes], None], folder: Path, prefix: str = "") -> bool:
+    """Whether there are any."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         update(f"{prefix}{path.relative_to(folder)}:{path.stat().st_size};".encode())
         _update(update, path)
+    return bool(files)
 
 
 def _update(update: Callable[[bytes], None], path: Path) -> None:

@@ -61,30 +61,6 @@ def left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     return rest
 
 
-def encode_text(
-    tokenizer: PreTrainedTokenizerBase,
-    text_encoder: PreTrainedModel,
-    prompts: Sequence[str],
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Encode prompts; what does not fit is cut and reported by a warning that quotes it.
-
-    Args:
-        tokenizer: of T5's kind, with `model_max_length` set to the text length L.
-        text_encoder: a T5 encoder of width C.
-        prompts: B strings, empty ones allowed.
-        device: where the tokens go; the encoder's own device by default.
-
-    Returns:
-        (B, L, C) in the encoder's dtype.
-
-    Raises:
-        FloatingPointError: the encoder overflowed, as T5 does in float16.
-    """
-    warn_of_cuts(tokenizer, prompts)
-    return embed_text(tokenizer, text_encoder, prompts, device)
-
-
 def warn_of_cuts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> None:
     """Report prompts that do not fit the text length, by a warning that quotes what is left out of each."""
     for prompt in dict.fromkeys(prompts):
@@ -99,7 +75,16 @@ def embed_text(
     prompts: Sequence[str],
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """`encode_text`, silently."""
+    """Encode prompts; what does not fit is cut (`warn_of_cuts`).
+
+    Args:
+        tokenizer: of T5's kind, with `model_max_length` set to the text length L.
+        text_encoder: a T5 encoder of width C.
+        prompts: B strings, empty ones allowed.
+        device: where the tokens go; the encoder's own device by default.
+
+    Returns (B, L, C) in the encoder's dtype. Raises FloatingPointError where it overflowed, as T5 does in float16.
+    """
     length = text_length(tokenizer)
     tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     embeddings: torch.Tensor = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state

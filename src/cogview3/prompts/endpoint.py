@@ -122,15 +122,10 @@ class Endpoint:
         self._key = addresses.read_key(self.key_env) if self.key_env or is_private(self.url) else None
         headers = {"Authorization": f"Bearer {self._key.get_secret_value()}"} if self._key else {}
         self._poster = Poster(self.url, headers, self.timeout)
-        self._takes_schema: bool | None = None
+        self.takes_schema: bool | None = None  # whether it accepts a JSON schema for its answers; None until asked
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._random = random.Random()
-
-    @property
-    def takes_schema(self) -> bool | None:
-        """Whether it accepts a JSON schema for its answers; None until it was asked."""
-        return self._takes_schema
 
     @property
     def shown(self) -> str:
@@ -149,10 +144,10 @@ class Endpoint:
             Refused, Unusable, GaveUp, Stopped, Spent: no answer.
         """
         body = {"model": self.model, "messages": list(messages), "stream": False, **self.extra}
-        if schema is None or self._takes_schema is False:
+        if schema is None or self.takes_schema is False:
             return self._persist(body)
         form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-        unsure = self._takes_schema is None
+        unsure = self.takes_schema is None
         try:
             answer = self._persist(body | {"response_format": form}, unsure)
         except (Refused, Unusable, GaveUp) as error:
@@ -160,15 +155,15 @@ class Endpoint:
                 raise
             before = error.usage
         else:
-            self._takes_schema = True
+            self.takes_schema = True
             return answer
         try:
             answer = self._persist(body)
         except EndpointError as error:
             error.usage += before
             raise
-        if self._takes_schema is None:  # another thread may have had an answer with it meanwhile
-            self._takes_schema = False
+        if self.takes_schema is None:  # another thread may have had an answer with it meanwhile
+            self.takes_schema = False
         return replace(answer, usage=before + answer.usage)
 
     def _persist(self, body: Mapping[str, Any], unsure: bool = False) -> Answer:

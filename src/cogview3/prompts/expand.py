@@ -147,17 +147,9 @@ def conversation(prompt: str, earlier: str = "", lost: Sequence[str] = ()) -> li
 class LocalWriter(Writer):
     """A model of transformers in a folder: an encoder-decoder that maps prompts to descriptions, or a chat model.
 
-    A decoder-only model is given `conversation`, and answers with what is most probable word by word; a second try
-    gives beams, and so does not depend on chance. An encoder-decoder, such as a T5 trained for this, is given the bare
-    prompt; it is small, so it gives its beams at once, of which the first good one counts, and is not asked again.
-
-    Args:
-        folder: with config, weights (safetensors) and tokenizer.
-        device: where it runs.
-        max_tokens: most tokens of a description.
-
-    Raises:
-        UserError: not such a folder.
+    A decoder-only model is given `conversation`, and answers with what is most probable word by word, a second time
+    with beams. An encoder-decoder, such as a T5 trained for this, is given the bare prompt and gives its beams at once,
+    of which the first good one counts. `max_tokens` is of a description. Raises UserError for any other folder.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", max_tokens: int = 256) -> None:

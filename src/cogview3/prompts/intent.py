@@ -134,7 +134,9 @@ def _lost_numbers(asked: Sequence[_Word], told: Sequence[_Word]) -> list[str]:
         named = " ".join(each.text for each in asked[place : place + 1 if head is None else head + 1])
         if head is None:
             kept = word.number == 1 or any(other.number == word.number for other in told)
-            kept = kept or (not word.text[0].isdigit() and _followed_by_filler(asked, place))
+            # mere "shapes" or "objects" are counted, which an expansion names instead
+            filler = any(each.text in FILLER for each in asked[place + 1 : place + 2])
+            kept = kept or (filler and not word.text[0].isdigit())
         else:
             colors = {each.color for each in asked[place:head] if each.color}
             once = sum(_same(each, asked[head]) for each in asked) == 1
@@ -142,11 +144,6 @@ def _lost_numbers(asked: Sequence[_Word], told: Sequence[_Word]) -> list[str]:
         if not kept:
             lost.append(named)
     return lost
-
-
-def _followed_by_filler(asked: Sequence[_Word], place: int) -> bool:
-    """Whether a number counts mere "shapes" or "objects", which an expansion names instead."""
-    return place + 1 < len(asked) and asked[place + 1].text in FILLER
 
 
 def _is_counted(number: int, noun: _Word, told: Sequence[_Word], color: str | None, exact: bool) -> bool:

@@ -44,7 +44,9 @@ def build_tokenizer(
         normal = splitter.normalizer.normalize_str(text)
         counts.update(piece for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(normal))
     total = max(1, counts.total())
-    words = [(word, math.log(count / total)) for word, count in _most_common(counts, vocab_size - fixed)]
+    # ties go by the alphabet, so that the vocabulary does not depend on the order of the texts
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: vocab_size - fixed]
+    words = [(word, math.log(count / total)) for word, count in ranked]
     special = [(name, 0.0) for name in (PAD, END, UNKNOWN)]
     characters = [(name, _CHARACTER_SCORE) for name in _CHARACTERS if name not in dict(words)]
     backend = _backend(special + words + characters + [(name, _BYTE_SCORE) for name in _BYTES], unknown=2)
@@ -77,11 +79,6 @@ def _decoder() -> decoders.Decoder:
     """Tokens to text; punctuation, a token of its own, loses the space before it."""
     no_space = [decoders.Replace(f" {mark}", mark) for mark in _CLOSING]
     return decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse(), *no_space])
-
-
-def _most_common(counts: Counter[str], room: int) -> list[tuple[str, int]]:
-    """The most frequent pieces; ties go by the alphabet, so that the vocabulary does not depend on text order."""
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:room]
 
 
 def _backend(vocabulary: list[tuple[str, float]], unknown: int) -> Tokenizer:

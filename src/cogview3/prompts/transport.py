@@ -38,12 +38,8 @@ class Poster:
     """Posts to one address. Threads may share it.
 
     Libraries limit the wait for each piece of an answer; here one limit holds for all of it, from the look-up of the
-    name to the last byte, also where headers drip. So requests run on an event loop, in a thread of its own.
-
-    Args:
-        url: where to.
-        headers: of each request.
-        timeout: seconds for a request.
+    name to the last byte, also where headers drip. So requests run on an event loop, in a thread of its own. `timeout`
+    is in seconds, for a request.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], timeout: float) -> None:

@@ -315,7 +315,7 @@ def test_comprehensive_captions_state_every_fact(told):
     for scene, caption in told["comprehensive"]:
         assert replace(caption.facts, relations=()) == replace(scene.facts(), relations=())
         assert len(caption.facts.relations) <= 2
-        assert contradictions(caption.facts, scene) == caption.wrong == 0
+        assert contradictions(caption.facts, scene) == 0
 
 
 @pytest.mark.parametrize("kind", ["comprehensive", "brief", "alt_text"])
@@ -362,11 +362,9 @@ def test_captions_that_leave_objects_out_keep_to_the_scene(told):
             assert any(all(getattr(item, n) == v for n, v in given.items()) for item in places), caption
 
 
-def test_alt_text_counts_what_it_gets_wrong(told):
+def test_alt_text_is_sometimes_wrong(told):
     whole = [(s, c) for s, c in told["alt_text"] if len(c.facts.objects) == len(s.objects)]
-    for scene, caption in whole:
-        assert caption.wrong == contradictions(caption.facts, scene), caption
-    assert 0.05 < sum(caption.wrong > 0 for _, caption in whole) / len(whole) < 0.3
+    assert 0.05 < sum(contradictions(caption.facts, scene) > 0 for scene, caption in whole) / len(whole) < 0.3
     assert any(caption.text.endswith((".jpg", ".png")) for _, caption in whole)
 
 

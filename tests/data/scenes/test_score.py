@@ -21,7 +21,7 @@ CENTERS = {"left": 0.27, "center": 0.5, "right": 0.73, "top": 0.27, "middle": 0.
 def reading(*objects, ground="white", texture="tiled", count=None):
     centers = [tuple(CENTERS[word] for word in reversed(item.position.split())) for item in objects]
     facts = Facts(ground, texture, len(objects) if count is None else count, objects, relations_between(centers))
-    return Reading(facts, tuple(centers), ((0.0, 0.0, 1.0, 1.0),) * len(objects))
+    return Reading(facts, tuple(centers))
 
 
 def stated(*objects):
@@ -140,11 +140,11 @@ def test_relations_between_are_plain_truths_of_pictures_too():
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_of_three_alike_the_middle_one_is_between_the_others(order):
     moon = ObjectFacts(thing="moon")
-    reading = Reading(Facts(objects=(moon,) * 3), tuple((0.27, (0.17, 0.5, 0.83)[i]) for i in order), ((0,) * 4,) * 3)
+    reading = Reading(Facts(objects=(moon,) * 3), tuple((0.27, (0.17, 0.5, 0.83)[i]) for i in order))
     for first, second, other in itertools.permutations(range(3)):
         stated = Facts(objects=(moon,) * 3, relations=(Relation(first, "between", second, other),))
         assert score(stated, reading).whole
-    empty = Reading(Facts(), (), ())
+    empty = Reading(Facts(), ())
     assert score(replace(stated, relations=(Relation(0, "between", 1, 2),)), empty).right == 0
 
 

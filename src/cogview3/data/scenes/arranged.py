@@ -52,10 +52,8 @@ def arranged(scene: Scene, stated: Facts, order: Sequence[int]) -> Scene:
     by side, or those that suit the stated relations; the ground plain and white, or the first on which training shows
     every thing.
 
-    Args:
-        scene: the scene of the objects that the prompt tells, in the prompt's order.
-        stated: the prompt's facts.
-        order: for each of the scene's objects its number in the facts.
+    `scene` holds the objects in the prompt's order, `stated` the prompt's facts, `order` the number of each of these
+    objects in the facts.
     """
     facts = [stated.objects[number] for number in order]
     objects = [_plainer(item, said, stated) for item, said in zip(scene.objects, facts, strict=True)]

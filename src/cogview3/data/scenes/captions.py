@@ -5,7 +5,7 @@ They play the paper's new caption, prompt and old caption. Each comes with exact
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,7 +42,6 @@ from cogview3.data.scenes.scene import (
     Scene,
     SceneObject,
     betweens,
-    relation_holds,
 )
 from cogview3.data.scenes.things import THINGS
 from cogview3.data.scenes.vocabulary import suggestions, unknown_words, vocabulary
@@ -56,7 +55,7 @@ FILE_NAME_SHARE = 0.12  # alt-texts that are file names
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, the facts that it states (objects in the scene's order), and how many of these are wrong.
+    """A text and the facts that it states (objects in the scene's order).
 
     `told` holds the scene's indices of the objects, in the order in which the text first names them; `spans` where in
     the text each of them is described (start and end), of `plain` captions alone.
@@ -64,7 +63,6 @@ class Caption:
 
     text: str
     facts: Facts
-    wrong: int = 0
     told: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
 
@@ -79,31 +77,25 @@ def comprehensive(scene: Scene, rng: np.random.Generator) -> Caption:
         if len(text.split()) <= MAX_WORDS:
             facts = replace(scene.facts(), relations=relations)
             told = tuple(range(len(scene.objects)))
-            return Caption(spelled(text if rng.random() < 0.1 else sentence_case(text), rng), facts, told=told)
+            return Caption(spelled(text if rng.random() < 0.1 else sentence_case(text), rng), facts, told)
 
 
-def plain(scene: Scene, order: Sequence[int] | None = None) -> Caption:
+def plain(scene: Scene) -> Caption:
     """Describe a scene wholly in one fixed way: of the phrasings of `comprehensive`, a plain one.
 
     Every fact but relations is stated once, each object's place before the rest of it: "two shapes on a tiled blue
     background: at the top a small plain red star with no outline and in the center a ...", "two objects on a plain
     gray background: at the top a large fox and ...". What small models learn to write. In lower case, at most 76 words.
-
-    Args:
-        scene: the scene.
-        order: indices of its objects in the order to tell them; the scene's own by default.
     """
-    order = tuple(range(len(scene.objects)) if order is None else order)
-    items = [scene.objects[index] for index in order]
-    parts = [_plainly(item, scene.ground) for item in items]
-    noun = "object" if any(item.thing for item in items) else "shape"
+    parts = [_plainly(item, scene.ground) for item in scene.objects]
+    noun = "object" if any(item.thing for item in scene.objects) else "shape"
     number = f"{w.NUMBERS[len(parts)].texts[0]} {noun if len(parts) == 1 else w.plural(noun)}"
     text = f"{number} on a {scene.texture} {scene.ground} background: {enumerated(parts)}."
     spans: list[tuple[int, int]] = []
     for part in parts:
         start = text.index(part, spans[-1][1] if spans else text.index(":"))
         spans.append((start, start + len(part)))
-    return Caption(text, replace(scene.facts(), relations=()), told=order, spans=tuple(spans))
+    return Caption(text, replace(scene.facts(), relations=()), tuple(range(len(parts))), tuple(spans))
 
 
 def _plainly(item: SceneObject, ground: str) -> str:
@@ -117,14 +109,13 @@ def _plainly(item: SceneObject, ground: str) -> str:
 
 def brief(scene: Scene, rng: np.random.Generator) -> Caption:
     """Describe a scene as a user's prompt would: all objects (rarely fewer), a few facts of each."""
-    text, facts, told = brief_text(scene, rng)
-    return Caption(text, facts, told=told)
+    return Caption(*brief_text(scene, rng))
 
 
 def alt_text(scene: Scene, rng: np.random.Generator) -> Caption:
     """Describe a scene as an image's alt-text on the web would: briefly, with junk, sometimes wrongly.
 
-    `facts` holds what the text states, also what it states wrongly; `wrong` counts the latter.
+    `facts` holds what the text states, also what it states wrongly.
     """
     told = _with_one_change(scene, rng) if rng.random() < WRONG_SHARE else scene
     text, facts, order = brief_text(told, rng)
@@ -132,7 +123,7 @@ def alt_text(scene: Scene, rng: np.random.Generator) -> Caption:
     noise = {name: rng.integers(*bounds) for name, bounds in s.ALT_NUMBERS.items()}
     slug = re.sub(r"\W+", "-_"[rng.integers(2)], text.lower()).strip("-_")
     text = patterns[rng.integers(len(patterns))].format(caption=text.rstrip(".?"), slug=slug, **noise)
-    return Caption(text, facts, _count_wrong(facts, sorted(order), scene), order)
+    return Caption(text, facts, order)
 
 
 def _comprehensive_text(scene: Scene, rng: np.random.Generator) -> tuple[str, tuple[Relation, ...]]:
@@ -215,18 +206,3 @@ def _with_one_change(scene: Scene, rng: np.random.Generator) -> Scene:
         values = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "size": tuple(SIZES), "thing": tuple(THINGS)}[name]
         changed = replace(item, **{name: absent(values, {getattr(item, name)}, rng)})
     return replace(scene, objects=(*scene.objects[:index], changed, *scene.objects[index + 1 :]))
-
-
-def _count_wrong(facts: Facts, mentioned: list[int], scene: Scene) -> int:
-    """How many stated facts the scene contradicts; `mentioned`: the scene's indices of facts.objects."""
-    truth = scene.facts()
-    pairs = [(getattr(facts, name), getattr(truth, name)) for name in ("ground", "texture", "count")]
-    for stated, index in zip(facts.objects, mentioned, strict=True):
-        pairs += [(getattr(stated, f.name), getattr(truth.objects[index], f.name)) for f in fields(stated)]
-    wrong = sum(a is not None and a != b for a, b in pairs)
-    centers = [(item.x, item.y) for item in scene.objects]
-    wrong += sum(not relation_holds(r.among(dict(enumerate(mentioned))), centers) for r in facts.relations)
-    wrong += sum(any(map(denied.is_true_of, truth.objects)) for denied in facts.denied)
-    for name in facts.different:
-        wrong += len({getattr(truth.objects[index], name) for index in mentioned}) < len(mentioned)
-    return wrong

@@ -47,11 +47,11 @@ def parse(text: str) -> Facts | None:
 def reading_of(facts: Facts) -> Reading:
     """Facts of objects with places as if they were read from a picture: centers those of the cells, all relations.
 
-    So `score.score` compares what one caption states with another, or with a scene. Boxes are empty.
+    So `score.score` compares what one caption states with another, or with a scene.
     """
     centers = [(COLUMNS[item.position.split()[1]], ROWS[item.position.split()[0]]) for item in facts.objects]
     facts = replace(facts, count=len(facts.objects), relations=relations_between(centers))
-    return Reading(facts, tuple(centers), ((0.0, 0.0, 0.0, 0.0),) * len(centers))
+    return Reading(facts, tuple(centers))
 
 
 def is_consistent(facts: Facts) -> bool:

@@ -53,11 +53,10 @@ RIVAL = 0.25  # share, of the smaller of a piece and a thing, that they have in 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read. `centers` (x, y) and `boxes` (left, top, right, bottom) are fractions of the side, by object."""
+    """What was read. `centers` (x, y) are fractions of the side, by object."""
 
     facts: Facts
     centers: tuple[tuple[float, float], ...]
-    boxes: tuple[tuple[float, float, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,10 @@ class _Ground:
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """An object read: facts, center (x, y) and box as fractions of the side, and the share of each cell it takes."""
+    """An object read: facts, center (x, y) as fractions of the side, and the share of each cell it takes."""
 
     facts: ObjectFacts
     center: tuple[float, float]
-    box: tuple[float, float, float, float]
     cells: np.ndarray
 
 
@@ -112,7 +110,7 @@ def read(image: np.ndarray | Image.Image) -> Reading:
     found.sort(key=lambda item: POSITIONS.index(item.facts.position))
     objects, centers = tuple(item.facts for item in found), tuple(item.center for item in found)
     facts = Facts(ground.name, ground.texture, len(objects), objects, relations_between(list(centers)))
-    return Reading(facts, centers, tuple(item.box for item in found))
+    return Reading(facts, centers)
 
 
 def _with_things(shapes: list[_Piece], pixels: np.ndarray, ground: _Ground) -> list[_Piece]:
@@ -140,9 +138,8 @@ def _with_things(shapes: list[_Piece], pixels: np.ndarray, ground: _Ground) -> l
             continue  # no edges: a patch of another color than the ground's
         left = [item for item in left if item not in parts]
         x, y = ((value * thing_reader.CELL) / SIDE for value in (candidate.x, candidate.y))
-        half = SIZES[candidate.size] / 2
         facts = ObjectFacts(size=candidate.size, position=position_name(x, y), thing=candidate.thing)
-        things.append(_Piece(facts, (x, y), (x - half, y - half, x + half, y + half), support))
+        things.append(_Piece(facts, (x, y), support))
     return left + things
 
 
@@ -310,8 +307,8 @@ def _coarse(values: np.ndarray) -> np.ndarray:
 
 def _describe(
     region: np.ndarray, mask: np.ndarray, top: int, left: int, match: _Match, ground: _Ground
-) -> tuple[ObjectFacts, tuple[float, float], tuple[float, float, float, float]]:
-    """Facts, center and box of the piece `mask`, whose region of the picture begins at (left, top)."""
+) -> tuple[ObjectFacts, tuple[float, float]]:
+    """Facts and center of the piece `mask`, whose region of the picture begins at (left, top)."""
     depth = render.depth(mask)
     color = _color(region[_deepest(depth, INNER_OUTLINED)][::3])
     main, accent = (np.array(value, np.float32) for value in render.OBJECT_COLORS[color])
@@ -320,10 +317,7 @@ def _describe(
     along, _ = _to_segment(region, main, accent)
     fill = _fill(along, _deepest(depth, INNER_OUTLINED if outlined else INNER))
     x, y = (left + match.x) / SIDE, (top + match.y) / SIDE
-    facts = ObjectFacts(match.shape, color, fill, outlined, match.size, position_name(x, y))
-    ys, xs = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
-    edges = left + xs[0], top + ys[0], left + xs[-1] + 1, top + ys[-1] + 1
-    return facts, (x, y), tuple(float(edge) / SIDE for edge in edges)
+    return ObjectFacts(match.shape, color, fill, outlined, match.size, position_name(x, y)), (x, y)
 
 
 def _deepest(depth: np.ndarray, wanted: float) -> np.ndarray:

@@ -57,14 +57,13 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A thing at a place. `likeness` 0 to 1; x, y: center, cells; `support`: where it is drawn, (cells, cells) bool."""
+    """A thing at a place: likeness, 0 to 1, and center (x, y) in cells."""
 
     likeness: float
     thing: str
     size: str
     x: float
     y: float
-    support: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,8 @@ def candidates(cells: np.ndarray, backdrop: Backdrop) -> list[Candidate]:
         if best[y, x] < LIKELY:
             break
         index = which[y, x]
-        shift = int(y), int(x)
-        cover = np.roll(drawings.supports[index] > 0, (shift[0] - side // 2, shift[1] - side // 2), (0, 1))
         center = x + _beyond(scores[index, y, x - 1 : x + 2]), y + _beyond(scores[index, y - 1 : y + 2, x])
-        found.append(Candidate(float(best[y, x]), *NAMES[index], *center, cover))
+        found.append(Candidate(float(best[y, x]), *NAMES[index], *center))
         best[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4] = 0
     return found
 

@@ -18,6 +18,7 @@ from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.data.sidecars import CAPTIONS as COLUMNS
 from cogview3.data.sidecars import write_sidecar
+from cogview3.data.tars import add_file
 
 CAPTIONS: dict[str, Callable[[Scene, np.random.Generator], captions.Caption]] = {
     "comprehensive": captions.comprehensive,
@@ -138,6 +139,4 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     with tarfile.open(path, "w") as tar:
         for key, files in samples:
             for suffix, content in files:
-                entry = tarfile.TarInfo(f"{key}.{suffix}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
+                add_file(tar, f"{key}.{suffix}", content)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cogview3.config import BaseRecipe, DistillRound, RelayRecipe, SceneData
 from cogview3.diffusion import relay
-from cogview3.prompts.encode import embed_text, encode_text
+from cogview3.prompts.encode import embed_text, warn_of_cuts
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
 from cogview3.references import weights_folder
 from cogview3.training.objectives import Batch, SourcedTraining
@@ -87,9 +87,10 @@ class LatentTraining(SourcedTraining):
         They are computed in the recipe's precision, in which the encoder itself may be kept; the networks that read
         them are float32, and autocast narrows both alike.
         """
-        encode = encode_text if isinstance(self.recipe.data, SceneData) else embed_text
+        if isinstance(self.recipe.data, SceneData):
+            warn_of_cuts(self.tokenizer, texts)
         with autocast(self.recipe, self._frozen["text"].device):
-            return encode(self.tokenizer, self._frozen["text"], texts).float()
+            return embed_text(self.tokenizer, self._frozen["text"], texts).float()
 
     @property
     @abstractmethod
