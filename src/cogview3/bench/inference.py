@@ -220,13 +220,13 @@ def shares_by_part(pipe: CogView3Pipeline, draw: Draw, batch: int) -> dict[str, 
     return shares | {"other": 1 - sum(shares.values())}
 
 
-def count_flops(draw: Draw, batch: int = 1) -> int:
-    """Floating-point operations of a batch: convolutions and matrix products, a multiplication and an addition each.
+def count_flops(draw: Draw) -> int:
+    """Floating-point operations of a picture: convolutions and matrix products, a multiplication and an addition each.
 
     Attention is counted by its two products, which torch's counter only sees where they are computed one by one.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        draw(batch)
+        draw(1)
     return int(counter.get_total_flops())
 
 

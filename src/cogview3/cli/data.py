@@ -8,6 +8,7 @@ import typer
 
 from cogview3.cli import options
 from cogview3.cli.settings import with_options
+from cogview3.cli.typed import read_lines
 from cogview3.config import Filters, UserError
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from cogview3.data.report import Report
     from cogview3.data.statistics import Statistics
-
-_MOST_LINES = 2**24  # bytes of a blocklist
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -102,7 +101,8 @@ def filter_(
     from cogview3.data.formats import find_shards
     from cogview3.data.keep import write_keep
 
-    filters = filters.model_copy(update={"block": (*filters.block, *_lines(blocklist))})
+    if blocklist is not None:
+        filters = filters.model_copy(update={"block": (*filters.block, *read_lines("--blocklist", blocklist))})
     found = find_shards(shards)
     with counter("shards", len(found), resumes=True) as progress:
         counts, before = write_keep(found, filters, workers=workers, overwrite=overwrite, progress=progress)
@@ -226,20 +226,6 @@ def encode(
         f"{figures['finished_before']} of them encoded before"
     )
     _show({**figures, **_counts(counts, "encoded")}, [first, _reasons(counts, "encoded")], as_json)
-
-
-def _lines(path: Path | None) -> list[str]:
-    """Lines of a text file that are not blank."""
-    if path is None:
-        return []
-    with path.open("rb") as file:
-        content = file.read(_MOST_LINES + 1)  # some files have no end
-    try:
-        if len(content) > _MOST_LINES:
-            raise UserError(f"--blocklist {path}: more than {_MOST_LINES} bytes")
-        return [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"--blocklist {path}: not UTF-8 text") from None
 
 
 def _counts(counts: "Report", good: str) -> dict[str, Any]:

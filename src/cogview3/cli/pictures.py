@@ -23,9 +23,9 @@ MAX_SHEET = 1000
 """Most pictures on a contact sheet."""
 
 
-def slug(text: str, length: int = 48) -> str:
-    """A short file name for a text: letters, digits and hyphens, `length` characters at most."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
+def slug(text: str) -> str:
+    """A short file name for a text: letters, digits and hyphens, 48 characters at most."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:48].strip("-") or "picture"
 
 
 def plan_files(out: Path | None, names: Sequence[str]) -> list[Path]:
