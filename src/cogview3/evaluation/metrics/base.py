@@ -34,12 +34,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Setting:
-    """What metrics need beyond the prompts.
-
-    Attributes:
-        weights: of the scorers.
-        reference: real pictures for FID, a folder or statistics (.npz with mu and sigma).
-    """
+    """What metrics need beyond the prompts; `reference`: real pictures for FID, a folder or an .npz of statistics."""
 
     weights: Weights = field(default_factory=Weights)
     reference: Path | None = None
