@@ -233,11 +233,7 @@ def count_flops(draw: Draw) -> int:
 def cold_start(pipe: CogView3Pipeline, model: str | None, repeats: int, device: str) -> dict[str, float]:
     """Seconds that fresh processes take: `cogview3 generate` of one picture, and importing the same libraries alone.
 
-    Args:
-        pipe: saved into a temporary folder where `model` is None.
-        model: what `--model` is given; it draws in its default mode.
-        repeats: runs of each, in turn; the medians are given.
-        device: where the networks run.
+    Medians of `repeats` runs each, in turn. `model` draws in its default mode; `pipe` is saved where it is None.
     """
     prompt = load_prompts("scenes-heldout", 1)[0].text
     with TemporaryDirectory() as folder:
