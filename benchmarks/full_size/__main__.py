@@ -10,7 +10,7 @@ from benchmarks.full_size import plot as plots
 
 from cogview3.cli.bench import pick_full_device
 from cogview3.cli.errors import ReportingGroup
-from cogview3.cli.options import Device, DeviceOption, JsonOption, clean_stdout, pick_device, report
+from cogview3.cli.options import DeviceOption, JsonOption, clean_stdout, pick_device, report
 from cogview3.cli.pictures import plan_files
 from cogview3.cli.progress import counter
 from cogview3.config import UserError
@@ -45,7 +45,7 @@ def main(
         bool | None, typer.Option("--compile/--eager", help="Compile all networks; full does by default.")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw bars (needs plots).")] = None,
-    device: DeviceOption = Device.auto,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """CogView3 in its modes against SDXL, LCM-SDXL and Stable Cascade, with random weights."""

@@ -13,7 +13,6 @@ from cogview3.captions.engines import _told_by_ray, local, on_ray, start_ray
 from cogview3.captions.model import ModelJob
 from cogview3.captions.recaption import Engine, recaption
 from cogview3.captions.rows import CannotGoOn
-from cogview3.cli.options import Device, Dtype
 from cogview3.cli.recaption import _model_job
 from cogview3.config import UserError
 from cogview3.data.formats import find_shards
@@ -100,11 +99,11 @@ def test_a_clusters_gpus_count_and_not_this_machines(
 ) -> None:
     monkeypatch.setattr("cogview3.captions.engines.cluster_gpus", lambda: gpus)
     model = str(save_llava(tmp_path / "llava"))
-    job, count = _model_job(model, Device.auto, Dtype.auto, 1, 0, 0.0, 8, True)
+    job, count = _model_job(model, "auto", "auto", 1, 0, 0.0, 8, True)
     assert (job.device, job.dtype, count) == expected
     if not gpus:
         with pytest.raises(UserError, match="--device cuda: the Ray cluster has no GPU"):
-            _model_job(model, Device.cuda, Dtype.auto, 1, 0, 0.0, 8, True)
+            _model_job(model, "cuda", "auto", 1, 0, 0.0, 8, True)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import cogview3
 from cogview3 import CogView3Pipeline, references
 from cogview3.cli import drawing, upscale
 from cogview3.cli.errors import Terminated
-from cogview3.cli.expand import wants_expansion
+from cogview3.cli.expand import ExpanderOptions, wants_expansion
 from cogview3.cli.typed import MAX_FILE, gather_prompts
 from cogview3.config import UserError
 from cogview3.models.light import LightDecoder
@@ -354,14 +354,14 @@ def test_prompts_are_expanded_where_the_model_has_an_expander_of_its_own(tmp_pat
     (tmp_path / "with").mkdir()
     (tmp_path / "with" / "expander").mkdir()
     (tmp_path / "with" / "model_index.json").write_text("{}")
-    nothing = (None, None, None, None)
-    assert wants_expansion(None, str(tmp_path / "with"), *nothing)
-    assert not wants_expansion(False, str(tmp_path / "with"), *nothing)
-    assert not wants_expansion(None, str(tiny_model), *nothing)
-    assert wants_expansion(True, str(tiny_model), *nothing)
-    assert wants_expansion(None, str(tiny_model), "./a-t5", None, None, None)
+    nothing, named = ExpanderOptions(), ExpanderOptions(expander="./a-t5")
+    assert wants_expansion(None, str(tmp_path / "with"), nothing)
+    assert not wants_expansion(False, str(tmp_path / "with"), nothing)
+    assert not wants_expansion(None, str(tiny_model), nothing)
+    assert wants_expansion(True, str(tiny_model), nothing)
+    assert wants_expansion(None, str(tiny_model), named)
     with pytest.raises(UserError, match="--expander"):
-        wants_expansion(False, str(tiny_model), "./a-t5", None, None, None)
+        wants_expansion(False, str(tiny_model), named)
 
 
 def test_model_folders_that_are_none(run: Run, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from cogview3.cli import options
-from cogview3.cli.options import Device, Dtype
 from cogview3.config import UserError
 
 
@@ -54,22 +53,22 @@ def test_numbers_must_be_finite(value: float) -> None:
 def test_devices_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert options.pick_device(Device.auto) == options.pick_device(Device.cpu) == "cpu"
-    for device in (Device.cuda, Device.mps):
+    assert options.pick_device("auto") == options.pick_device("cpu") == "cpu"
+    for device in ("cuda", "mps"):
         with pytest.raises(UserError, match=f"--device {device}: not available"):
             options.pick_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert options.pick_device(Device.auto) == "cuda"
+    assert options.pick_device("auto") == "cuda"
 
 
 def test_number_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert options.pick_dtype(Dtype.auto, "cpu") is torch.float32
-    assert options.pick_dtype(Dtype.auto, "cuda") is torch.bfloat16
+    assert options.pick_dtype("auto", "cpu") is torch.float32
+    assert options.pick_dtype("auto", "cuda") is torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
-    assert options.pick_dtype(Dtype.auto, "cuda") is torch.float32  # older than Ampere
-    assert options.pick_dtype(Dtype.bfloat16, "cuda") is torch.bfloat16
-    assert options.pick_dtype(Dtype.float16, "cpu") is torch.float16
+    assert options.pick_dtype("auto", "cuda") is torch.float32  # older than Ampere
+    assert options.pick_dtype("bfloat16", "cuda") is torch.bfloat16
+    assert options.pick_dtype("float16", "cpu") is torch.float16
 
 
 def test_folders_are_checked_for_writing(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, T5EncoderMo
 from cogview3.captions.model import ModelJob
 from cogview3.captions.request import request
 from cogview3.captions.rows import Sample
-from cogview3.cli.expand import open_expander
-from cogview3.cli.options import Device
+from cogview3.cli.expand import ExpanderOptions, open_expander
 from cogview3.config import UserError, parse_recipe
 from cogview3.data.entries import Entry
 from cogview3.data.scenes import captions
@@ -389,7 +388,7 @@ def test_a_model_brings_its_expander_along(runs: Path, caption_runs: Path, tmp_p
     parts = {name: runs / name for name in ("vae", "text", "base")}
     made = export(**parts, relay=None, modes={}, out=tmp_path / "m", expander=caption_runs / "expander")
     assert made["out"] == str(tmp_path / "m")
-    expander = open_expander(str(tmp_path / "m"), None, None, tmp_path / "cache", Device.cpu)
+    expander = open_expander(str(tmp_path / "m"), ExpanderOptions(expander_cache=tmp_path / "cache"), "cpu")
     rounded = LocalWriter(caption_runs / "expander" / "weights" / "expander")
     rounded._model = rounded._model.half().float()  # as it is stored
     wanted = rounded.write("two red stars", 0, "", ())
@@ -397,7 +396,7 @@ def test_a_model_brings_its_expander_along(runs: Path, caption_runs: Path, tmp_p
     assert load_file(tmp_path / "m" / "expander" / "model.safetensors")["shared.weight"].dtype == torch.float16
     export(**parts, relay=None, modes={}, out=tmp_path / "bare")
     with pytest.raises(UserError, match="bare has no expander"):
-        open_expander(str(tmp_path / "bare"), None, None, None, Device.cpu)
+        open_expander(str(tmp_path / "bare"), ExpanderOptions(), "cpu")
     with pytest.raises(UserError, match="expander"):
         export(**parts, relay=None, modes={}, out=tmp_path / "none", expander=runs / "text")
     assert not (tmp_path / "none").exists()

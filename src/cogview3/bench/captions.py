@@ -33,13 +33,7 @@ def run(
     repeats: int = 3,
     counter: Counter = silent,
 ) -> dict[str, Any]:
-    """Measure, on copies of shards; one worker.
-
-    Args:
-        shards: local tars; all of their pictures are captioned in each run.
-        job: the model.
-        repeats: runs of each kind; medians are given.
-        counter: progress bar.
+    """Measure, on copies of local tars, all of whose pictures are captioned in each run; one worker, medians.
 
     Returns:
         Images a second, "bare" and "shards", by the clock and by the processor; "overhead" by both: 0.1 is 10 % more

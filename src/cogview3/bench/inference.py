@@ -220,24 +220,20 @@ def shares_by_part(pipe: CogView3Pipeline, draw: Draw, batch: int) -> dict[str, 
     return shares | {"other": 1 - sum(shares.values())}
 
 
-def count_flops(draw: Draw, batch: int = 1) -> int:
-    """Floating-point operations of a batch: convolutions and matrix products, a multiplication and an addition each.
+def count_flops(draw: Draw) -> int:
+    """Floating-point operations of a picture: convolutions and matrix products, a multiplication and an addition each.
 
     Attention is counted by its two products, which torch's counter only sees where they are computed one by one.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        draw(batch)
+        draw(1)
     return int(counter.get_total_flops())
 
 
 def cold_start(pipe: CogView3Pipeline, model: str | None, repeats: int, device: str) -> dict[str, float]:
     """Seconds that fresh processes take: `cogview3 generate` of one picture, and importing the same libraries alone.
 
-    Args:
-        pipe: saved into a temporary folder where `model` is None.
-        model: what `--model` is given; it draws in its default mode.
-        repeats: runs of each, in turn; the medians are given.
-        device: where the networks run.
+    Medians of `repeats` runs each, in turn. `model` draws in its default mode; `pipe` is saved where it is None.
     """
     prompt = load_prompts("scenes-heldout", 1)[0].text
     with TemporaryDirectory() as folder:

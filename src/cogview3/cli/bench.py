@@ -1,35 +1,12 @@
 """`bench`: benchmarks of speed."""
 
-from enum import StrEnum
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cogview3.cli import options
 from cogview3.config import UserError
-
-
-class TrainingScale(StrEnum):
-    """Which network is trained."""
-
-    small = "small"
-    full = "full"
-
-
-class Stage(StrEnum):
-    """Which stage is distilled."""
-
-    base = "base"
-    relay = "relay"
-
-
-class DistillationScale(StrEnum):
-    """Which networks are distilled."""
-
-    narrow = "narrow"
-    full = "full"
-
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -42,7 +19,7 @@ def group() -> None:
 @app.command()
 def inference(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind.")] = 3,
-    device: options.DeviceOption = options.Device.auto,
+    device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Time the relay against a single stage at the final size, prompt to picture, with the networks of scenes."""
@@ -81,7 +58,7 @@ def data(
 
 @app.command()
 def training(
-    scale: Annotated[TrainingScale, typer.Option("--scale", help="Size of the network.")] = TrainingScale.small,
+    scale: Annotated[Literal["small", "full"], typer.Option("--scale", help="Size of the network.")] = "small",
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Batch size; 32, or 16 with --scale full.")
     ] = None,
@@ -97,35 +74,36 @@ def training(
     compiled: Annotated[
         bool | None, typer.Option("--compile/--eager", help="Compile the loop's network; default on a GPU.")
     ] = None,
-    device: options.DeviceOption = options.Device.auto,
+    device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Time the training loop's step against a plain diffusers step, on the same UNet."""
     how = {"checkpoint_activations": checkpoint_activations, "compiled": compiled}
     where = options.pick_device(device)
-    _run("training", as_json, str(scale), batch=batch, steps=steps, repeats=repeats, device=where, **how)
+    _run("training", as_json, scale, batch=batch, steps=steps, repeats=repeats, device=where, **how)
 
 
 @app.command()
 def distillation(
-    stage: Annotated[Stage, typer.Option("--stage", help="Stage of the paper's recipes.")] = Stage.base,
+    stage: Annotated[Literal["base", "relay"], typer.Option("--stage", help="Stage of the paper's recipes.")] = "base",
     scale: Annotated[
-        DistillationScale, typer.Option("--scale", help="Size of the networks; narrow: a quarter of the widths.")
-    ] = DistillationScale.full,
+        Literal["narrow", "full"],
+        typer.Option("--scale", help="Size of the networks; narrow: a quarter of the widths."),
+    ] = "full",
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="Batch size; 16, or 4 for a relay.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Timed steps, after one of warm-up.")] = 3,
     checkpoint_activations: Annotated[
         bool,
         typer.Option("--checkpoint-activations/--keep-activations", help="Recompute activations in the backward pass."),
     ] = True,
-    device: options.DeviceOption = options.Device.auto,
+    device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Measure time and memory of a distillation step, with teacher and student on one device."""
-    full = scale is DistillationScale.full
+    full = scale == "full"
     where = pick_full_device(device, "--scale narrow") if full else options.pick_device(device)
     how = {"checkpoint_activations": checkpoint_activations, "device": where}
-    _run("distillation", as_json, str(stage), str(scale), batch=batch, steps=steps, **how)
+    _run("distillation", as_json, stage, scale, batch=batch, steps=steps, **how)
 
 
 @app.command()
@@ -137,8 +115,8 @@ def captions(
         int | None, typer.Option("--max-new-tokens", min=1, help="Maximum caption length in tokens.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Runs of each kind; medians are given.")] = 3,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Dtype.auto,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Time re-captioning of whole shards against bare generation for the same pictures."""

@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.data import ShardsArgument
 from cogview3.cli.endpoints import EndpointOptions, parse_price
 from cogview3.cli.finetune import finetune
-from cogview3.cli.options import JsonOption, check_writable, report
 from cogview3.cli.recaption import recaption
 from cogview3.cli.settings import with_options
 
@@ -37,13 +37,13 @@ def collect(
     first_wait: Annotated[
         float, typer.Option("--first-wait", min=0, help="Seconds before the first retry; doubled after each.")
     ] = 1.0,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Collect captions from a strong model: questions, answers and a merged caption.
 
     The same command resumes a stopped run; budgets hold for all runs into the folder together.
     """
-    check_writable(out)
+    options.check_writable(out)
     from cogview3.captions.triplets import collect as run
     from cogview3.cli.progress import counter
     from cogview3.data.formats import find_shards
@@ -72,7 +72,7 @@ def collect(
             again=again,
             progress=progress,
         )
-    report(result, describe(result), as_json)
+    options.report(result, describe(result), as_json)
 
 
 app.command()(finetune)

@@ -6,21 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    JsonOption,
-    SeedOption,
-    check_writable,
-    clean_stdout,
-    pick_devices,
-    pick_dtype,
-    pick_seed,
-    report,
-)
+from cogview3.cli import options
 from cogview3.cli.settings import with_options
+from cogview3.cli.typed import read_lines
 from cogview3.config import Filters, UserError
 
 if TYPE_CHECKING:
@@ -28,8 +16,6 @@ if TYPE_CHECKING:
 
     from cogview3.data.report import Report
     from cogview3.data.statistics import Statistics
-
-_MOST_LINES = 2**24  # bytes of a blocklist
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -64,20 +50,20 @@ def scenes(
         Literal["tar", "folder"], typer.Option("--layout", help="WebDataset tars or plain files.")
     ] = "tar",
     shard: Annotated[int, typer.Option("--shard", min=1, max=10_000, help="Pictures per tar.")] = 1000,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Write random scenes of the built-in world.
 
     Captions are true of their pictures, except for some alt-texts.
     """
-    check_writable(out)
+    options.check_writable(out)
     if new is not None and layout == "folder":
         raise UserError(f"--new {new} writes sidecars of tars; leave out --layout folder, or --new")
     from cogview3.cli.progress import counter
     from cogview3.data.scenes.write import write_scenes
 
-    seed = pick_seed(seed)
+    seed = options.pick_seed(seed)
     with counter("scenes", count) as progress:
         write_scenes(
             out,
@@ -91,7 +77,7 @@ def scenes(
         )
     result = {"out": str(out), "count": count, "size": size, "captions": captions, "seed": seed}
     result |= {} if new is None else {"new": new}
-    report(result, f"{count} scenes written to {out} (seed {seed})", as_json)
+    options.report(result, f"{count} scenes written to {out} (seed {seed})", as_json)
 
 
 @app.command("filter")
@@ -104,7 +90,7 @@ def filter_(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace sidecars made with other options.")] = False,
     workers: WorkersOption = 1,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Filter samples: write which ones to keep beside each shard.
 
@@ -115,7 +101,8 @@ def filter_(
     from cogview3.data.formats import find_shards
     from cogview3.data.keep import write_keep
 
-    filters = filters.model_copy(update={"block": (*filters.block, *_lines(blocklist))})
+    if blocklist is not None:
+        filters = filters.model_copy(update={"block": (*filters.block, *read_lines("--blocklist", blocklist))})
     found = find_shards(shards)
     with counter("shards", len(found), resumes=True) as progress:
         counts, before = write_keep(found, filters, workers=workers, overwrite=overwrite, progress=progress)
@@ -134,11 +121,11 @@ def stats(
         typer.Option("--text", metavar="REF", help="Also count tokens, and captions that this text encoder truncates."),
     ] = None,
     workers: WorkersOption = 1,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Count sizes, aspect ratios, caption lengths, formats and broken samples."""
     if out is not None:
-        check_writable(out)
+        options.check_writable(out)
     from cogview3.cli.progress import counter
     from cogview3.data.formats import find_shards
     from cogview3.data.statistics import collect
@@ -147,7 +134,7 @@ def stats(
     if text is not None:
         weights_folder(text, "tokenizer")
     found = find_shards(shards)
-    with clean_stdout(as_json), counter("shards", len(found)) as progress:
+    with options.clean_stdout(as_json), counter("shards", len(found)) as progress:
         statistics = collect(found, text=text, workers=workers, progress=progress)
     result = statistics.to_dict()
     if out is not None:
@@ -196,9 +183,9 @@ def encode(
     ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing latents.")] = False,
     workers: WorkersOption = 1,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Encode pictures ahead of training, and write their latents beside each shard.
 
@@ -212,7 +199,7 @@ def encode(
         raise UserError(f"--size {size}: give a multiple of 16, as in recipes")
     if buckets and (bucket_step % 32 or size % bucket_step):
         raise UserError(f"--bucket-step {bucket_step}: give a multiple of 32 that divides --size {size}, as in recipes")
-    if dtype is Dtype.float16:
+    if dtype == "float16":
         raise UserError("--dtype float16: autoencoders and T5 overflow in it; give bfloat16 or float32")
     from cogview3.cli.progress import counter
     from cogview3.data.buckets import Buckets
@@ -227,31 +214,17 @@ def encode(
     low = (reconstructed_share, degraded_share) if relay else None
     read = None if text is None else encoder_fingerprint(weights_folder(text, "text_encoder").parent)
     settings = Preprocessing(vae_fingerprint(weights_folder(vae, "vae")), read, size, step, ratio, crop, low)
-    devices = pick_devices(device)
-    precision = pick_dtype(dtype, devices[0].partition(":")[0])
+    devices = options.pick_devices(device)
+    precision = options.pick_dtype(dtype, devices[0].partition(":")[0])
     encoding = Encoding(vae, settings, text, devices, batch, str(precision).removeprefix("torch."), seed)
     found = find_shards(shards)
-    with clean_stdout(as_json), counter("shards", len(found), resumes=True) as progress:
+    with options.clean_stdout(as_json), counter("shards", len(found), resumes=True) as progress:
         counts, figures = encode_shards(found, encoding, workers=workers, overwrite=overwrite, progress=progress)
     first = (
         f"{figures['images']} pictures encoded, {figures['images_per_second']} a second; {figures['shards']} shards, "
         f"{figures['finished_before']} of them finished before"
     )
     _show({**figures, **_counts(counts, "encoded")}, [first, _reasons(counts, "encoded")], as_json)
-
-
-def _lines(path: Path | None) -> list[str]:
-    """Lines of a text file that are not blank."""
-    if path is None:
-        return []
-    with path.open("rb") as file:
-        content = file.read(_MOST_LINES + 1)  # some files have no end
-    try:
-        if len(content) > _MOST_LINES:
-            raise UserError(f"--blocklist {path}: more than {_MOST_LINES} bytes")
-        return [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise UserError(f"--blocklist {path}: not UTF-8 text") from None
 
 
 def _counts(counts: "Report", good: str) -> dict[str, Any]:
@@ -297,7 +270,7 @@ def _reasons(counts: "Report", good: str) -> "Table":
 def _show(result: dict[str, Any], parts: list["str | Table"], as_json: bool) -> None:
     """The object with --json, else text and tables."""
     if as_json:
-        report(result, "", as_json)
+        options.report(result, "", as_json)
         return
     from rich.console import Console
 

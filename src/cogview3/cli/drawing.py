@@ -3,51 +3,74 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import BaseModel
 
 from cogview3.cli import options
-from cogview3.cli.options import Device, Dtype, Offload, Quantize, report
 from cogview3.cli.pictures import free_place, save_png
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from cogview3.generation.placement import Placement
+
 
 class DrawOptions(BaseModel):
     """Options of commands that draw."""
 
     model: options.ModelOption = "scenes"
-    mode: options.ModeOption = None
+    mode: Annotated[str | None, typer.Option("--mode", help="Sampling mode of the model, such as 4+1.")] = None
     fast: options.FastOption = False
     negative: Annotated[str | None, typer.Option("--negative", help="Negative prompt.")] = None
     relay_steps: options.RelayStepsOption = None
     guidance: options.GuidanceOption = None
     light: options.LightOption = False
-    tile_size: options.TileSizeOption = None
-    prompt_cache: options.PromptCacheOption = None
-    offload: options.OffloadOption = Offload.none
+    tile_size: Annotated[
+        int | None, typer.Option("--tile-size", help="Tile larger pictures by this side in pixels, to save memory.")
+    ] = None
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt-cache", help="Folder that caches prompt embeddings; cached prompts need no text encoder."
+        ),
+    ] = None
+    offload: Annotated[
+        Literal["none", "model", "sequential"],
+        typer.Option("--offload", help="Offload networks (model) or single layers (sequential) to main memory."),
+    ] = "none"
     quantize: options.QuantizeOption = None
-    drop_text_encoder: options.DropTextEncoderOption = False
-    vae_slicing: options.VaeSlicingOption = False
+    drop_text_encoder: Annotated[
+        bool, typer.Option("--drop-text-encoder", help="Free the text encoder's memory once the prompts are encoded.")
+    ] = False
+    vae_slicing: Annotated[
+        bool, typer.Option("--vae-slicing", help="Let the VAE encode and decode one picture at a time.")
+    ] = False
     vae_tiling: options.VaeTilingOption = False
     compile_networks: options.CompileOption = False
     seed: options.SeedOption = None
-    device: options.DeviceOption = Device.auto
-    dtype: options.DtypeOption = Dtype.auto
+    device: options.DeviceOption = "auto"
+    dtype: options.DtypeOption = "auto"
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A .png file, or a folder; the current one by default.")
     ] = None
     as_json: options.JsonOption = False
 
     @property
-    def placement(self) -> tuple[Offload, Quantize | None, bool, bool, bool, bool]:
-        """The fields of `generation.placement.Placement`."""
-        how = (self.drop_text_encoder, self.vae_slicing, self.vae_tiling, self.compile_networks)
-        return (self.offload, self.quantize, *how)
+    def placement(self) -> "Placement":
+        """How the networks are brought to their device."""
+        from cogview3.generation.placement import Placement
+
+        return Placement(
+            self.offload,
+            self.quantize,
+            self.drop_text_encoder,
+            self.vae_slicing,
+            self.vae_tiling,
+            self.compile_networks,
+        )
 
     def seeds(self, count: int) -> range:
         """The seeds of `count` pictures, from --seed on."""
@@ -112,4 +135,6 @@ def tell(result: dict[str, Any], files: Sequence[Path], seconds: float, draw: Dr
     lines = [*map(str, files), f"{len(seeds)} picture{'s' * (len(seeds) > 1)} in {seconds:.1f} s, {shown}"]
     if "compile_seconds" in result:
         lines[-1] += f"; compiling took {result['compile_seconds']:.1f} s of it"
-    report(result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), draw.as_json)
+    options.report(
+        result | {"files": list(map(str, files)), "seconds": round(seconds, 3)}, "\n".join(lines), draw.as_json
+    )

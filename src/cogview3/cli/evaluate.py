@@ -5,39 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.endpoints import KeyOption
 from cogview3.cli.expand import (
-    ExpanderCacheOption,
-    ExpanderModelOption,
-    ExpanderOption,
+    ExpanderOptions,
     check_expand,
     open_expander,
 )
 from cogview3.cli.loading import quiet_libraries
-from cogview3.cli.options import (
-    BatchOption,
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    GuidanceOption,
-    JsonOption,
-    LightOption,
-    RelayGuidanceOption,
-    RelaysOption,
-    RelayStepsOption,
-    SamplerOption,
-    StepsOption,
-    check_finite,
-    check_writable,
-    clean_stdout,
-    pick_device,
-    pick_dtype,
-    report,
-)
+from cogview3.cli.settings import with_options
 from cogview3.config import UserError
 
 
+@with_options(writer=ExpanderOptions)
 def evaluate(
     models: Annotated[
         list[str] | None,
@@ -70,11 +50,11 @@ def evaluate(
     self_check: Annotated[
         bool, typer.Option("--self-check", help="Check scorers on their authors' pictures, in the folder of --images.")
     ] = False,
-    steps: StepsOption = None,
-    relay_steps: RelayStepsOption = None,
-    relays: RelaysOption = None,
-    guidance: GuidanceOption = None,
-    relay_guidance: RelayGuidanceOption = None,
+    steps: options.StepsOption = None,
+    relay_steps: options.RelayStepsOption = None,
+    relays: options.RelaysOption = None,
+    guidance: options.GuidanceOption = None,
+    relay_guidance: options.RelayGuidanceOption = None,
     response: Annotated[
         list[str] | None,
         typer.Option(
@@ -83,15 +63,14 @@ def evaluate(
             help="Compare the change between two guidance scales of the base.",
         ),
     ] = None,
+    *,
     expand: Annotated[bool, typer.Option("--expand", help="Expand the prompts with a language model first.")] = False,
-    expander: ExpanderOption = None,
-    expander_model: ExpanderModelOption = None,
-    expander_cache: ExpanderCacheOption = None,
+    writer: ExpanderOptions,
     key_env: KeyOption = None,
-    sampler: SamplerOption = None,
-    light: LightOption = False,
+    sampler: options.SamplerOption = None,
+    light: options.LightOption = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the noise.")] = 0,
-    batch: BatchOption = 8,
+    batch: options.BatchOption = 8,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes that draw in parallel.")] = 1,
     out: Annotated[
         Path | None,
@@ -99,26 +78,26 @@ def evaluate(
             "-o", "--out", help="Folder for pictures, figures and a web page; the same command resumes there."
         ),
     ] = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Score models, or pictures of any system, on a set of prompts.
 
     Facts are reported with their chance and ceiling. With --json the table goes to stderr.
     """
-    check_finite("--guidance", guidance)
-    check_finite("--relay-guidance", relay_guidance)
-    check_expand(expand, expander, expander_model, expander_cache, key_env)
+    options.check_finite("--guidance", guidance)
+    options.check_finite("--relay-guidance", relay_guidance)
+    check_expand(expand, writer, key_env)
     responses = [_pair(text) for text in response or []]
     if expand and not models:
         raise UserError("--expand writes prompts for models to draw: give one")
     if out is not None:
-        check_writable(out)
+        options.check_writable(out)
     if self_check:
         _self_check(images, weights, device, as_json)
         return
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         from rich.console import Console
 
         from cogview3.cli.progress import counter
@@ -130,11 +109,11 @@ def evaluate(
 
         quiet_libraries()
         given = dict(_weight(text) for text in weights or [])
-        place = pick_device(device)
+        place = options.pick_device(device)
         made = None
         if expand and models:
             own = split_model(models[0])[0]
-            made = open_expander(own, expander, expander_model, expander_cache, device, key_env=key_env)
+            made = open_expander(own, writer, device, key_env=key_env)
         result = run(
             models or [],
             prompts,
@@ -149,7 +128,7 @@ def evaluate(
             responses=responses,
             expander=made,
             device=place,
-            dtype=pick_dtype(dtype, place),
+            dtype=options.pick_dtype(dtype, place),
             setting=Setting(Weights(given, place), reference),
             counter=counter,
             steps=steps,
@@ -157,28 +136,28 @@ def evaluate(
             relays=relays,
             guidance=guidance,
             relay_guidance=relay_guidance,
-            sampler=sampler and str(sampler),
+            sampler=sampler,
             light=light or None,
         )
         console = Console(stderr=as_json)
         for table in show(result):
             console.print(table.rich())
     if as_json:
-        report(result, "", as_json)
+        options.report(result, "", as_json)
 
 
-def _self_check(images: list[Path] | None, weights: list[str] | None, device: Device, as_json: bool) -> None:
+def _self_check(images: list[Path] | None, weights: list[str] | None, device: options.Device, as_json: bool) -> None:
     if not images:
         raise UserError("--self-check needs the authors' pictures: give their folder with --images")
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         from cogview3.evaluation.scorers.weights import Weights
         from cogview3.evaluation.self_check import self_check
 
         given = dict(_weight(text) for text in weights or [])
-        rows = self_check(images[0], Weights(given, pick_device(device), local=True))
+        rows = self_check(images[0], Weights(given, options.pick_device(device), local=True))
     words = {True: "agrees", False: "DIFFERS", None: "skipped"}
     lines = [f"{row['scorer']}: {words[row['agrees']]}, {row.get('reason') or _found(row)}" for row in rows]
-    report({"anchors": rows}, "\n".join(lines), as_json)
+    options.report({"anchors": rows}, "\n".join(lines), as_json)
     if any(row["agrees"] is False for row in rows):
         raise typer.Exit(1)
 
@@ -208,6 +187,6 @@ def _pair(text: str) -> tuple[float, float]:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--guidance-response {text!r}: write two scales, such as 1,7.5") from None
-    check_finite("--guidance-response", low)
-    check_finite("--guidance-response", high)
+    options.check_finite("--guidance-response", low)
+    options.check_finite("--guidance-response", high)
     return low, high

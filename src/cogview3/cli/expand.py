@@ -2,20 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import BaseModel
 
+from cogview3.cli import options
 from cogview3.cli.endpoints import FieldsOption, KeyOption, TimeoutOption, TriesOption
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    clean_stdout,
-    pick_device,
-    report,
-)
+from cogview3.cli.settings import with_options
 from cogview3.cli.typed import gather_prompts, hint_quotes
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
@@ -30,36 +24,46 @@ ExpandOption = Annotated[
         help="Expand prompts with a language model first; default if the model has its own expander.",
     ),
 ]
-ExpanderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--expander",
-        metavar="FOLDER|URL",
-        help="Language model: a transformers folder or a chat endpoint; the model's own by default.",
-    ),
-]
-ExpanderModelOption = Annotated[
-    str | None, typer.Option("--expander-model", metavar="NAME", help="Model name at the endpoint.")
-]
-ExpanderCacheOption = Annotated[
-    Path | None,
-    typer.Option("--expander-cache", help="Folder that caches expansions; in the user cache by default."),
-]
 
 
+class ExpanderOptions(BaseModel):
+    """Which language model expands prompts, and where its expansions are kept."""
+
+    expander: Annotated[
+        str | None,
+        typer.Option(
+            "--expander",
+            metavar="FOLDER|URL",
+            help="Language model: a transformers folder or a chat endpoint; the model's own by default.",
+        ),
+    ] = None
+    expander_model: Annotated[
+        str | None, typer.Option("--expander-model", metavar="NAME", help="Model name at the endpoint.")
+    ] = None
+    expander_cache: Annotated[
+        Path | None,
+        typer.Option("--expander-cache", help="Folder that caches expansions; in the user cache by default."),
+    ] = None
+
+    @property
+    def given(self) -> bool:
+        """Whether any is set."""
+        return bool(self.expander or self.expander_model or self.expander_cache)
+
+
+@with_options(writer=ExpanderOptions)
 def expand(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="Short prompts, in quotes.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Text file with one prompt per line.")] = None,
-    model: ModelOption = "scenes",
-    expander: ExpanderOption = None,
-    expander_model: ExpanderModelOption = None,
-    expander_cache: ExpanderCacheOption = None,
+    model: options.ModelOption = "scenes",
+    *,
+    writer: ExpanderOptions,
     key_env: KeyOption = None,
     timeout: TimeoutOption = 60.0,
     tries: TriesOption = 3,
     fields: FieldsOption = None,
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Expand short prompts into detailed descriptions in English.
 
@@ -67,9 +71,8 @@ def expand(
     """
     texts = gather_prompts(prompts or [], file)
     hint_quotes(prompts or [])
-    with clean_stdout(as_json):
-        options: dict[str, Any] = {"key_env": key_env, "timeout": timeout, "tries": tries, "fields": fields}
-        made = open_expander(model, expander, expander_model, expander_cache, device, **options)
+    with options.clean_stdout(as_json):
+        made = open_expander(model, writer, device, key_env=key_env, timeout=timeout, tries=tries, fields=fields)
         expansions = expand_all(made, texts)
     result = {
         "model": expansions[0].model,
@@ -77,7 +80,7 @@ def expand(
         "expanded_prompts": [each.text for each in expansions],
         "reasons": [each.reason or None for each in expansions],
     }
-    report(result, "\n".join(each.text for each in expansions), as_json)
+    options.report(result, "\n".join(each.text for each in expansions), as_json)
 
 
 def expand_all(expander: "Expander", prompts: Sequence[str]) -> "list[Expansion]":
@@ -91,10 +94,8 @@ def expand_all(expander: "Expander", prompts: Sequence[str]) -> "list[Expansion]
 
 def open_expander(
     model: str,
-    expander: str | None,
-    expander_model: str | None,
-    cache: Path | None,
-    device: Device,
+    how: ExpanderOptions,
+    device: options.Device,
     *,
     key_env: str | None = None,
     timeout: float = 60.0,
@@ -106,59 +107,49 @@ def open_expander(
     Raises:
         UserError: neither, or options that do not go together.
     """
-    if expander is not None and "://" in expander:
-        if expander_model is None:
-            raise UserError(f"--expander {expander}: name the endpoint's model with --expander-model")
-        from cogview3.prompts.endpoint import Endpoint, Retry
-        from cogview3.prompts.expand import EndpointWriter, Expander
+    from cogview3.prompts.endpoint import Endpoint, Retry
+    from cogview3.prompts.expand import EndpointWriter, Expander, LocalWriter
+    from cogview3.references import find, user_cache
 
+    cache = how.expander_cache or user_cache("expansions")
+    if how.expander is not None and "://" in how.expander:
+        if how.expander_model is None:
+            raise UserError(f"--expander {how.expander}: name the endpoint's model with --expander-model")
         endpoint = Endpoint(
-            expander,
-            expander_model,
+            how.expander,
+            how.expander_model,
             key_env=key_env,
             timeout=timeout,
             retry=Retry(tries=tries),
             extra=parse_settings(fields or [], "temperature=0"),
         )
-        return Expander(EndpointWriter(endpoint), cache or default_cache())
-    if expander_model is not None or key_env is not None or fields:
+        return Expander(EndpointWriter(endpoint), cache)
+    if how.expander_model is not None or key_env is not None or fields:
         raise UserError("--expander-model, --key-env and --set are for endpoints; give --expander URL")
-    folder = Path(expander) if expander is not None else own_expander(model)
-    from cogview3.prompts.expand import Expander, LocalWriter
-    from cogview3.references import find
-
-    writer, cache = LocalWriter(folder, pick_device(device)), cache or default_cache()
-    if expander is not None or not find(model).is_bundled:
-        return Expander(writer, cache)
+    folder = own_expander(model) if how.expander is None else Path(how.expander)
+    local = LocalWriter(folder, options.pick_device(device))
+    if how.expander is not None or not find(model).is_bundled:
+        return Expander(local, cache)
     from cogview3.data.scenes.typed import to_expand
 
-    return Expander(writer, cache, to_expand)
+    return Expander(local, cache, to_expand)
 
 
-def check_expand(
-    expand: bool, expander: str | None, expander_model: str | None, cache: Path | None, key_env: str | None
-) -> None:
+def check_expand(expand: bool, how: ExpanderOptions, key_env: str | None) -> None:
     """Refuse options of the expander where nothing is expanded. Raises UserError."""
-    if not expand and (expander or expander_model or cache or key_env):
+    if not expand and (how.given or key_env):
         raise UserError("--expander, --expander-model, --expander-cache and --key-env are for --expand; add it")
 
 
-def wants_expansion(
-    expand: bool | None,
-    model: str,
-    expander: str | None,
-    expander_model: str | None,
-    cache: Path | None,
-    key_env: str | None,
-) -> bool:
+def wants_expansion(expand: bool | None, model: str, how: ExpanderOptions, key_env: str | None = None) -> bool:
     """Whether prompts are expanded: as asked, else where an expander is named or the model has its own.
 
     Raises UserError for options of an expander beside --no-expand.
     """
     if expand is not None:
-        check_expand(expand, expander, expander_model, cache, key_env)
+        check_expand(expand, how, key_env)
         return expand
-    if expander or expander_model or cache or key_env:
+    if how.given or key_env:
         return True
     try:
         own_expander(model)
@@ -176,10 +167,3 @@ def own_expander(model: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{model} has no expander of its own; name one with --expander FOLDER or --expander URL")
     return folder
-
-
-def default_cache() -> Path | None:
-    """The default folder of cached expansions, in the user's cache; None without one."""
-    from cogview3.references import user_cache
-
-    return user_cache("expansions")

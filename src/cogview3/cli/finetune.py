@@ -24,7 +24,7 @@ def finetune(
     ] = 8,
     workers: Annotated[int, typer.Option("--workers", min=0, max=1024, help="Data loader processes.")] = 0,
     restart: options.RestartOption = False,
-    device: options.DeviceOption = options.Device.auto,
+    device: options.DeviceOption = "auto",
     as_json: options.JsonOption = False,
 ) -> None:
     """Fine-tune a model to write new captions from pictures and old ones.

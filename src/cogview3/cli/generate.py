@@ -11,9 +11,7 @@ from cogview3.cli import options
 from cogview3.cli.drawing import DrawOptions, Gallery, generators, tell
 from cogview3.cli.endpoints import KeyOption
 from cogview3.cli.expand import (
-    ExpanderCacheOption,
-    ExpanderModelOption,
-    ExpanderOption,
+    ExpanderOptions,
     ExpandOption,
     expand_all,
     open_expander,
@@ -32,7 +30,7 @@ MAX_PICTURES = 1_000_000
 """Maximum number of pictures of one command: their names are planned before the first is drawn."""
 
 
-@with_options(draw=DrawOptions)
+@with_options(writer=ExpanderOptions, draw=DrawOptions)
 def generate(
     prompts: Annotated[list[str] | None, typer.Argument(metavar="PROMPT...", help="What to draw, in quotes.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Text file with one prompt per line.")] = None,
@@ -65,13 +63,11 @@ def generate(
     ] = None,
     sampler: options.SamplerOption = None,
     expand: ExpandOption = None,
-    expander: ExpanderOption = None,
-    expander_model: ExpanderModelOption = None,
-    expander_cache: ExpanderCacheOption = None,
+    *,
+    writer: ExpanderOptions,
     key_env: KeyOption = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also write a contact sheet of all pictures.")] = False,
     batch: options.BatchOption = 4,
-    *,
     draw: DrawOptions,
 ) -> None:
     """Draw pictures of prompts.
@@ -101,7 +97,7 @@ def generate(
     files = plan_files(draw.out, [f"{slug(text)}-{number}" for text, number in zip(texts, seeds, strict=True)])
     sheet = grid_file(draw.out, seeds[0], files) if grid else None
     gallery = Gallery(files, draw.out)
-    expand = wants_expansion(expand, draw.model, expander, expander_model, expander_cache, key_env)
+    expand = wants_expansion(expand, draw.model, writer, key_env)
     picture = {
         "height": height,
         "width": width,
@@ -120,7 +116,7 @@ def generate(
 
             check_placement(draw.device, draw.dtype, draw.placement)
             cogview3.CogView3Pipeline.check_model(draw.model, mode)
-            made = open_expander(draw.model, expander, expander_model, expander_cache, draw.device, key_env=key_env)
+            made = open_expander(draw.model, writer, draw.device, key_env=key_env)
             written = expand_all(made, texts)
             del made  # a local one need not stay beside the model
             free_memory()
@@ -136,7 +132,7 @@ def generate(
             guidance=draw.guidance,
             relay_guidance=relay_guidance,
             relays=relays,
-            sampler=sampler and str(sampler),
+            sampler=sampler,
             light=draw.light or None,
         )
         facts = {"model": find(draw.model).label, "mode": pipe.mode_name} | _settled(pipe, asked)

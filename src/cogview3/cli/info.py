@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cogview3.checkpoints import read_json
-from cogview3.cli.options import JsonOption, report
+from cogview3.cli import options
 
 _MEND = "copy or export the model again"
 
@@ -17,7 +17,7 @@ def info(
     memory: Annotated[
         bool, typer.Option("--memory", help="Also compute the peak memory of drawing, which takes a while.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show a model's modes and sizes.
 
@@ -34,7 +34,7 @@ def info(
         facts = describe(folder)
         if memory:
             facts["peaks"] = peaks(folder, facts)
-    report(facts, as_text(facts), as_json)
+    options.report(facts, as_text(facts), as_json)
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogview3.checkpoints import LORA_FILE
-from cogview3.cli.options import Device, Dtype, check_finite, check_writable, pick_device, pick_dtype, pick_mode
+from cogview3.cli import options
 from cogview3.config import UserError
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def load(
     from cogview3.generation.placement import apply_placement, check_free, explained, model_estimates
 
     quiet_libraries()
-    kind, model, mode = getattr(cogview3, pipeline), draw.model, pick_mode(draw.mode, draw.fast)
-    where, how, number_format = check_placement(draw.device, draw.dtype, draw.placement)
+    kind, model, mode = getattr(cogview3, pipeline), draw.model, options.pick_mode(draw.mode, draw.fast)
+    how = draw.placement
+    where, number_format = check_placement(draw.device, draw.dtype, how)
     parts: dict[str, Any] = {"dtype": number_format}
     cache = draw.prompt_cache and open_prompt_cache(draw.prompt_cache, model, number_format, how.quantize)
     texts = [prompt for prompt in prompts if prompt is not None]
@@ -85,16 +86,12 @@ def load(
         yield pipe
 
 
-def check_placement(
-    device: Device, dtype: Dtype, placement: Sequence[Any] = ()
-) -> "tuple[str, Placement, torch.dtype]":
-    """Device, placement and number format, arguments as of `load`; raises UserError where they do not go together."""
-    from cogview3.generation.placement import Placement
-
-    where, how = pick_device(device), Placement(*(each and getattr(each, "value", each) for each in placement))
-    number_format = pick_dtype(dtype, where)
+def check_placement(device: options.Device, dtype: options.Dtype, how: "Placement") -> "tuple[str, torch.dtype]":
+    """Device and number format behind the options. Raises UserError where the placement does not go with them."""
+    where = options.pick_device(device)
+    number_format = options.pick_dtype(dtype, where)
     how.check(where, number_format)
-    return where, how, number_format
+    return where, number_format
 
 
 def free_memory() -> None:
@@ -117,7 +114,7 @@ def parse_lora(entry: str) -> tuple[Path, float]:
             path, scale = Path(text), float(number)
         except ValueError:
             raise UserError(f"--lora {entry}: no such file; write PATH or PATH:SCALE, such as run:0.8") from None
-    check_finite("--lora", scale)
+    options.check_finite("--lora", scale)
     for place in (path, path / LORA_FILE, path / "weights" / LORA_FILE):
         if place.is_file():
             return place, scale
@@ -151,6 +148,6 @@ def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype", quantize: 
     found = find(model)
     if found.on_hub:
         raise UserError(f"--prompt-cache needs a model folder, and {model} is a name on the hub; download it first")
-    check_writable(folder, "--prompt-cache")
+    options.check_writable(folder, "--prompt-cache")
     encoder = encoder_fingerprint(found.folder) + (f" {quantize}" if quantize else "")
     return PromptCache(folder, encoder, dtype)

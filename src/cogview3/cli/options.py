@@ -9,10 +9,9 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,72 +22,21 @@ if TYPE_CHECKING:
     import torch
 
 
-class Device(StrEnum):
-    """Where the networks run."""
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""The number format of the networks; auto is bfloat16 on GPUs that compute in it and float32 elsewhere."""
 
-    auto = "auto"
-    cuda = "cuda"
-    mps = "mps"
-    cpu = "cpu"
-
-
-class Dtype(StrEnum):
-    """The number format of the networks; auto is bfloat16 on GPUs that compute in it and float32 elsewhere."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Sampler(StrEnum):
-    """Samplers of the base stage."""
-
-    euler = "euler"
-    dpm = "dpm++"
-
-
-class Offload(StrEnum):
-    """What `--offload` moves to main memory."""
-
-    none = "none"
-    model = "model"
-    sequential = "sequential"
-
-
-class Quantize(StrEnum):
-    """8-bit formats of the weights."""
-
-    int8 = "int8"
-    fp8 = "fp8"
-
+Quantize = Literal["int8", "fp8"]
 
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model, model folder or hub name.")]
-ModeOption = Annotated[str | None, typer.Option("--mode", help="Sampling mode of the model, such as 4+1.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="Short for --mode 4+1.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, max=1000, help="Sampling steps of the base stage.")]
 RelayStepsOption = Annotated[
     int | None, typer.Option("--relay-steps", min=1, max=1000, help="Sampling steps of each relay stage.")
 ]
-TileSizeOption = Annotated[
-    int | None, typer.Option("--tile-size", help="Tile larger pictures by this side in pixels, to save memory.")
-]
-PromptCacheOption = Annotated[
-    Path | None,
-    typer.Option("--prompt-cache", help="Folder that caches prompt embeddings; cached prompts need no text encoder."),
-]
-OffloadOption = Annotated[
-    Offload, typer.Option("--offload", help="Offload networks (model) or single layers (sequential) to main memory.")
-]
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option("--quantize", help="Quantize text encoder and UNets to 8 bits; fp8 needs a GPU that has it."),
-]
-DropTextEncoderOption = Annotated[
-    bool, typer.Option("--drop-text-encoder", help="Free the text encoder's memory once the prompts are encoded.")
-]
-VaeSlicingOption = Annotated[
-    bool, typer.Option("--vae-slicing", help="Let the VAE encode and decode one picture at a time.")
 ]
 VaeTilingOption = Annotated[
     bool, typer.Option("--vae-tiling", help="Let the VAE encode and decode in tiles of 512 pixels.")
@@ -105,7 +53,8 @@ RelayGuidanceOption = Annotated[
     float | None, typer.Option("--relay-guidance", help="Guidance scale of the relay stages; 1 disables it.")
 ]
 SamplerOption = Annotated[
-    Sampler | None, typer.Option("--sampler", help="Sampler of the base stage; dpm++ needs fewer steps than euler.")
+    Literal["euler", "dpm++"] | None,
+    typer.Option("--sampler", help="Sampler of the base stage; dpm++ needs fewer steps than euler."),
 ]
 LightOption = Annotated[
     bool,
@@ -126,12 +75,6 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option("--dtype", help="Precision of the networks; auto: bfloat16 on GPUs that support it, else float32."),
 ]
-RecipeArgument = Annotated[str, typer.Argument(help="Recipe name such as scenes/relay, or a TOML file.")]
-OverridesOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override an entry of the recipe; repeatable."),
-]
-RunFolderOption = Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe name> by default.")]
 RestartOption = Annotated[bool, typer.Option("--restart", help="Move an existing run aside and start over.")]
 
 
@@ -140,11 +83,11 @@ def pick_device(device: Device) -> str:
     import torch
 
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device is Device.auto:
+    if device == "auto":
         return next(name for name, there in present.items() if there)
     if not present[device]:
         raise UserError(f"--device {device}: not available here; use --device auto")
-    return str(device)
+    return device
 
 
 def pick_devices(device: Device) -> tuple[str, ...]:
@@ -161,7 +104,7 @@ def pick_dtype(dtype: Dtype, device: str) -> "torch.dtype":
 
     from cogview3.precision import computes_bfloat16
 
-    if dtype is Dtype.auto:
+    if dtype == "auto":
         return torch.bfloat16 if device == "cuda" and computes_bfloat16(device) else torch.float32
     named: torch.dtype = getattr(torch, dtype)
     return named

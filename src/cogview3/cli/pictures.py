@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogview3.cli.options import check_writable
+from cogview3.cli import options
 from cogview3.config import UserError
 from cogview3.errors import one_line
 
@@ -24,9 +24,9 @@ MAX_SHEET = 1000
 """Maximum number of pictures on a contact sheet."""
 
 
-def slug(text: str, length: int = 48) -> str:
-    """A short file name for a text: letters, digits and hyphens, `length` characters at most."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
+def slug(text: str) -> str:
+    """A short file name for a text: letters, digits and hyphens, 48 characters at most."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:48].strip("-") or "picture"
 
 
 def plan_files(out: Path | None, names: Sequence[str]) -> list[Path]:
@@ -42,13 +42,13 @@ def plan_files(out: Path | None, names: Sequence[str]) -> list[Path]:
     """
     out = Path() if out is None else out
     if out.is_dir() or not out.suffix:
-        check_writable(out)
+        options.check_writable(out)
         return [out / f"{name}.png" for name in _numbered(names)]
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: pictures are PNG files; give a name ending in .png, or a folder")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it first")
-    check_writable(out.parent)
+    options.check_writable(out.parent)
     return [out.with_stem(stem) for stem in _numbered([out.stem] * len(names))]
 
 

@@ -12,20 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.data import ShardsArgument
 from cogview3.cli.endpoints import EndpointOptions, parse_price
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    JsonOption,
-    check_writable,
-    clean_stdout,
-    pick_device,
-    pick_dtype,
-    report,
-)
 from cogview3.cli.settings import with_options
 from cogview3.config import UserError
 
@@ -74,9 +63,9 @@ def recaption(
     crashes: Annotated[
         int, typer.Option("--crashes", min=1, max=100, help="Worker crashes before a shard is given up.")
     ] = 3,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Write new captions for whole data sets, beside each shard.
 
@@ -85,11 +74,11 @@ def recaption(
     if model is None:
         raise UserError("--model: give a model, or with --endpoint the name of one there")
     if out is not None:
-        check_writable(out)
+        options.check_writable(out)
     limited = any(value is not None for value in asking.limits)
     if endpoint is None and (limited or asking.price or asking.key_env or asking.fields):
         raise UserError("--max-requests, --max-tokens, --max-money, --price, --key-env and --set are for --endpoint")
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         from cogview3.captions.engines import make_engine
         from cogview3.captions.recaption import recaption as run
         from cogview3.captions.report import describe, summarize, write_page
@@ -133,15 +122,15 @@ def recaption(
             write_text(out / "report.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
             result["pictures"] = write_page(out / "report.html", figures, shown)
             result["out"] = str(out)
-    report(result, "\n".join([*_lines(result), describe(figures)]), as_json)
+    options.report(result, "\n".join([*_lines(result), describe(figures)]), as_json)
     if result["given_up"]:
         raise typer.Exit(1)
 
 
 def _model_job(
     model: str,
-    device: Device,
-    dtype: Dtype,
+    device: options.Device,
+    dtype: options.Dtype,
     batch: int,
     seed: int,
     temperature: float,
@@ -154,17 +143,17 @@ def _model_job(
     from cogview3.captions.engines import cluster_gpus
     from cogview3.captions.model import ModelJob
 
-    if elsewhere and device in (Device.auto, Device.cuda):
+    if elsewhere and device in ("auto", "cuda"):
         gpus = cluster_gpus()
-        if device is Device.cuda and not gpus:
+        if device == "cuda" and not gpus:
             raise UserError("--device cuda: the Ray cluster has no GPU; use --device auto, or start it with GPUs")
         where = "cuda" if gpus else "cpu"
         own = torch.bfloat16 if gpus else torch.float32
-        kind = own if dtype is Dtype.auto else getattr(torch, dtype)
+        kind = own if dtype == "auto" else getattr(torch, dtype)
     else:
-        where = pick_device(device)
+        where = options.pick_device(device)
         gpus = torch.cuda.device_count() if where == "cuda" else 0
-        kind = pick_dtype(dtype, where)
+        kind = options.pick_dtype(dtype, where)
     job = ModelJob(model, where, str(kind).removeprefix("torch."), batch, seed, temperature, max_new_tokens)
     return job, gpus
 

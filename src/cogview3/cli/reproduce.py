@@ -6,16 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cogview3.cli.options import (
-    Device,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    check_writable,
-    clean_stdout,
-    pick_device,
-    report,
-)
+from cogview3.cli import options
 from cogview3.config import UserError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -24,7 +15,7 @@ app = typer.Typer(rich_markup_mode=None)
 @app.callback(invoke_without_command=True)
 def tables(
     context: typer.Context,
-    model: ModelOption = "scenes",
+    model: options.ModelOption = "scenes",
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts: 5 minutes instead of 30.")] = False,
     count: Annotated[
         int | None, typer.Option("--count", min=2, help="Number of prompts; default 64, or 8 with --quick.")
@@ -34,24 +25,24 @@ def tables(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the prompts' noise.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report.")] = Path("reproduced"),
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure the paper's tables on the shipped system; `reproduce snr` its figure of noise."""
     if context.invoked_subcommand is not None:
         return
-    check_writable(out)
-    with clean_stdout(as_json):
-        from cogview3.cli.expand import open_expander
+    options.check_writable(out)
+    with options.clean_stdout(as_json):
+        from cogview3.cli.expand import ExpanderOptions, open_expander
         from cogview3.cli.progress import counter
         from cogview3.references import find
         from cogview3.reproduce import paper, snr_plots, training
 
         snr_plots.new_figure()  # first, so that a missing package costs no work
-        place = pick_device(device)
+        place = options.pick_device(device)
         expander = None
         if (Path(find(model).source) / "expander").is_dir():
-            expander = open_expander(model, None, None, None, device)
+            expander = open_expander(model, ExpanderOptions(), device)
         trained = {}
         if train:
             runs = training.trainings(model, quick)
@@ -62,7 +53,7 @@ def tables(
         result = paper.reproduce(model, **how, expander=expander, trained=trained, counter=counter)
         paths = paper.write(out, result)
     text = "\n".join([f"{result['minutes']:.1f} minutes", *map(str, paths)])
-    report({**result, "files": [str(path) for path in paths]}, text, as_json)
+    options.report({**result, "files": [str(path) for path in paths]}, text, as_json)
 
 
 @app.command()
@@ -84,19 +75,19 @@ def pixel(
     ] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the table and the grid.")] = Path("pixel"),
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare the original relay, in pixels, with plain diffusion of equal training and equal time."""
-    check_writable(out)
-    with clean_stdout(as_json):
+    options.check_writable(out)
+    with options.clean_stdout(as_json):
         from cogview3 import checkpoints
         from cogview3.cli.progress import counter
         from cogview3.reproduce import pixel as measured
 
         given = {"relay": relay, "base": base, "edm": edm}
         runs = {part: run or Path("runs") / f"scenes-pixel_{part}" for part, run in given.items()}
-        place = pick_device(device)
+        place = options.pick_device(device)
         if train:
             typer.echo(f"three trainings first, about {measured.minutes()} minutes of a core", err=True)
             measured.train_parts(runs, place)
@@ -105,7 +96,7 @@ def pixel(
         figures, shown = measured.compare(measured.open_parts(runs), images, **how, counter=counter)
         paths = measured.write(out, figures, shown)
     text = "\n".join([*(f"{row['name']}: {row['distance']:.4f}" for row in figures["rows"]), *map(str, paths)])
-    report({**figures, "files": [str(path) for path in paths]}, text, as_json)
+    options.report({**figures, "files": [str(path) for path in paths]}, text, as_json)
 
 
 @app.command()
@@ -120,13 +111,13 @@ def snr(
     model: Annotated[str, typer.Option("--model", help="Model whose VAE makes the latents.")] = "scenes",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the scenes.")] = 0,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for snr.json and the figures.")] = Path("snr"),
-    device: DeviceOption = Device.auto,
-    as_json: JsonOption = False,
+    device: options.DeviceOption = "auto",
+    as_json: options.JsonOption = False,
 ) -> None:
     """Measure the signal-to-noise ratio by frequency at several resolutions: why a relay may start midway."""
     sides = parse_sides(sizes)
-    check_writable(out)
-    with clean_stdout(as_json):
+    options.check_writable(out)
+    with options.clean_stdout(as_json):
         import json
 
         from diffusers.models import AutoencoderKL
@@ -139,7 +130,7 @@ def snr(
 
         snr_plots.new_figure()  # first, so that a missing package costs no work
         folder = weights_folder(model, "vae")
-        vae = AutoencoderKL.from_pretrained(folder).eval().to(pick_device(device))
+        vae = AutoencoderKL.from_pretrained(folder).eval().to(options.pick_device(device))
         if images is None:
             pictures = measured.scenes(count, sides[-1], seed)
         else:
@@ -151,7 +142,7 @@ def snr(
         checkpoints.write_text(out / "snr.json", json.dumps(table, indent=1))
         paths = [out / "snr.json", *snr_plots.draw(result, out)]
         lines = measured.lines(result)
-    report({**table, "files": [str(path) for path in paths]}, "\n".join([*lines, *map(str, paths)]), as_json)
+    options.report({**table, "files": [str(path) for path in paths]}, "\n".join([*lines, *map(str, paths)]), as_json)
 
 
 def parse_sides(text: str) -> list[int]:

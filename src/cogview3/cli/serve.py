@@ -2,34 +2,21 @@
 
 import ipaddress
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.errors import INTERRUPTED, TERMINATED, Terminated
 from cogview3.cli.expand import (
-    ExpanderCacheOption,
-    ExpanderModelOption,
-    ExpanderOption,
+    ExpanderOptions,
     ExpandOption,
     open_expander,
     wants_expansion,
 )
 from cogview3.cli.loading import check_placement, quiet_libraries
-from cogview3.cli.options import (
-    CompileOption,
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    FastOption,
-    Offload,
-    QuantizeOption,
-    VaeTilingOption,
-    pick_mode,
-)
+from cogview3.cli.settings import with_options
 from cogview3.cli.typed import problems_of
 from cogview3.errors import UserError
 
@@ -40,22 +27,16 @@ if TYPE_CHECKING:
     from cogview3.serving.queue import Limits, Queue
 
 
-class EngineKind(StrEnum):
-    """Where pictures are drawn."""
-
-    local = "local"
-    ray = "ray"
-
-
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="File of API keys, hashed; see --new-key. COGVIEW3_API_KEYS adds others.")
 ]
 
 
+@with_options(writer=ExpanderOptions)
 def serve(
     model: Annotated[str, typer.Argument(help="Bundled model, model folder or hub name.")] = "scenes",
     mode: Annotated[str | None, typer.Option("--mode", help="Default mode of requests.")] = None,
-    fast: FastOption = False,
+    fast: options.FastOption = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free one.")
@@ -78,9 +59,9 @@ def serve(
     seconds: Annotated[float, typer.Option("--time-limit", min=1, help="Timeout of a request, in seconds.")] = 600.0,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of torch.")] = None,
     engine_kind: Annotated[
-        EngineKind,
+        Literal["local", "ray"],
         typer.Option("--engine", help="Draw in this process, or in replicas on the Ray cluster of RAY_ADDRESS."),
-    ] = EngineKind.local,
+    ] = "local",
     least: Annotated[
         int | None, typer.Option("--min-replicas", min=1, help="Minimum replicas of --engine ray; 1 by default.")
     ] = None,
@@ -100,14 +81,13 @@ def serve(
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the web page at /.")] = True,
     tools: Annotated[bool, typer.Option("--mcp/--no-mcp", help="Serve the MCP endpoint at /mcp.")] = True,
     expand: ExpandOption = None,
-    expander: ExpanderOption = None,
-    expander_model: ExpanderModelOption = None,
-    expander_cache: ExpanderCacheOption = None,
-    quantize: QuantizeOption = None,
-    vae_tiling: VaeTilingOption = False,
-    compile_networks: CompileOption = False,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
+    *,
+    writer: ExpanderOptions,
+    quantize: options.QuantizeOption = None,
+    vae_tiling: options.VaeTilingOption = False,
+    compile_networks: options.CompileOption = False,
+    device: options.DeviceOption = "auto",
+    dtype: options.DtypeOption = "auto",
     log: Annotated[bool, typer.Option("--log", help="Log every request to stderr.")] = False,
 ) -> None:
     """Serve a model: OpenAI's images API under /v1, a web page at /.
@@ -125,11 +105,12 @@ def serve(
         return
     replicas = _check_replicas(engine_kind, least, most)
     known = Keys(read_keys(keys, os.environ.get(ENVIRONMENT)), rate)
-    mode = pick_mode(mode, fast)
+    mode = options.pick_mode(mode, fast)
     quiet_libraries()
-    where, how, number_format = check_placement(
-        device, dtype, (Offload.none, quantize, False, False, vae_tiling, compile_networks)
-    )
+    from cogview3.generation.placement import Placement
+
+    how = Placement(quantize=quantize, vae_tiling=vae_tiling, compile=compile_networks)
+    where, number_format = check_placement(device, dtype, how)
     limits = Limits(batch, 0.005, waiting, waiting_each or waiting, seconds, threads)
 
     from cogview3.serving.pipelines import Pipelines
@@ -137,8 +118,8 @@ def serve(
     pipelines = Pipelines(model, mode, where, number_format, how)
     listener = bind(host, port)
     written = None
-    if wants_expansion(expand, model, expander, expander_model, expander_cache, None):
-        written = open_expander(model, expander, expander_model, expander_cache, device)
+    if wants_expansion(expand, model, writer):
+        written = open_expander(model, writer, device)
     address = listener.getsockname()
     _tell_address(host, address[1], known, pipelines.name, pipelines.default)
     metrics = Metrics()
@@ -163,9 +144,9 @@ def serve(
         raise typer.Exit(TERMINATED if isinstance(signaled, Terminated) else INTERRUPTED) from None
 
 
-def _check_replicas(kind: EngineKind, least: int | None, most: int | None) -> tuple[int, int] | None:
+def _check_replicas(kind: Literal["local", "ray"], least: int | None, most: int | None) -> tuple[int, int] | None:
     """Replicas at least and at most; None where this process draws. Raises UserError, also without Ray Serve."""
-    if kind is EngineKind.local:
+    if kind == "local":
         if least or most:
             raise UserError(f"--{'min' if least else 'max'}-replicas {least or most} is for --engine ray: add it")
         return None

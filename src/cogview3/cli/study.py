@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cogview3.cli.options import JsonOption, check_writable, clean_stdout, report
+from cogview3.cli import options
 from cogview3.config import UserError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Have people judge pairs of pictures, blind.")
@@ -32,11 +32,11 @@ def build(
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="Pairs for each annotator.")] = 60,
     checks: Annotated[int, typer.Option("--checks", min=0, help="Attention checks among each annotator's pairs.")] = 3,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of choice, order and sides.")] = 0,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Build a study: picture pairs for each annotator, with sides shuffled, and a secret link for each."""
-    check_writable(folder, "DIR")
-    with clean_stdout(as_json):
+    options.check_writable(folder, "DIR")
+    with options.clean_stdout(as_json):
         from cogview3.evaluation.prompt_sets import load_prompts
         from cogview3.evaluation.study.build import LINKS, Plan, from_evaluation
         from cogview3.evaluation.study.build import build as make
@@ -52,7 +52,7 @@ def build(
         made = make(folder, systems, load_prompts(prompts, count), Plan(annotators, tasks, checks, seed))
     left_out = f", {made['left_out']} prompts left out, as pictures are missing" * bool(made["left_out"])
     text = f"{len(systems)} systems, {made['prompts']} prompts{left_out}; links in {folder / LINKS}"
-    report(made, text, as_json)
+    options.report(made, text, as_json)
 
 
 @app.command()
@@ -84,10 +84,10 @@ def report_command(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for the report; DIR/report by default.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Report win rates, strengths, agreement and audits of the votes so far."""
-    with clean_stdout(as_json):
+    with options.clean_stdout(as_json):
         from rich.console import Console
 
         from cogview3.evaluation.study.build import read_study
@@ -104,4 +104,6 @@ def report_command(
         console = Console(stderr=as_json)
         for table in tables(result):
             console.print(table.rich())
-    report(result | {"files": [str(path) for path in files]}, "\n".join([*result["audits"], *map(str, files)]), as_json)
+    options.report(
+        result | {"files": [str(path) for path in files]}, "\n".join([*result["audits"], *map(str, files)]), as_json
+    )

@@ -6,63 +6,67 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from cogview3.cli import options
 from cogview3.cli.loading import quiet_libraries
+from cogview3.cli.settings import with_options
 from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe name such as scenes/relay, or a TOML file.")]
 RunOption = Annotated[str, typer.Option(metavar="RUN", help="Run or model whose EMA weights are taken.")]
 
 
-def train(
-    recipe: options.RecipeArgument,
-    overrides: options.OverridesOption = None,
-    out: options.RunFolderOption = None,
-    restart: options.RestartOption = False,
-    device: options.DeviceOption = options.Device.auto,
-    as_json: options.JsonOption = False,
-) -> None:
+class RunOptions(BaseModel):
+    """How a recipe is run."""
+
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override an entry of the recipe; repeatable."),
+    ] = None
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Run folder; runs/<recipe name> by default.")] = None
+    restart: options.RestartOption = False
+    device: options.DeviceOption = "auto"
+    as_json: options.JsonOption = False
+
+
+@with_options(how=RunOptions)
+def train(recipe: RecipeArgument, how: RunOptions) -> None:
     """Train a recipe, or resume its run.
 
     The same command resumes a stopped run.
     """
-    with _loaded(recipe, overrides, out, as_json) as (loaded, run):
+    with _loaded(recipe, how) as (loaded, run):
         from cogview3.training.loop import train
 
-        result = train(loaded, out=run, restart=restart, device=options.pick_device(device))
-    _report(result, options.lines(result), as_json)
+        result = train(loaded, out=run, restart=how.restart, device=options.pick_device(how.device))
+    _report(result, options.lines(result), how.as_json)
 
 
-def distill(
-    recipe: options.RecipeArgument,
-    overrides: options.OverridesOption = None,
-    out: options.RunFolderOption = None,
-    restart: options.RestartOption = False,
-    device: options.DeviceOption = options.Device.auto,
-    as_json: options.JsonOption = False,
-) -> None:
+@with_options(how=RunOptions)
+def distill(recipe: RecipeArgument, how: RunOptions) -> None:
     """Distill a base or relay stage into few steps, or resume a distillation.
 
     The same command resumes a stopped run; finished rounds are not repeated.
     """
-    with _loaded(recipe, overrides, out, as_json) as (loaded, run):
+    with _loaded(recipe, how) as (loaded, run):
         from cogview3.distillation.rounds import distill
 
-        result = distill(loaded, out=run, restart=restart, device=options.pick_device(device))
-    _report(result, "\n".join([f"run: {result['run']}", *map(_round_line, result["rounds"])]), as_json)
+        result = distill(loaded, out=run, restart=how.restart, device=options.pick_device(how.device))
+    _report(result, "\n".join([f"run: {result['run']}", *map(_round_line, result["rounds"])]), how.as_json)
 
 
 @contextmanager
-def _loaded(recipe: str, overrides: list[str] | None, out: Path | None, as_json: bool) -> Iterator[tuple[Any, Path]]:
+def _loaded(recipe: str, how: RunOptions) -> Iterator[tuple[Any, Path]]:
     """A recipe and its run folder, --out or runs/<name>, with the libraries quiet within the block."""
     from cogview3.config import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    run = out or Path("runs") / loaded.name
+    loaded = load_recipe(recipe, how.overrides or [])
+    run = how.out or Path("runs") / loaded.name
     if run.exists() and not run.is_dir():
         raise UserError(f"--out {run} is a file; give a run folder")
-    with options.clean_stdout(as_json):
+    with options.clean_stdout(how.as_json):
         quiet_libraries()
         yield loaded, run
 

@@ -10,7 +10,7 @@ from cogview3.config import UserError
 MAX_WARNINGS = 10
 MAX_SHOWN = 60  # characters of a prompt in a warning
 MAX_FILE = 2**24
-"""Bytes of a file of prompts; a larger one is refused."""
+"""Bytes of a file of lines; a larger one is refused."""
 
 
 def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
@@ -25,21 +25,26 @@ def gather_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
             raise UserError(f"prompt {number} is empty; say what to draw")
         check_utf8(f"prompt {number}", prompt)
     if file is not None:
-        try:
-            with file.open("rb") as opened:
-                held = opened.read(MAX_FILE + 1)  # a pipe does not report its size
-            if len(held) > MAX_FILE:
-                size = file.stat().st_size or f"more than {MAX_FILE}"
-                raise UserError(f"--file {file}: {size} bytes; at most {MAX_FILE} are read, so split it")
-            lines = held.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--file {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-        gathered += [line.strip() for line in lines if line.strip()]
-        if any("\0" in line for line in lines):
-            raise UserError(f"--file {file}: NUL characters in it, as in UTF-16 read as UTF-8; save it as UTF-8")
+        gathered += read_lines("--file", file)
     if not gathered:
         raise UserError(f"--file {file}: no prompts in it" if file else "no prompt; give one in quotes, or --file")
     return gathered
+
+
+def read_lines(option: str, file: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises UserError where it is too large, or no UTF-8 text."""
+    with file.open("rb") as opened:
+        held = opened.read(MAX_FILE + 1)  # a pipe does not report its size
+    if len(held) > MAX_FILE:
+        size = file.stat().st_size or f"more than {MAX_FILE}"
+        raise UserError(f"{option} {file}: {size} bytes; at most {MAX_FILE} are read, so split it")
+    try:
+        text = held.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{option} {file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"{option} {file}: NUL characters in it, as in UTF-16 read as UTF-8; save it as UTF-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def check_utf8(name: str, text: str | None) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from cogview3.cli import options
 from cogview3.cli.drawing import DrawOptions, Gallery, generators, tell
 from cogview3.cli.loading import load
-from cogview3.cli.options import check_finite, clean_stdout
 from cogview3.cli.pictures import open_picture, plan_files
 from cogview3.cli.settings import with_options
 from cogview3.cli.typed import check_utf8
@@ -36,7 +36,7 @@ def upscale(
     Each relay doubles the sides; pictures of any size work.
     """
     guidance, negative, light = draw.guidance, draw.negative, draw.light or None
-    check_finite("--guidance", guidance)
+    options.check_finite("--guidance", guidance)
     for name, text in (("--prompt", prompt), ("--negative", negative)):
         check_utf8(name, text)
         if text is not None and not text.strip():
@@ -57,7 +57,7 @@ def upscale(
     from cogview3.models.modes import Overrides
     from cogview3.references import find
 
-    with clean_stdout(draw.as_json), load("CogView3UpscalePipeline", draw, [prompt, negative], drawn) as pipe:
+    with options.clean_stdout(draw.as_json), load("CogView3UpscalePipeline", draw, [prompt, negative], drawn) as pipe:
         settled = pipe.settle(Overrides(relay_steps=draw.relay_steps, relay_guidance=guidance, light=light))
         facts = {
             "model": find(draw.model).label,

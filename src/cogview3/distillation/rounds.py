@@ -44,11 +44,7 @@ def distill(
 ) -> dict[str, Any]:
     """Run all rounds of a recipe in the run folder `out`, going on where an earlier call stopped.
 
-    Args:
-        recipe: what to distill.
-        out: the run folder; runs/<recipe's name> by default.
-        restart: move an existing run aside first.
-        device: as for `training.loop.train`.
+    Arguments are those of `training.loop.train`.
 
     Returns:
         {"run", "rounds"}: the folder, and the entries of rounds.json (`table_entry`).

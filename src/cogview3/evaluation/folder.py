@@ -56,10 +56,7 @@ class Folder(System):
     `00012.png` or `12.jpg`; in HPSv2's manner `anime/00012.jpg`, counted within the style; in GenEval's
     `00003/samples/0000.png`, several a prompt; or, where no name is a number, the files in order if there are as many.
 
-    Args:
-        folder: of the pictures.
-        prompts: what they are of.
-        per_prompt: pictures of each prompt, one after the other.
+    Of `per_prompt` pictures of each prompt, one comes after the other.
     """
 
     def __init__(self, folder: Path, prompts: Sequence[Prompt], per_prompt: int = 1) -> None:

@@ -76,10 +76,6 @@ def compare(first: Tensor, second: Tensor, seed: int = 0) -> dict[str, Any]:
     A distance of N pictures is too large, by a term that falls as 1/N. Extrapolating it along 1/N to infinitely many
     takes that off (Chong & Forsyth 2020, arXiv 1911.07023).
 
-    Args:
-        first, second: features; their rows are drawn together.
-        seed: of subsets and bootstrap.
-
     Returns:
         "distance" of all pictures; "extrapolated" to infinitely many, which may fall a little below 0; and its 95 %
         "interval", by resampling pictures with replacement. None of fewer than 100 pictures.

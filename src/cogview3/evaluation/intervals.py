@@ -34,10 +34,7 @@ def bootstrap_interval(scores: Sequence[Score], seed: int) -> list[float]:
 def share_intervals(right: np.ndarray, total: np.ndarray, seed: int) -> list[list[float] | None]:
     """The 95 % intervals of several shares of right facts at once, by resampling pictures with replacement.
 
-    Args:
-        right: right facts, (pictures, groups).
-        total: facts, alike.
-        seed: of the draws, the same for every group.
+    `right` and `total` facts are (pictures, groups); the draws are the same for every group.
 
     Returns:
         [low, high] of each group; None of one without facts. Draws without any of its facts are left out.

@@ -138,17 +138,14 @@ def _from_object(path: Path, number: int, line: str) -> Prompt:
         scene = Scene.from_dict(scene) if scene else None
         facts = Facts.from_dict(facts) if facts else scene.facts() if scene else None
         geneval = _geneval(entry) if "tag" in entry and "include" in entry else None
-        tags = {"task": entry["tag"]} if geneval else _tags(entry)
+        tags = {key: str(entry[key]) for key in ("category", "challenge") if entry.get(key)}
+        tags = {"task": entry["tag"]} if geneval else tags
     except UserError as error:  # names the value and the fix
         raise UserError(f"{path}, line {number}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}, line {number}: {reason}; write objects with text and perhaps facts") from None
     return Prompt(text.strip(), facts, scene, tags, geneval)
-
-
-def _tags(entry: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(entry[key]) for key in ("category", "challenge") if entry.get(key)}
 
 
 def _geneval(entry: Mapping[str, Any]) -> dict[str, Any]:

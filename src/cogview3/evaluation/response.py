@@ -50,12 +50,8 @@ class Response:
 def correlations(changes: Tensor, reference: Tensor) -> Tensor:
     """Pearson's correlation of each picture's change with the reference's, of one batch at a time.
 
-    Args:
-        changes: differences of pictures, (B, values).
-        reference: the same of the other model, from the same noise.
-
-    Returns:
-        (B,), float64; nan where one of the two did not change at all.
+    Both are differences of pictures from the same noise, (B, values). Returns (B,), float64; nan where one of the two
+    did not change at all.
     """
     own, other = (values.double() - values.double().mean(1, keepdim=True) for values in (changes, reference))
     norms = own.norm(dim=1) * other.norm(dim=1)
@@ -79,9 +75,7 @@ def pooled_r2(parts: Tensor, seed: int = 0) -> dict[str, Any]:
     1 - sum (change - reference)^2 / sum (reference - mean)^2. A change of the right pattern and half the strength has a
     correlation of 1 and an R^2 of 0.75; pictures that change a lot count for more than ones that hardly do.
 
-    Args:
-        parts: `squares` of the pictures, (N, 4).
-        seed: of the bootstrap.
+    `parts` are `squares` of the pictures, (N, 4).
 
     Returns:
         "r2", None where the reference did not change; "r2_interval", its 95 % interval by resampling pictures with

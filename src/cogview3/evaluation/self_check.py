@@ -42,12 +42,7 @@ ANCHORS = (
 
 
 def self_check(pictures: Path, weights: Weights, anchors: Sequence[Anchor] = ANCHORS) -> list[dict[str, Any]]:
-    """Score the authors' pictures.
-
-    Args:
-        pictures: folder with the files of `anchors`.
-        weights: as given; the hub is not asked, its cache is used.
-        anchors: what to check.
+    """Score the authors' `pictures`, a folder with the files of `anchors`.
 
     Returns:
         For each anchor "scorer", "source", "expected", "found" and "agrees"; "found" is None and "reason" says why

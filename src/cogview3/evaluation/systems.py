@@ -176,12 +176,7 @@ def split_model(model: str, sampling: Overrides | None = None) -> tuple[str, str
 
     "scenes:4+1" is the model's default mode in 4 base steps and 1 relay step; "scenes@4+1" is a mode of that name.
 
-    Args:
-        model: as above.
-        sampling: what else is asked for; step counts in `model` come before its own.
-
-    Raises:
-        UserError: a part is missing.
+    Step counts in `model` come before those of `sampling`. Raises UserError where a part is missing.
     """
     sampling = sampling or Overrides()
     if Path(model).is_dir():

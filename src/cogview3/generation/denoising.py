@@ -55,10 +55,7 @@ class Stage:
     """One stage, ready to denoise: `scheduler` has its time steps.
 
     Attributes:
-        name: for progress bars and errors.
-        unet: the network.
-        dtype: in which it computes.
-        scheduler: diffusers' or ours.
+        dtype: in which the UNet computes.
         guidance: the pipeline's attribute that holds the guidance scale; read at every step, since callbacks
             may change it.
         labels: the UNet's class labels, (1, 6 * width), or None.

@@ -36,11 +36,9 @@ class Way:
 
     Attributes:
         stage: "relay" finishes the shared base pictures, "draw" begins with noise.
-        mode: of the model; None is the default.
         prompts: "comprehensive", "brief", or "expanded" of the brief ones.
         unet: folder of a network in place of the stage's own.
-        settings: arguments of the pipeline.
-        scheduler: what is other in the relay's scheduler.
+        settings, scheduler: arguments of the pipeline, and what is other in the relay's scheduler.
     """
 
     stage: str = "relay"
@@ -73,13 +71,7 @@ class Measured:
 class Bench:
     """A model, prompts, and the base pictures that ways share.
 
-    Args:
-        model: bundled name, folder or hub name; with a relay.
-        prompts: comprehensive ones and, of the same scenes, brief ones.
-        seed: of the noise.
-        device: where networks run.
-        expander: writes brief prompts out.
-        folder: where measurements are kept; None keeps nothing.
+    `prompts` are comprehensive, `brief` ones of the same scenes; a `folder` keeps what is measured.
 
     Raises:
         UserError: the model has no relay, or the folder is another run's.

@@ -19,7 +19,7 @@ from cogview3.data.scenes.render import render
 from cogview3.evaluation import frechet
 from cogview3.evaluation.intervals import bootstrap_interval, paired
 from cogview3.evaluation.progress import Counter, silent
-from cogview3.evaluation.prompt_sets import Prompt, load_prompts
+from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.prompts.expand import Expander
 from cogview3.references import find
 from cogview3.reproduce.measured import Bench, Measured
@@ -77,7 +77,10 @@ def reproduce(
     total = len({way.key() for way in ways}) * bench.batches()
     with counter("reproduce", total) as progress:
         measured = bench.measure(ways, progress)
-    renders, floor = (_rendered(each, bench.side) for each in (prompts, others))
+    renders, floor = (
+        frechet.features(to_tensor([render(prompt.scene, bench.side) for prompt in each if prompt.scene]))
+        for each in (prompts, others)
+    )
     return {
         "model": model,
         "weights": bench.weights,
@@ -90,10 +93,6 @@ def reproduce(
         "floor": frechet.compare(floor, renders, seed),
         "rows": [_figures(row, chosen, measured, renders, seed) for row in chosen],
     }
-
-
-def _rendered(prompts: Sequence[Prompt], side: int) -> torch.Tensor:
-    return frechet.features(to_tensor([render(prompt.scene, side) for prompt in prompts if prompt.scene]))
 
 
 def _figures(

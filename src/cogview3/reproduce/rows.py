@@ -27,15 +27,7 @@ SINGLE_STAGE = "single stage"
 
 @dataclass(frozen=True)
 class Row:
-    """One way of drawing in a table.
-
-    Attributes:
-        table: the heading under which it stands.
-        name: in the table.
-        way: how its pictures are drawn.
-        against: the name of the row that it is compared with; None for the first of a table.
-        note: what a reader must know.
-    """
+    """One way of drawing in a table, compared with the row `against` but for the first; `note`: what to know of it."""
 
     table: str
     name: str
@@ -54,15 +46,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Shape:
-    """What rows need to know of a model.
-
-    Attributes:
-        steps: of the base.
-        relay_steps: of the relay.
-        side: of finished pictures, in pixels.
-        relay: the relay scheduler's configuration.
-        distilled: names of distilled modes.
-    """
+    """What rows need to know of a model; `side` in pixels, `relay` its scheduler's configuration."""
 
     steps: int
     relay_steps: int

@@ -57,7 +57,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
     @router.post("/images/generations", response_model=schemas.ImagesResponse, responses={200: _STREAM})
     async def generate(request: Request, body: Generation, client: Client) -> Response:  # type: ignore[valid-type]
         """Draw pictures of a prompt."""
-        answer = Answer(service, requests, body, "image_generation")
+        answer = Answer(service, requests, body)
         return await answer.send(request, client, answer.wish())
 
     @router.post(
@@ -71,7 +71,7 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
         async with request.form(max_files=17, max_fields=MOST_FIELDS) as form:
             body = Edit.model_validate(_texts(form))
             image, mask = await _uploads(form)
-        answer = Answer(service, requests, body, "image_edit")
+        answer = Answer(service, requests, body)
         return await answer.send(request, client, answer.wish(image, mask))
 
     @router.get("/models", response_model=schemas.Models)
@@ -106,10 +106,10 @@ def create_router(service: Service, requests: Requests) -> APIRouter:
 
 
 class Answer:
-    """How a request's pictures are sent; `event` is what its events are called before the dot."""
+    """How a request's pictures are sent."""
 
-    def __init__(self, service: Service, requests: Requests, body: schemas.ImageRequest, event: str) -> None:
-        self._service, self._requests, self._body, self._event = service, requests, body, event
+    def __init__(self, service: Service, requests: Requests, body: schemas.Generation | schemas.Edit) -> None:
+        self._service, self._requests, self._body = service, requests, body
         self._created = int(time.time())
         self._kind = body.output_format or "png"
 
@@ -121,7 +121,7 @@ class Answer:
         except LookupError as error:
             raise ApiError(404, str(error.args[0]), "model_not_found", "model") from None
         given: dict[str, Any] = {}
-        if self._event == "image_edit":
+        if isinstance(body, schemas.Edit):
             strength = FAITHFUL_STRENGTH if body.input_fidelity == "high" else None
             given = {"strength": body.strength or strength, "enlarge": body.enlarge}
             if body.enlarge and (mask is not None or body.strength):
@@ -181,7 +181,7 @@ class Answer:
             self._requests.end(ask)
 
     def _sse(self, what: str, own: dict[str, Any]) -> bytes:
-        name = f"{self._event}.{what}"
+        name = f"image_{'edit' if isinstance(self._body, schemas.Edit) else 'generation'}.{what}"
         return format_sse_event(event=name, data_str=json.dumps({"type": name, **own}))
 
     @property

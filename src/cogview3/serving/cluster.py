@@ -42,14 +42,7 @@ DEPLOYMENT = "painter"
 
 @dataclass(frozen=True)
 class Scale:
-    """How many replicas there are, and what each takes.
-
-    Attributes:
-        least: replicas that are always there.
-        most: up to which there are more when requests wait; each brings a batch along, and one that is ready.
-        gpus: of each.
-        cpus: of each.
-    """
+    """How many replicas there are, `least` always and up to `most` when requests wait, and what each takes."""
 
     least: int = 1
     most: int = 1

@@ -25,15 +25,7 @@ LONGEST_VALUE = 80
 
 
 class ApiError(Exception):
-    """An answer other than a picture.
-
-    Attributes:
-        status: of HTTP.
-        code: a short name for programs.
-        param: the field at fault.
-        kind: OpenAI's `type`.
-        headers: of the answer.
-    """
+    """An answer other than a picture: `code` is a short name for programs, `kind` OpenAI's `type`."""
 
     def __init__(
         self,

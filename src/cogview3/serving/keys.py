@@ -21,7 +21,6 @@ class Key:
     """One client's key.
 
     Attributes:
-        name: of the client, in logs and figures.
         digest: SHA-256 of the key: it is random and long, so that a slow hash would add nothing.
         pictures: a minute; None sets no limit.
     """

@@ -14,20 +14,12 @@ class Settings:
     """What pictures that are drawn together have in common.
 
     Attributes:
-        mode: name of the model's mode.
-        width: of the finished picture in pixels; of the one given where that is enlarged.
-        height: alike.
+        width, height: of the finished picture in pixels; of the one given where that is enlarged.
         relays: how often the side is doubled.
-        steps: base steps; 0 where a picture is enlarged.
-        relay_steps: steps of each relay.
-        guidance: of the base.
-        relay_guidance: of the relays.
-        enlarge: whether a given picture is enlarged rather than one drawn.
+        steps: of the base; 0 where a picture is enlarged.
         strength: how much of a given picture is redrawn; None without one.
-        masked: whether that is bound to a mask.
         given: width and height of the picture given; None without one.
         prompted: whether there is a prompt; only enlarging goes without.
-        negative: whether there is a negative prompt.
         whole: whether all stages are done at one go, rather than queued one by one.
     """
 
@@ -67,10 +59,8 @@ class Order:
     """One picture.
 
     Attributes:
-        settings: what it has in common with others.
-        prompt: what to draw; None where a picture is enlarged without words.
+        prompt: None where a picture is enlarged without words.
         seed: of its noise, 0 to 2^53 - 1.
-        negative_prompt: what to steer away from.
         image: RGB picture to begin with, or to enlarge.
         mask: "L" picture of the same size; white is redrawn.
         partials: unfinished pictures wanted on the way, 0 to 3.
@@ -87,13 +77,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished picture.
-
-    Attributes:
-        image: RGB.
-        seconds: from the start of drawing to its end.
-        tokens: of the prompt.
-    """
+    """A finished RGB picture, the seconds that it was drawn, and the prompt's tokens."""
 
     image: Image
     seconds: float
@@ -118,11 +102,7 @@ class Canceled(Exception):
 
 
 class Busy(UserError):
-    """The queue is full.
-
-    Attributes:
-        seconds: after which it is worth to ask again.
-    """
+    """The queue is full; after `seconds` it is worth to ask again."""
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
@@ -138,13 +118,10 @@ class Job:
     """An order on its way through queue and stages; touched by the event loop alone, but where it says otherwise.
 
     Attributes:
-        order: what is wanted.
         client: whose it is; the queue is fair between clients.
-        result: the finished picture, or why there is none.
         events: `Partial` pictures as they come; then None.
         stage: the next one: 0 is the base or everything at once, then the relays.
-        done: steps done; written by the painter's thread.
-        steps: steps in all; likewise.
+        done, steps: steps done and in all; written by the painter's thread.
         canceled: set by the loop, read by the painter's thread after every step.
         work: the painter's own between stages.
     """

@@ -54,8 +54,6 @@ class Work:
     Attributes:
         generator: of its noise, as far as it was drawn from.
         embeds: of the prompt and of the negative one, (1, L, C); None without a prompt.
-        tokens: of the prompt.
-        pace: when its unfinished pictures are due.
         latents: after a stage, (1, C, h, w); None before the first.
         seconds: spent on it so far.
     """

@@ -17,12 +17,7 @@ ONLY_MODE = "default"
 class Pipelines(Mapping[str, CogView3Pipeline]):
     """Pipelines by mode, loaded at first use; modes share what they have in common.
 
-    Args:
-        model: bundled model, model folder or hub name.
-        mode: the one that is drawn where none is asked for; the model's own choice by default.
-        device: where the networks run.
-        dtype: their number format.
-        placement: how they are brought there.
+    `mode` is drawn where none is asked for, the model's own choice by default.
 
     Raises:
         UserError: no such model or mode, or a damaged one.

@@ -20,15 +20,7 @@ HEARTBEAT = 10.0
 
 @dataclass(eq=False)
 class Ask:
-    """A request that is being drawn.
-
-    Attributes:
-        id: its x-request-id.
-        client: whose it is.
-        plan: what is drawn.
-        jobs: its pictures.
-        started: by the clock of `time.monotonic`.
-    """
+    """A request that is being drawn, by its x-request-id; `started` by the clock of `time.monotonic`."""
 
     id: str
     client: str

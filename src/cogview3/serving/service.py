@@ -39,10 +39,8 @@ class Wish:
     """Pictures of one request; None leaves a choice to the model.
 
     Attributes:
-        prompt: what to draw.
         count: pictures; the i-th has the seed `seed` + i.
         size: width and height in pixels.
-        mode: a mode of the model.
         enlarge: how often the sides of `image` are doubled, instead of drawing anything.
         expand: whether a description of the prompt is drawn; by default where there is an expander, but not in
             enlarging.
@@ -74,8 +72,6 @@ class Plan:
     """What is drawn for a wish.
 
     Attributes:
-        orders: one for each picture.
-        size: of the pictures.
         prompt: as it was given.
         revised: the description drawn in its place; None where the prompt itself is.
         warnings: what of the prompt the pictures will not show, and why it was not described, a sentence each.
@@ -93,14 +89,7 @@ class Service:
     """All that API, page and tools share.
 
     Attributes:
-        engine: draws.
-        model: name of the model.
-        modes: of the model by name.
         default_mode: the one drawn where none is asked for.
-        sizes: that it draws.
-        limits: of the engine.
-        metrics: figures.
-        keys: who may ask.
         expander: writes descriptions; None where there is none.
         problems: what of a prompt the model does not know or cannot draw, a sentence each.
         strict_sizes: whether sizes that the model does not draw are refused.

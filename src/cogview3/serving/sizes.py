@@ -38,8 +38,7 @@ class Sizes:
     """What a model draws.
 
     Attributes:
-        width: of its own base picture, in pixels.
-        height: alike.
+        width, height: of its own base picture, in pixels.
         factor: pixels of a side that are one of its latents.
         relays: most doublings; 0 without a relay.
     """

@@ -64,11 +64,7 @@ def _meta(value: Any) -> Any:
 def matmul_ceiling(device: torch.device | str, dtype: torch.dtype, side: int | None = None, repeats: int = 5) -> float:
     """Operations a second (of `clock`) that a product of two square matrices reaches: the best of `repeats` runs.
 
-    Args:
-        device: where.
-        dtype: of the matrices.
-        side: of the matrices; 8192 by default, 1024 on a CPU.
-        repeats: runs, after one to warm up.
+    Their `side` is 8192 by default, 1024 on a CPU; one more run warms up.
     """
     device = torch.device(device)
     side = side or (1024 if device.type == "cpu" else 8192)

@@ -22,12 +22,7 @@ def parts(first: int, count: int, process: int, processes: int, accumulation: in
     All processes get as many parts; some are empty where the batch is small. Process p has the samples first + p,
     first + p + processes, ...
 
-    Args:
-        first: number of the batch's first sample.
-        count: samples of the batch, of all processes.
-        process: this one's number, of `processes`.
-        processes: how many there are.
-        accumulation: parts at most.
+    `count` is of all processes; there are `accumulation` parts at most.
     """
     number = min(accumulation, -(-count // processes))
     own = np.arange(first, first + count)[process::processes]

@@ -25,12 +25,7 @@ class SpikeRule:
         self.losses: deque[float] = deque(maxlen=WINDOW)
 
     def judge(self, loss: float, gradient: float) -> str | None:
-        """Why a step must not be made; None where it is good.
-
-        Args:
-            loss: mean over the batch.
-            gradient: its norm before clipping.
-        """
+        """Why a step of this mean loss and norm of the gradient, before clipping, must not be made; None if it may."""
         reason = self._reason(loss, gradient)
         if reason is None:
             self.losses.append(loss)

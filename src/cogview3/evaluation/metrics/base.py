@@ -1,7 +1,7 @@
-"""What a metric is, and all of them by name."""
+"""What a metric is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Self
 from diffusers.models import AutoencoderKL
 from torch import Tensor
 
-from cogview3.config import UserError
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers.weights import Weights
 
@@ -35,12 +34,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Setting:
-    """What metrics need beyond the prompts.
-
-    Attributes:
-        weights: of the scorers.
-        reference: real pictures for FID, a folder or statistics (.npz with mu and sigma).
-    """
+    """What metrics need beyond the prompts; `reference`: real pictures for FID, a folder or an .npz of statistics."""
 
     weights: Weights = field(default_factory=Weights)
     reference: Path | None = None
@@ -78,30 +72,6 @@ class Metric(ABC):
     def compare(self, reference: Self) -> dict[str, Any] | None:
         """Figures of the pictures that both runs have; None where the metric has none."""
         return None
-
-
-METRICS: dict[str, type[Metric]] = {}
-"""All metrics by name; `register` adds to them."""
-
-
-def register(name: str) -> Callable[[type[Metric]], type[Metric]]:
-    """Class decorator that makes a metric known under a name."""
-
-    def add(metric: type[Metric]) -> type[Metric]:
-        METRICS[name] = metric
-        return metric
-
-    return add
-
-
-def make_metrics(
-    names: Sequence[str], prompts: Sequence[Prompt], seed: int, setting: Setting | None = None
-) -> dict[str, Metric]:
-    """Fresh metrics by name. Raises UserError for an unknown name, or prompts that a metric cannot use."""
-    for name in names:
-        if name not in METRICS:
-            raise UserError(f"no metric {name!r}: choose from {', '.join(sorted(METRICS))}")
-    return {name: METRICS[name](prompts, seed, setting) for name in names}
 
 
 def tag_groups(prompts: Sequence[Prompt]) -> dict[str, dict[str, list[int]]]:

@@ -17,7 +17,7 @@ from cogview3.data.scenes.render import render
 from cogview3.errors import as_user_error
 from cogview3.evaluation import frechet
 from cogview3.evaluation.frechet import distance_of_statistics, frechet_distance
-from cogview3.evaluation.metrics.base import Drawn, Metric, Setting, register
+from cogview3.evaluation.metrics.base import Drawn, Metric, Setting
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers.inception import INCEPTION, InceptionV3, inception_features, load_inception
 from cogview3.evaluation.scorers.weights import describe
@@ -28,7 +28,6 @@ PARTS = 20
 BIAS = "grows as pictures get fewer: compare at equal counts alone"
 
 
-@register("frechet")
 class FrechetMetric(Metric):
     """Distance of a model's pictures to the first model's of the same prompts, and to renders of their scenes."""
 
@@ -73,7 +72,6 @@ class FrechetMetric(Metric):
         return frechet.compare(own, other, self.seed)
 
 
-@register("fid")
 class FidMetric(Metric):
     """Fréchet inception distance (arXiv 1706.08500) to real pictures, at equal counts where these are pictures.
 

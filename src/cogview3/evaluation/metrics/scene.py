@@ -16,12 +16,11 @@ from cogview3.data.scenes.scene import Scene
 from cogview3.data.scenes.score import Score, check_stated, score
 from cogview3.diffusion.relay import enlarge
 from cogview3.evaluation.intervals import paired
-from cogview3.evaluation.metrics.base import Drawn, Metric, Setting, register
+from cogview3.evaluation.metrics.base import Drawn, Metric, Setting
 from cogview3.evaluation.metrics.shares import summarize_row
 from cogview3.evaluation.prompt import Prompt
 
 
-@register("scene")
 class SceneMetric(Metric):
     """Share of the prompts' facts that are right in the pictures, beside what bounds it.
 

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from cogview3.data.latents import to_uint8
 from cogview3.evaluation.intervals import mean_interval
-from cogview3.evaluation.metrics.base import Drawn, Metric, Setting, register, tag_groups
+from cogview3.evaluation.metrics.base import Drawn, Metric, Setting, tag_groups
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers import SCORERS, Scorer
 
@@ -64,5 +64,8 @@ class ScorerMetric(Metric):
         return {"compared": {"difference": difference, "interval": interval, "pictures": len(both)}}
 
 
-for _name, _scorer in SCORERS.items():
-    register(_name)(type(f"{_scorer.__name__}Metric", (ScorerMetric,), {"scorer": _scorer, "__doc__": _scorer.__doc__}))
+SCORER_METRICS: dict[str, type[Metric]] = {
+    name: type(f"{scorer.__name__}Metric", (ScorerMetric,), {"scorer": scorer, "__doc__": scorer.__doc__})
+    for name, scorer in SCORERS.items()
+}
+"""A metric for each scorer, by its name."""

@@ -28,8 +28,7 @@ class Asset:
     Attributes:
         name: what `--weights NAME=PATH` calls it.
         source: a hub name (owner/name), or the address of a file that is on no hub.
-        file: the file in the hub repository; None where the whole folder is needed.
-        patterns: of a folder, the files that are needed.
+        file: None where the whole folder is needed, or of it `patterns`.
         sha256: the published file's hash begins with this; empty where it is not known.
     """
 

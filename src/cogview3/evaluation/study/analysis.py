@@ -27,10 +27,7 @@ def analyze(votes: Sequence[Vote], systems: Sequence[str], seed: int = 0) -> dic
     Whoever fails half of two or more attention checks is left out, and named. "Both bad" counts as a tie in win rates
     and strengths, and is told beside them.
 
-    Args:
-        votes: as `database.votes` gives them.
-        systems: names.
-        seed: of the bootstrap, which resamples annotators and prompts, both at once.
+    `votes` are as `database.votes` gives them; the bootstrap resamples annotators and prompts, both at once.
 
     Returns:
         "votes", "annotators", "excluded"; for each question "pairs" (win, lose, tie, both bad with intervals),

@@ -25,13 +25,10 @@ LINKS = "links.csv"
 
 @dataclass(frozen=True)
 class Plan:
-    """Who judges how much.
+    """How many judge how many pairs each, as many of every pair of systems.
 
     Attributes:
-        annotators: how many, each with a link of their own.
-        tasks: pairs that each judges, the same number of every pair of systems.
         checks: pairs among them whose better side is known: the prompt's picture against another prompt's.
-        seed: of the choice, the order and the sides.
     """
 
     annotators: int = 10
