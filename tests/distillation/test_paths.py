@@ -1,5 +1,6 @@
 """Paths of the teacher's own: that they are the pipeline's samplings, how often they come, and after a stop."""
 
+import copy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -167,12 +168,13 @@ def test_pictures_in_shards_go_on_where_they_were(
         return objective
 
     through = fresh()
-    expected = learned(through, 48)
+    expected = learned(through, stopped)
+    state = copy.deepcopy(through.state())
+    expected += learned(through, 48 - stopped, stopped)
     assert len({tuple(sample["z"].shape) for sample in expected}) > 1  # of several aspect ratios
     assert all(".tar: " in key for key in through.keys([46, 47]))
-    before, after = fresh(), fresh()
-    learned(before, stopped)
-    after.load_state(before.state())
+    after = fresh()
+    after.load_state(state)
     capsys.readouterr()
     for sample, other in zip(learned(after, 48 - stopped, stopped), expected[stopped:], strict=True):
         assert sample.keys() == other.keys()
@@ -181,7 +183,7 @@ def test_pictures_in_shards_go_on_where_they_were(
 
 
 def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_distillation("relay", runs, **{**POOL, "train__images": 16, "distill__steps": [4, 2]})
+    recipe = tiny_distillation("relay", runs, **{**POOL, "train__images": 8, "distill__steps": [4, 2]})
     folders = []
     for name in ("through", "stopped"):
         out = tmp_path / name / "run"
@@ -201,13 +203,14 @@ def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monk
 
 def test_a_stop_is_heeded_while_paths_are_drawn_again(runs: Path) -> None:
     """What is stored then goes on with the same samples, and so does what is stored half-way through a new pool."""
-    through = stage("base", runs, **POOL)
-    expected = learned(through, 48)
+    through, expected, states = stage("base", runs, **POOL), [], {}
     for place in (24, 30):  # a pool has 24 samples
-        before = stage("base", runs, **POOL)
-        learned(before, place)
+        expected += learned(through, place - len(expected), len(expected))
+        states[place] = copy.deepcopy(through.state())
+    expected += learned(through, 48 - len(expected), len(expected))
+    for place, state in states.items():
         stopped, answers = stage("base", runs, **POOL), iter([False, True])
-        stopped.load_state(before.state())
+        stopped.load_state(state)
         stopped.stop_asked = lambda answers=answers: next(answers)
         with pytest.raises(Interrupted):
             learned(stopped, 4, place)

@@ -178,7 +178,8 @@ def test_networks_of_a_finished_round_are_let_go(runs: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(Distillation, "__init__", note)
     try:
-        distill(tiny_distillation("base", runs, train__images=2), tmp_path / "run", device="cpu")
+        recipe = tiny_distillation("base", runs, train__images=2, validate__images=1)
+        distill(recipe, tmp_path / "run", device="cpu")
     finally:
         gc.enable()
     assert len(seen) == 2
@@ -199,8 +200,10 @@ def copied(run: Path, to: Path) -> Path:
 def test_stopped_and_resumed_it_is_the_same_run(
     runs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, images: int
 ) -> None:
-    recipe, run = tiny_distillation("base", runs), tmp_path / "base"
-    if folder == "round-1":  # no need to do the first round again
+    recipe, run, part = tiny_distillation("base", runs), tmp_path / "base", ""
+    if folder == "round-2":  # no need to do the second round again, too
+        recipe, part = tiny_distillation("base", runs, distill__steps=[4, 2]), "round-2/"
+    else:  # no need to do the first round again
         copied(base, run)
         shutil.rmtree(run / "round-1")
         shutil.rmtree(run / "weights")
@@ -212,7 +215,10 @@ def test_stopped_and_resumed_it_is_the_same_run(
     assert caught.value.code == 143
     assert not (run / "weights").exists()
     distill(recipe, run, device="cpu")
-    undisturbed, resumed = content(base), content(run)
+    undisturbed, resumed = (
+        {name: value for name, value in content(each).items() if name.startswith(part)} for each in (base, run)
+    )
+    assert any(name.endswith(".safetensors") for name in resumed)
     # a stop leaves a checkpoint of its own; two are kept
     for files in (undisturbed, resumed):
         for name in [name for name in files if "/checkpoints/" in name and "images-8" not in name]:
@@ -334,6 +340,12 @@ def exported(runs: Path, out: Path, modes: dict[str, tuple[Path, Path]], **sampl
     return out
 
 
+@pytest.fixture(scope="module")
+def model(runs: Path, base: Path, relay: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with both as a mode: for reading only."""
+    return exported(runs, tmp_path_factory.mktemp("models") / "first", {"1+1": (base, relay)})
+
+
 def test_a_distilled_pair_becomes_a_mode_that_draws(runs: Path, base: Path, relay: Path, tmp_path: Path) -> None:
     """Base and relay of one step each; and the base's round of two steps with the same relay."""
     model = exported(runs, tmp_path / "model", {"1+1": (base, relay), "2+1": (base / "round-2", relay)})
@@ -377,11 +389,10 @@ def test_a_distilled_pair_becomes_a_mode_that_draws(runs: Path, base: Path, rela
     assert not torch.equal(drawn["1+1", 2.0], drawn["2+1", 2.0])
 
 
-def test_stages_of_a_models_mode_serve_another_model(runs: Path, base: Path, relay: Path, tmp_path: Path) -> None:
-    first = exported(runs, tmp_path / "first", {"1+1": (base, relay)})
-    own = Path(f"{first}@1+1")
+def test_stages_of_a_models_mode_serve_another_model(runs: Path, base: Path, model: Path, tmp_path: Path) -> None:
+    first, own = model, Path(f"{model}@1+1")
     second = exported(runs, tmp_path / "second", {"1+1": (own, own), "2+1": (base / "round-2", own)})
-    modes = [json.loads((model / "sampling.json").read_text())["modes"] for model in (first, second)]
+    modes = [json.loads((each / "sampling.json").read_text())["modes"] for each in (first, second)]
     assert modes[1]["1+1"] == modes[0]["1+1"]
     assert modes[1]["2+1"] == modes[0]["1+1"] | {"steps": 2} | {
         name: f"modes/2+1/{name}" for name in ("unet", "relay_unet")
@@ -401,9 +412,8 @@ def test_stages_of_a_models_mode_serve_another_model(runs: Path, base: Path, rel
     ],
 )
 def test_modes_that_cannot_serve_are_refused(
-    runs: Path, base: Path, relay: Path, tmp_path: Path, reference: str, words: str
+    runs: Path, model: Path, relay: Path, tmp_path: Path, reference: str, words: str
 ) -> None:
-    model = exported(runs, tmp_path / "model", {"1+1": (base, relay)})
     with pytest.raises(UserError, match=words):
         exported(runs, tmp_path / "other", {"2+1": (Path(f"{model}{reference}"), relay)})
     assert not (tmp_path / "other").exists()

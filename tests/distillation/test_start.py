@@ -73,7 +73,7 @@ def test_a_models_mode_is_begun_with(runs: Path, tmp_path: Path) -> None:
 
 def test_only_the_first_round_begins_with_it(runs: Path, tmp_path: Path) -> None:
     given = str(tiny_student(runs, "base", tmp_path / "student"))
-    recipe = tiny_distillation("base", runs, recipe__start_from=given)
+    recipe = tiny_distillation("base", runs, recipe__start_from=given, train__images=2, validate__images=1)
     result = distill(recipe, tmp_path / "run", device="cpu")
     assert [entry["round"] for entry in result["rounds"]] == ["round-2", "round-1"]
     starts = [
@@ -106,7 +106,7 @@ def test_a_scheduler_that_names_no_prediction_has_the_customary_one(runs: Path, 
 
 def test_it_is_needed_until_the_first_round_is_finished(runs: Path, tmp_path: Path) -> None:
     given = tiny_student(runs, "base", tmp_path / "student")
-    recipe = tiny_distillation("base", runs, recipe__start_from=str(given), distill__steps=[2, 1], train__images=4)
+    recipe = tiny_distillation("base", runs, recipe__start_from=str(given), distill__steps=[2, 1], train__images=2)
     distill(recipe, tmp_path / "run", device="cpu")
     shutil.rmtree(given)
     assert [entry["round"] for entry in distill(recipe, tmp_path / "run", device="cpu")["rounds"]] == ["round-1"]

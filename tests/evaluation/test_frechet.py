@@ -101,6 +101,7 @@ def test_features_are_cells_colors_and_energies() -> None:
     assert energy[0, 0] == 0
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) -> None:
     names = [str(model), f"{model}@2+1-fast"]
     results = evaluate(names, "scenes-heldout", 3, ["scene", "frechet"], seed=5)

@@ -71,6 +71,7 @@ def test_noise_differs_by_seed_and_picture() -> None:
     assert torch.equal(again, firsts[-1])
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_prompts_may_be_expanded_before_they_are_drawn(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> Non
     assert shares[0] / shares[1] == entry["scene"]["model"]["share"]
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_two_models_of_one_name_are_written_apart(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model.parent)
     names = [model.name, f"./{model.name}"]
@@ -144,6 +146,7 @@ def test_two_models_of_one_name_are_written_apart(model: Path, tmp_path: Path, m
     assert sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir()) == [model.name, f"{model.name}-2"]
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_the_grid_shows_base_and_final_picture_of_each_prompt(
     model: Path, tmp_path: Path, pipe: CogView3Pipeline
 ) -> None:
@@ -184,12 +187,14 @@ def test_the_table_shows_every_figure_beside_chance_and_ceiling(model: Path) -> 
     assert bounds in narrow.getvalue()  # an interval is never broken
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_step_counts_behind_the_model_are_sampled(model: Path) -> None:
     names = [str(model), f"{model}:1+2"]
     entries = evaluate(names, "scenes-heldout", 2)["models"]
     assert [(entries[name]["steps"], entries[name]["relay_steps"]) for name in names] == [(2, 1), (1, 2)]
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model: Path) -> None:
     names = [str(model), f"{model}:3"]
     results = evaluate(names, "scenes-heldout", 2, responses=[(1, 3), (1, 6)])
@@ -218,6 +223,7 @@ def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model:
     assert told == [f"{value:.3f}" for value in figures]
 
 
+@pytest.mark.usefixtures("nothing_read")
 @pytest.mark.parametrize("asked", [{"responses": [(1, 3)]}, {"metrics": ["scene", "frechet"]}])
 def test_models_of_different_sizes_are_refused_where_pictures_are_compared(
     model: Path, tmp_path: Path, asked: dict, monkeypatch: pytest.MonkeyPatch
@@ -235,6 +241,7 @@ def test_models_of_different_sizes_are_refused_where_pictures_are_compared(
         assert len(evaluate(names, "scenes-heldout", 1)["models"]) == 2  # facts are compared whatever the size
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_a_model_that_fails_leaves_the_results_of_those_before(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +261,7 @@ def test_a_model_that_fails_leaves_the_results_of_those_before(
     assert results["models"][str(model)]["scene"]["model"]["pictures"] == 1
 
 
+@pytest.mark.usefixtures("nothing_read")
 def test_no_more_than_a_batch_of_changes_is_correlated_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[int, torch.dtype]] = []
     update = Response.update

@@ -94,7 +94,7 @@ def test_a_client_that_does_not_read_is_given_up(pipe: CogView3Pipeline, monkeyp
 
     monkeypatch.setattr(conftest, "bind", small)
     monkeypatch.setattr("cogview3.serving.server.SEND_SECONDS", 0)
-    body = b'{"prompt": "star", "n": 10, "size": "128x128"}'
+    body = b'{"prompt": "star", "n": 4, "size": "128x128"}'
     with serving(pipe) as served, socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))

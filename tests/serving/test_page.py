@@ -192,10 +192,13 @@ def test_the_keys_name_and_the_key_open_the_page(browser: Any, pipe: CogView3Pip
         context.close()
 
 
-def test_the_page_fits_a_phone(browser: Any, paged: Served) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = context.new_page()
-    page.goto(paged.url)
+def test_the_page_fits_a_phone(context: Any, page: Page) -> None:
+    """As a context of a phone's would show it, which would load everything anew."""
+    phone = context.new_cdp_session(page)
+    phone.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    phone.send(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    )
+    page.reload()
     expect(page.locator("#draw")).to_be_visible(timeout=60_000)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    context.close()
+    assert page.evaluate("[screen.width, document.documentElement.scrollWidth <= 390]") == [390, True]

@@ -223,5 +223,5 @@ def test_a_models_own_sampling_is_kept_where_its_base_is_taken(
     assert table["modes"]["9+3"] == own | {"relay_guidance": 3.0, "distilled": False}
     assert table["modes"]["2+1"]["guidance"] == 2.0
     assert "relay_power" not in table["modes"]["2+1"]
-    export_runs(runs, tmp_path / "third")  # of runs alone
+    export_runs(runs, tmp_path / "third", relay=None)  # of runs alone
     assert json.loads((tmp_path / "third" / "sampling.json").read_text())["modes"]["50+10"]["guidance"] == 7.5

@@ -194,7 +194,7 @@ def test_faults_of_pictures_in_shards_are_noise_on_their_latents(runs: Path, tmp
         assert (b - a).flatten(1).mean(1).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["enlarger", pytest.param("light_decoder", marks=pytest.mark.slow)])
 def test_training_on_shards_goes_on_exactly_and_exports(runs: Path, tmp_path: Path, kind: str) -> None:
     """A run of 8 samples in one go, and one that stopped after 4 and went on."""
     short = {"train__images": 8, "train__batch": 2, "train__log_images": 2, "train__checkpoint_images": 4}
@@ -266,7 +266,12 @@ def test_runs_hold_the_component_and_a_sample(light_runs: Path, runs: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "names", [("latent_enlarger", "light_decoder"), pytest.param(("light_decoder",), marks=pytest.mark.slow), ()]
+    "names",
+    [
+        ("latent_enlarger", "light_decoder"),
+        pytest.param(("light_decoder",), marks=pytest.mark.slow),
+        pytest.param((), marks=pytest.mark.slow),
+    ],
 )
 def test_exported_parts_give_every_mode_a_light_one(
     runs: Path, light_runs: Path, tmp_path: Path, names: tuple[str, ...]

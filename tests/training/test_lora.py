@@ -111,12 +111,12 @@ def test_stopped_and_resumed_it_is_the_same_run(runs: Path, tmp_path: Path, monk
 
 
 def test_frozen_weights_are_narrow_where_the_precision_is(runs: Path, tmp_path: Path) -> None:
-    recipe = lora_recipe("base", runs, train__precision="bf16", train__checkpoint_activations=True)
+    recipe = lora_recipe("base", runs, train__precision="bf16", train__checkpoint_activations=True, train__images=2)
     kinds = {(p.requires_grad, p.dtype) for p in build(recipe).trained.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     result = train(recipe, tmp_path / "run", device="cpu")
     assert result["validation"]["loss"] > 0
-    assert (tmp_path / "run" / "samples" / "images-6.png").is_file()
+    assert (tmp_path / "run" / "samples" / "images-2.png").is_file()
 
 
 def test_a_run_goes_on_in_another_precision(runs: Path, tmp_path: Path) -> None:

@@ -544,14 +544,20 @@ def test_times_lie_below_t_r_and_are_uniform(many: tuple[DiffusionTraining, Batc
     assert t.double().mean().item() == pytest.approx(149.5, abs=4 * 86.6 / 600**0.5)
 
 
-def test_the_base_sees_all_times(runs: Path) -> None:
-    t = stage("base", runs).batch(0, list(range(600)))["t"]
+@pytest.fixture(scope="module")
+def many_of_base(runs: Path) -> Batch:
+    """Six hundred samples of the base, with offset noise."""
+    return stage("base", runs, objective__offset_noise=0.5).batch(0, list(range(600)))
+
+
+def test_the_base_sees_all_times(many_of_base: Batch) -> None:
+    t = many_of_base["t"]
     assert t.min() < 12
     assert STEPS - 12 < t.max() < STEPS
 
 
-def test_noise_is_normal_with_one_more_number_a_sample(runs: Path) -> None:
-    noise = stage("base", runs, objective__offset_noise=0.5).batch(0, list(range(600)))["noise"].double()
+def test_noise_is_normal_with_one_more_number_a_sample(many_of_base: Batch) -> None:
+    noise = many_of_base["noise"].double()
     means = noise.mean((1, 2, 3))
     within = noise - means.view(-1, 1, 1, 1)
     # 4 sd: 153,600 numbers for the variance within samples, 600 for that of the offsets, 0.25 + 1/256
@@ -591,6 +597,7 @@ def test_validation_tells_the_loss_of_each_quarter_of_the_noise_levels(
 ) -> None:
     objective = stage("relay", runs, validate__images=40)
     monkeypatch.setattr(objective, "_errors", lambda batch: batch["t"].double())
+    monkeypatch.setattr(objective, "_fills", dict)  # forty pictures to draw and to read
     figures = objective.validate()
     bands = [figures[f"loss_{number}_of_4"] for number in (1, 2, 3, 4)]
     assert all(75 * number <= band < 75 * (number + 1) for number, band in enumerate(bands))

@@ -278,15 +278,15 @@ def test_broken_pictures_are_counted_until_they_are_too_many(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = write_pictures(tmp_path / "tars", broken=2)
-    result = train(shard_recipe("base", runs, shards, data__broken_window=20, data__broken_share=0.5), tmp_path / "run")
+    recipe = partial(shard_recipe, "base", runs, shards, data__broken_window=20, validate__every_images=1000)
+    result = train(recipe(data__broken_share=0.5), tmp_path / "run")
     assert result["images"] == 10
     assert result["validation"]["data_broken"] >= 1
     assert "broken: truncated image" in capsys.readouterr().err
-    recipe = shard_recipe("base", runs, shards, data__broken_window=20, data__broken_share=0.1, train__images=40)
     with pytest.raises(
         UserError, match=r"[34] of the last 20 samples are broken, more than 10%: truncated image [34]"
     ) as caught:
-        train(recipe, tmp_path / "stopped", device="cpu")
+        train(recipe(data__broken_share=0.1, train__images=40), tmp_path / "stopped", device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -350,7 +350,8 @@ def test_encoded_ahead_or_while_training_it_is_the_same(
 def test_a_run_on_pictures_goes_on_with_them_when_they_were_encoded_meanwhile(
     runs: Path, tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = partial(shard_recipe, "base", runs, tars, data__crop="center")
+    short = {"train__images": 8, "train__checkpoint_images": 8, "validate__every_images": 8, "validate__images": 2}
+    recipe = partial(shard_recipe, "base", runs, tars, data__crop="center", **short)
     train(recipe(), tmp_path / "whole", device="cpu")
     after_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
@@ -388,6 +389,14 @@ def test_new_captions_after_encoding_are_encoded_while_training(
     assert set(told) == {"told anew"}
 
 
+@pytest.fixture(scope="module")
+def encoded_tars(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tars with latents and embeddings beside them; for reading only."""
+    tars = write_pictures(tmp_path_factory.mktemp("encoded") / "tars")
+    encode_shards(find_shards([tars]), encoding(runs, text=True))
+    return tars
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "words"),
     [
@@ -400,13 +409,13 @@ def test_new_captions_after_encoding_are_encoded_while_training(
     ],
 )
 def test_latents_of_another_kind_are_refused(
-    runs: Path, tars: str, kind: str, changes: dict[str, Any], words: str
+    runs: Path, encoded_tars: str, kind: str, changes: dict[str, Any], words: str
 ) -> None:
-    encode_shards(find_shards([tars]), encoding(runs, text=True))
+    recipe = partial(shard_recipe, kind, runs, encoded_tars)
     with pytest.raises(UserError, match=words) as caught:
-        build(shard_recipe(kind, runs, tars, **{"data__crop": "center", **changes}))
+        build(recipe(**{"data__crop": "center", **changes}))
     assert "--overwrite" in str(caught.value)
-    build(shard_recipe(kind, runs, tars, **{"data__latents": "never", **changes, "data__text": str(runs / "text")}))
+    build(recipe(**{"data__latents": "never", **changes, "data__text": str(runs / "text")}))
 
 
 def test_a_base_takes_latents_that_were_made_for_a_relay(runs: Path, tars: str) -> None:

@@ -61,9 +61,9 @@ def shares_right(scenes, draw):
 @pytest.mark.parametrize(
     ("condition", "number", "bar", "triples"),
     [
-        ("clean", 40, 0.99, "held-out"),
-        ("mild blur", 25, 0.98, "seen"),
-        ("mild noise", 25, 0.98, "held-out"),
+        ("clean", 20, 0.99, "held-out"),
+        ("mild blur", 15, 0.98, "seen"),
+        ("mild noise", 15, 0.98, "held-out"),
         *(
             pytest.param(*case, triples, marks=pytest.mark.slow)
             for case in (("clean", 100, 0.99), ("mild blur", 60, 0.98), ("mild noise", 60, 0.98))
@@ -81,8 +81,10 @@ def test_facts_are_read_right(condition, number, bar, triples):
 @pytest.mark.parametrize(
     ("condition", "number"),
     [
-        ("soft", 40),
-        ("half size", 40),
+        ("soft", 20),
+        ("half size", 20),
+        pytest.param("soft", 40, marks=pytest.mark.slow),
+        pytest.param("half size", 40, marks=pytest.mark.slow),
         pytest.param("enlarged", 40, marks=pytest.mark.slow),
         pytest.param("double size", 10, marks=pytest.mark.slow),
     ],
@@ -92,7 +94,7 @@ def test_reading_survives_softness_and_other_sizes(condition, number):
     scenes = [sample_scene(rng) for _ in range(number)]
     shares = shares_right(scenes, CONDITIONS[condition])
     robust = {kind: share for kind, share in shares.items() if kind not in ("fill", "outline")}
-    # a single one of about 80 objects may go wrong
+    # a single one of about 40 objects may go wrong, and two of 80
     assert min(robust.values()) >= 0.975, shares
 
 
