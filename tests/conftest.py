@@ -9,9 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests import offline  # noqa: F401  # first
-
-# isort: split
 import numpy as np
 import pytest
 import torch

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import cogview3
-from tests import offline
 
 PACKAGE = Path(cogview3.__file__).parent
 
@@ -99,12 +98,6 @@ def test_importing_the_package_is_light() -> None:
     assert not heavy & {name.partition(".")[0] for name in names}
 
 
-def test_importing_the_core_asks_no_network() -> None:
-    assert len(offline.CORE) == 3
-    assert offline.ASKED == []
-
-
-@pytest.mark.slow
 def test_the_core_needs_neither_torchvision_nor_a_network() -> None:
     names = "CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler"
     in_fresh_process(f"{NO_NETWORK}\nsys.modules['torchvision'] = None\nfrom cogview3 import {names}")
