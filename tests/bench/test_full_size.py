@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,9 @@ def test_narrow_networks_have_as_many_layers_of_a_quarter_of_the_width(name: str
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same systems in few steps."""
+    """The same systems in few steps, and the processor measured on small matrices."""
     monkeypatch.setattr(full, "SYSTEMS", BRIEF)
+    monkeypatch.setattr(full, "matmul_ceiling", partial(full.matmul_ceiling, side=64))
     monkeypatch.setattr(full, "PLAIN", replace(PLAIN, mode=Mode(steps=2, relay_steps=2)))
 
 

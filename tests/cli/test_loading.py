@@ -29,18 +29,25 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `models` are written, once a module."""
+    return tmp_path_factory.mktemp("lacking")
+
+
 @pytest.fixture
-def models(tiny_model: Path, tmp_path: Path, make_components: Callable[..., dict[str, Any]]) -> dict[str, Path]:
-    """Whole and lacking model folders by what they are."""
-    missing = {name: tmp_path / name for name in ("empty", "foreign", "baseless")}
-    missing["empty"].mkdir()
-    missing["foreign"].mkdir()
-    (missing["foreign"] / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    shutil.copytree(tiny_model, missing["baseless"])
-    shutil.rmtree(missing["baseless"] / "modes" / "4+1" / "unet")
-    lone = make_components() | {"relay_unet": None, "relay_scheduler": None}
-    CogView3Pipeline(**lone).save_pretrained(tmp_path / "lone")
-    return {"tiny": tiny_model, "lone": tmp_path / "lone", **missing}
+def models(folders: Path, tiny_model: Path, make_components: Callable[..., dict[str, Any]]) -> dict[str, Path]:
+    """Whole and lacking model folders by what they are. Not to be changed."""
+    found = {name: folders / name for name in ("empty", "foreign", "baseless", "lone")}
+    if not found["empty"].exists():
+        found["foreign"].mkdir()
+        (found["foreign"] / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+        shutil.copytree(tiny_model, found["baseless"])
+        shutil.rmtree(found["baseless"] / "modes" / "4+1" / "unet")
+        lone = make_components() | {"relay_unet": None, "relay_scheduler": None}
+        CogView3Pipeline(**lone).save_pretrained(found["lone"])
+        found["empty"].mkdir()
+    return {"tiny": tiny_model, **found}
 
 
 @pytest.mark.usefixtures("cuda")

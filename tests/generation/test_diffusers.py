@@ -3,14 +3,18 @@
 What diffusers' own common pipeline tests ask of every pipeline, on our tiny components.
 """
 
+import importlib
+import importlib.util
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,7 +30,7 @@ from diffusers import (
 from diffusers.callbacks import SDCFGCutoffCallback
 from peft import LoraConfig
 
-from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler
+from cogview3 import CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler, _diffusers
 from cogview3.config import UserError
 from cogview3.models.modes import Mode, Sampling, read_sampling, write_sampling
 
@@ -49,11 +53,19 @@ def pipe(components: dict[str, Any]) -> CogView3Pipeline:
     return quiet(CogView3Pipeline(**components))
 
 
+@pytest.fixture(scope="module")
+def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the folder that `fast` copies is written, once a module."""
+    return tmp_path_factory.mktemp("written") / "fast"
+
+
 @pytest.fixture
-def fast(make_components: Callable[..., dict[str, Any]], tmp_path: Path) -> CogView3Pipeline:
+def fast(fast_folder: Path, make_components: Callable[..., dict[str, Any]], tmp_path: Path) -> CogView3Pipeline:
     """A distilled pipeline, loaded from a folder of the mode 4+1."""
-    CogView3Pipeline(**make_components(time_cond_proj_dim=8)).save_pretrained(tmp_path / "fast")
-    write_sampling(Sampling(default="4+1", modes={"4+1": FAST}), tmp_path / "fast")
+    if not fast_folder.exists():
+        CogView3Pipeline(**make_components(time_cond_proj_dim=8)).save_pretrained(fast_folder)
+        write_sampling(Sampling(default="4+1", modes={"4+1": FAST}), fast_folder)
+    shutil.copytree(fast_folder, tmp_path / "fast")
     return quiet(CogView3Pipeline.from_pretrained(tmp_path / "fast"))
 
 
@@ -71,11 +83,8 @@ def test_plain_diffusers_finds_the_class_and_the_mode(fast: CogView3Pipeline, tm
     assert again.guidance_scale == 3.0
 
 
-def test_plain_diffusers_takes_one_of_several_modes(
-    components: dict[str, Any], fast: CogView3Pipeline, tmp_path: Path
-) -> None:
-    folder = tmp_path / "both"
-    CogView3Pipeline(**components).save_pretrained(folder)
+def test_plain_diffusers_takes_one_of_several_modes(saved_model: Path, fast: CogView3Pipeline, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved_model, tmp_path / "both"))
     fast.unet.save_pretrained(folder / "fast" / "unet")
     fast.relay_unet.save_pretrained(folder / "fast" / "relay_unet")
     own = FAST.model_copy(update={"unet": "fast/unet", "relay_unet": "fast/relay_unet"})
@@ -92,9 +101,43 @@ def test_plain_diffusers_takes_one_of_several_modes(
         DiffusionPipeline.from_pretrained(folder, mode="8+2")
 
 
-@pytest.mark.parametrize(
-    "imports", [pytest.param("import cogview3, diffusers", marks=pytest.mark.slow), "import diffusers, cogview3"]
-)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_library_knows_our_names_whichever_comes_first(
+    first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As diffusers is: a module that puts a lazy one in its own place."""
+    lazy = "class Lazy(types.ModuleType):\n    def __getattr__(self, name):\n        raise AttributeError(name)\n"
+    (tmp_path / "stand_in").mkdir()
+    (tmp_path / "stand_in" / "__init__.py").write_text(
+        f"import sys, types\n{lazy}itself = Lazy(__name__)\nitself.own, itself.__spec__ = 1, __spec__\n"
+        "sys.modules[__name__] = itself\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(_diffusers, "_LIBRARY", "stand_in")
+    monkeypatch.delitem(sys.modules, "stand_in", raising=False)
+    if first:
+        importlib.import_module("stand_in")
+    _diffusers.register(["Ours"], {"Ours": CogView3Pipeline}.__getitem__)
+    assert ("stand_in" in sys.modules) == first, "it is not imported for it"
+    library = importlib.import_module("stand_in")
+    assert (library.Ours, library.own) == (CogView3Pipeline, 1)
+    with pytest.raises(AttributeError, match="NoSuchPipeline"):
+        library.NoSuchPipeline  # noqa: B018
+    found = importlib.util.find_spec("stand_in")
+    assert found is not None
+    assert found.origin == str(tmp_path / "stand_in" / "__init__.py")
+
+
+def test_diffusers_knows_our_names() -> None:
+    for kind in (CogView3Pipeline, CogView3UpscalePipeline):
+        assert getattr(diffusers, kind.__name__) is kind
+    with pytest.raises(AttributeError, match="NoSuchPipeline"):
+        diffusers.NoSuchPipeline  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", ["import cogview3, diffusers", "import diffusers, cogview3"])
 def test_diffusers_knows_our_names_whichever_comes_first(imports: str) -> None:
     code = f"{imports}\nassert diffusers.CogView3Pipeline.__module__ == 'cogview3.generation.pipeline'\n"
     code += "import importlib.util; assert importlib.util.find_spec('diffusers').origin.endswith('__init__.py')\n"

@@ -195,7 +195,7 @@ def test_both_samplers_reach_the_same_picture(pipe: CogView3Pipeline) -> None:
     fine = draw(pipe, num_inference_steps=40, sampler="dpm++")
     coarse = draw(pipe, num_inference_steps=200, sampler="euler")
     assert (fine - coarse).abs().mean() < 0.05 * coarse.std()
-    assert not torch.equal(fine, draw(pipe, num_inference_steps=40))
+    assert not torch.equal(draw(pipe, num_inference_steps=3, sampler="dpm++"), draw(pipe, num_inference_steps=3))
 
 
 def test_the_pipelines_own_scheduler_is_untouched(pipe: CogView3Pipeline) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ TEXT_WIDTH = 16
 LABEL_WIDTH = 48
 
 
-def full_shapes(distilled: bool = True) -> dict[str, list[int]]:
-    """Shapes of the released base UNet by its names, without their prefix."""
+@cache
+def _full_shapes() -> dict[str, tuple[int, ...]]:
     shapes = {}
     for line in (Path(__file__).parent / "released_unet.txt").read_text().splitlines():
         if line.startswith("#"):
@@ -21,7 +22,13 @@ def full_shapes(distilled: bool = True) -> dict[str, list[int]]:
         name, *shape = line.split()
         count = re.search(r"\{0-(\d)\}", name)
         for number in range(int(count[1]) + 1) if count else (0,):
-            shapes[name.replace(count[0], str(number)) if count else name] = [int(side) for side in shape]
+            shapes[name.replace(count[0], str(number)) if count else name] = tuple(int(side) for side in shape)
+    return shapes
+
+
+def full_shapes(distilled: bool = True) -> dict[str, list[int]]:
+    """Shapes of the released base UNet by its names, without their prefix."""
+    shapes = {name: list(shape) for name, shape in _full_shapes().items()}
     if not distilled:
         del shapes["w_proj.weight"]
     return shapes
@@ -38,7 +45,12 @@ def tiny_shapes(distilled: bool = False, blocks: int = 3) -> dict[str, list[int]
 
 
 def tiny_tensors(seed: int, distilled: bool = False, blocks: int = 3) -> dict[str, torch.Tensor]:
-    """Random weights for `tiny_shapes`, by the names in the file; float16, as published."""
+    """Random weights for `tiny_shapes`, by the names in the file; float16. To be replaced, not changed."""
+    return dict(_tiny_tensors(seed, distilled, blocks))
+
+
+@lru_cache(2)
+def _tiny_tensors(seed: int, distilled: bool, blocks: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in tiny_shapes(distilled, blocks).items():

@@ -179,8 +179,9 @@ def test_diffusers_reads_what_is_written(tiny: Path, tmp_path: Path) -> None:
     write_component(unet, tmp_path / "unet", torch.bfloat16, shard="5MB")
     again = UNet2DConditionModel.from_pretrained(tmp_path / "unet", torch_dtype=torch.float32, use_safetensors=True)
     assert again.config.attention_head_dim == list(unet.config.attention_head_dim)
+    found = again.state_dict()
     for name, tensor in unet.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor.to(torch.bfloat16).float()), name
+        assert torch.equal(found[name], tensor.to(torch.bfloat16).float()), name
 
 
 def test_numbers_too_large_for_the_format_are_refused(tmp_path: Path) -> None:
