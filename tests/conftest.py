@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from cogview3 import CogView3Pipeline
 from cogview3.data.scenes.reader import Reading, read
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.models.unet import unet_config
-from tests.copies import PEAKS, built_once, keep_loaded, peak_once, try_once
 from tests.processes import Context
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -32,7 +30,6 @@ WORDS = ("a", "red", "blue", "star", "circle", "left", "of")
 def pytest_configure(config: pytest.Config) -> None:
     """Let equal sums be equal to the last bit: on some processors MKL's depend on where in memory they lie."""
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    keep_loaded()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs that a script runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
@@ -82,22 +79,6 @@ def quick_reading(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(sys.modules[name], "read", read_once)
 
 
-@pytest.fixture(autouse=True)
-def quick_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks that were tried before are loaded without."""
-    for name in ("cogview3.generation.pretrained", "cogview3.models.int8", "cogview3.models.trial"):
-        if name in sys.modules:
-            monkeypatch.setattr(sys.modules[name], "try_network", try_once)
-
-
-@pytest.fixture(autouse=True)
-def quick_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the memory that an equal network takes for an equal picture: a run through all its layers each."""
-    if "cogview3.generation.memory" in sys.modules:
-        for name, peak in PEAKS.items():
-            monkeypatch.setattr(sys.modules["cogview3.generation.memory"], name, partial(peak_once, peak))
-
-
 @pytest.fixture
 def make_tokenizer() -> Callable[..., T5Tokenizer]:
     """T5 tokenizers with a token for each letter and for a few words; text length 12 unless told."""
@@ -119,7 +100,7 @@ def make_text_encoder() -> Callable[[], T5EncoderModel]:
         config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
         return T5EncoderModel(config).eval()
 
-    return lambda: built_once("text encoder", make)
+    return make
 
 
 @pytest.fixture
@@ -138,21 +119,18 @@ def make_vae() -> Callable[..., AutoencoderKL]:
         }
         return AutoencoderKL(**{**config, **overrides}).eval()
 
-    return lambda **overrides: built_once(f"vae {sorted(overrides.items())}", lambda: make(**overrides))
+    return make
 
 
 @pytest.fixture
 def make_unet() -> Callable[..., UNet2DConditionModel]:
     """The "tiny" UNet, 4 x 4 latents, that is 32 x 32 pixels; `seed` draws its weights."""
 
-    def make(seed: int, **overrides: Any) -> UNet2DConditionModel:
+    def make(seed: int = 2, **overrides: Any) -> UNet2DConditionModel:
         torch.manual_seed(seed)
         return UNet2DConditionModel(**unet_config("tiny", **overrides)).eval()
 
-    def make_once(seed: int = 2, **overrides: Any) -> UNet2DConditionModel:
-        return built_once(f"unet {seed} {sorted(overrides.items())}", lambda: make(seed, **overrides))
-
-    return make_once
+    return make
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from cogview3 import CogView3Pipeline
 from cogview3.generation import conversion
 from cogview3.models.release import load_unet, load_vae, save_vae
 from tests.cli.conftest import error_line
-from tests.copies import copy_of
 from tests.models.published import tiny_tensors, write_release
 
 Run = Callable[..., Result]
@@ -53,24 +52,6 @@ def release(release_folder: Path, make_tokenizer: Callable[..., Any], make_text_
         make_tokenizer(512).save_pretrained(release_folder / "t5")
         make_text_encoder().bfloat16().save_pretrained(release_folder / "t5")
     return release_folder
-
-
-_LOADED: dict[tuple[Any, ...], torch.nn.Module] = {}
-
-
-@pytest.fixture(autouse=True)
-def quick_loading(release_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """UNets of the unchanged published files are read once a session, and copied."""
-
-    def load_once(path: Path, **given: Any) -> torch.nn.Module:
-        if not Path(path).is_relative_to(release_folder) or not Path(path).is_dir():
-            return load_unet(path, **given)
-        key = path, *given.items()
-        if key not in _LOADED:
-            _LOADED[key] = load_unet(path, **given)
-        return copy_of(_LOADED[key])
-
-    monkeypatch.setattr(conversion, "load_unet", load_once)
 
 
 def options(release: Path, *more: Any, **changes: Any) -> list[Any]:
