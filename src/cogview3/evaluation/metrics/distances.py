@@ -147,7 +147,8 @@ def _real_pictures(prompts: Sequence[Prompt], reference: Path | None) -> list[Pa
 def _statistics(path: Path) -> tuple[Tensor, Tensor]:
     with (
         as_user_error(f"--reference {path} is damaged or has no mu and sigma", "make it again"),
-        np.load(path, allow_pickle=False) as file,
+        path.open("rb") as opened,  # np.load leaves open what it cannot read
+        np.load(opened, allow_pickle=False) as file,
     ):
         mean, covariance = (torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
     if mean.shape != (2048,) or covariance.shape != (2048, 2048):
