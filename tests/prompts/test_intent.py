@@ -42,6 +42,7 @@ from cogview3.prompts.words import is_english, meanings, stem
         ("a ring outlined in black and a red star", "A ring with a black outline is left of a red star."),
         ("a red outlined shape with stripes", "A red striped heart with a black outline."),
         ("a blue star, a ring not outlined", "A blue star with a white edge and a ring with no outline."),
+        ("a cyan ring w/o outline", "A cyan ring without an outline."),
         ("", "Anything."),
         (
             "three green triangles",
@@ -83,6 +84,7 @@ def test_nothing_is_lost(prompt: str, expanded: str) -> None:
         ("a red star", "There is no red star.", ["star"]),
         ("a woman in red and white shoes", "A woman with white shoes.", ["red"]),
         ("a ring not outlined", "A ring with a black outline.", ["no outlined"]),
+        ("a ring w/o outline", "A ring with a black outline.", ["no outline"]),
         ("a purple dot", "A purple star with blue dots.", ["purple dot"]),
         ("a red building", "A blue building.", ["red building"]),
         ('a sign that says "OPEN"', 'A sign that says "CLOSED".', ['"OPEN"']),

@@ -120,6 +120,7 @@ SHADES = _set("light lighter dark darker bright pale deep royal hot sky mint pas
 """What may stand before a color, and counts as part of it."""
 
 _PHRASES = (  # of several words, and what they count as
+    (r"\bw/o\b", "without"),
     (r"\bplus signs?\b", "cross"),
     (r"\blove (hearts?)\b", r"\1"),
     (r"\bsoccer balls?\b", "football"),

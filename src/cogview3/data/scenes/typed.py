@@ -6,7 +6,16 @@ from itertools import pairwise
 
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
-from cogview3.data.scenes.vocabulary import WORD, long_names, suggestions, unknown_words, without_long_names
+from cogview3.data.scenes.vocabulary import (
+    WORD,
+    corrected,
+    is_slip,
+    long_names,
+    suggestions,
+    unknown_words,
+    vocabulary,
+    without_long_names,
+)
 from cogview3.prompts.words import NUMBERS, is_english
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
@@ -67,28 +76,34 @@ def to_expand(prompt: str) -> tuple[str, str]:
     """What the world's own expander is to expand of a prompt, and why it should leave it alone, "" where it should not.
 
     Words that no picture shows are left out where they say more of a known object: "a happy sun" is a sun, "a dog
-    chasing a cat" a dog and a cat. Names of unknown things stay, so that nothing is drawn in their place, and so do
-    words that look misspelled, which the expander may understand.
+    chasing a cat" a dog and a cat, and a red fox a fox, as things look as they are drawn. Slips of spelling are
+    corrected. Names of unknown things stay, so that nothing is drawn in their place.
     """
+    given = prompt
+    for word in unknown_words(prompt):
+        if meant := corrected(word):
+            prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", meant, prompt, flags=re.IGNORECASE)
     if reason := why_not_expand(prompt):
-        return prompt, reason
-    unseen = set(unknown_words(prompt)).union(w.PRAISE.texts)
+        return given, reason
+    unknown = set(unknown_words(prompt))
     words = list(WORD.finditer(prompt))
-    kinds = [_kind(prompt, word, unseen) for word in words]
+    kinds = [_kind(prompt, word, unknown.union(w.PRAISE.texts)) for word in words]
+    nouns = [_qualified(prompt, words, kinds, place) for place in range(len(words))]
+    for place, noun in enumerate(nouns):
+        if noun is not None and kinds[place] == "adjective" and _is_fixed(words[place][0], words[noun][0]):
+            kinds[place] = "unseen"
     kept = prompt
     for place in reversed([place for place, kind in enumerate(kinds) if kind == "unseen"]):
-        near = set(suggestions(words[place][0]))
-        after = place + 1
-        while kinds[after : after + 1] in (["unseen"], ["adjective"]):
-            after += 1
-        qualifies = kinds[after : after + 1] == ["noun"] and _adjoin(prompt, words[place : after + 1])
+        word = words[place][0].lower()
+        qualifies = nouns[place] is not None
         if place and kinds[place - 1] == "noun" and _adjoin(prompt, words[place - 1 : place + 1]):
             another = kinds[place + 1 : place + 2] == ["determiner"] and _adjoin(prompt, words[place : place + 2])
-            text = " and" if another or qualifies else "" if words[place][0].endswith(("ing", "ed")) else None
-            misspelled = not near <= _NOUNS.keys()  # "abov", not "eats"
+            text = " and" if another or qualifies else "" if word.endswith(("ing", "ed")) else None
+            likely = vocabulary() - _NOUNS.keys()  # "abov", not "eats"
         else:
             text = "" if qualifies else None
-            misspelled = bool(near & _ADJECTIVES.keys())  # "gren", not "tall"
+            likely = _ADJECTIVES.keys()  # "pnk", not "tall"
+        misspelled = word in unknown and any(is_slip(word, other) for other in likely)
         if text is not None and not misspelled:
             start, end = words[place].span()
             kept = kept[:start].rstrip() + text + kept[end:]
@@ -106,6 +121,20 @@ def _kind(prompt: str, word: re.Match[str], unseen: set[str]) -> str:
         return "determiner"
     in_name = any(name.start() <= word.start() < name.end() for name in long_names().finditer(prompt))
     return "noun" if in_name or text in _NOUNS else "other"
+
+
+def _qualified(prompt: str, words: Sequence[re.Match[str]], kinds: Sequence[str], place: int) -> int | None:
+    """Place of the noun that a word says more of; None where it stands before none."""
+    noun = place + 1
+    while kinds[noun : noun + 1] in (["unseen"], ["adjective"]):
+        noun += 1
+    return noun if kinds[noun : noun + 1] == ["noun"] and _adjoin(prompt, words[place : noun + 1]) else None
+
+
+def _is_fixed(adjective: str, noun: str) -> bool:
+    """Whether a color or fill is said of a thing, which is drawn as it is."""
+    of_thing = _NOUNS.get(noun.lower(), ("thing", ""))[0] == "thing"  # or the first word of a name of several words
+    return of_thing and _ADJECTIVES[adjective.lower()][0] != "size"
 
 
 def _adjoin(prompt: str, words: Sequence[re.Match[str]]) -> bool:

@@ -14,6 +14,7 @@ WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s!-/:-@\[-`{-~‘’“”�
 _NEVER_ALONE = {"five", "pointed"}  # "five-pointed" is known, but there are no five objects
 _MAX_SUGGESTIONS = 3
 _MIN_GUESSED = 4  # letters of a word that is guessed by its letters
+_MIN_CORRECTED = 5  # letters of a word that is corrected
 _ALIKE = 0.79  # least likeness of words spelled alike, 0 to 1
 _GLUE = "a an and are is outlined the there with different"  # what clauses.py and captions.py add of their own
 
@@ -144,6 +145,32 @@ def suggestions(word: str) -> list[str]:
     if len(word) < _MIN_GUESSED:
         return []
     return get_close_matches(word, sorted(vocabulary()), n=_MAX_SUGGESTIONS, cutoff=_ALIKE)
+
+
+def corrected(word: str) -> str | None:
+    """The known word that an unknown one of five letters or more is, but for one slip; None for none or several.
+
+    Words with a meaning of their own in `INTENTS` are not corrected: a horse is no misspelled house.
+    """
+    word = word.lower()
+    if len(word) < _MIN_CORRECTED or any(each in _intents() for each in (word, word.removesuffix("s"))):
+        return None
+    found = [known for known in vocabulary() if is_slip(word, known)]
+    return found[0] if len(found) == 1 else None
+
+
+def is_slip(word: str, other: str) -> bool:
+    """Whether two words differ by a letter left out, added or replaced, but the first, or by two that are swapped."""
+    if word[0] != other[0]:
+        return False
+    word, other = _without_prefix(word, other)
+    word, other = _without_prefix(word[::-1], other[::-1])
+    return {len(word), len(other)} in ({0, 1}, {1}) or (len(word) == 2 and word == other[::-1])
+
+
+def _without_prefix(word: str, other: str) -> tuple[str, str]:
+    start = next((at for at, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    return word[start:], other[start:]
 
 
 def _words(text: str) -> Iterator[str]:
