@@ -98,6 +98,7 @@ def test_importing_the_package_is_light() -> None:
     assert not heavy & {name.partition(".")[0] for name in names}
 
 
+@pytest.mark.slow
 def test_the_core_needs_neither_torchvision_nor_a_network() -> None:
     names = "CogView3Pipeline, CogView3UpscalePipeline, RelayScheduler"
     in_fresh_process(f"{NO_NETWORK}\nsys.modules['torchvision'] = None\nfrom cogview3 import {names}")

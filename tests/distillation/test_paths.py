@@ -201,6 +201,7 @@ def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monk
     assert "round-2/weights/relay_unet/config.json" in folders[0]
 
 
+@pytest.mark.slow
 def test_a_stop_is_heeded_while_paths_are_drawn_again(runs: Path) -> None:
     """What is stored then goes on with the same samples, and so does what is stored half-way through a new pool."""
     through, expected, states = stage("base", runs, **POOL), [], {}

@@ -166,6 +166,7 @@ def test_two_rounds_lower_their_losses(runs: Path, tmp_path: Path, stage: str) -
         assert after < 0.9 * before, (before, after)
 
 
+@pytest.mark.slow
 def test_networks_of_a_finished_round_are_let_go(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[weakref.ref] = []
     init = Distillation.__init__
@@ -226,6 +227,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
     assert resumed == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_goes_on_as_if_nothing_was(
     runs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_scheduler_that_names_no_prediction_has_the_customary_one(runs: Path, 
         check_start(tiny_distillation("base", runs).distill, str(given), is_relay=False)
 
 
+@pytest.mark.slow
 def test_it_is_needed_until_the_first_round_is_finished(runs: Path, tmp_path: Path) -> None:
     given = tiny_student(runs, "base", tmp_path / "student")
     recipe = tiny_distillation("base", runs, recipe__start_from=str(given), distill__steps=[2, 1], train__images=2)

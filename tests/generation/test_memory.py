@@ -160,6 +160,7 @@ def test_light_parts_stand_in_for_the_vae(networks: dict[str, nn.Module], pictur
     assert needs[1] <= needs[0]
 
 
+@pytest.mark.slow
 def test_a_modes_own_choice_of_light_parts_counts(components: dict[str, Any], tmp_path: Path) -> None:
     parts = {"light_decoder": LightDecoder(width=8, num_blocks=1)}
     CogView3Pipeline(**components, **parts).save_pretrained(tmp_path / "model")
