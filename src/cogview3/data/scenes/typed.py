@@ -102,7 +102,7 @@ def to_expand(prompt: str) -> tuple[str, str]:
             likely = vocabulary() - _NOUNS.keys()  # "abov", not "eats"
         else:
             text = "" if qualifies else None
-            likely = _ADJECTIVES.keys()  # "pnk", not "tall"
+            likely = frozenset(_ADJECTIVES)  # "pnk", not "tall"
         misspelled = word in unknown and any(is_slip(word, other) for other in likely)
         if text is not None and not misspelled:
             start, end = words[place].span()

@@ -111,7 +111,7 @@ def _thing_names() -> list[str]:
 
 
 @cache
-def long_names() -> re.Pattern:
+def long_names() -> re.Pattern[str]:
     """Names of things that have several words."""
     names = sorted((name for name in _thing_names() if " " in name), key=len, reverse=True)
     return re.compile(rf"\b(?:{'|'.join(names)})\b", re.IGNORECASE)
