@@ -66,8 +66,10 @@ def test_the_nearest_size_is_drawn_and_told_or_refused(served: Served, monkeypat
 def test_prompts_are_expanded_where_there_is_an_expander_unless_told(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = lambda prompt: (prompt, "why not" if "circle" in prompt else "")  # noqa: E731
-    monkeypatch.setattr(served.service, "expander", Expander(Shouting(), prepare=kept))
+    def prepare(prompt: str) -> tuple[str, str]:
+        return prompt, "why not" if "circle" in prompt else ""
+
+    monkeypatch.setattr(served.service, "expander", Expander(Shouting(), prepare=prepare))
 
     def draw(prompt: str, **extra: Any) -> tuple[str | None, dict[str, str]]:
         answer = served.client().images.generate(prompt=prompt, extra_body={"seed": 1, **extra})
@@ -93,8 +95,11 @@ def test_what_pictures_will_not_show_is_told(served: Served, monkeypatch: pytest
     from cogview3.data.scenes.typed import problems
 
     monkeypatch.setattr(served.service, "problems", problems)
-    kept = lambda prompt: (prompt, "too odd" if "wibble" in prompt else "")  # noqa: E731
-    monkeypatch.setattr(served.service, "expander", Expander(Shouting(), prepare=kept))
+
+    def prepare(prompt: str) -> tuple[str, str]:
+        return prompt, "too odd" if "wibble" in prompt else ""
+
+    monkeypatch.setattr(served.service, "expander", Expander(Shouting(), prepare=prepare))
 
     def told(prompt: str, **extra: Any) -> list[str]:
         return served.client().images.generate(prompt=prompt, extra_body=extra).model_extra["warnings"]

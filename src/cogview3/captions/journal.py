@@ -235,7 +235,8 @@ def in_order(names: Iterable[Name]) -> list[Name]:
 
 def parts(folder: Path) -> list[Path]:
     """Finished parts, in their order."""
-    return sorted(folder.glob(f"part-{5 * '[0-9]'}.parquet"))
+    numbered = {path: path.stem.removeprefix("part-") for path in folder.glob("part-*.parquet")}
+    return sorted((path for path in numbered if numbered[path].isdecimal()), key=lambda path: int(numbered[path]))
 
 
 def read_triplets(folder: str | Path) -> pyarrow.Table:
