@@ -16,10 +16,11 @@ from typing_extensions import override
 
 from cogview3.config import PairObjective, TextModel, TextRecipe, TextShardData
 from cogview3.data import buckets
+from cogview3.data.recipe_readers import caption_reader
 from cogview3.prompts.tokenizer import build_tokenizer
 from cogview3.training.objectives import Batch, SourcedTraining, start_from, weighted
 from cogview3.training.objectives.language import LanguageTraining, known_tokenizer, t5_config
-from cogview3.training.sources.shards import PictureSource, caption_reader
+from cogview3.training.sources.shards import PictureSource
 
 _WIDTHS = (32, 64, 96, 128)  # of the pictures' network, each level at half the size of the one before
 

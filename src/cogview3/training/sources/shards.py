@@ -4,9 +4,7 @@ Everything random about a sample is drawn from (seed, `Sample.index`), so it is 
 """
 
 import sys
-from collections.abc import Iterator
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +22,18 @@ from cogview3.config import (
     Kind,
     LightRecipe,
     LightShardData,
-    PictureFilters,
     RelayRecipe,
     ShardData,
     TextRecipe,
-    TextShardData,
     UserError,
     VaeRecipe,
-    VaeShardData,
 )
 from cogview3.data.buckets import Batch, BucketBatches, Buckets, FittedImages
 from cogview3.data.encoded import Preprocessing, check_latents, vae_fingerprint
-from cogview3.data.filters import Filters
 from cogview3.data.formats import find_shards
 from cogview3.data.latents import posteriors, reconstruct, scaled
+from cogview3.data.recipe_readers import ShardTables, bucket_settings, captioned_images, read_part
 from cogview3.data.report import Report, listed
-from cogview3.data.shards import CaptionedImages
 from cogview3.data.tars import have_latents, latents_of
 from cogview3.data.workers import WorkerSamples
 from cogview3.prompts.cache import encoder_fingerprint
@@ -53,9 +47,6 @@ FEWEST_DECIBELS = 24.0
 """PSNR below which a run on an autoencoder's latents is warned of."""
 
 ShardRecipe = VaeRecipe | TextRecipe | BaseRecipe | RelayRecipe | DistillRound | LightRecipe
-ShardTables = VaeShardData | TextShardData | ShardData | LightShardData
-"""[data] with shards."""
-
 _CHUNK_PIXELS = 2**22  # encoded at once
 _JUDGED = 32  # pictures by which an autoencoder is judged
 
@@ -295,45 +286,6 @@ class ShardSource(PictureSource, Source):
         pictures = self.fixed_images[:count].permute(0, 2, 3, 1).numpy()
         small = [Image.fromarray(picture).resize((size, size), Image.Resampling.BOX) for picture in pictures]
         return self.fixed_pictures.captions[:count], np.stack([np.asarray(picture) for picture in small])
-
-
-def read_part(data: ShardTables, seed: int, encoded: Preprocessing | None, part: int, parts: int) -> FittedImages:
-    """The samples of one of `parts` readers."""
-    weighted = dict(zip(data.shards, data.weights, strict=True)) if data.weights else data.shards
-    split = {"part": part, "parts": parts, "buffer": -(-data.buffer // parts)}
-    reader = captioned_images(data, weighted, seed, encoded=encoded, **split)
-    buckets = Buckets(data.size, *bucket_settings(data))
-    return FittedImages(reader, buckets, seed=seed, center=data.crop == "center")
-
-
-def caption_reader(data: TextShardData, seed: int, count: int) -> Iterator[str]:
-    """Captions of `count` pictures, or of all where there are fewer, read once."""
-    reader = captioned_images(data, data.shards, seed, buffer=data.buffer, epochs=1)
-    return (sample.caption for sample in islice(reader, count))
-
-
-def captioned_images(data: ShardTables, addresses: Any, seed: int, **options: Any) -> CaptionedImages:
-    """A reader of shards at `addresses`, with what [data] says of captions, filters and broken samples."""
-    return CaptionedImages(
-        addresses,
-        seed=seed,
-        new_share=data.new_share,
-        filters=filters_of(data),
-        broken_share=data.broken_share,
-        broken_window=data.broken_window,
-        needs_caption=isinstance(data, ShardData | TextShardData),  # to the others, captions are of no use
-        **options,
-    )
-
-
-def bucket_settings(data: ShardTables) -> tuple[int, float]:
-    """Step and largest ratio of the buckets."""
-    return (data.bucket_step, data.bucket_ratio) if data.buckets else (data.size, 1.0)
-
-
-def filters_of(data: PictureFilters) -> Filters:
-    """The part of a recipe's [data] that tells what to leave out."""
-    return Filters(**{name: getattr(data, name) for name in PictureFilters.model_fields})
 
 
 def _place() -> tuple[int, int]:
