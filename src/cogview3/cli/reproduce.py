@@ -34,11 +34,13 @@ def tables(
     options.check_writable(out)
     with options.clean_stdout(as_json):
         from cogview3.cli.expand import ExpanderOptions, open_expander
+        from cogview3.cli.loading import quiet_libraries
         from cogview3.cli.progress import counter
         from cogview3.references import find
         from cogview3.reproduce import paper, snr_plots, training
 
         snr_plots.new_figure()  # first, so that a missing package costs no work
+        quiet_libraries()
         place = options.pick_device(device)
         expander = None
         if (Path(find(model).source) / "expander").is_dir():
