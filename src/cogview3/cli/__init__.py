@@ -18,7 +18,6 @@ Kernels for GPUs that are not there, torchao's own deprecated calls, and a class
 def main() -> None:
     """Run the `cogview3` command; exits with 0, 1 failure, 2 bad input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     _wait_briefly()
-    drop_asides()
     from cogview3.cli.app import app
 
     app(prog_name="cogview3")
@@ -34,7 +33,7 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def drop_asides() -> None:
+def _drop_asides() -> None:
     """Let `ASIDES` be dropped, and nothing else that the same loggers say."""
     for name, words in ASIDES.items():
         logging.getLogger(name).addFilter(_without(words))
@@ -42,3 +41,6 @@ def drop_asides() -> None:
 
 def _without(words: str) -> Callable[[logging.LogRecord], bool]:
     return lambda record: words not in record.getMessage()
+
+
+_drop_asides()  # where this is imported: spawned workers import the command's file, and run no main()
