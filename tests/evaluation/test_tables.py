@@ -111,7 +111,7 @@ def test_what_is_written_is_what_is_returned(model: Path, tmp_path: Path) -> Non
 
     names = [str(model), f"{model}@2+1-fast"]
     results = evaluate(names, "scenes-heldout", 3, seed=5, out=out, batch=2, counter=counter)
-    bars = [bar for name in names for bar in ((name, (0, 2, 3)), (f"{name}, scores", (2, 3)))]
+    bars = [bar for name in names for bar in ((f"pictures of {name}", (0, 2, 3)), (f"scores of {name}", (2, 3)))]
     assert ticks == [(name, 3, done) for name, counts in bars for done in counts]
     assert json.loads((out / "results.json").read_text()) == results
     assert (results["prompts"], results["count"], results["seed"]) == ("scenes-heldout", 3, 5)

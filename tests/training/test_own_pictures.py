@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from transformers import AutoTokenizer, T5EncoderModel, T5Tokenizer
 
 from cogview3.config import UserError, load_recipe, parse_recipe
@@ -27,6 +28,11 @@ OWN: dict[str, dict[str, Any]] = {
     "vae": {"size": 128, "patch": 32, "bucket_step": 32},
     "text": {"size": 64, "tokenizer_captions": 20},
 }
+
+
+def alone(loss: str) -> dict[str, float]:
+    """Weights of the text encoder's losses, all 0 but one."""
+    return {f"objective__{name}": float(name == loss) for name in ("masked", "contrastive", "swapped")}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +110,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
 def test_hidden_words_are_told_from_the_rest(tars: str) -> None:
     """The loss by hand; what is hidden is not given."""
-    objective = build(own_recipe("text", tars, objective__contrastive=0.0, objective__masked_share=0.5))
+    objective = build(own_recipe("text", tars, **alone("masked"), objective__masked_share=0.5))
     assert isinstance(objective, PairTraining)
     batch = objective.batch(0, list(range(8)))
     hidden, tokens = batch["hidden"], batch["tokens"]
@@ -120,7 +126,7 @@ def test_hidden_words_are_told_from_the_rest(tars: str) -> None:
 
 
 def test_captions_are_told_their_pictures_both_ways(tars: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = build(own_recipe("text", tars, objective__masked=0.0, objective__temperature=0.5))
+    objective = build(own_recipe("text", tars, **alone("contrastive"), objective__temperature=0.5))
     batch = objective.batch(0, [0, 1, 2])
     batch["tokens"][2] = batch["tokens"][1]  # one caption of two pictures
     likeness = torch.tensor([[0.9, 0.1, -0.2], [0.3, 0.2, 0.4], [0.3, 0.2, 0.4]])
@@ -135,6 +141,50 @@ def test_captions_are_told_their_pictures_both_ways(tars: str, monkeypatch: pyte
     assert len(set(fixed.captions)) == len(fixed.captions)
     monkeypatch.setattr(objective.trained, "compare", lambda tokens, *_: torch.eye(len(tokens)))
     assert objective.validate()["pictures_found"] == 1.0
+
+
+def test_pictures_choose_between_their_caption_and_a_swapped_one(tars: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss by hand; the swapped caption has two words of the other in each other's place, and nothing else."""
+    objective = build(own_recipe("text", tars, **alone("swapped"), objective__temperature=0.5))
+    batch = objective.batch(0, list(range(8)))
+    moved = batch["tokens"] != batch["swapped"]
+    assert set(moved.sum(1).tolist()) <= {0, 2}, "two equal words may be swapped"
+    assert moved.any()
+    assert not (moved & torch.isin(batch["tokens"], torch.tensor([0, 1]))).any(), "padding and end stay"
+    assert torch.equal(batch["tokens"].sort(1).values, batch["swapped"].sort(1).values)
+    batch = {name: value[:3] for name, value in batch.items()}
+    batch["swapped"][2] = batch["tokens"][2]  # counts nothing
+    right, wrong = torch.tensor([0.9, -0.2, 0.3]), torch.tensor([0.1, 0.4, 0.3])
+    monkeypatch.setattr(objective.trained, "look", lambda pictures: torch.ones(3, 1))
+    monkeypatch.setattr(
+        objective.trained, "read", lambda tokens, _: (right if tokens is batch["tokens"] else wrong)[:, None]
+    )
+    chances = torch.sigmoid(2 * (right - wrong))[:2]
+    assert objective(batch)["loss"].item() == pytest.approx(-chances.log().mean().item(), rel=1e-5)
+
+
+def test_known_words_keep_their_embeddings_and_new_ones_start_as_their_pieces(tars: str, tmp_path: Path) -> None:
+    first = build(own_recipe("text", tars, **alone("masked")))
+    first.save(tmp_path / "weights")
+    start = T5EncoderModel.from_pretrained(tmp_path / "weights" / "text_encoder")
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, words in enumerate(("an older house", "an older tree", "zebra", "a zebra")):
+        Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(other / f"{number}.png")
+        (other / f"{number}.txt").write_text(words)
+    second = build(own_recipe("text", str(other), recipe__start_from=str(tmp_path)))
+    old, new = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
+    assert "▁zebra" in new, "the captions' own words"
+    assert "▁zebra" not in old
+    before, after = start.shared.weight, second.network.shared.weight
+    both = sorted(old.keys() & new.keys())
+    assert torch.equal(after[[new[word] for word in both]], before[[old[word] for word in both]])
+    pieces = [old[character] for character in ("▁", *"zebra")]
+    assert torch.allclose(after[new["▁zebra"]], before[pieces].mean(0))
+    layers = {name: value for name, value in start.state_dict().items() if "block" in name or "norm" in name}
+    assert all(torch.equal(second.network.state_dict()[name], value) for name, value in layers.items())
+    with pytest.raises(UserError, match="start_from"):
+        build(own_recipe("text", str(other), recipe__start_from=str(tmp_path), model__d_model=32))
 
 
 def test_shards_by_set_take_the_place_of_scenes() -> None:
@@ -157,8 +207,10 @@ def test_shards_by_set_take_the_place_of_scenes() -> None:
         else:
             with pytest.raises(UserError, match=words):
                 load_recipe(name, overrides)
-    with pytest.raises(UserError, match="both 0"):
-        load_recipe("scenes/own_text", ['data.shards=["a"]', "objective.masked=0", "objective.contrastive=0"])
+    none = [f"objective.{name}=0" for name in ("masked", "contrastive", "swapped")]
+    with pytest.raises(UserError, match="masked, contrastive and swapped"):
+        load_recipe("scenes/own_text", ['data.shards=["a"]', *none])
+    assert load_recipe("scenes/own_text", ['data.shards=["a"]', *none[:2]]).objective.swapped > 0
 
 
 @pytest.mark.parametrize("least", [0.0, 99.0])

@@ -1,5 +1,6 @@
 """`evaluate`: scores of models and of pictures."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,7 +131,7 @@ def evaluate(
             device=place,
             dtype=options.pick_dtype(dtype, place),
             setting=Setting(Weights(given, place), reference),
-            counter=counter,
+            counter=partial(counter, resumes=out is not None),
             steps=steps,
             relay_steps=relay_steps,
             relays=relays,

@@ -1,5 +1,6 @@
 """`reproduce`: figures and tables of the papers, measured again."""
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +53,9 @@ def tables(
             typer.echo(f"{len(runs)} trainings first, about {total} minutes of a core: {out / 'runs'}", err=True)
             trained = training.train_rows(out / "runs", runs, place)
         how: dict[str, Any] = {"quick": quick, "count": count, "seed": seed, "device": place, "out": out}
-        result = paper.reproduce(model, **how, expander=expander, trained=trained, counter=counter)
+        result = paper.reproduce(
+            model, **how, expander=expander, trained=trained, counter=partial(counter, resumes=True)
+        )
         paths = paper.write(out, result)
     text = "\n".join([f"{result['minutes']:.1f} minutes", *map(str, paths)])
     options.report({**result, "files": [str(path) for path in paths]}, text, as_json)

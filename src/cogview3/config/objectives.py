@@ -23,12 +23,14 @@ class PairObjective(Table):
     Attributes:
         masked: weight of predicting words that are hidden from the caption.
         contrastive: weight of matching a batch's captions and pictures.
+        swapped: weight of telling each caption from the same with two words swapped, by its picture.
         masked_share: share of the words that are hidden.
-        temperature: divides the similarity of caption and picture, -1 to 1.
+        temperature: divides the similarity of caption and picture, -1 to 1, in both of those.
     """
 
     masked: NotNegative = 1.0
     contrastive: NotNegative = 1.0
+    swapped: NotNegative = 1.0
     masked_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     temperature: PositiveFloat = 0.07
 

@@ -103,8 +103,8 @@ def _no_start(header: Header) -> Header:
 def _check_pairs(objective: PairObjective | None, info: ValidationInfo) -> PairObjective | None:
     if objective is not None and isinstance(info.data.get("data"), TextData):
         raise ValueError("of scenes, an encoder learns their facts; leave [objective] out, or give data.shards")
-    if objective is not None and not objective.masked and not objective.contrastive:
-        raise ValueError("masked and contrastive are both 0; give one of them a weight")
+    if objective is not None and not (objective.masked or objective.contrastive or objective.swapped):
+        raise ValueError("masked, contrastive and swapped are all 0; give one of them a weight")
     return objective
 
 

@@ -158,7 +158,7 @@ def _run(
         name = unique(system.name, results["models"], "{} ({})")  # a folder may be called like a model
         own, store = job.metrics(), _draw(job, system, name, file, job.seed)
         stores[name] = store
-        with job.counter(f"{name}, scores", len(job.prompts)) as progress:
+        with job.counter(f"scores of {name}", len(job.prompts)) as progress:
             outcome = _Scored.of(job, system, store, own, progress)
         if reference:
             for key, metric in own.items():
@@ -168,7 +168,7 @@ def _run(
             for key, floor in _floors(job, system, name, file, own).items():
                 outcome.entry[key]["floor"] = floor
         if responses and isinstance(system, Own):
-            with job.counter(f"{name}, guidance", len(job.prompts)) as progress:
+            with job.counter(f"responses of {name}", len(job.prompts)) as progress:
                 pipe = system.pipe(job.device, job.dtype)
                 found = guidance.changes(pipe, job.sent, job.seed, job.batch, system.sampling, responses, progress)
                 compared = guidance.compare_changes(found, first_changes, responses, job.seed)
@@ -183,7 +183,7 @@ def _run(
 
 def _draw(job: _Job, system: System, name: str, file: str, seed: int) -> Store:
     store = Store(job.pictures / file, job.sent, seed, system.how())
-    with job.counter(name, len(job.prompts)) as progress:
+    with job.counter(f"pictures of {name}", len(job.prompts)) as progress:
         fill(system, store, job.batch, job.device, job.dtype, job.processes, progress)
     return store
 

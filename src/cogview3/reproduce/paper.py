@@ -75,7 +75,7 @@ def reproduce(
     chosen = rows(shape, trained or {}, expander is not None)
     ways = [row.way for row in chosen]
     total = len({way.key() for way in ways}) * bench.batches()
-    with counter("reproduce", total) as progress:
+    with counter("batches", total) as progress:
         measured = bench.measure(ways, progress)
     renders, floor = (
         frechet.features(to_tensor([render(prompt.scene, bench.side) for prompt in each if prompt.scene]))

@@ -136,7 +136,7 @@ def compare(
         _Row("relay on small renders", lambda part, small: _pictures(relay, part, seed, steps, image=small)),
     ]
     batches = [range(first, min(first + BATCH, count)) for first in range(0, count, BATCH)]
-    with counter("pixels", len(rows) * len(batches)) as progress:
+    with counter("batches", len(rows) * len(batches)) as progress:
         for number, part in enumerate(batches):
             small = (shrink(to_tensor([others[index] for index in part]), relay.scheduler.config["factor"]) + 1) / 2
             for place, row in enumerate(rows, 1):

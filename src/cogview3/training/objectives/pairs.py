@@ -1,8 +1,10 @@
 """The text encoder's objective on captions and your own pictures: no facts of scenes are needed.
 
-Two losses: of hidden words, told from the rest of the caption (Devlin et al. 2019, arXiv 1810.04805), and of which
-picture of the batch a caption belongs to (Radford et al. 2021, arXiv 2103.00020). The first teaches what words go
-together, the second what they look like. Only the encoder is kept.
+Three losses: of hidden words, told from the rest of the caption (Devlin et al. 2019, arXiv 1810.04805); of which
+picture of the batch a caption belongs to (Radford et al. 2021, arXiv 2103.00020); and of which is a picture's caption,
+it or the same with two words swapped (after Yuksekgonul et al. 2023, arXiv 2210.01936). The first teaches what words go
+together, the second what they look like, the third that their order counts: without it, "a cat left of a dog" need not
+differ from "a dog left of a cat". Only the encoder is kept.
 """
 
 from pathlib import Path
@@ -14,12 +16,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 from typing_extensions import override
 
-from cogview3.config import PairObjective, TextModel, TextRecipe, TextShardData
+from cogview3.config import PairObjective, TextModel, TextRecipe, TextShardData, UserError
 from cogview3.data import buckets
 from cogview3.data.recipe_readers import caption_reader
+from cogview3.prompts.text_models import load_text_encoder, load_tokenizer
 from cogview3.prompts.tokenizer import build_tokenizer
-from cogview3.training.objectives import Batch, SourcedTraining, start_from, weighted
-from cogview3.training.objectives.language import LanguageTraining, known_tokenizer, t5_config
+from cogview3.references import weights_folder
+from cogview3.training.objectives import Batch, SourcedTraining, weighted
+from cogview3.training.objectives.language import LanguageTraining, t5_config
 from cogview3.training.sources.shards import PictureSource
 
 _WIDTHS = (32, 64, 96, 128)  # of the pictures' network, each level at half the size of the one before
@@ -49,12 +53,52 @@ class PairReader(nn.Module):
         output: Tensor = self.t5(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
         return output
 
+    def read(self, tokens: Tensor, padding: int) -> Tensor:
+        """Captions (B, L) in the space where both are compared: unit vectors (B, D)."""
+        kept = (tokens != padding).unsqueeze(-1).float()
+        return functional.normalize(self.texts((self.encode(tokens).float() * kept).sum(1) / kept.sum(1)), dim=1)
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, H) in that space: unit vectors (B, D)."""
+        return functional.normalize(self.pictures(pictures).float(), dim=1)
+
     def compare(self, tokens: Tensor, pictures: Tensor, padding: int) -> Tensor:
         """Likeness, -1 to 1, of each caption (rows) and picture (columns), of as many: (B, B)."""
-        kept = (tokens != padding).unsqueeze(-1).float()
-        text = self.texts((self.encode(tokens).float() * kept).sum(1) / kept.sum(1))
-        seen = self.pictures(pictures).float()
-        return functional.normalize(text, dim=1) @ functional.normalize(seen, dim=1).T
+        return self.read(tokens, padding) @ self.look(pictures).T
+
+
+def swap(tokens: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """Tokens (L,) with two of the first `count` swapped, drawn by lot; as they are where there is one at most."""
+    swapped = tokens.clone()
+    if count > 1:
+        one, other = rng.choice(count, 2, replace=False).tolist()
+        swapped[one], swapped[other] = tokens[other], tokens[one]
+    return swapped
+
+
+@torch.no_grad()
+def take_over(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerBase, reference: str) -> None:
+    """Start from the weights of another encoder, which has other words.
+
+    Words that both know keep their embedding; a new one starts as the mean of the pieces in which the other reads it.
+
+    Raises:
+        UserError: `reference` has no encoder, or one of other widths.
+    """
+    start = load_text_encoder(weights_folder(reference, "text_encoder"))
+    known = load_tokenizer(weights_folder(reference, "tokenizer"))
+    state, words = start.state_dict(), known.get_vocab()
+    table, embeddings = start.get_input_embeddings().weight, encoder.get_input_embeddings().weight.clone()
+    if table.shape[1] == embeddings.shape[1]:
+        for word, number in tokenizer.get_vocab().items():
+            own = [words[word]] if word in words else known(word.lstrip("▁"), add_special_tokens=False).input_ids
+            if own:
+                embeddings[number] = table[own].mean(0)
+        state |= {name: embeddings for name in ("shared.weight", "encoder.embed_tokens.weight") if name in state}
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError:
+        raise UserError(f"recipe.start_from {reference!r} has other shapes than [model]; make them equal") from None
 
 
 class PairTraining(SourcedTraining, LanguageTraining):
@@ -69,9 +113,9 @@ class PairTraining(SourcedTraining, LanguageTraining):
         self.source = PictureSource(recipe)
         torch.manual_seed(recipe.train.seed)
         self.trained = PairReader(recipe.model)
+        self.tokenizer = self._new_tokenizer()
         if start := recipe.recipe.start_from:
-            start_from(self.trained.t5, start, "text_encoder")
-        self.tokenizer = known_tokenizer(start, "tokenizer", recipe.model) if start else self._new_tokenizer()
+            take_over(self.trained.t5, self.tokenizer, start)
 
     def _new_tokenizer(self) -> PreTrainedTokenizerBase:
         model, data = self.recipe.model, self.recipe.data
@@ -91,24 +135,32 @@ class PairTraining(SourcedTraining, LanguageTraining):
         return self._batch(taken, self.recipe.train.seed)
 
     def _batch(self, taken: buckets.Batch, seed: int) -> Batch:
-        """Tokens and whether each is to be hidden (B, L), pictures (B, 3, H, H) in [-1, 1]."""
+        """Tokens, which are to be hidden, tokens with two swapped (B, L); pictures (B, 3, H, H) in [-1, 1]."""
         tokens = self._tokens(taken.captions)
-        chances = np.stack(
-            [np.random.default_rng([seed, index, 2]).random(tokens.shape[1]) for index in taken.indices.tolist()]
-        )
+        indices = taken.indices.tolist()
+        chances = np.stack([np.random.default_rng([seed, index, 2]).random(tokens.shape[1]) for index in indices])
         words = (tokens != self.tokenizer.pad_token_id) & (tokens != self.tokenizer.eos_token_id)
         hidden = words & torch.from_numpy(chances < self.weights.masked_share)
+        swapped = torch.stack(
+            [
+                swap(line, int(count), np.random.default_rng([seed, index, 3]))
+                for line, count, index in zip(tokens, words.sum(1), indices, strict=True)
+            ]
+        )
         assert taken.images is not None, "captions are compared with pictures, not latents"
-        return {"tokens": tokens, "hidden": hidden, "pictures": taken.images.float() / 127.5 - 1}
+        pictures = taken.images.float() / 127.5 - 1
+        return {"tokens": tokens, "hidden": hidden, "swapped": swapped, "pictures": pictures}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Both losses, weighted; one whose weight is 0 is not computed."""
+        """The losses, weighted; one whose weight is 0 is not computed."""
         losses: dict[str, Tensor] = {}
         if self.weights.masked:
             losses["masked"] = functional.cross_entropy(*self._guessed(batch), reduction="sum")
             losses["masked"] = losses["masked"] / batch["hidden"].sum().clamp(min=1)
         if self.weights.contrastive:
             losses["contrastive"] = self._contrast(batch)
+        if self.weights.swapped:
+            losses["swapped"] = self._order(batch)
         return {"loss": weighted(losses, self.weights), **losses}
 
     def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -125,6 +177,15 @@ class PairTraining(SourcedTraining, LanguageTraining):
         same = (tokens[:, None] == tokens[None]).all(2).float()
         targets = same / same.sum(1, keepdim=True)
         return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+
+    def _order(self, batch: Batch) -> Tensor:
+        """Mean cross entropy of choosing each picture's caption, not the swapped one; alike ones count nothing."""
+        padding = self.tokenizer.pad_token_id
+        seen = self.trained.look(batch["pictures"])
+        right, wrong = ((self.trained.read(batch[name], padding) * seen).sum(1) for name in ("tokens", "swapped"))
+        differ = (batch["tokens"] != batch["swapped"]).any(1).float()
+        losses = functional.softplus((wrong - right) / self.weights.temperature)
+        return (losses * differ).sum() / differ.sum().clamp(min=1)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
