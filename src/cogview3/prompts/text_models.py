@@ -7,6 +7,7 @@ and never to ask whether they may; whatever they, or the compiled code behind th
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -167,7 +168,7 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
         UserError: it cannot be loaded, tensors are missing, or it cannot compute.
     """
     check_folder(Path(folder))
-    with as_user_error(f"{folder}: no {kind.__name__} that can be loaded"):
+    with as_user_error(f"{folder}: no {kind.__name__} that can be loaded"), _no_bars():
         network, info = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
@@ -192,12 +193,19 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", model: "torch.nn.Modu
 
 def load_auto(kind: Any, folder: Path, **options: Any) -> Any:
     """What an Auto class of transformers makes of a folder, by `SAFE` rules and quietly. Raises what it raises."""
+    with _no_bars():
+        return kind.from_pretrained(folder, **SAFE, **options)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Transformers' progress bars are off within this, whichever command or program loads."""
     from transformers.utils import logging
 
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return kind.from_pretrained(folder, **SAFE, **options)
+        yield
     finally:
         if shows_bars:
             logging.enable_progress_bar()
