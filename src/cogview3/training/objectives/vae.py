@@ -103,7 +103,7 @@ class VaeTraining(Objective):
         return grid(pictures, to_uint8(decoded))
 
     def save(self, folder: Path) -> None:
-        """Write `vae/`, its latents rescaled to mean 0 and standard deviation 1 in every channel."""
+        """Write `vae/`, its latents rescaled as `normalize_latents` says."""
         copy = build_vae(self.recipe.model)
         copy.load_state_dict(self.trained.state_dict())
         normalize_latents(copy, self._statistics_batches())
@@ -205,11 +205,16 @@ def build_vae(model: VaeModel) -> AutoencoderKL:
 def normalize_latents(vae: AutoencoderKL, batches: list[Tensor]) -> None:
     """Give every latent channel mean 0 and standard deviation 1 over `batches` of pictures (B, 3, H, W) in [-1, 1].
 
-    The affine map goes into the two 1 x 1 convolutions on either side of the latents, so reconstructions stay as
-    they are and `scaling_factor` becomes 1.
+    Those of the posterior's samples: a channel that the KL divergence has emptied, whose means hardly differ, is not
+    magnified to be learned. The affine map goes into the two 1 x 1 convolutions on either side of the latents, so
+    reconstructions stay as they are and `scaling_factor` becomes 1.
     """
-    means = torch.cat([vae.encode(batch).latent_dist.mean.movedim(1, -1).flatten(0, -2) for batch in batches])
-    mean, std = means.mean(0), means.std(0)
+    posteriors = [vae.encode(batch).latent_dist for batch in batches]
+    means, variances = (
+        torch.cat([part.movedim(1, -1).flatten(0, -2) for part in parts])
+        for parts in ([each.mean for each in posteriors], [each.var for each in posteriors])
+    )
+    mean, std = means.mean(0), (means.var(0) + variances.mean(0)).sqrt()
     into: Any = vae.quant_conv
     out: Any = vae.post_quant_conv
     channels = mean.numel()

@@ -41,7 +41,7 @@ from cogview3.prompts.encode import left_out, text_length
 from cogview3.prompts.text_models import load_tokenizer
 from cogview3.references import weights_folder
 from cogview3.training import parallel
-from cogview3.training.sources import Samples, Source, autocast, standard_normal
+from cogview3.training.sources import Samples, Source, autocast
 
 FEWEST_DECIBELS = 24.0
 """PSNR below which a run on an autoencoder's latents is warned of."""
@@ -234,20 +234,16 @@ class ShardSource(PictureSource, Source):
             self._cut += sum(bool(left_out(self._tokenizer, caption)) for caption in batch.captions)
         return self._taken(batch, self._seed)
 
-    def _taken(self, batch: Batch, seed: int, mode: bool = False) -> Samples:
-        """The samples of a batch; `mode` takes the posterior's instead of drawing from it."""
+    def _taken(self, batch: Batch, seed: int) -> Samples:
+        """The samples of a batch: latents are the posterior's means, as of scenes and of x_L."""
         indices = batch.indices.tolist()
         if batch.encoded:
-            names = ("mean", "logvar") if self._low is None else ("mean", "logvar", "low_mean")
+            names = ("mean",) if self._low is None else ("mean", "low_mean")
             arrays = {name: np.stack([getattr(item, name) for item in batch.encoded]) for name in names}
             parts = {name: torch.from_numpy(array).float() for name, array in arrays.items()}
         else:
             parts = self._encode(batch.pixels(), [np.random.default_rng([seed, index, 9]) for index in indices])
-        z0 = parts["mean"]
-        if not mode:
-            rngs = [np.random.default_rng([seed, index, 4]) for index in indices]
-            z0 = z0 + (0.5 * parts["logvar"]).exp() * standard_normal(rngs, z0)
-        latents = {"z0": scaled(self._vae, z0)}
+        latents = {"z0": scaled(self._vae, parts["mean"])}
         if self._low is not None:
             latents["zL"] = scaled(self._vae, parts["low_mean"])
         texts = [item.texts.get(told) for item, told in zip(batch.encoded, batch.captions, strict=False)]
@@ -275,7 +271,7 @@ class ShardSource(PictureSource, Source):
 
     @cached_property
     def _fixed_samples(self) -> Samples:
-        return self._taken(self.fixed_pictures, self._recipe.validate_.seed, mode=True)
+        return self._taken(self.fixed_pictures, self._recipe.validate_.seed)
 
     @override
     def fixed(self) -> Samples:
