@@ -1,8 +1,8 @@
 r"""What text encoders trained on captions of one's own hold: things and their places, read out by linear classifiers.
 
-Captions of two things of `own_pictures.py`, drawn anew: `a badger left of a kite on a red background`. From the embedding
-of a thing's last token, a classifier reads whether it is the left or the right one ("place"; half the captions name the
-right one first); from the mean embedding of the caption, others read the left thing, the right thing and the ground.
+Captions of two things of `own_pictures.py`, drawn anew: `a badger left of a kite on a red background`. From the
+embedding of a thing's last token, a classifier reads whether it is the left or the right one ("place"; half of the
+captions name the right one first); from the mean embedding, others read the left thing, the right thing, the ground.
 
     python benchmarks/own_text.py lobehub-fluent-emoji-3d/package/assets emojibase-data/package/en/data.json \
         --text runs/a --text runs/b
