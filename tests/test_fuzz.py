@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from cogview3 import CogView3Pipeline, checkpoints
 from cogview3.config import UserError, load_recipe
 from cogview3.prompts.encode import embed_text
-from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
+from cogview3.prompts.text_models import check_vocabulary, load_network, load_text_encoder, load_tokenizer
 from cogview3.prompts.tokenizer import build_tokenizer
 from tests.hostile import json_mutant, mutant, within
 
@@ -154,3 +154,56 @@ def test_networks_that_lack_tensors_are_refused(
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(UserError, match=f"{tmp_path / kind}.*tensors are missing"):
         sound[kind](tmp_path / kind)
+
+
+@pytest.mark.parametrize(
+    ("part", "entries"),
+    [
+        ("unet", {"mid_block_type": None}),
+        ("vae", {"use_quant_conv": False}),
+        ("text_encoder", {"num_layers": 1}),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_configurations_with_no_place_for_some_weights_are_refused(
+    sound: dict[str, Callable[[Path], None]], tmp_path: Path, part: str, entries: dict[str, Any], whole: bool
+) -> None:
+    folder = tmp_path / "pipeline" / part if whole else tmp_path / part
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
+    with pytest.raises(UserError, match=rf"{folder}.*config\.json has no place for"):
+        sound["pipeline" if whole else part](tmp_path / ("pipeline" if whole else part))
+
+
+def test_more_labels_than_memory_holds_are_refused(sound: object, tmp_path: Path) -> None:
+    path = tmp_path / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_labels": 10**9}))
+    with pytest.raises(UserError, match=rf"{path}: num_labels 1000000000"):
+        use_text_encoder(tmp_path / "text_encoder")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"model": {"type": "BPE", "vocab": {}, "merges": []}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}},
+    ],
+    ids=["vocabulary", "template"],
+)
+def test_tokenizers_without_a_token_for_any_text_are_refused(
+    sound: object, tmp_path: Path, entries: dict[str, Any]
+) -> None:
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    with pytest.raises(UserError, match=rf"{tmp_path / 'tokenizer'}.*no token for anything"):
+        load_tokenizer(tmp_path / "tokenizer")
+
+
+def test_tokens_that_only_a_template_names_are_checked_too(sound: object, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    ends = {"type": "RobertaProcessing", "sep": ["a", 10**6], "cls": ["b", 10**6]}
+    ends |= {"trim_offsets": True, "add_prefix_space": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": ends}))
+    encoder = load_text_encoder(tmp_path / "text_encoder")
+    with pytest.raises(UserError, match="up to number 1000000"):
+        check_vocabulary(load_tokenizer(tmp_path / "tokenizer"), encoder, "here")

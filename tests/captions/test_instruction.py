@@ -46,6 +46,8 @@ def test_a_request_holds_instruction_picture_and_old_caption() -> None:
         json.dumps({**GOOD, "confidence": 1}),
         json.dumps({**GOOD, "queries": [{**query, "id": 1} for query in GOOD["queries"]]}),
         f"{{}} {TEXT}",
+        f'Perhaps {{"queries": [], "result": "a draft"}}, no. {TEXT}',
+        f'Perhaps {TEXT.replace("A cat", "A dog")}. No: {TEXT} {{"result": "x"}}',
     ],
 )
 def test_repairs(text: str) -> None:

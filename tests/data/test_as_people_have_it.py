@@ -431,3 +431,97 @@ def test_what_a_killed_process_left_is_deleted_and_what_another_writes_is_not(tm
         clear_abandoned(tmp_path)
         assert sorted(tmp_path.iterdir()) == sorted([folder, file, tmp_path / ".out.settings"])
     assert {path.name for path in tmp_path.iterdir()} == {"out", "b.tar", ".out.settings"}
+
+
+@pytest.mark.parametrize("name", ["https://x.org/b.png", "memory://b.png", "x::memory://b.png", "file:///etc/a.png"])
+def test_an_address_in_the_place_of_a_name_costs_its_row_and_opens_nothing(tmp_path: Path, name: str) -> None:
+    rows = [{"file_name": each, "text": "a"} for each in (name, "a.png")]
+    write(tmp_path, {"a.png": PNG, "metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()})
+    assert read(tmp_path) == ({"a": "a"}, {"unreadable file": 1})
+
+
+def test_names_of_files_may_look_like_addresses(tmp_path: Path) -> None:
+    assert read(write(tmp_path, {"a::b.png": PNG, "a::b.txt": b"a"})) == ({"a::b": "a"}, {})
+
+
+@pytest.mark.parametrize(
+    ("held", "caption"),
+    [
+        ({"caption": None, "text": "a"}, "a"),
+        ({"caption": " ", "prompt": "a"}, "a"),
+        ({"caption": [], "TEXT": "a"}, "a"),
+        ({"caption": "a\0"}, None),
+    ],
+)
+def test_of_several_captions_in_metadata_the_first_that_says_something_counts(
+    tmp_path: Path, held: dict[str, Any], caption: str | None
+) -> None:
+    got, reasons = read(write(tmp_path, {"a.png": PNG, "a.json": json.dumps(held).encode()}))
+    assert (got, reasons) == (({"a": caption}, {}) if caption else ({}, {"undecodable text": 1}))
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "metadata.json", "sub/labels.jsonl", "Metadata.NDJSON"])
+def test_lists_of_captions_that_are_not_read_are_named(tmp_path: Path, name: str) -> None:
+    got, reasons = read(write(tmp_path, {"a.png": PNG, "a.txt": b"a", name: b"{}"}))
+    assert got == {"a": "a"}
+    assert [f"{Path(name).name} is not read" in reason for reason in reasons] == [True]
+
+
+def test_a_json_of_a_picture_is_no_list_of_captions(tmp_path: Path) -> None:
+    files = {"captions.png": PNG, "captions.json": b'{"caption": "a"}'}
+    assert read(write(tmp_path, files)) == ({"captions": "a"}, {})
+
+
+def invalid_text() -> pyarrow.Array:
+    """Two texts, the first of which is no UTF-8."""
+    offsets = np.array([0, 2, 3], np.int32).tobytes()
+    return pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"\xff\xfez")]
+    )
+
+
+@pytest.mark.parametrize("end", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["text", "list", "dictionary"])
+def test_a_caption_that_is_no_text_costs_its_row_alone(tmp_path: Path, kind: str, end: str) -> None:
+    captions: Any = invalid_text()
+    if kind == "list":
+        captions = pyarrow.ListArray.from_arrays(pyarrow.array([0, 1, 2], pyarrow.int32()), captions)
+    elif kind == "dictionary":
+        indices = pyarrow.array([0, 1], pyarrow.int32())
+        captions = pyarrow.DictionaryArray.from_arrays(indices, captions, safe=False)
+    path = save_table(tmp_path / f"t.{end}", {"image": [PNG, PNG], "caption": captions})
+    assert read(path) == ({"000000001": "z"}, {"undecodable text": 1})
+
+
+@pytest.mark.parametrize("end", ["parquet", "arrow"])
+def test_the_path_beside_a_pictures_bytes_may_be_anything(tmp_path: Path, end: str) -> None:
+    pictures = pyarrow.StructArray.from_arrays([pyarrow.array([PNG, PNG]), invalid_text()], ["bytes", "path"])
+    path = save_table(tmp_path / f"t.{end}", {"image": pictures, "caption": ["a", "b"]})
+    assert read(path) == ({"000000000": "a", "000000001": "b"}, {})
+
+
+def save_table(path: Path, columns: dict[str, Any]) -> Path:
+    table = pyarrow.table(columns)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        with ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table)
+    return path
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.parquet", "b.arrow", "b.png"])
+def test_pointers_of_git_lfs_are_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {name: POINTER, "b.txt": b"b"})
+    got, reasons = read(tmp_path if name == "b.png" else tmp_path / name)
+    assert got == {}
+    assert ["git lfs pull" in reason for reason in reasons] == [True]
+
+
+@pytest.mark.parametrize("magic", [b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\x04\x22\x4d\x18", b"]\0\0\x80"])
+def test_archives_of_other_kinds_that_are_named_tar(tmp_path: Path, magic: bytes) -> None:
+    _, reasons = read(write(tmp_path, {"a.tar": magic + bytes(2000)}) / "a.tar")
+    assert ["unpack it first" in reason for reason in reasons] == [True]

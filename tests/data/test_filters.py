@@ -257,8 +257,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
         def readall(self) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
 
-    def opened(address: str) -> Any:
-        return io.BufferedReader(Failing(path), 512) if address == path else real(address)
+    def opened(address: str, name: str = "") -> Any:
+        failed = (f"{address}/{name}" if name else address) == path
+        return io.BufferedReader(Failing(path), 512) if failed else real(address, name)
 
     monkeypatch.setattr(addresses, "open_address", opened)
 

@@ -41,6 +41,25 @@ THOUGHT, SAID = "The user wants stars. Perhaps {two}.", "Two red stars."
         "**Thinking**: {0}\n**Answer**: {1}",
         "## Reasoning\n{0}\nPrompt: three\n## Final answer\n{1}",
         "Thought process: {0}\nDescription: {1}",
+        "Here is my thought process:\n{0}\nHere is my response:\n{1}",
+        "Here are my reasoning steps:\n{0}\n[BEGIN FINAL RESPONSE]\n{1}",
+        "**Step 1: Analysis**\n{0}\n**Final caption:**\n{1}",
+        "[think]{0}[/think]{1}",
+        "[Thinking] {0} [/Thinking] {1}",
+        "[BEGIN_THOUGHT]{0}[END_THOUGHT]{1}",
+        "【思考】{0}【/思考】{1}",
+        "<思考>{0}</思考>{1}",
+        "＜think＞{0}＜/think＞{1}",
+        "&lt;think&gt;{0}&lt;/think&gt;{1}",
+        "<｜begin▁of▁thinking｜>{0}<｜end▁of▁thinking｜>{1}",
+        "<|thought_start|>{0}<|thought_end|>{1}",
+        "<rationale>{0}</rationale>\n<draft a='1'>{0}</draft>\n{1}",
+        "<|tool_call|>{0}<|/tool_call|>{1}",
+        "<!-- {0} -->{1}",
+        "```thinking\n{0}\n```\n{1}",
+        "(Thinking: {0})\n\n{1}",
+        "> {0}\n> more\n\n{1}",
+        "Thinking...\n{0}\n...done thinking.\n\n{1}",
     ],
 )
 def test_thoughts_go_whatever_marks_them(form: str) -> None:
@@ -58,6 +77,8 @@ def test_thoughts_go_whatever_marks_them(form: str) -> None:
         "<|channel>thought\nTwo stars.",
         "**Thinking:** Two stars.",
         "# Thoughts\nTwo stars.",
+        "Here is my thought process:\nTwo stars.",
+        "<|thought_start|>Two stars.",
     ],
 )
 def test_thoughts_without_an_end_leave_nothing(text: str) -> None:
@@ -76,6 +97,17 @@ def test_thoughts_without_an_end_leave_nothing(text: str) -> None:
         ("<｜begin▁of▁sentence｜>Two stars.<｜end▁of▁sentence｜>", "Two stars."),
         ("<|start_header_id|>assistant<|end_header_id|>\n\nTwo stars.<|eot_id|>", "Two stars."),
         ("Two stars. [/INST]", "Two stars."),
+        ("<answer><|begin_of_box|>Two stars.<|end_of_box|></answer>", "Two stars."),
+        ("<Output>Two stars.</Output>", "Two stars."),
+        ("<SUMMARY>I look.</SUMMARY><CAPTION>x</CAPTION><CONCLUSION>Two stars.</CONCLUSION>", "Two stars."),
+        ("ASSISTANT: Two stars.</s>", "Two stars."),
+        ("assistant\nTwo stars.", "Two stars."),
+        ("**Two stars.**", "Two stars."),
+        ("\\boxed{Two stars.}", "Two stars."),
+        ("«Two stars.»", "Two stars."),
+        ("<b>Two</b> stars.", "<b>Two</b> stars."),
+        ("[SALE] stands above two stars.", "[SALE] stands above two stars."),
+        ("<rationale>Two stars.</rationale>", "<rationale>Two stars.</rationale>"),
         ('{"a": 1}', '{"a": 1}'),
         ("<answer>Two stars.</answer>", "Two stars."),
         ("**Thoughtful woman** beside two stars.", "**Thoughtful woman** beside two stars."),
@@ -137,6 +169,21 @@ def test_contents_in_parts(content: Any, text: str) -> None:
     assert replies.first_choice({"choices": [{"message": {"content": content}}]}) == (text, "", "")
 
 
+@pytest.mark.parametrize("value", [False, 7, {"type": "stop"}, None])
+def test_other_fields_of_odd_types_cost_no_answer(value: Any) -> None:
+    data = {"choices": [{"message": {"content": "a", "refusal": value}, "finish_reason": value}]}
+    assert replies.first_choice(data) == ("a", "", "")
+
+
+def test_numbers_of_thousands_of_digits_cost_no_answer() -> None:
+    said = json.dumps(
+        {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}
+    )
+    data = replies.parse(said.replace("5", "5" * 5000).encode())
+    assert replies.first_choice(data) == ("a", "", "")
+    assert replies.tokens(data) is None
+
+
 @pytest.mark.parametrize(
     "data",
     [None, [], "a", {}, {"choices": None}, {"choices": [None]}, {"choices": [{"message": None}]},
@@ -173,6 +220,11 @@ def test_events_are_put_together() -> None:
     assert whole["usage"] == {"x": 1}
     assert is_cut(replies.first_choice(replies.parse(stream(*chunks)))[1])  # it broke off
     assert replies.error_in(replies.parse(stream(*chunks, {"error": {"code": 500}}))) == {"code": 500}
+    lines = b"\n".join(json.dumps(each).encode() for each in (*chunks, end))
+    bare_returns = stream(*chunks, end).replace(b"\r\n", b"\r").replace(b"\n", b"\r")
+    for content in (lines, b"\xef\xbb\xbf" + stream(*chunks, end), bare_returns):
+        assert replies.parse(content) == whole
+    assert replies.first_choice(replies.parse(json.dumps(chunks[0]).encode()))[0] == "a "  # the first and only one
     assert replies.parse(b"data: {") is replies.parse(b"\xff") is replies.parse(b"[" * 10**6) is None
 
 

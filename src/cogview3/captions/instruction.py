@@ -165,15 +165,22 @@ def _known(given: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in a text that has a field of an answer, perhaps among others."""
+    """The last JSON object in a text that has the fields of an answer, or else one of them: drafts come before it."""
     text = without_thoughts(text) or ""
     decoder = json.JSONDecoder(strict=False)
     for attempt in (text, re.sub(r",(\s*[}\]])", r"\1", text)):
+        held: list[dict[str, Any]] = []
+        end = 0
         for start in re.finditer(r"\{", attempt):
+            if start.start() < end:
+                continue
             try:
-                found, _ = decoder.raw_decode(attempt, start.start())
+                found, after = decoder.raw_decode(attempt, start.start())
             except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict) and ("result" in found or "queries" in found):
-                return found
+                held.append(found)
+                end = after
+        if held:
+            return next((each for each in reversed(held) if "result" in each and "queries" in each), held[-1])
     return None

@@ -17,6 +17,12 @@ from cogview3.config import UserError
 MAX_FILE = 2**28
 """Bytes; a larger file is left alone, as no picture and no caption is that large."""
 
+LFS_POINTER = b"version https://git-lfs"
+"""How files begin that Git left in the place of large ones."""
+
+LFS_FAULT = "pointer of Git LFS: fetch the file with git lfs pull"
+"""Reason against them."""
+
 ARCHIVES = (".tar", ".parquet", ".arrow", ".feather")
 """Ends of the names of files that hold many samples."""
 
@@ -42,12 +48,14 @@ def is_local(fs: Any) -> bool:
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
-def open_address(address: str) -> BinaryIO:
-    """A file, opened to read bytes.
+def open_address(address: str, name: str = "") -> BinaryIO:
+    """A file, or the file `name` below a folder, opened to read bytes. A name is no address: it may hold "://".
 
     Raises OSError where it cannot be; NotAFileError for what might never end, such as a pipe.
     """
     fs, path = filesystem(address)
+    if name:
+        path, address = (f"{folder.rstrip('/')}/{name}" for folder in (path, address))
     if is_local(fs):
         _check_regular(address, path)
         return fs.open(path, "rb")
@@ -87,9 +95,12 @@ def whole_at(address: str) -> Iterator[Path]:
         fs.put_file(f"{folder}/whole", path)
 
 
-def read_address(address: str) -> bytes:
-    """The content of a file. Raises OSError where it cannot be read, NotAFileError for more than `MAX_FILE` bytes."""
-    with open_address(address) as file:
+def read_address(address: str, name: str = "") -> bytes:
+    """The content of a file, as `open_address` finds it.
+
+    Raises OSError where it cannot be read, NotAFileError for more than `MAX_FILE` bytes.
+    """
+    with open_address(address, name) as file:
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise NotAFileError(errno.EFBIG, "file too large", address)

@@ -80,8 +80,9 @@ def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> t
         if not found and "txt" in group.files:
             found = caption_choices(decode_text(group.files["txt"]))
         if not found:
-            name = find_name(metadata, ("caption", *CAPTIONS))
-            found = caption_choices(None if name is None else metadata.get(name))
+            names = (find_name(metadata, [name]) for name in dict.fromkeys(("caption", *CAPTIONS)))
+            values = (caption_choices(metadata[name]) for name in names if name is not None)
+            found = next(filter(None, values), ())
             mended += ["caption from metadata"] * bool(found)
     except Broken as reason:
         if str(reason) != NO_TEXT:

@@ -26,6 +26,11 @@ from cogview3.data.texts import CAPTIONS, decode_text, find_name
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 """Files, in any case, that tell of the pictures of their folder and those below, by a column of `FILE_NAMES`."""
 
+_NOT_READ = re.compile(
+    r"(?:.*/)?(?:metadata|captions?|labels?|prompts?|annotations?)\.(?:jsonl?|ndjson|csv|tsv|xlsx|ya?ml)", re.IGNORECASE
+)
+"""Files in which people keep captions as well, but which are not read."""
+
 FILE_NAMES = ("file_name", "filename", "file", "image", "image_path", "path")
 """Columns under which they name pictures, in this order, without regard to case."""
 
@@ -107,7 +112,7 @@ class FolderShard(Shard):
         files, fault, error = {}, listed.fault, ""
         for suffix, name in listed.names.items() if not listed.left_out else ():
             try:
-                files[suffix] = read_address(f"{self.address}/{name}")
+                files[suffix] = read_address(self.address, name)
             except OSError as problem:
                 what, why = unread("file", problem)
                 fault = fault or (what if why == "" else "unreadable file")
@@ -140,11 +145,17 @@ class FolderShard(Shard):
         faults = [_Listed(name, fault=fault) for name, fault in self._names.items() if fault]
         names = [name for name, fault in self._names.items() if not fault]
         plain = [sample for sample in group_names(names) if sample.has_picture() or "txt" in sample.files]
+        taken = {*self._metadata_files, *(names[number] for sample in plain for number in sample.files.values())}
+        faults += [
+            _Listed(name, left_out=f"{name_of(name)} is not read: make it metadata.jsonl or metadata.csv")
+            for name in names
+            if plain and name not in taken and _NOT_READ.fullmatch(name)
+        ]
         rows: list[_Listed] = []
         spelled = {plain_key(name): name for name in reversed(names)}
         for name in self._metadata_files:
             try:
-                rows += list(_from_metadata(name, read_address(f"{self.address}/{name}"), spelled))
+                rows += list(_from_metadata(name, read_address(self.address, name), spelled))
             except OSError as problem:
                 what, why = unread("file", problem)
                 faults.append(_Listed(name, fault=f"unreadable {name_of(name)}: {why or what}"))

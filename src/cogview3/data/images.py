@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from cogview3.data.addresses import is_hidden
+from cogview3.data.addresses import LFS_FAULT, LFS_POINTER, is_hidden
 from cogview3.data.report import Broken
 
 SUFFIXES = {
@@ -124,7 +124,7 @@ def _decode(data: bytes, suffix: str) -> Picture:
         except Image.DecompressionBombError:
             raise Broken("too many pixels") from None
         except UnidentifiedImageError:
-            raise Broken("not an image") from None
+            raise Broken(LFS_FAULT if data.startswith(LFS_POINTER) else "not an image") from None
         except Exception as error:  # decoders raise nearly anything for damaged data
             raise Broken("truncated image" if "truncated" in str(error).lower() else "damaged image") from None
 

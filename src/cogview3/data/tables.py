@@ -4,7 +4,7 @@ All are read with pyarrow alone. A row is a sample; its key is its number. Only 
 that others may hold anything.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from pyarrow import ipc, parquet, types
 
 from cogview3.config import UserError
 from cogview3.data import addresses
-from cogview3.data.addresses import bare, unread
+from cogview3.data.addresses import LFS_FAULT, LFS_POINTER, bare, unread
 from cogview3.data.groups import Group, Shard
 from cogview3.data.texts import CAPTIONS, find_name
 
@@ -35,6 +35,13 @@ _MAGIC = {
     b"II*\0": "tif",
     b"MM\0*": "tif",
 }
+_TEXTS = (
+    (types.is_string, pyarrow.binary()),
+    (types.is_large_string, pyarrow.large_binary()),
+    (types.is_string_view, pyarrow.binary_view()),
+)
+"""Types of text, each with that of bytes that lie in the same way."""
+
 _ROWS = 64  # read at once
 DAMAGE = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError)
 """What pyarrow raises on damaged files."""
@@ -112,6 +119,9 @@ class _Rows:
     def __init__(self, file: Any, address: str) -> None:
         self._file = file
         self._parquet = None
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise UnreadError(LFS_FAULT, "")
+        file.seek(0)
         if bare(address).lower().endswith(".parquet"):
             self._parquet = parquet.ParquetFile(file)
             self.schema = self._parquet.schema_arrow
@@ -220,18 +230,27 @@ def _validated(batch: pyarrow.RecordBatch, needed: Sequence[str]) -> pyarrow.Rec
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             column.validate()
-            text = types.is_string(column.type) or types.is_large_string(column.type)
-            plain = (
-                column.view(pyarrow.binary() if types.is_string(column.type) else pyarrow.large_binary())
-                if text
-                else column
-            )
-            plain.validate(full=True)
+            column.view(_in_bytes(column.type)).validate(full=True)
             sound.append(name)
         except pyarrow.ArrowException:
             if name in needed:
                 raise
     return batch.select(sound)
+
+
+def _in_bytes(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """The same type with bytes in the place of text, also within lists, structures and dictionaries."""
+    for is_text, plain in _TEXTS:
+        if is_text(kind):
+            return plain
+    if types.is_struct(kind):
+        return pyarrow.struct([each.with_type(_in_bytes(each.type)) for each in kind])
+    if types.is_dictionary(kind):
+        return pyarrow.dictionary(kind.index_type, _in_bytes(kind.value_type), kind.ordered)
+    for is_list, listed in ((types.is_list, pyarrow.list_), (types.is_large_list, pyarrow.large_list)):
+        if is_list(kind):
+            return listed(kind.value_field.with_type(_in_bytes(kind.value_type)))
+    return kind
 
 
 _UNREADABLE = object()
@@ -245,6 +264,15 @@ def _value(batch: pyarrow.RecordBatch, name: str, row: int) -> Any:
         return _UNREADABLE
 
 
+def _picture(batch: pyarrow.RecordBatch, name: str, row: int) -> Any:
+    """What a cell holds as picture; of `datasets`' structure nothing but the bytes is looked at."""
+    try:
+        cell = batch.column(batch.schema.names.index(name))[row]
+        return (cell["bytes"] if isinstance(cell, pyarrow.StructScalar) else cell).as_py()
+    except DAMAGE:
+        return None
+
+
 def plain_row(batch: pyarrow.RecordBatch, row: int, names: Sequence[str]) -> dict[str, Any]:
     """Values of a row by column, but for those that Python's types cannot hold."""
     values = {name: _value(batch, name, row) for name in names if batch.schema.get_field_index(name) >= 0}
@@ -253,9 +281,7 @@ def plain_row(batch: pyarrow.RecordBatch, row: int, names: Sequence[str]) -> dic
 
 def _group(number: int, batch: pyarrow.RecordBatch, row: int, columns: _Columns) -> Group:
     key = f"{number:09}"
-    picture = _value(batch, str(columns.image), row)
-    if isinstance(picture, Mapping):
-        picture = picture.get("bytes")
+    picture = _picture(batch, str(columns.image), row)
     if not isinstance(picture, bytes):
         status = None if columns.status is None else _value(batch, columns.status, row)
         if isinstance(status, str) and status != DOWNLOADED:

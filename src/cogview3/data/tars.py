@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from cogview3.config import UserError
 from cogview3.data import addresses
-from cogview3.data.addresses import MAX_FILE, filesystem, is_local, unread
+from cogview3.data.addresses import LFS_FAULT, LFS_POINTER, MAX_FILE, filesystem, is_local, unread
 from cogview3.data.groups import Group, Shard
 from cogview3.data.names import LATENTS, PICTURE_FILES, TEXTS, Named, group_names
 
@@ -31,7 +31,20 @@ _LARGEST = 2**43  # bytes; file systems refuse to look for places far beyond, wh
 _LONGEST_HEADER = 2**20  # bytes; names and the like
 _CHUNK = 2**20
 _REMEMBERED = 8  # indices
-_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+_PACKED = {
+    b"\x1f\x8b": "packed with gzip: unpack it first",
+    b"BZh": "packed with bzip2: unpack it first",
+    b"\xfd7zXZ": "packed with xz: unpack it first",
+    b"]\0\0": "packed with lzma: unpack it first",
+    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it first",
+    b"\x04\x22\x4d\x18": "packed with lz4: unpack it first",
+    b"\x1f\x9d": "packed with compress: unpack it first",
+    b"PK\x03\x04": "packed with zip: unpack it first",
+    b"7z\xbc\xaf": "packed with 7z: unpack it first",
+    b"Rar!": "packed with rar: unpack it first",
+    LFS_POINTER: LFS_FAULT,
+}
+"""How files begin that are named .tar and are none."""
 
 
 @dataclass(frozen=True)
@@ -238,10 +251,10 @@ class _DamagedError(Exception):
 def _members(file: BinaryIO) -> Iterator[_Member]:
     """Files of a tar, and of those that follow it in the same file, as `cat a.tar b.tar` makes them."""
     file.seek(0)
-    head = file.read(6)
-    for magic, name in _PACKED.items():
+    head = file.read(len(LFS_POINTER))
+    for magic, fault in _PACKED.items():
         if head.startswith(magic):
-            raise _DamagedError(f"packed with {name}: unpack it first", cut=False)
+            raise _DamagedError(fault, cut=False)
     start: int | None = 0
     while start is not None:
         yield from _archive(file, start)

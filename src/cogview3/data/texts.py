@@ -62,6 +62,8 @@ def caption_choices(value: Any) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         text = encodable(value).strip()
+        if "\0" in text:
+            raise Broken("undecodable text")
         if len(text) > MAX_CAPTION:
             raise Broken("caption too long")
         return (text,) if text else ()

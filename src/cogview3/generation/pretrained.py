@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from cogview3.generation.loading import (
     fetch_model,
 )
 from cogview3.generation.scheduler import RelayScheduler
-from cogview3.models.int8 import load_unet
+from cogview3.models.int8 import SCALE, load_unet
 from cogview3.models.modes import NO_MODE, SAMPLING_FILE, Mode, Overrides, Sampling, read_sampling, write_sampling
 from cogview3.models.trial import try_network
 from cogview3.models.unet import takes_guidance
@@ -43,6 +44,9 @@ _RELAY_SETTINGS = {
 
 _CARRIED = "cogview3_mode"
 """Attribute of distilled UNets: name and entry of the mode that they are for, so that no pipeline loses it."""
+
+_MORE = {True: re.compile(r"^(decoder|lm_head)\."), False: re.compile(r"\.(query|key|value|proj_attn)\.\w+$")}
+"""Tensors that files of text encoders, and those of other networks, may hold besides."""
 
 _log = logging.get_logger(__name__)
 
@@ -113,6 +117,7 @@ class ModePipeline(DiffusionPipeline):
             for name, module in pipeline.components.items():
                 if name not in kwargs and isinstance(module, torch.nn.Module):
                     check_weights_complete(source, name, module)
+                    check_weights_used(Path(source) / name, module)
                     try_network(module, Path(source) / name)
         tokenizer, text_encoder = (getattr(pipeline, name, None) for name in ("tokenizer", "text_encoder"))
         if tokenizer is not None and text_encoder is not None:
@@ -337,6 +342,26 @@ def check_weights_complete(source: str, name: str, module: torch.nn.Module) -> N
         raise UserError(f"{source}: {name} lacks {len(missing)} tensors ({shown}): copy or export the model again")
 
 
+def check_weights_used(folder: Path, module: torch.nn.Module) -> None:
+    """Refuse weights that a network has no place for, of which the libraries only warn: its config.json is wrong.
+
+    A text encoder's files may hold a decoder as well, and old ones name a VAE's attention otherwise.
+
+    Raises UserError naming the folder and the first of these tensors.
+    """
+    known, more = module.state_dict().keys(), _MORE[isinstance(module, PreTrainedModel)]
+    unused: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names = {name.removesuffix(SCALE) for name in tensors.keys()}  # noqa: SIM118, no dictionary
+        unused += sorted(name for name in names - known if not more.search(name))
+    if unused:
+        raise UserError(
+            f"{folder} holds {len(unused)} tensors that its config.json has no place for ({unused[0]}, ...): the two "
+            "do not belong together, copy or export the model again"
+        )
+
+
 def load_mode_unets(
     source: str, mode: Mode, names: Collection[str], dtype: Any, variant: str | None = None
 ) -> dict[str, UNet2DConditionModel]:
@@ -356,4 +381,5 @@ def load_mode_unets(
         with _loading(source):
             unets[name] = load_unet(Path(source) / subfolder, chosen, variant)
         check_weights_complete(source, subfolder, unets[name])
+        check_weights_used(Path(source) / subfolder, unets[name])
     return unets

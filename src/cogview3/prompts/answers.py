@@ -8,33 +8,48 @@ _THOUGHT = (
     r"|cot|plan(?:ning)?)"
 )
 _MARKS = re.compile(
-    rf"(?P<close><\|?/\s*{_THOUGHT}\s*\|?>|<\|?end_(?:of_)?{_THOUGHT}\|?>|(?-i:\[/(?:THINK(?:ING)?|REASONING)\])"
-    r"|◁/think▷|<channel\|>|<unused95>|</details>)"
-    rf"|<\|?(?:(?:begin|start)_(?:of_)?)?{_THOUGHT}(?:\s[^<>]*)?\|?>"  # <think>, <|START_THINKING|>
-    r"|(?-i:\[(?:THINK(?:ING)?|REASONING)\])|◁think▷"  # Mistral, Kimi
+    rf"(?P<close><[|｜]?/\s*{_THOUGHT}\s*[|｜]?>|<[|｜]?end[_▁](?:of[_▁])?{_THOUGHT}[|｜]?>"
+    rf"|<[|｜]?{_THOUGHT}(?<=_end)[|｜]?>|(?-i:\[(?:/|END_)(?:THINK(?:ING)?|REASONING|THOUGHTS?)\])"
+    r"|◁/think▷|<channel\|>|<unused95>|</details>|\.\.\.done thinking\.)"
+    rf"|<[|｜]?(?:(?:begin|start)[_▁](?:of[_▁])?)?{_THOUGHT}(?:\s[^<>]*)?[|｜]?>"  # <think>, <|START_THINKING|>
+    r"|(?-i:\[(?:BEGIN_|START_)?(?:THINK(?:ING)?|REASONING|THOUGHTS?)\])|◁think▷"  # Mistral, Kimi
+    r"|\A\s*thinking\.\.\.\s*\n"  # Ollama
     r"|<\|channel>\s*(?:thought|analysis)\b|<unused94>(?:thought)?"  # Gemma
     r"|<details\b[^<>]*\breasoning\b[^<>]*>",  # Open WebUI
     re.IGNORECASE,
 )
-_THOUGHT_HEADING = re.compile(  # "**Thinking:**", "## Reasoning", "Thought process:"
-    r"\s*(?P<mark>[#*_]{1,4}\s*)?(?:(?:my|model) )?"
+_HERE = r"here(?:['’]s| is| are) (?:my|the) "
+_THOUGHT_HEADING = re.compile(  # "**Thinking:**", "## Reasoning", "Thought process:", "Here is my thought process:"
+    rf"\s*(?P<mark>[#*_]{{1,4}}\s*|{_HERE})?(?:(?:my|model) )?(?:step \d+: )?"
     r"(?:thinking|thoughts?|reasoning|analysis|scratchpad|chain of thought)(?: process| steps)?"
     r"(?:\s*:[*_]{0,2}|[*_]{1,2}:?|\s*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_HEADING = re.compile(
-    r"^[ \t]*(?:[#*_]{1,4}[ \t]*)?(?:(?:the|my) )?(?:final )?(?:caption|description|prompt|answer|response|output)"
-    r"(?:\s*:[*_]{0,2}|[*_]{1,2}:?|[ \t]*$)",
+    rf"^[ \t]*(?:[#*_]{{1,4}}[ \t]*)?(?:{_HERE}|(?:the|my) )?(?:final )?"
+    r"(?:caption|description|prompt|answer|response|output)(?:\s*:[*_]{0,2}|[*_]{1,2}:?|[ \t]*$)"
+    r"|\[BEGIN FINAL RESPONSE\]",
     re.IGNORECASE | re.MULTILINE,
 )
 _FINAL = re.compile(
     r"<\|channel\|>\s*final\b.*?<\|message\|>(.*?)(?=<\|(?:channel|end|return|start|call)\|>|$)", re.DOTALL
 )
 _BARE_CHANNELS = re.compile(r"^\s*analysis(?=[A-Z\s]).*?assistant\s?final", re.DOTALL)  # special tokens left out
-_WRAPPER = re.compile(r"<(answer|final_answer|response|output|caption|description)>(?P<text>.*?)</\1>", re.DOTALL)
+_WRAPPERS = "answer|final_answer|response|output|caption|description|conclusion|solution"
+_WRAPPER = re.compile(rf"<({_WRAPPERS})>(?P<text>.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_BEFORE = re.compile(  # what stands whole before an answer: <rationale>...</rationale>, [think]...[/think], a quotation
+    r"\s*(?:<!--.*?-->|(?:>[^\n]*\n\s*)+(?=[^>])"
+    rf"|\(\s*{_THOUGHT}:[^()]*\)|```\s*{_THOUGHT}\s*\n.*?```"
+    rf"|(?P<open><[|｜]?|＜|\[|【|&lt;)\s*(?!(?:{_WRAPPERS}|strong|span|div|mark|code|small|body|html|[a-z]\w?)\b)(?P<name>[\w:.-]+)"
+    r"(?:\s[^<>]*)?(?:[|｜]?>|＞|\]|】|&gt;).*?(?P=open)\s*/\s*(?P=name)\s*(?:[|｜]?>|＞|\]|】|&gt;))\s*(?=\S)",
+    re.DOTALL | re.IGNORECASE,
+)
 _SPECIAL = r"<[|｜][\w▁]+[|｜]>"  # <|im_end|>, <｜end▁of▁sentence｜>
-_TURN_START = re.compile(rf"^(?:\s*(?:{_SPECIAL}|<(?:s|bos|start_of_turn)>)\s*(?:(?:assistant|model)\b\s*)?)+")
-_TURN_END = re.compile(rf"{_SPECIAL}|</s>|<end_of_(?:turn|utterance)>|<eos>|\[/INST\]")
+_BOX = re.compile(r"<\|(?:begin|end)_of_box\|>")  # GLM's, around an answer
+_TURN_START = re.compile(
+    rf"^(?:\s*(?:{_SPECIAL}|<(?:s|bos|start_of_turn)>)\s*(?:(?:assistant|model)\b\s*)?)+|^\s*(?i:assistant)\s*[:\n]"
+)
+_TURN_END = re.compile(rf"{_SPECIAL}|</s>|<end_of_(?:turn|utterance)>|<eos>|\[/INST\]|\[END FINAL RESPONSE\]")
 _HELD = ("caption", "description", "answer", "result", "prompt", "text", "output")
 _OPENING = re.compile(r"^(?:sure|certainly|of course|here is|here's|here’s)\b[^.:]{0,80}:\s*", re.IGNORECASE)
 _LABEL = re.compile(r"^[#*\s]*(?:caption|description|prompt|answer)\**:\**\s*", re.IGNORECASE)
@@ -54,7 +69,7 @@ def without_thoughts(text: str) -> str | None:
 
     Known are <think>...</think> and its like in other words and brackets, harmony's channels, and a heading at the
     beginning ("**Thinking:**") with the answer under the last heading of its own. The opening mark may be missing, as
-    some chat templates hold it.
+    some chat templates hold it. Whatever else stands in marks of its own before the answer is no part of it either.
     """
     if "<|channel|>" in text and "<|message|>" in text:
         finals = _FINAL.findall(text)
@@ -62,6 +77,10 @@ def without_thoughts(text: str) -> str | None:
             return None
         text = finals[-1]
     text = _BARE_CHANNELS.sub("", text)
+    start = 0
+    while before := _BEFORE.match(text, start):
+        start = before.end()
+    text = text[start:]
     kept, thinking, at = "", False, 0
     for mark in _MARKS.finditer(text):
         if mark["close"]:
@@ -92,13 +111,15 @@ def plain(text: str) -> str | None:
     bare = without_thoughts(text)
     if bare is None:
         return None
-    bare = _TURN_END.split(_TURN_START.sub("", bare.strip()))[0]
+    bare = _TURN_END.split(_TURN_START.sub("", _BOX.sub("", bare).strip()))[0]
     if found := list(_WRAPPER.finditer(bare)):
         bare = found[-1]["text"]
     bare = _from_json(re.sub(r"```\w*", " ", bare).strip())
     bare = " ".join(bare.split())
     bare = _LABEL.sub("", _OPENING.sub("", bare))
-    if len(bare) > 1 and bare[0] + bare[-1] in ('""', "“”") and not re.search('["“”]', bare[1:-1]):
+    if whole := re.fullmatch(r"\*\*([^*]+)\*\*|\\boxed\{(.*)\}", bare):
+        bare = (whole[1] or whole[2]).strip()
+    if len(bare) > 1 and bare[0] + bare[-1] in ('""', "“”", "«»") and not re.search('["“”«»]', bare[1:-1]):
         bare = bare[1:-1].strip()
     return bare
 

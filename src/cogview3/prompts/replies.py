@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,21 +35,36 @@ class Answer:
         return bool(self.refusal) or is_filtered(self.finish)
 
 
+_DIGITS = 300
+
+
 class Malformed(ValueError):
     """An answer that is no chat completion."""
 
 
 def parse(content: bytes) -> Any:
-    """The JSON of an answer, also of one that came as server-sent events; None where it is neither."""
+    """The JSON of an answer, also of one that came as server-sent events or JSON lines; None where it is none."""
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        data = _json(content)
+        return _joined([data]) if isinstance(data, dict) and _is_chunk(data) else data
+    except (ValueError, RecursionError, TypeError, AttributeError):
         pass
-    events = re.findall(rb"^data:[ ]?(\{.*)$", content, re.MULTILINE)
+    lines = (line.removeprefix(b"data:").strip() for line in re.split(rb"[\r\n]+", content.removeprefix(BOM_UTF8)))
     try:
-        return _joined([json.loads(event) for event in events]) if events else None
+        chunks = [_json(line) for line in lines if line.startswith(b"{")]
+        return _joined(chunks) if chunks else None
     except (ValueError, RecursionError, TypeError, AttributeError):
         return None
+
+
+def _json(content: bytes) -> Any:
+    """JSON whose whole numbers may have any count of digits: Python refuses the long ones, and all around them."""
+    return json.loads(content, parse_int=lambda digits: int(digits) if len(digits) < _DIGITS else float(digits))
+
+
+def _is_chunk(data: Mapping[str, Any]) -> bool:
+    choices = data.get("choices")
+    return isinstance(choices, list) and any(isinstance(each, dict) and "delta" in each for each in choices)
 
 
 def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -75,9 +91,11 @@ def first_choice(data: Any) -> tuple[str, str, str]:
     try:
         choice = data["choices"][0]
         message = choice["message"]
-        parts = message.get("content"), choice.get("finish_reason"), message.get("refusal")
-        text, finish, refusal = (_text(part) for part in parts)
-        return text, finish, refusal
+        finish, refusal = (
+            _text(each) if isinstance(each, str | list) else ""  # false, or a number
+            for each in (choice.get("finish_reason"), message.get("refusal"))
+        )
+        return _text(message.get("content")), finish, refusal
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Malformed("an answer that is no chat completion") from None
 

@@ -74,6 +74,8 @@ def check_folder(folder: Path) -> None:
                 raise UserError(f"{path}: {key} {value!r} is too large for any network; copy or export it again")
             if key == "num_train_timesteps" and not (isinstance(value, int) and 0 < value <= _MOST_LEVELS):
                 raise UserError(f"{path}: {key} {str(value)[:80]}: no scheduler has such; copy or export it again")
+            if key == "num_labels" and not (isinstance(value, int) and 0 <= value <= _MOST_TOKENS):
+                raise UserError(f"{path}: {key} {str(value)[:80]}: no network has so many; copy or export it again")
             if _LAYERS.fullmatch(key) and _most(key, value) > _MOST_LAYERS:
                 raise UserError(f"{path}: {key}: no network has so many; copy or export it again")
 
@@ -141,10 +143,13 @@ def load_tokenizer(folder: str | Path, **options: Any) -> "PreTrainedTokenizerBa
     with as_user_error(f"{path}: no tokenizer that works"):
         tokenizer = AutoTokenizer.from_pretrained(path, **SAFE, **options)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        for text in (_PROBE, ""):  # by the backend, as its settings of padding and truncation then stay
-            backend.decode(backend.encode(text).ids) if backend else tokenizer.decode(tokenizer(text).input_ids)
+        for text in ("", _PROBE):  # by the backend, as its settings of padding and truncation then stay
+            tokens = backend.encode(text).ids if backend else tokenizer(text).input_ids
+            backend.decode(tokens) if backend else tokenizer.decode(tokens)
         if not len(tokenizer):
             raise ValueError("its vocabulary is empty")
+        if not set(tokens) - set(tokenizer.all_special_ids):
+            raise ValueError(f"it has no token for anything in {_PROBE.strip()!r}")
     return tokenizer
 
 
@@ -174,6 +179,8 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
         )
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, such as {missing[0]}")
+        if unused := sorted(name for name in info["unexpected_keys"] if not name.startswith("lm_head.")):
+            raise ValueError(f"its config.json has no place for {len(unused)} tensors, such as {unused[0]}")
     from cogview3.models.trial import try_network
 
     try_network(network, folder)
@@ -183,7 +190,7 @@ def load_network(kind: Any, folder: str | Path, **options: Any) -> Any:
 def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", model: "torch.nn.Module", source: str | Path) -> None:
     """Refuse a tokenizer with numbers of tokens that its model has no embedding for. Raises UserError."""
     room = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    last = max(tokenizer.get_vocab().values(), default=0)
+    last = max([*tokenizer.get_vocab().values(), *tokenizer(_PROBE, verbose=False).input_ids], default=0)
     if last >= room:
         raise UserError(
             f"{source}: its tokenizer gives tokens up to number {last}, its text model knows {room}; they do not "
