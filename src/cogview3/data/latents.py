@@ -189,7 +189,11 @@ def cached_latents(vae: AutoencoderKL, vae_folder: Path, kind: SceneLatents, cac
         path = folder / f"{first:08d}-{len(indices)}.safetensors"
         if not path.is_file():
             print(f"encoding pictures {first} to {indices[-1]} of {kind.pictures}", file=sys.stderr, flush=True)
-            _write_shard(vae, kind, indices, path)
+            try:
+                _write_shard(vae, kind, indices, path)
+            except KeyboardInterrupt as stop:
+                done = f"{first} of {kind.pictures} pictures encoded; the same command resumes"
+                raise type(stop)(done) from None
         with as_user_error(f"{path} is damaged", "delete it to make it again"):
             shards.append(load_file(checkpoints.regular(path)))
             if shards[-1].keys() != shards[0].keys() or {len(each) for each in shards[-1].values()} != {len(indices)}:
