@@ -24,7 +24,7 @@ from cogview3.cli.app import app as commands
 from cogview3.config import UserError
 from cogview3.evaluation.study import database
 from cogview3.evaluation.study.analysis import analyze
-from cogview3.evaluation.study.build import Plan, read_study
+from cogview3.evaluation.study.build import Plan, from_evaluation, read_study
 from cogview3.evaluation.study.server import make_app
 from tests.evaluation.study_worlds import NAMES, Server, davidson_votes, make_study
 
@@ -367,3 +367,14 @@ def test_a_study_is_never_overwritten_and_no_study_is_named(study: tuple[Path, l
         read_study(tmp_path)
     with pytest.raises(UserError, match="no votes"):
         analyze(database.votes(folder / database.DATABASE), NAMES)
+
+
+def test_only_evaluations_give_systems(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path / 'none'}: .*--out"):
+        from_evaluation(tmp_path / "none")
+    for name in ("one", "one-other-noise"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{tmp_path} .* 1 systems"):
+        from_evaluation(tmp_path)
+    (tmp_path / "pictures" / "two").mkdir()
+    assert from_evaluation(tmp_path) == {name: tmp_path / "pictures" / name for name in ("one", "two")}

@@ -109,6 +109,8 @@ def read_study(folder: Path) -> dict[str, Any]:
 def from_evaluation(folder: Path) -> dict[str, Path]:
     """The systems of an evaluation's --out folder: the folders of their pictures by name."""
     pictures = folder / "pictures"
+    if not pictures.is_dir():
+        raise UserError(f"{folder}: no evaluation: give the --out folder of cogview3 evaluate")
     found = sorted(path for path in pictures.glob("[!.]*") if path.is_dir())
     systems = {path.name: path for path in found if not path.name.endswith("-other-noise")}
     if len(systems) < 2:
