@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from cogview3.config import UserError
 from cogview3.generation import inputs
 from cogview3.generation.calls import Generators, RelayPipelineOutput, StepCallback
-from cogview3.generation.components import check_components, check_relay_scheduler
+from cogview3.generation.components import check_components, check_networks, check_relay_scheduler
 from cogview3.generation.denoising import DenoisingMixin, Run
 from cogview3.generation.latents import LIGHT_COMPONENTS, LatentsMixin
 from cogview3.generation.loading import vae_factor
@@ -107,6 +107,13 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
 
     # Settings of a call
 
+    def _check_required(self) -> None:
+        """Refuse to draw without a component that is needed, or with one that was put in later and does not fit."""
+        for name in self._required_components:
+            if getattr(self, name, None) is None:
+                raise UserError(f"this pipeline has no {name}: load the complete model, or give it one")
+        check_networks(self.components)
+
     def _relay_settings(
         self, settled: Mode, count: Any, start: Any, eta: Any, tile_size: Any, keep_colors: bool = False
     ) -> RelaySettings:
@@ -175,7 +182,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         if not isinstance(callback_tensors, list | tuple):
             raise UserError(f"callback_on_step_end_tensor_inputs is {callback_tensors!r}: give a list of names")
         allowed = self._callback_tensor_inputs
-        if unknown := [name for name in callback_tensors if name not in allowed]:
+        if unknown := [str(name) for name in callback_tensors if name not in allowed]:
             raise UserError(
                 f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}: choose from {', '.join(allowed)}"
             )
