@@ -219,3 +219,40 @@ def test_what_is_no_adapter_is_refused_by_name(
     for name in ("", "a.b", 5):
         with pytest.raises(UserError, match=f"adapter_name is {name!r}: give a name without dots"):
             pipe.load_lora_weights(prefixed("unet", make_adapter(12)), adapter_name=name)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda pipe: pipe.set_adapters("b"), "adapter_names is 'b': choose from those loaded, a"),
+        (lambda pipe: pipe.set_adapters([]), r"adapter_names is \[\]"),
+        (lambda pipe: pipe.set_adapters(None), "adapter_names is None"),
+        (lambda pipe: pipe.set_adapters(["a"], [1.0, 2.0]), "2 weights for 1 adapters"),
+        (lambda pipe: pipe.set_adapters("a", "x"), "adapter_weights is 'x': give a finite number"),
+        (lambda pipe: pipe.set_adapters("a", {"unet": {"mid": NAN}}), "adapter_weights is nan: give a finite number"),
+        (lambda pipe: pipe.delete_adapters("b"), "adapter_names is 'b': choose from those loaded, a"),
+        (lambda pipe: pipe.fuse_lora(lora_scale=NAN), "lora_scale is nan: give a finite number"),
+        (lambda pipe: pipe.fuse_lora(adapter_names=["b"]), r"adapter_names is \['b'\]"),
+        (lambda pipe: pipe.fuse_lora(components=["vae"]), "components has 'vae': choose from unet, relay_unet"),
+        (lambda pipe: pipe.unfuse_lora(components="vae"), "components has 'vae'"),
+    ],
+)
+def test_adapters_that_are_not_there_are_named(
+    pipe: CogView3Pipeline, make_adapter: Callable[..., Adapter], call: Callable[..., Any], words: str
+) -> None:
+    pipe.load_lora_weights(prefixed("unet", make_adapter(13)), adapter_name="a")
+    with pytest.raises(UserError, match=words):
+        call(pipe)
+    assert pipe.get_active_adapters() == ["a"]
+    pipe.set_adapters("a", {"unet": 0.5})
+    pipe.fuse_lora(components="unet")
+
+
+def test_without_a_gpu_nothing_is_offloaded(pipe: CogView3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogview3.generation.base.get_device", lambda: "cpu")
+    for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        with pytest.raises(UserError, match=f"{name}: there is no GPU to offload from; leave the call out"):
+            getattr(pipe, name)()

@@ -11,6 +11,7 @@ from diffusers.callbacks import IPAdapterScaleCutoffCallback, MultiPipelineCallb
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.utils.torch_utils import get_device
 
 from cogview3.config import UserError
 from cogview3.generation import inputs
@@ -104,6 +105,20 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     def interrupt(self) -> bool:
         """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
         return self._interrupt
+
+    # Offloading
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """As diffusers' own. Raises UserError where no device is given and there is no GPU."""
+        _check_accelerator("enable_model_cpu_offload", device)
+        super().enable_model_cpu_offload(gpu_id, device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As diffusers' own. Raises UserError where no device is given and there is no GPU."""
+        _check_accelerator("enable_sequential_cpu_offload", device)
+        super().enable_sequential_cpu_offload(gpu_id, device)
 
     # Settings of a call
 
@@ -236,6 +251,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         )
         latents = scheduler.add_start_noise(low_res_latents, noise)
         return self._denoise(stage, latents, run)
+
+
+def _check_accelerator(call: str, device: torch.device | str | None) -> None:
+    if device is None and get_device() == "cpu":
+        raise UserError(f"{call}: there is no GPU to offload from; leave the call out")
 
 
 def _takes_four(function: StepCallback) -> bool:

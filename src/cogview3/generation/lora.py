@@ -1,7 +1,9 @@
 """LoRA adapters for the base and the relay UNet, in diffusers' file format."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -93,21 +95,61 @@ class RelayLoraMixin(LoraBaseMixin):
         layers: dict[str, torch.Tensor] = convert_unet_state_dict_to_peft(own)
         return layers
 
-    def fuse_lora(self, components: Sequence[str] | None = None, *args: Any, **kwargs: Any) -> None:
-        """As diffusers' own; `components` are by default all UNets that have adapters."""
-        super().fuse_lora(self._adapted() if components is None else list(components), *args, **kwargs)
+    def set_adapters(self, adapter_names: Sequence[str] | str, adapter_weights: Any = None) -> None:
+        """As diffusers' own. Raises UserError for an adapter that is not loaded, or weights that are no numbers."""
+        names = self._loaded(adapter_names)
+        weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
+        if len(weights) != len(names):
+            raise UserError(f"{len(weights)} weights for {len(names)} adapters: give one for each, or one for all")
+        for weight in weights:
+            _check_scale("adapter_weights", weight)
+        super().set_adapters(names, weights)
+
+    def delete_adapters(self, adapter_names: Sequence[str] | str) -> None:
+        """As diffusers' own. Raises UserError for an adapter that is not loaded."""
+        super().delete_adapters(self._loaded(adapter_names))
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As diffusers' own; `components` are by default all UNets that have adapters.
+
+        Raises UserError where there are none, and for another component, adapter or scale.
+        """
+        chosen = self._adapted(components)
+        _check_scale("lora_scale", lora_scale)
+        names = None if adapter_names is None else self._loaded(adapter_names)
+        super().fuse_lora(chosen, lora_scale, safe_fusing, names, **kwargs)
 
     def unfuse_lora(self, components: Sequence[str] | None = None, **kwargs: Any) -> None:
         """As diffusers' own; `components` as in `fuse_lora`."""
-        super().unfuse_lora(self._adapted() if components is None else list(components), **kwargs)
+        super().unfuse_lora(self._adapted(components), **kwargs)
 
-    def _adapted(self) -> list[str]:
-        """UNets with adapters. Raises UserError where there are none."""
-        networks = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
-        found = [name for name, network in networks.items() if getattr(network, "peft_config", None)]
+    def _adapted(self, asked: Sequence[str] | None) -> list[str]:
+        """UNets with adapters, or those of them that are asked for. Raises UserError where there are none."""
+        known = self._lora_loadable_modules
+        components = [asked] if isinstance(asked, str) else known if asked is None else list(asked)
+        if wrong := [name for name in components if name not in known]:
+            raise UserError(f"components has {wrong[0]!r}: choose from {', '.join(known)}")
+        found = [name for name in components if getattr(getattr(self, name, None), "peft_config", None)]
         if not found:
             raise UserError("no LoRA is loaded: call load_lora_weights first")
         return found
+
+    def _loaded(self, asked: Any) -> list[str]:
+        """Names of adapters. Raises UserError where one of them is not loaded, or none is given."""
+        names = [asked] if isinstance(asked, str) else asked
+        known = sorted({name for each in self.get_list_adapters().values() for name in each})
+        if not isinstance(names, list | tuple) or not names or any(name not in known for name in names):
+            raise UserError(
+                f"adapter_names is {asked!r}: choose from those loaded, {', '.join(known) or 'none so far'}"
+            )
+        return list(names)
 
     @classmethod
     def save_lora_weights(
@@ -147,3 +189,12 @@ class RelayLoraMixin(LoraBaseMixin):
             save_function=save_function,
             safe_serialization=safe_serialization,
         )
+
+
+def _check_scale(name: str, scale: Any) -> None:
+    """Refuse what is no finite number, in dictionaries by parts of a UNet as well. Raises UserError."""
+    if isinstance(scale, Mapping | list | tuple):
+        for each in scale.values() if isinstance(scale, Mapping) else scale:
+            _check_scale(name, each)
+    elif scale is not None and not (isinstance(scale, Real) and math.isfinite(scale)):
+        raise UserError(f"{name} is {scale!r}: give a finite number, such as 0.8")
