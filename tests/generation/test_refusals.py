@@ -1,5 +1,6 @@
 """What pipelines refuse before any work, and numbers that they do not pass on."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -265,3 +266,36 @@ def test_no_pictures_and_no_prompts_are_refused(components: dict[str, Any]) -> N
         pipe(latents=torch.zeros(0, 4, 4, 4), **CALL)
     with pytest.raises(UserError, match=r"prompt_embeds is \(0, 12, 16\): give at least one prompt"):
         pipe(torch.zeros(3, 16, 16), prompt_embeds=torch.zeros(0, 12, 16), **CALL)
+
+
+# Pipelines around other pipelines, and where they are saved
+
+
+def test_pipelines_are_made_of_pipelines(components: dict[str, Any]) -> None:
+    pipe = pipeline(CogView3Pipeline, components)
+    for given, kind in ((None, "NoneType"), ("scenes", "str"), (CogView3Pipeline, "type")):
+        with pytest.raises(UserError, match=f"from_pipe is given a {kind}: give a loaded pipeline"):
+            CogView3UpscalePipeline.from_pipe(given)
+    with pytest.raises(UserError, match="a CogView3Pipeline has no unett: choose from tokenizer, text_encoder, vae"):
+        CogView3Pipeline.from_pipe(pipe, unett=components["unet"])
+    for dtype in ("x", torch.int8):
+        with pytest.raises(UserError, match=f"dtype is {dtype!r}: give torch.float32"):
+            CogView3Pipeline.from_pipe(pipe, dtype=dtype)
+    assert CogView3Pipeline.from_pipe(pipe, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_pipelines_are_saved_in_folders(components: dict[str, Any], tmp_path: Path) -> None:
+    pipe, file = pipeline(CogView3Pipeline, components), tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UserError, match=f"{file} is a file: give a folder"):
+        pipe.save_pretrained(file)
+    for given in (None, "", 5, b"x"):
+        with pytest.raises(UserError, match=f"save_pretrained is given {given!r}: give a folder"):
+            pipe.save_pretrained(given)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("given", [None, 5, b"scenes", ["scenes"]])
+def test_models_are_named_by_texts_and_paths(given: Any) -> None:
+    with pytest.raises(UserError, match=f"model is a {type(given).__name__}: give a name or a path"):
+        CogView3Pipeline.from_pretrained(given)
