@@ -53,7 +53,7 @@ class RelayLoraMixin(LoraBaseMixin):
         shown = "the LoRA" if isinstance(source, dict) else f"the LoRA {source}"
         named = kwargs.get("weight_name") or source
         kwargs.setdefault("use_safetensors", not str(named).endswith(".bin"))  # torch's own format: tensors alone
-        with as_user_error(shown, "cannot be read; give an adapter's file, a folder that holds one, or a hub name"):
+        with as_user_error(shown, "cannot be read; give an adapter's file"):
             state, alphas, metadata = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
             wrong = [key for key in state if not key.startswith(self._prefixes())]
         if wrong or not state:
