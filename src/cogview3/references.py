@@ -121,6 +121,8 @@ def find(reference: str | os.PathLike[str], mode: str | None = None) -> Referenc
     Whether there is such a mode is only seen by `Reference.settings`. Raises UserError where there is no such model or
     run, or for two modes.
     """
+    if not isinstance(reference, str | os.PathLike):
+        raise UserError(f"model is a {type(reference).__name__}: give a name or a path")
     name, named = split(os.fspath(reference))
     if None not in (named, mode) and named != mode:
         raise UserError(f"model {os.fspath(reference)!r} names mode {named!r}, and --mode {mode!r}: give one of them")

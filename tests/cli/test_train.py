@@ -60,6 +60,8 @@ def test_settings() -> None:
     told = ["guidance=4.5", "blur_estimate=carry", 'stop=["a=b"]']
     assert parse_settings(told, "") == {"guidance": 4.5, "blur_estimate": "carry", "stop": ["a=b"]}
     assert parse_settings([], "") == {}
+    with pytest.raises(UserError, match=r"--set 'name=\\udcff' is not valid UTF-8"):
+        parse_settings(["name=\udcff"], "")
     for entry in ("guidance", "=3"):
         with pytest.raises(UserError, match=re.escape(f"--set {entry!r}")):
             parse_settings([entry], "guidance=2")

@@ -302,3 +302,10 @@ def test_addresses_with_nothing_behind_them_are_refused(tars: list[str], address
     (folder / "file.zip").touch()
     with pytest.raises(UserError, match=words):
         find_shards([address if "://" in address else str(folder / address)])
+
+
+@pytest.mark.parametrize("address", ["", " "])
+def test_an_empty_address_is_not_the_root_of_all_files(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(addresses, "url_to_fs", lambda address: pytest.fail("files were looked for"))
+    with pytest.raises(UserError, match=f"address {address!r} is empty: give a path"):
+        find_shards([address])

@@ -275,3 +275,8 @@ def test_other_pipelines_are_told_by_their_class(model: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"leave out @4\+1"):
         find_system(f"{folder}@4+1", split_model("x")[2])
     assert BASELINES["sdxl"].settings == {"num_inference_steps": 50, "guidance_scale": 5.0}
+
+
+def test_more_pictures_than_anyone_waits_for_are_refused_at_once(renders: Path) -> None:
+    with pytest.raises(UserError, match=f"per-prompt {10**20}: {COUNT * 10**20} pictures; at most 1000000"):
+        evaluate(images=[renders], count=COUNT, per_prompt=10**20)

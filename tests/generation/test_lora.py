@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cogview3 import CogView3Pipeline, CogView3UpscalePipeline
 from cogview3.config import UserError
@@ -133,3 +133,126 @@ def test_wrong_adapters_are_refused(
         upscaler.load_lora_weights(prefixed("unet", make_adapter(8)))
     with pytest.raises(UserError, match="no LoRA layers"):
         CogView3Pipeline.save_lora_weights(tmp_path)
+
+
+Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+A, B = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({A: None}, f"no {Q}.lora_A.weight"),
+        ({B: None}, f"no {Q}.lora_B.weight"),
+        ({A: torch.zeros(3, 16)}, r"is \(3, 16\) and \(16, 2\), which does not fit \(16, 16\)"),
+        ({A: torch.zeros(2, 320), B: torch.zeros(320, 2)}, r"is \(2, 320\) and \(320, 2\), which does not fit"),
+        ({A: torch.zeros(0, 16), B: torch.zeros(16, 0)}, r"is \(0, 16\) and \(16, 0\)"),
+        ({A: torch.tensor(1.0)}, r"is \(\) and"),
+        ({A: torch.full((2, 16), torch.nan)}, f"{A} holds undefined numbers"),
+        ({A: torch.zeros(2, 16, dtype=torch.int64)}, f"{A} holds torch.int64 numbers"),
+        ({A: "x"}, f"{A} is a str"),
+        ({f"{Q}.weight": torch.zeros(16, 16)}, f"{Q}.weight is no weight of an adapter"),
+        ({f"{Q}.alpha": torch.tensor(torch.nan)}, f"{Q}.alpha is nan: give it a finite number"),
+        ({f"{Q}.alpha": torch.tensor(0.0)}, f"{Q}.alpha is 0.0: give it a finite number"),
+        (
+            {"unet.x.lora_A.weight": torch.zeros(2, 16), "unet.x.lora_B.weight": torch.zeros(16, 2)},
+            "is for unet.x, which",
+        ),
+        ({"unet": torch.zeros(1)}, "names start with unet, not with"),
+        ({5: torch.zeros(1)}, "cannot be read"),
+    ],
+)
+def test_adapters_that_do_not_fit_touch_nothing(
+    pipe: CogView3Pipeline, make_adapter: Callable[..., Adapter], changes: dict[Any, Any], words: str
+) -> None:
+    adapter = prefixed("unet", make_adapter(9)) | changes
+    relay = prefixed("relay_unet", make_adapter(9))
+    with pytest.raises(UserError, match=words):
+        pipe.load_lora_weights(relay | {key: each for key, each in adapter.items() if each is not None})
+    assert pipe.get_list_adapters() == {}
+    assert not [name for name, _ in pipe.relay_unet.named_modules() if "lora" in name]
+
+
+def test_alphas_beside_the_weights_scale_them(pipe: CogView3Pipeline, make_adapter: Callable[..., Adapter]) -> None:
+    adapter = prefixed("unet", make_adapter(10))
+    doubled = {name: each * 2 if name.endswith("lora_B.weight") else each for name, each in adapter.items()}
+    pipe.load_lora_weights(doubled, adapter_name="doubled")
+    expected = draw(pipe, 0)
+    pipe.unload_lora_weights()
+    alphas = {name.replace("lora_A.weight", "alpha"): torch.tensor(4.0) for name in adapter if "lora_A" in name}
+    pipe.load_lora_weights(adapter | alphas)
+    assert torch.allclose(draw(pipe, 0), expected, atol=1e-6)  # products in another order
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ("x", "cannot be read"),
+        ("[]", "metadata is a list"),
+        ('{"unet.r": 2, "unet.lora_alpha": NaN}', "unet.lora_alpha is nan"),
+        ('{"unet.r": "2", "unet.lora_alpha": 2}', "unet.r is '2'"),
+        ('{"unet.modules_to_save": ["conv_in"]}', r"unet.modules_to_save is \['conv_in'\]"),
+        ('{"unet.r": 2, "unet.newer": 1}', "is damaged or does not fit this model"),
+    ],
+)
+def test_damaged_metadata_of_adapters_is_refused(
+    pipe: CogView3Pipeline, make_adapter: Callable[..., Adapter], tmp_path: Path, metadata: str, words: str
+) -> None:
+    expected, file = draw(pipe, 0), tmp_path / "theirs.safetensors"
+    save_file(prefixed("unet", make_adapter(11)), file, metadata={"lora_adapter_metadata": metadata, "format": "pt"})
+    with pytest.raises(UserError, match=words):
+        pipe.load_lora_weights(file)
+    assert torch.equal(draw(pipe, 0), expected)
+
+
+def test_what_is_no_adapter_is_refused_by_name(
+    pipe: CogView3Pipeline, make_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    (tmp_path / "junk.safetensors").write_bytes(b"junk" * 9)
+    (tmp_path / "empty").mkdir()
+    for name in ("junk.safetensors", "empty"):
+        with pytest.raises(UserError, match=f"LoRA {tmp_path / name}: cannot be read; give an adapter's file"):
+            pipe.load_lora_weights(tmp_path / name)
+    for given, kind in ((None, "NoneType"), ([], "list"), (b"x", "bytes")):
+        with pytest.raises(UserError, match=f"the LoRA is a {kind}: give a path"):
+            pipe.load_lora_weights(given)
+    for name in ("", "a.b", 5):
+        with pytest.raises(UserError, match=f"adapter_name is {name!r}: give a name without dots"):
+            pipe.load_lora_weights(prefixed("unet", make_adapter(12)), adapter_name=name)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda pipe: pipe.set_adapters("b"), "adapter_names is 'b': choose from those loaded, a"),
+        (lambda pipe: pipe.set_adapters([]), r"adapter_names is \[\]"),
+        (lambda pipe: pipe.set_adapters(None), "adapter_names is None"),
+        (lambda pipe: pipe.set_adapters(["a"], [1.0, 2.0]), "2 weights for 1 adapters"),
+        (lambda pipe: pipe.set_adapters("a", "x"), "adapter_weights is 'x': give a finite number"),
+        (lambda pipe: pipe.set_adapters("a", {"unet": {"mid": NAN}}), "adapter_weights is nan: give a finite number"),
+        (lambda pipe: pipe.delete_adapters("b"), "adapter_names is 'b': choose from those loaded, a"),
+        (lambda pipe: pipe.fuse_lora(lora_scale=NAN), "lora_scale is nan: give a finite number"),
+        (lambda pipe: pipe.fuse_lora(adapter_names=["b"]), r"adapter_names is \['b'\]"),
+        (lambda pipe: pipe.fuse_lora(components=["vae"]), "components has 'vae': choose from unet, relay_unet"),
+        (lambda pipe: pipe.unfuse_lora(components="vae"), "components has 'vae'"),
+    ],
+)
+def test_adapters_that_are_not_there_are_named(
+    pipe: CogView3Pipeline, make_adapter: Callable[..., Adapter], call: Callable[..., Any], words: str
+) -> None:
+    pipe.load_lora_weights(prefixed("unet", make_adapter(13)), adapter_name="a")
+    with pytest.raises(UserError, match=words):
+        call(pipe)
+    assert pipe.get_active_adapters() == ["a"]
+    pipe.set_adapters("a", {"unet": 0.5})
+    pipe.fuse_lora(components="unet")
+
+
+def test_without_a_gpu_nothing_is_offloaded(pipe: CogView3Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cogview3.generation.base.get_device", lambda: "cpu")
+    for name in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        with pytest.raises(UserError, match=f"{name}: there is no GPU to offload from; leave the call out"):
+            getattr(pipe, name)()

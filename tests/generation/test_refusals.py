@@ -1,5 +1,6 @@
 """What pipelines refuse before any work, and numbers that they do not pass on."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,140 @@ def test_schedulers_that_were_put_in_later_are_checked_in_the_call(
     with pytest.raises(UserError, match=f"{part} .*{kind.__name__}"):
         pipe("a red star", **CALL)
     assert calls == []
+
+
+# Tensors that hold no usable numbers, and components that are put in later
+
+TEXT = torch.zeros(1, 12, 16)
+
+
+@pytest.mark.parametrize("name", ["latents", "prompt_embeds", "negative_prompt_embeds"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda each: each.long(), "holds torch.int64 numbers: give floats"),
+        (lambda each: each.to(torch.complex64), "holds torch.complex64 numbers: give floats"),
+        (lambda each: each / 0, "holds infinite or undefined numbers"),
+        (lambda each: each.to_sparse(), "in torch.sparse_coo: give a dense one"),
+        (lambda each: each.to("meta"), "on meta in torch.strided: give a dense one"),
+    ],
+)
+def test_tensors_that_hold_no_usable_numbers_are_refused(
+    components: dict[str, Any], calls: list[str], name: str, change: Any, words: str
+) -> None:
+    given = change(torch.zeros(1, 4, 4, 4) if name == "latents" else TEXT)
+    texts = {"prompt": "a red star"} if name == "latents" else {"prompt_embeds": TEXT}
+    with pytest.raises(UserError, match=f"{name} .*{words}"):
+        pipeline(CogView3Pipeline, components)(**texts | {name: given}, **CALL)
+    pictures = {"latents": torch.zeros(1, 4, 4, 4)} | ({} if name == "latents" else {"prompt_embeds": TEXT})
+    with pytest.raises(UserError, match=f"{name} .*{words}"):
+        pipeline(CogView3UpscalePipeline, components)(**pictures | {name: given}, **CALL)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"prompt_embeds": None}, "prompt_embeds as a NoneType"),
+        (
+            {"prompt_embeds": torch.zeros(2, 16)},
+            r"prompt_embeds \(2, 16\): give a tensor of shape \(pictures, tokens, 16",
+        ),
+        ({"prompt_embeds": torch.tensor(1.0)}, r"prompt_embeds \(\): give"),
+        ({"negative_prompt_embeds": torch.zeros(1, 12, 17)}, r"negative_prompt_embeds \(1, 12, 17\): give"),
+        ({"prompt_embeds": TEXT.long()}, "the callback's prompt_embeds holds torch.int64 numbers"),
+        ({"latents": torch.zeros(1, 4, 4, 4) / 0}, "the callback's latents holds infinite or undefined numbers"),
+        ({"latents": torch.zeros(1, 4, 4, 4) > 0}, "the callback's latents holds torch.bool numbers"),
+        ({"latents": torch.zeros(1, 4, 4, 4, device="meta")}, "the callback's latents is a tensor on meta"),
+        ({"rows": [False]}, r"the callback gave rows \[False\]"),
+        ({"rows": [0, "a"]}, r"the callback gave rows \[0, 'a'\]"),
+        ({"rows": [[0]]}, r"the callback gave rows \[\[0\]\]"),
+    ],
+)
+def test_what_a_callback_must_not_give(components: dict[str, Any], changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pipeline(CogView3Pipeline, components)("a red star", callback_on_step_end=lambda *_: changed, **CALL)
+
+
+@pytest.mark.parametrize("names", [[2], [None], [b"latents"]])
+def test_names_for_callbacks_are_texts(components: dict[str, Any], names: list[Any]) -> None:
+    call = {"callback_on_step_end": lambda *_: {}, "callback_on_step_end_tensor_inputs": names}
+    with pytest.raises(UserError, match=f"tensor_inputs has {names[0]}: choose from latents"):
+        pipeline(CogView3Pipeline, components)("a red star", **call, **CALL)
+
+
+@pytest.mark.parametrize("kind", [CogView3Pipeline, CogView3UpscalePipeline])
+def test_components_that_are_missing_or_no_networks_are_named(components: dict[str, Any], kind: Any) -> None:
+    needed = "unet" if kind is CogView3Pipeline else "relay_unet"
+    call = CALL | ({"prompt": "a red star"} if kind is CogView3Pipeline else {"image": torch.zeros(3, 16, 16)})
+    for name in ("vae", needed):
+        pipe = pipeline(kind, components)
+        setattr(pipe, name, None)
+        with pytest.raises(UserError, match=f"this pipeline has no {name}: load the complete model"):
+            pipe(**call)
+    for name in ("unet", "relay_unet", "text_encoder", "tokenizer"):
+        for wrong in (5, "x", torch.nn.Linear(2, 2)):
+            with pytest.raises(UserError, match=f"{name} is a {type(wrong).__name__}: give a "):
+                kind(**components | {name: wrong})
+
+
+def test_a_scheduler_is_no_class(components: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="scheduler is the class DDIMScheduler: give one of it"):
+        CogView3Pipeline(**components | {"scheduler": DDIMScheduler})
+
+
+def test_arrays_of_the_other_byte_order_are_pictures(components: dict[str, Any]) -> None:
+    picture = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    given = inputs.to_pixels(picture.astype(picture.dtype.newbyteorder()))
+    assert torch.equal(given, inputs.to_pixels(picture))
+    for name in ("image", "mask_image"):
+        wrong = {"image": Image.new("RGB", (32, 32)), name: torch.zeros(32, 32).expand(3, -1, -1).to_sparse()}
+        with pytest.raises(UserError, match=f"{name} is a tensor on cpu in torch.sparse_coo"):
+            pipeline(CogView3Pipeline, components)("a red star", **wrong, **CALL)
+
+
+def test_masks_are_refused_by_their_sides_too(components: dict[str, Any]) -> None:
+    mask = np.broadcast_to(np.zeros(1, bool), (100_000, 100_000))
+    with pytest.raises(UserError, match="mask_image is 100000x100000: give at most 8192x8192"):
+        pipeline(CogView3Pipeline, components)("a", image=Image.new("RGB", (32, 32)), mask_image=mask, **CALL)
+
+
+def test_no_pictures_and_no_prompts_are_refused(components: dict[str, Any]) -> None:
+    pipe = pipeline(CogView3UpscalePipeline, components)
+    with pytest.raises(UserError, match=r"latents is \(0, 4, 4, 4\): give at least one picture"):
+        pipe(latents=torch.zeros(0, 4, 4, 4), **CALL)
+    with pytest.raises(UserError, match=r"prompt_embeds is \(0, 12, 16\): give at least one prompt"):
+        pipe(torch.zeros(3, 16, 16), prompt_embeds=torch.zeros(0, 12, 16), **CALL)
+
+
+# Pipelines around other pipelines, and where they are saved
+
+
+def test_pipelines_are_made_of_pipelines(components: dict[str, Any]) -> None:
+    pipe = pipeline(CogView3Pipeline, components)
+    for given, kind in ((None, "NoneType"), ("scenes", "str"), (CogView3Pipeline, "type")):
+        with pytest.raises(UserError, match=f"from_pipe is given a {kind}: give a loaded pipeline"):
+            CogView3UpscalePipeline.from_pipe(given)
+    with pytest.raises(UserError, match="a CogView3Pipeline has no unett: choose from tokenizer, text_encoder, vae"):
+        CogView3Pipeline.from_pipe(pipe, unett=components["unet"])
+    for dtype in ("x", torch.int8):
+        with pytest.raises(UserError, match=f"dtype is {dtype!r}: give torch.float32"):
+            CogView3Pipeline.from_pipe(pipe, dtype=dtype)
+    assert CogView3Pipeline.from_pipe(pipe, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_pipelines_are_saved_in_folders(components: dict[str, Any], tmp_path: Path) -> None:
+    pipe, file = pipeline(CogView3Pipeline, components), tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(UserError, match=f"{file} is a file: give a folder"):
+        pipe.save_pretrained(file)
+    for given in (None, "", 5, b"x"):
+        with pytest.raises(UserError, match=f"save_pretrained is given {given!r}: give a folder"):
+            pipe.save_pretrained(given)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("given", [None, 5, b"scenes", ["scenes"]])
+def test_models_are_named_by_texts_and_paths(given: Any) -> None:
+    with pytest.raises(UserError, match=f"model is a {type(given).__name__}: give a name or a path"):
+        CogView3Pipeline.from_pretrained(given)

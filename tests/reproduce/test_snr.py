@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,10 @@ def test_bad_sizes_are_refused(sizes: str) -> None:
     with pytest.raises(UserError, match="--sizes"):
         parse_sides(sizes)
     assert parse_sides("32,64,128") == [32, 64, 128]
+
+
+def test_plain_pictures_have_no_ratio_to_compare() -> None:
+    spectra = snr.measure([np.full((64, 64, 3), 255, np.uint8)], [32, 64])["spectra"]
+    plain = [replace(spectrum, signal=np.zeros_like(spectrum.signal)) for spectrum in spectra]
+    found = snr.lines({"spectra": plain, "starts": []})
+    assert found[1].endswith("ratio of low frequencies 0 at noise level 1, 1 times that at 32")

@@ -225,3 +225,13 @@ def test_a_models_own_sampling_is_kept_where_its_base_is_taken(
     assert "relay_power" not in table["modes"]["2+1"]
     export_runs(runs, tmp_path / "third", relay=None)  # of runs alone
     assert json.loads((tmp_path / "third" / "sampling.json").read_text())["modes"]["50+10"]["guidance"] == 7.5
+
+
+@pytest.mark.parametrize("text", ["null", "[" * 100_000, "{}"])
+@pytest.mark.parametrize("file", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_damaged_configurations_of_runs_are_named(runs: Path, tmp_path: Path, file: str, text: str) -> None:
+    shutil.copytree(runs / "base" / "weights", tmp_path / "base" / "weights")
+    (tmp_path / "base" / "weights" / file).write_text(text)
+    with pytest.raises(UserError, match=f"{tmp_path / 'base' / 'weights' / file} is damaged: copy or export it again"):
+        export_runs(runs, tmp_path / "out", base=tmp_path / "base")
+    assert not (tmp_path / "out").exists()

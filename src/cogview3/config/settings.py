@@ -20,12 +20,15 @@ def parse_setting(entry: str, example: str, form: str = "KEY=VALUE") -> tuple[st
     """Key and value of one entry: numbers, true, [1, 2], "text", {"a": 1}, null, or any other text as it is.
 
     Raises:
-        UserError: no key, no equals sign, or a value that is too long or nested too deeply; shows `form` and `example`.
+        UserError: no key, no equals sign, text that is not Unicode, or a value that is too long or nested too deeply;
+            shows `form` and `example`.
     """
     key, equals, text = entry.partition("=")
     key, text = key.strip(), text.strip()
     if not key or not equals:
         raise UserError(f"--set {entry!r}: write {form}, such as {example}")
+    if any("\ud800" <= letter <= "\udfff" for letter in entry):
+        raise UserError(f"--set {entry!r} is not valid UTF-8; check the terminal's encoding")
     if len(text) > MAX_VALUE:
         raise UserError(f"--set {key}: more than {MAX_VALUE} characters")
     try:

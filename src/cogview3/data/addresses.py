@@ -35,7 +35,9 @@ class NotAFileError(OSError):
 
 
 def filesystem(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it. Raises UserError for an unknown protocol."""
+    """The fsspec file system of an address, and the path in it. Raises UserError for none, or an unknown protocol."""
+    if not address.strip():  # fsspec would take the root of all files
+        raise UserError(f"address {address!r} is empty: give a path, . for the current folder")
     try:
         fs, path = url_to_fs(address)
     except (ImportError, ValueError) as error:

@@ -27,6 +27,9 @@ from cogview3.evaluation.workers import fill
 from cogview3.models.modes import Overrides
 from cogview3.prompts.expand import Expander
 
+MAX_PICTURES = 1_000_000
+"""Most pictures that are drawn of one model."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -110,7 +113,10 @@ def evaluate(
     given = Overrides(**overrides)
     systems: list[System] = [find_system(model, given) for model in models]
     _check_responses(systems, responses)
-    loaded = [prompt for prompt in load_prompts(prompts, count) for _ in range(per_prompt)]
+    asked = load_prompts(prompts, count)
+    if (pictures := len(asked) * per_prompt) > MAX_PICTURES:
+        raise UserError(f"per-prompt {per_prompt}: {pictures} pictures; at most {MAX_PICTURES} are drawn of a model")
+    loaded = [prompt for prompt in asked for _ in range(per_prompt)]
     systems += [Folder(folder, loaded, per_prompt) for folder in images]
     make_metrics(metrics, loaded, seed, setting)
     if len(systems) > 1 and (responses or any(METRICS[name].needs_one_size for name in metrics)):

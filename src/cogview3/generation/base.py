@@ -11,11 +11,12 @@ from diffusers.callbacks import IPAdapterScaleCutoffCallback, MultiPipelineCallb
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.utils.torch_utils import get_device
 
 from cogview3.config import UserError
 from cogview3.generation import inputs
 from cogview3.generation.calls import Generators, RelayPipelineOutput, StepCallback
-from cogview3.generation.components import check_components, check_relay_scheduler
+from cogview3.generation.components import check_components, check_networks, check_relay_scheduler
 from cogview3.generation.denoising import DenoisingMixin, Run
 from cogview3.generation.latents import LIGHT_COMPONENTS, LatentsMixin
 from cogview3.generation.loading import vae_factor
@@ -105,7 +106,28 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         """Set `_interrupt` in a callback to stop: the rest is left out, and what is there is decoded."""
         return self._interrupt
 
+    # Offloading
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """As diffusers' own. Raises UserError where no device is given and there is no GPU."""
+        _check_accelerator("enable_model_cpu_offload", device)
+        super().enable_model_cpu_offload(gpu_id, device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As diffusers' own. Raises UserError where no device is given and there is no GPU."""
+        _check_accelerator("enable_sequential_cpu_offload", device)
+        super().enable_sequential_cpu_offload(gpu_id, device)
+
     # Settings of a call
+
+    def _check_required(self) -> None:
+        """Refuse to draw without a component that is needed, or with one that was put in later and does not fit."""
+        for name in self._required_components:
+            if getattr(self, name, None) is None:
+                raise UserError(f"this pipeline has no {name}: load the complete model, or give it one")
+        check_networks(self.components)
 
     def _relay_settings(
         self, settled: Mode, count: Any, start: Any, eta: Any, tile_size: Any, keep_colors: bool = False
@@ -175,7 +197,7 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         if not isinstance(callback_tensors, list | tuple):
             raise UserError(f"callback_on_step_end_tensor_inputs is {callback_tensors!r}: give a list of names")
         allowed = self._callback_tensor_inputs
-        if unknown := [name for name in callback_tensors if name not in allowed]:
+        if unknown := [str(name) for name in callback_tensors if name not in allowed]:
             raise UserError(
                 f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}: choose from {', '.join(allowed)}"
             )
@@ -229,6 +251,11 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
         )
         latents = scheduler.add_start_noise(low_res_latents, noise)
         return self._denoise(stage, latents, run)
+
+
+def _check_accelerator(call: str, device: torch.device | str | None) -> None:
+    if device is None and get_device() == "cpu":
+        raise UserError(f"{call}: there is no GPU to offload from; leave the call out")
 
 
 def _takes_four(function: StepCallback) -> bool:

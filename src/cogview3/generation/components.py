@@ -14,6 +14,12 @@ from cogview3.diffusion.schedule import base_timesteps
 from cogview3.errors import one_line
 
 AUTOENCODERS = (AutoencoderKL, AsymmetricAutoencoderKL, AutoencoderTiny)
+_KINDS = {
+    "unet": "a UNet2DConditionModel",
+    "relay_unet": "a UNet2DConditionModel",
+    "text_encoder": "a T5EncoderModel",
+    "tokenizer": "a T5Tokenizer",
+}
 _OF_SCHEDULERS = ("scale_model_input", "add_noise", "init_noise_sigma")
 
 
@@ -22,7 +28,19 @@ def check_components(components: Mapping[str, Any]) -> None:
 
     Raises UserError naming the component, its class or size, and what will do.
     """
+    check_networks(components)
+    if components.get("scheduler") is not None:
+        check_base_scheduler(components["scheduler"])
+    check_relay_scheduler(components.get("relay_scheduler"))
+
+
+def check_networks(components: Mapping[str, Any]) -> None:
+    """The checks of `check_components` but for schedulers. Raises UserError."""
     vae, text_encoder = components.get("vae"), components.get("text_encoder")
+    for name, what in _KINDS.items():
+        given = components.get(name)
+        if given is not None and not hasattr(given, "tokenize" if name == "tokenizer" else "config"):
+            raise UserError(f"{name} is a {type(given).__name__}: give {what}")
     if vae is not None and not isinstance(getattr(vae, "_orig_mod", vae), AUTOENCODERS):
         known = " or ".join(kind.__name__ for kind in AUTOENCODERS)
         raise UserError(f"vae is a {type(vae).__name__}: give {known}")
@@ -45,9 +63,6 @@ def check_components(components: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{name} takes text {text} wide, but the text encoder gives {width}: give networks that belong together"
             )
-    if components.get("scheduler") is not None:
-        check_base_scheduler(components["scheduler"])
-    check_relay_scheduler(components.get("relay_scheduler"))
 
 
 def check_relay_scheduler(scheduler: Any) -> None:
@@ -59,6 +74,8 @@ def check_relay_scheduler(scheduler: Any) -> None:
 def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
     """Refuse a scheduler that cannot take the published steps, `tried` on a copy of it. Raises UserError."""
     kind, mend = type(scheduler).__name__, "give another, such as EulerDiscreteScheduler"
+    if isinstance(scheduler, type):
+        raise UserError(f"scheduler is the class {scheduler.__name__}: give one of it, such as by from_config")
     if "timesteps" not in inspect.signature(getattr(scheduler, "set_timesteps", _nothing)).parameters:
         raise UserError(f"scheduler {kind} takes no list of timesteps: {mend}")
     if scheduler.config.get("num_train_timesteps") is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.models import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -15,6 +16,7 @@ from cogview3.config import UserError
 from cogview3.generation.attention import constant_text, project_text
 from cogview3.generation.calls import StepCallback
 from cogview3.generation.compiling import compile_networks
+from cogview3.generation.inputs import check_floats
 from cogview3.generation.masks import Keep, Masked
 from cogview3.generation.tiles import blend_tiles
 from cogview3.models.unet import guidance_condition, size_conditions, takes_guidance
@@ -207,6 +209,8 @@ class DenoisingMixin(DiffusionPipeline):
         changed = run.callback(self, step, timestep, given) or {}
         _check_changed(changed, latents)
         for name in ("prompt_embeds", "negative_prompt_embeds"):
+            if changed.get(name) is not None:
+                _check_embeds(name, changed[name], run.prompt_embeds)
             setattr(run, name, _kept(name, tensors[name], changed.get(name, tensors[name]), len(latents)))
         if {"prompt_embeds", "negative_prompt_embeds"} & (given.keys() | changed.keys()):
             run.text = None  # it may have been changed in place, too
@@ -220,12 +224,21 @@ def _check_changed(changed: Any, latents: torch.Tensor) -> None:
     if not isinstance(changed, Mapping):
         raise UserError(f"the callback gave a {type(changed).__name__}: give a dictionary of tensors, or nothing")
     for name, value in changed.items():
-        known = torch.Tensor if name == "latents" else torch.Tensor | None
+        known = torch.Tensor | None if name == "negative_prompt_embeds" else torch.Tensor
         if name in ("latents", "prompt_embeds", "negative_prompt_embeds") and not isinstance(value, known):
             raise UserError(f"the callback gave {name} as a {type(value).__name__}: give a tensor")
     given = changed.get("latents", latents)
     if given.shape != latents.shape:
         raise UserError(f"the callback gave latents {tuple(given.shape)}: give {tuple(latents.shape)}, as they were")
+    check_floats("the callback's latents", given)
+
+
+def _check_embeds(name: str, given: torch.Tensor, own: torch.Tensor) -> None:
+    """Refuse embeddings of a callback that no UNet takes, but for their number; `own` are the prompts' so far."""
+    if given.ndim != 3 or given.shape[2] != own.shape[2]:
+        shape = f"(pictures, tokens, {own.shape[2]})"
+        raise UserError(f"the callback gave {name} {tuple(given.shape)}: give a tensor of shape {shape}")
+    check_floats(f"the callback's {name}", given)
 
 
 def _kept(name: str, own: torch.Tensor | None, given: torch.Tensor | None, rows: int) -> torch.Tensor | None:
@@ -298,6 +311,7 @@ def keep_rows(value: Any, rows: Sequence[int], count: int) -> Any:
 def check_rows(rows: Any, count: int) -> list[int]:
     """The pictures that a callback wants to go on with, of `count`. Raises UserError for what names none of them."""
     named = list(rows) if isinstance(rows, list | tuple | range) else []
-    if not named or sorted(set(named)) != named or not set(named) <= set(range(count)):
+    whole = all(isinstance(row, int | np.integer) and not isinstance(row, bool) for row in named)
+    if not named or not whole or sorted(set(named)) != named or not set(named) <= set(range(count)):
         raise UserError(f"the callback gave rows {rows!r}: give the rising indices of some of the {count} pictures")
     return named

@@ -60,7 +60,24 @@ def to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
     """An array as a tensor with memory of its own; one that holds no numbers is a UserError."""
     if array.dtype.kind not in "biuf":
         raise UserError(f"{name} is an array of {array.dtype}: give floats in 0..1 or uint8")
-    return torch.from_numpy(np.array(array))
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+
+
+def check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that is sparse, or that holds no numbers at all. Raises UserError."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        raise UserError(
+            f"{name} is a tensor on {tensor.device} in {tensor.layout}: give a dense one that holds numbers"
+        )
+
+
+def check_floats(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that is not of finite floats. Raises UserError."""
+    check_dense(name, tensor)
+    if not tensor.is_floating_point():
+        raise UserError(f"{name} holds {tensor.dtype} numbers: give floats")
+    if not tensor.float().isfinite().all():
+        raise UserError(f"{name} holds infinite or undefined numbers: give finite ones")
 
 
 def check_generators(given: Any, pictures: int) -> torch.Generator | list[torch.Generator] | None:
@@ -154,6 +171,7 @@ def _one_to_pixels(image: Any) -> torch.Tensor:
         raise UserError(f"image is {type(image).__name__}: give PIL pictures, numpy arrays or tensors")
     if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.numel():
         raise UserError(f"image has shape {tuple(image.shape)} (channels first): give 3 color channels")
+    check_dense("image", image)
     if image.dtype == torch.uint8:
         image = image / 255
     if not image.is_floating_point():

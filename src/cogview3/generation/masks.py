@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cogview3.config import UserError
-from cogview3.generation.inputs import cover, to_tensor
+from cogview3.generation.inputs import MAX_SIDE, check_dense, cover, raw_sizes, to_tensor
 from cogview3.generation.scheduler import RelayScheduler
 
 Keep = Callable[[torch.Tensor, int], torch.Tensor]
@@ -106,6 +106,9 @@ def to_mask(mask: Image.Image | np.ndarray | torch.Tensor | Sequence[Any]) -> to
     entries = list(mask) if isinstance(mask, list | tuple) else [mask]
     if not entries:
         raise UserError("mask_image is an empty list: give at least one mask")
+    for width, height in raw_sizes(entries):
+        if width * height > MAX_SIDE**2:
+            raise UserError(f"mask_image is {width}x{height}: give at most {MAX_SIDE}x{MAX_SIDE} pixels")
     masks = [_one_mask(entry) for entry in entries]
     if len({tuple(each.shape[2:]) for each in masks}) > 1:
         raise UserError("mask_image holds masks of several sizes: give them in one")
@@ -123,6 +126,9 @@ def _one_mask(mask: Any) -> torch.Tensor:
         mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
     if mask.ndim != 4 or mask.shape[1] != 1 or not mask.numel():
         raise UserError(f"mask_image has shape {tuple(mask.shape)}: give one channel, such as (height, width)")
+    check_dense("mask_image", mask)
+    if mask.is_complex():
+        raise UserError(f"mask_image holds {mask.dtype} numbers: give floats in 0..1, bool or uint8")
     values: torch.Tensor = mask.float() / 255 if mask.dtype == torch.uint8 else mask.float()
     if not (values.isfinite().all() and values.min() >= 0 and values.max() <= 1):
         raise UserError("mask_image has values outside 0..1: give floats in 0..1, bool or uint8")

@@ -220,6 +220,7 @@ class CogView3Pipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
+        self._check_required()
         settled = self.settle(
             Overrides(
                 steps=num_inference_steps,
@@ -300,6 +301,8 @@ class CogView3Pipeline(RelayPipelineBase):
             raise UserError(f"latents is {type(latents).__name__}: give a tensor of shape {shape}")
         if latents is not None and tuple(latents.shape) != shape:
             raise UserError(f"latents are {tuple(latents.shape)}: give {shape} for this size and number of pictures")
+        if latents is not None:
+            inputs.check_floats("latents", latents)
         return shape
 
     def _base_size(self, height: int | None, width: int | None, num_relays: int) -> tuple[int, int]:

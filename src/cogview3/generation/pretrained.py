@@ -181,8 +181,13 @@ class ModePipeline(DiffusionPipeline):
 
         Other modes, and an expander, that the model's folder holds are no components: a warning names what is left out.
 
-        Raises UserError where adapters are loaded, or weights are quantized, which such a folder cannot hold.
+        Raises UserError where adapters are loaded, or weights are quantized, which such a folder cannot hold, and for
+        what is no folder.
         """
+        if not isinstance(save_directory, str | os.PathLike) or not os.fspath(save_directory):
+            raise UserError(f"save_pretrained is given {save_directory!r}: give a folder")
+        if os.path.isfile(save_directory):
+            raise UserError(f"{os.fspath(save_directory)} is a file: give a folder")
         for name, unet in self._unets().items():
             if getattr(unet, "peft_config", None):
                 raise UserError(
@@ -230,10 +235,14 @@ class ModePipeline(DiffusionPipeline):
             kwargs: components in place of the other's; `dtype`, which all networks are cast to, in both pipelines.
 
         Raises:
-            UserError: the other one lacks a component that this one cannot do without.
+            UserError: no pipeline of ours, no such component, or none where this one cannot do without.
         """
-        dtypes = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        if not isinstance(pipeline, ModePipeline):
+            raise UserError(f"from_pipe is given a {type(pipeline).__name__}: give a loaded pipeline of cogview3")
+        dtypes = [_number_format(given) for name in ("dtype", "torch_dtype") if (given := kwargs.pop(name, None))]
         known = inspect.signature(cls.__init__).parameters
+        if unknown := [name for name in kwargs if name not in known]:
+            raise UserError(f"a {cls.__name__} has no {unknown[0]}: choose from {', '.join(list(known)[1:])}")
         components = {name: each for name, each in pipeline.components.items() if name in known} | kwargs
         if missing := [name for name in cls._required_components if components.get(name) is None]:
             raise UserError(
@@ -242,8 +251,8 @@ class ModePipeline(DiffusionPipeline):
             )
         new = cls(**{"mode": pipeline.mode} | components)
         new.register_to_config(_name_or_path=pipeline.name_or_path)
-        if any(dtypes):
-            new.to(dtype=dtypes[0] or dtypes[1])
+        if dtypes:
+            new.to(dtype=dtypes[0])
         shared = ["compiled", "vae_tile_size", "prompt_cache", "prompt_expander"]
         for name in shared + ["mode_name"] * ("mode" not in kwargs):
             if hasattr(pipeline, name):

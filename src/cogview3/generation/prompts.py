@@ -9,6 +9,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import UserError
+from cogview3.generation.inputs import check_floats
 from cogview3.models.unet import takes_guidance
 from cogview3.prompts.cache import PromptCache
 from cogview3.prompts.encode import check_prompt, embed_text, warn_of_cuts
@@ -164,6 +165,9 @@ class PromptsMixin(DiffusionPipeline):
                 raise UserError(
                     f"{name}_embeds is {shape}: give a tensor of shape (B, tokens, {width}), as encode_prompt does"
                 )
+            if not len(embeds):
+                raise UserError(f"{name}_embeds is {tuple(embeds.shape)}: give at least one prompt")
+            check_floats(f"{name}_embeds", embeds)
             return len(embeds)
         if text is None:
             return 0

@@ -175,6 +175,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
+        self._check_required()
         guidance = inputs.check_guidance("guidance_scale", guidance_scale)
         settled = self.settle(
             Overrides(relay_steps=num_inference_steps, relay_guidance=guidance, light=light, relay_start=relay_start)
@@ -235,6 +236,9 @@ class CogView3UpscalePipeline(RelayPipelineBase):
         if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or latents.shape[1] != channels:
             shape = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise UserError(f"latents is {shape}: give a tensor of shape (B, {channels}, height / 8, width / 8)")
+        if not len(latents):
+            raise UserError(f"latents is {tuple(latents.shape)}: give at least one picture")
+        inputs.check_floats("latents", latents)
         height, width = (side * self.vae_scale_factor for side in latents.shape[2:])
         inputs.check_enlarged(width, height, num_relays, self._least_side)
         return latents

@@ -61,6 +61,8 @@ def check_folder(folder: Path) -> None:
             regular(path)
     for path in sorted(path for path in folder.glob("*.json") if _READ.fullmatch(path.name)):
         held = read_json(path, "copy or export it again", _MOST_BYTES[bool(_LARGE.fullmatch(path.name))])
+        if not held and path.name in ("config.json", "scheduler_config.json"):  # libraries would fill in their own
+            raise UserError(f"{path} is damaged: copy or export it again (it holds no entries)")
         if path.name == "tokenizer.json":
             _check_tokenizer(path, held)
         if _SHARDS.fullmatch(path.name):

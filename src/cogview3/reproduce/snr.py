@@ -257,7 +257,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         least = min(ratios, default=0)
         sentences += [
             f"{kind} {side}: signal-to-noise ratio of low frequencies {ratio:.4g} at noise level 1, "
-            f"{ratio / ratios[least]:.3g} times that at {least}"
+            f"{ratio / ratios[least] if ratios[least] else 1:.3g} times that at {least}"  # plain pictures have none
             for side, ratio in ratios.items()
         ]
     sentences += [

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedToken
 from cogview3 import checkpoints
 from cogview3.config import UserError, distillation_of
 from cogview3.errors import one_line
-from cogview3.generation.loading import check_target, folder_sizes
+from cogview3.generation.loading import check_component, check_target, folder_sizes
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import load_unet, save_int8
@@ -125,7 +125,7 @@ def _forget_origins(folder: Path) -> None:
 
 
 def _assemble(vae: str, text: str, base: str, relay: str | None, light: dict[str, str]) -> CogView3Pipeline:
-    folder = weights_folder
+    folder = _sound_folder
     relay_parts: dict[str, Any] = {}
     if relay is not None:
         scheduler = RelayScheduler.from_pretrained(folder(relay, "relay_scheduler"))
@@ -144,12 +144,19 @@ def _assemble(vae: str, text: str, base: str, relay: str | None, light: dict[str
     )
 
 
+def _sound_folder(reference: str, component: str) -> Path:
+    """`weights_folder`, checked before a library reads it. Raises UserError where a file in it is damaged."""
+    folder = weights_folder(reference, component)
+    check_component(folder)
+    return folder
+
+
 def _load_unet(reference: str, component: str, mode: str | None = None, whole: bool = False) -> UNet2DConditionModel:
     """A UNet of the default mode, or of a distilled one: only the latter's may, and must, take guidance.
 
     `whole`: with all its digits, to be rounded to a byte.
     """
-    unet = load_unet(weights_folder(reference, component), torch.float32 if whole else torch.float16)
+    unet = load_unet(_sound_folder(reference, component), torch.float32 if whole else torch.float16)
     if mode is None and takes_guidance(unet):
         option = "--base" if component == "unet" else "--relay"
         raise UserError(f"{option} {reference} is distilled; give it with --mode, and what it was distilled from here")
