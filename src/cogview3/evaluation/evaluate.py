@@ -114,8 +114,8 @@ def evaluate(
     systems: list[System] = [find_system(model, given) for model in models]
     _check_responses(systems, responses)
     asked = load_prompts(prompts, count)
-    if (pictures := len(asked) * per_prompt) > MAX_PICTURES:
-        raise UserError(f"per-prompt {per_prompt}: {pictures} pictures; at most {MAX_PICTURES} are drawn of a model")
+    if (wanted := len(asked) * per_prompt) > MAX_PICTURES:
+        raise UserError(f"per-prompt {per_prompt}: {wanted} pictures; at most {MAX_PICTURES} are drawn of a model")
     loaded = [prompt for prompt in asked for _ in range(per_prompt)]
     systems += [Folder(folder, loaded, per_prompt) for folder in images]
     make_metrics(metrics, loaded, seed, setting)

@@ -111,14 +111,14 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """As diffusers' own. Raises UserError where no device is given and there is no GPU."""
         _check_accelerator("enable_model_cpu_offload", device)
-        super().enable_model_cpu_offload(gpu_id, device)
+        super().enable_model_cpu_offload(gpu_id, **({} if device is None else {"device": device}))
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
         """As diffusers' own. Raises UserError where no device is given and there is no GPU."""
         _check_accelerator("enable_sequential_cpu_offload", device)
-        super().enable_sequential_cpu_offload(gpu_id, device)
+        super().enable_sequential_cpu_offload(gpu_id, **({} if device is None else {"device": device}))
 
     # Settings of a call
 

@@ -103,7 +103,7 @@ def to_mask(mask: Image.Image | np.ndarray | torch.Tensor | Sequence[Any]) -> to
     Raises:
         UserError: anything else, values out of range, or sizes that differ.
     """
-    entries = list(mask) if isinstance(mask, list | tuple) else [mask]
+    entries: list[Any] = list(mask) if isinstance(mask, list | tuple) else [mask]
     if not entries:
         raise UserError("mask_image is an empty list: give at least one mask")
     for width, height in raw_sizes(entries):
