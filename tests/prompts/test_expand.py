@@ -302,6 +302,9 @@ def test_folders_that_hold_no_language_model(tmp_path: Path, make_unet: Callable
     with pytest.raises(UserError, match=r"config.json is missing"):
         LocalWriter(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{tmp_path / 'config.json'} is damaged"):
+        LocalWriter(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": []}')
     with pytest.raises(UserError, match=f"{tmp_path}: no language model"):
         LocalWriter(tmp_path)
     config = LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1,

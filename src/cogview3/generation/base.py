@@ -122,10 +122,13 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
 
     # Settings of a call
 
-    def _check_required(self) -> None:
-        """Refuse to draw without a component that is needed, or with one that was put in later and does not fit."""
+    def _check_required(self, output_type: Any) -> None:
+        """Refuse to draw without a component that is needed, or with one that was put in later and does not fit.
+
+        A base's latents are drawn without a VAE, as distillation does.
+        """
         for name in self._required_components:
-            if getattr(self, name, None) is None:
+            if getattr(self, name, None) is None and (name, output_type) != ("vae", "latent"):
                 raise UserError(f"this pipeline has no {name}: load the complete model, or give it one")
         check_networks(self.components)
 

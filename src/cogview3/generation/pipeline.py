@@ -220,7 +220,7 @@ class CogView3Pipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
-        self._check_required()
+        self._check_required(output_type)
         settled = self.settle(
             Overrides(
                 steps=num_inference_steps,

@@ -175,7 +175,7 @@ class CogView3UpscalePipeline(RelayPipelineBase):
             UserError: wrong arguments, before any work.
             FloatingPointError: a stage overflowed, in float16 say.
         """
-        self._check_required()
+        self._check_required(output_type)
         guidance = inputs.check_guidance("guidance_scale", guidance_scale)
         settled = self.settle(
             Overrides(relay_steps=num_inference_steps, relay_guidance=guidance, light=light, relay_start=relay_start)
