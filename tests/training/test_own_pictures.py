@@ -130,7 +130,8 @@ def test_captions_are_told_their_pictures_both_ways(tars: str, monkeypatch: pyte
     batch = objective.batch(0, [0, 1, 2])
     batch["tokens"][2] = batch["tokens"][1]  # one caption of two pictures
     likeness = torch.tensor([[0.9, 0.1, -0.2], [0.3, 0.2, 0.4], [0.3, 0.2, 0.4]])
-    monkeypatch.setattr(objective.trained, "compare", lambda *_: likeness)
+    monkeypatch.setattr(objective.trained, "read", lambda *_: likeness)
+    monkeypatch.setattr(objective.trained, "look", lambda *_: torch.eye(3))
     rows, columns = ((2 * values).log_softmax(1) for values in (likeness, likeness.T))
     wanted = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]])
     expected = -((wanted * rows).sum(1).mean() + (wanted * columns).sum(1).mean()) / 2

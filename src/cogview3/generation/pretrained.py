@@ -360,7 +360,8 @@ def check_weights_used(folder: Path, module: torch.nn.Module) -> None:
     """
     known, more = module.state_dict().keys(), _MORE[isinstance(module, PreTrainedModel)]
     unused: list[str] = []
-    for file in sorted(folder.glob("*.safetensors")):
+    names_of_weights = ("model*.safetensors", "diffusion_pytorch_model*.safetensors")  # an adapter may lie beside them
+    for file in sorted(file for name in names_of_weights for file in folder.glob(name)):
         with safe_open(file, "pt") as tensors:
             names = {name.removesuffix(SCALE) for name in tensors.keys()}  # noqa: SIM118, no dictionary
         unused += sorted(name for name in names - known if not more.search(name))

@@ -157,10 +157,13 @@ class PairTraining(SourcedTraining, LanguageTraining):
         if self.weights.masked:
             losses["masked"] = functional.cross_entropy(*self._guessed(batch), reduction="sum")
             losses["masked"] = losses["masked"] / batch["hidden"].sum().clamp(min=1)
+        if self.weights.contrastive or self.weights.swapped:
+            texts = self.trained.read(batch["tokens"], self.tokenizer.pad_token_id)
+            seen = self.trained.look(batch["pictures"])
         if self.weights.contrastive:
-            losses["contrastive"] = self._contrast(batch)
+            losses["contrastive"] = self._contrast(batch["tokens"], texts, seen)
         if self.weights.swapped:
-            losses["swapped"] = self._order(batch)
+            losses["swapped"] = self._order(batch, texts, seen)
         return {"loss": weighted(losses, self.weights), **losses}
 
     def _guessed(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -169,20 +172,17 @@ class PairTraining(SourcedTraining, LanguageTraining):
         encoded = self.trained.encode(tokens.masked_fill(hidden, self.tokenizer.unk_token_id))
         return self.trained.words(encoded[hidden]).float(), tokens[hidden]
 
-    def _contrast(self, batch: Batch) -> Tensor:
+    def _contrast(self, tokens: Tensor, texts: Tensor, seen: Tensor) -> Tensor:
         """Mean cross entropy of both directions; equal captions share their pictures."""
-        tokens = batch["tokens"]
-        logits = self.trained.compare(tokens, batch["pictures"], self.tokenizer.pad_token_id)
-        logits = logits / self.weights.temperature
+        logits = texts @ seen.T / self.weights.temperature
         same = (tokens[:, None] == tokens[None]).all(2).float()
         targets = same / same.sum(1, keepdim=True)
         return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
 
-    def _order(self, batch: Batch) -> Tensor:
+    def _order(self, batch: Batch, texts: Tensor, seen: Tensor) -> Tensor:
         """Mean cross entropy of choosing each picture's caption, not the swapped one; alike ones count nothing."""
-        padding = self.tokenizer.pad_token_id
-        seen = self.trained.look(batch["pictures"])
-        right, wrong = ((self.trained.read(batch[name], padding) * seen).sum(1) for name in ("tokens", "swapped"))
+        swapped = self.trained.read(batch["swapped"], self.tokenizer.pad_token_id)
+        right, wrong = ((each * seen).sum(1) for each in (texts, swapped))
         differ = (batch["tokens"] != batch["swapped"]).any(1).float()
         losses = functional.softplus((wrong - right) / self.weights.temperature)
         return (losses * differ).sum() / differ.sum().clamp(min=1)
