@@ -29,8 +29,10 @@ def inference(
 def _run(module: str, as_json: bool, *arguments: Any, **how: Any) -> None:
     """Run and report a benchmark of `cogview3.bench`."""
     with options.clean_stdout(as_json):
+        from cogview3.cli.loading import quiet_libraries
         from cogview3.cli.progress import counter
 
+        quiet_libraries()
         bench = import_module(f"cogview3.bench.{module}")
         result = bench.run(*arguments, counter=counter, **how)
     options.report(result, bench.describe(result), as_json)
