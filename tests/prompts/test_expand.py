@@ -28,7 +28,7 @@ from cogview3.prompts import expand as module
 from cogview3.prompts.budget import Usage
 from cogview3.prompts.cache import PromptCache
 from cogview3.prompts.endpoint import Answer, Endpoint, EndpointError, Retry
-from cogview3.prompts.expand import EndpointWriter, Expander, LocalWriter, tidy
+from cogview3.prompts.expand import EndpointWriter, Expander, LocalWriter, Request, tidy
 from tests.endpoints import KEY, Reply, serving
 
 GOOD = "Two large red stars glow side by side on a dark sky above a quiet hill."
@@ -104,7 +104,7 @@ def test_texts_that_an_endpoint_cut_or_refused_are_none(finish: str, refusal: st
 
 
 def test_what_is_expanded_may_be_another_text_or_nothing() -> None:
-    told = {"two happy red stars": ("two red stars", ""), "deux étoiles": ("", "not in English")}
+    told = {"two happy red stars": Request("two red stars"), "deux étoiles": Request("", reason="not in English")}
     writer = Writer(GOOD)
     expansions = Expander(writer, prepare=told.__getitem__).expand_all(list(told))
     assert [(each.prompt, each.text, each.reason) for each in expansions] == [
@@ -114,6 +114,24 @@ def test_what_is_expanded_may_be_another_text_or_nothing() -> None:
     assert [asked[0] for asked in writer.asked] == ["two red stars"]
     lost = Expander(Writer(*["Blue circles."] * 3), prepare=told.__getitem__).expand("two happy red stars")
     assert (lost.text, lost.reason[:18]) == ("two happy red stars", "the expansion lost")
+
+
+def test_other_words_are_tried_and_what_comes_of_them_is_finished() -> None:
+    """The first words three times, then the others; an expansion that `finish` objects to is none."""
+    writer = Writer(*["Blue circles."] * 3, "Two red stars.", GOOD)
+    asked = Request(
+        "two red stars", ("red stars, two",), finish=lambda text: (text.upper(), ["sky"][: "sky" not in text])
+    )
+    found = Expander(writer, prepare=lambda prompt: asked).expand("two stars in red")
+    assert (found.prompt, found.text, found.reason) == ("two stars in red", GOOD.upper(), "")
+    assert [each[:2] for each in writer.asked] == [
+        ("two red stars", 0),
+        ("two red stars", 1),
+        ("two red stars", 2),
+        ("red stars, two", 0),
+        ("red stars, two", 1),
+    ]
+    assert writer.asked[4][2:] == ("Two red stars.", ["sky"])
 
 
 def test_failures_of_the_model_are_told_and_it_is_left_in_peace() -> None:
@@ -263,7 +281,12 @@ def test_a_t5_gives_beams_of_which_the_first_good_one_counts(seq2seq: Path) -> N
     assert writer.name == "t5"
     beams = writer.write("two red stars", 0, "", [])
     assert beams[:2] == ["two blue stars on a white ground", "two red stars on a white ground"]
-    assert writer.write("two red stars", 1, beams[0], ["red stars"]) == []
+    state = torch.get_rng_state()
+    samples = writer.write("two red stars", 1, beams[0], ["red stars"])
+    assert len(set(samples)) > 1
+    assert samples == writer.write("two red stars", 1, "", [])  # the same at each call
+    assert torch.equal(torch.get_rng_state(), state)
+    assert writer.write("two red stars", 2, beams[0], ["red stars"]) == []
     assert Expander(writer).expand("two red stars").text == "two red stars on a white ground"
     assert LocalWriter(seq2seq).identity == writer.identity
     (seq2seq / "generation_config.json").write_text((seq2seq / "generation_config.json").read_text() + " ")

@@ -130,9 +130,9 @@ def open_expander(
     local = LocalWriter(folder, options.pick_device(device))
     if how.expander is not None or not find(model).is_bundled:
         return Expander(local, cache)
-    from cogview3.data.scenes.typed import to_expand
+    from cogview3.data.scenes.request import request
 
-    return Expander(local, cache, to_expand)
+    return Expander(local, cache, request)
 
 
 def check_expand(expand: bool, how: ExpanderOptions, key_env: str | None) -> None:

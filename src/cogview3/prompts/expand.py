@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,10 +34,13 @@ logger = logging.getLogger(__name__)
 TRIES = 3
 """Times that a model is asked for one prompt."""
 
+SAMPLES = 16
+"""Descriptions that an encoder-decoder draws at random where its beams are not good."""
+
 MOST_FAILURES = 2
 """Prompts in a row that a model may give nothing for."""
 
-_CHECK = "2"
+_CHECK = "3"
 """Version of what is accepted as an expansion; another one makes kept expansions void."""
 
 MAX_CHARACTERS = 2000
@@ -91,6 +94,27 @@ class Expansion:
     text: str  # the description; the prompt itself where there is none
     model: str  # what wrote it
     reason: str = ""  # why there is none; "" where there is
+
+
+def _as_it_is(text: str) -> tuple[str, list[str]]:
+    return text, []
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a writer for a prompt.
+
+    Attributes:
+        text: what is to be expanded.
+        others: other words for it, for a writer that makes nothing good of the first.
+        reason: why it should not be expanded, "" where it should.
+        finish: of an expansion, the text to draw and what speaks against it.
+    """
+
+    text: str
+    others: tuple[str, ...] = ()
+    reason: str = ""
+    finish: Callable[[str], tuple[str, list[str]]] = _as_it_is
 
 
 class Writer(Protocol):
@@ -149,7 +173,8 @@ class LocalWriter(Writer):
 
     A decoder-only model is given `conversation`, and answers with what is most probable word by word, a second time
     with beams. An encoder-decoder, such as a T5 trained for this, is given the bare prompt and gives its beams at once,
-    of which the first good one counts. `max_tokens` is of a description. Raises UserError for any other folder.
+    of which the first good one counts, and where none is good, samples, the same at each call. `max_tokens` is of a
+    description. Raises UserError for any other folder.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", max_tokens: int = 256) -> None:
@@ -183,13 +208,18 @@ class LocalWriter(Writer):
     def write(self, prompt: str, number: int, earlier: str, lost: Sequence[str]) -> list[str]:
         import torch
 
-        if self._paired and number:
-            return []  # it would say the same again
+        if self._paired and number > 1:
+            return []
         inputs = self._inputs(prompt, earlier, lost).to(self._model.device)
-        beams = {"num_beams": 4, "num_return_sequences": 4} if self._paired or number else {"num_beams": 1}
-        limit = {"max_new_tokens": self._max_tokens, "max_length": None}
-        with torch.no_grad():
-            made = self._model.generate(**inputs, do_sample=False, **beams, **limit)
+        how: dict[str, Any] = {"num_beams": 1, "do_sample": False}
+        if self._paired and number:  # beams would say the same again
+            how = {"do_sample": True, "top_p": 0.95, "num_return_sequences": SAMPLES}
+        elif self._paired or number:
+            how |= {"num_beams": 4, "num_return_sequences": 4}
+        device = self._model.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            made = self._model.generate(**inputs, **how, max_new_tokens=self._max_tokens, max_length=None)
         start = 1 if self._paired else inputs["input_ids"].shape[1]  # an encoder-decoder's first token only begins
         whole = self._whole(made[:, start:])
         return self._tokenizer.batch_decode(whole, skip_special_tokens=True) if len(whole) else []
@@ -217,14 +247,14 @@ class Expander:
     Args:
         writer: the model.
         cache: folder that keeps expansions, one file each; made at the first write. None keeps none.
-        prepare: of a prompt, the text to expand, and why it should not be expanded at all, "" where it should.
+        prepare: of a prompt, what is asked for.
     """
 
     def __init__(
         self,
         writer: Writer,
         cache: str | Path | None = None,
-        prepare: Callable[[str], tuple[str, str]] = lambda prompt: (prompt, ""),
+        prepare: Callable[[str], Request] = Request,
     ) -> None:
         self._writer, self._cache = writer, None if cache is None else Path(cache)
         self._prepare = prepare
@@ -252,15 +282,15 @@ class Expander:
         failures: list[Exception] = []
         unasked = f"not asked for, after {MOST_FAILURES} failures in a row: "
         for prompt in dict.fromkeys(prompts):
-            asked, reason = self._prepare(prompt)
-            if reason:
-                known[prompt] = Expansion(prompt, prompt, self._writer.name, reason)
+            request = self._prepare(prompt)
+            if request.reason:
+                known[prompt] = Expansion(prompt, prompt, self._writer.name, request.reason)
                 continue
-            found, reason = self._read(asked), unasked
+            found, reason = self._read(prompt), unasked
             if found is None and len(failures) < MOST_FAILURES:
                 reason = ""
                 try:
-                    found = self._expand(asked)
+                    found = self._expand(prompt, request)
                     failures = []
                 except KeyboardInterrupt as stop:
                     kept = ", and kept for the next time" if self._cache and known else ""
@@ -270,22 +300,26 @@ class Expander:
             if found is None:
                 last = failures[-1]
                 reason += one_line(last, typed=not isinstance(last, OSError))
-            found = found or Expansion(asked, asked, self._writer.name, reason)
-            known[prompt] = replace(found, prompt=prompt, text=prompt if found.reason else found.text)
+            known[prompt] = found or Expansion(prompt, prompt, self._writer.name, reason)
         return [known[prompt] for prompt in prompts]
 
-    def _expand(self, prompt: str) -> Expansion:
+    def _expand(self, prompt: str, request: Request) -> Expansion:
         """Ask for an expansion until one is good. Raises what the writer does."""
-        earlier = ""
         faults: list[str] = []
-        for number in range(TRIES):
-            texts = filter(None, map(tidy, self._writer.write(prompt, number, earlier, faults)))
-            judged = [(find_faults(prompt, text), text) for text in texts]
-            for found, text in judged:
-                if not found:
-                    return self._keep(Expansion(prompt, text, self._writer.name))
-            if judged:
-                faults, earlier = judged[0]
+        for asked in (request.text, *request.others):
+            earlier = ""
+            lost: list[str] = []
+            for number in range(TRIES):
+                judged = []
+                for text in filter(None, map(tidy, self._writer.write(asked, number, earlier, lost))):
+                    finished, against = request.finish(text)
+                    found = find_faults(asked, text) + against
+                    if not found:
+                        return self._keep(Expansion(prompt, finished, self._writer.name))
+                    judged.append((found, text))
+                if judged:
+                    lost, earlier = judged[0]
+            faults = faults or lost
         reason = f"the expansion lost: {', '.join(faults)}" if faults else "the model gave no whole description"
         return Expansion(prompt, prompt, self._writer.name, reason)
 

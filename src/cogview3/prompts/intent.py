@@ -123,6 +123,12 @@ def _head(words: Sequence[_Word], start: int) -> int | None:
     return plural[0] if plural else nouns[-1] if nouns else None
 
 
+def _last_noun(words: Sequence[_Word], before: int) -> int | None:
+    """Place of what "one" stands for: "two red hearts and a blue one"."""
+    nouns = [place for place in range(before) if words[place].content and words[place].color is None]
+    return nouns[-1] if nouns else None
+
+
 def _lost_numbers(asked: Sequence[_Word], told: Sequence[_Word]) -> list[str]:
     lost = []
     for place, word in enumerate(asked):
@@ -191,6 +197,8 @@ def _lost_colors(asked: Sequence[_Word], told: Sequence[_Word], denied: Sequence
             continue
         after_in = place > 0 and asked[place - 1].text == "in"  # "edged in black, a red star": not a black star
         head = None if after_in and _is_listed(asked, place + 1) else _head(asked, place + 1)
+        if head is None and any(each.text == "one" for each in asked[place + 1 : place + 2]):
+            head = _last_noun(asked, place)
         if head is None or head in denied:
             kept = any(other.color == word.color for other in told)
             named = word.text
@@ -208,7 +216,9 @@ def _lost_variety(asked: Sequence[_Word], told: Sequence[_Word]) -> list[str]:
     kinds = {"color", "colors", "colour", "colours"}
     wanted = any(text == "different" and kinds & set(texts[at + 1 : at + 2]) for at, text in enumerate(texts))
     number = max((word.number for word in asked if word.number), default=2)
-    named = {word.color for word in told if word.color}
+    ground = meanings("background")
+    heads = [(word.color, _head(told, at + 1)) for at, word in enumerate(told) if word.color]
+    named = {color for color, head in heads if head is None or not told[head].meanings & ground}
     if not wanted or len(named) >= number or any(word.text == "different" for word in told):
         return []
     return ["different colors"]

@@ -184,8 +184,8 @@ FILLER = _set(
     illustration want see put shape shapes object objects figure figures thing things item items one ones up down
     off out about if not no without never none lonely wearing wears wear holding holds hold sitting sits sit
     standing stands stand looking looks look having featuring showing shows containing contains made together set
-    lies lying lie placed located colored coloured color colour more less much many lot lots few several free nice
-    good beautiful lovely great sides higher same both everything nothing everyone nobody else
+    lies lying lie placed located colored coloured color colour colors colours more less much many lot lots few several
+    free nice good beautiful lovely great sides higher same both everything nothing everyone nobody else
     i'd i'm i've let's us place
     me says say said reads reading read size simple thin add scene sized kind
     type different sizes cute pretty sweet pic gimme get close alongside
