@@ -31,8 +31,8 @@ test-long: .venv/.installed-dev  ## Run every test, the slow ones and those for 
 docs: .venv/.installed-docs  ## Build the documentation into site/, API pages from the docstrings included
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-results: .venv/.installed-dev  ## Measure docs/results.md again on the bundled model: half an hour; resumes where it stopped
-	$(BIN)/cogview3 reproduce --out build/results
+results: .venv/.installed-dev  ## Measure docs/results.md again: half an hour, or with TRAIN=--train two; resumes where it stopped
+	$(BIN)/cogview3 reproduce $(TRAIN) --out build/results
 	$(BIN)/python scripts/results.py build/results
 
 lint: .venv/.installed-dev types  ## Check style, formatting and types

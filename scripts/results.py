@@ -24,9 +24,12 @@ def main(reported: Path) -> None:
 
     text = re.sub(r"!\[([^\]]*)\]\(([\w.]+)\)", keep, (reported / "report.md").read_text("utf-8"))
     title, rest = text.split("\n", 1)
-    quick = json.loads((reported / "results.json").read_text("utf-8"))["quick"]
+    result = json.loads((reported / "results.json").read_text("utf-8"))
     command = "Made by `make results` (half an hour of two cores), to be run again when the bundled model changes.\n"
-    if quick:
+    if any(row["way"]["unet"] for row in result["rows"]):
+        command = "Made by `make results TRAIN=--train` (an hour and a half of trainings on two cores, half an hour of\n"
+        command += "measurement), to be run again when the bundled model changes.\n"
+    if result["quick"]:
         command = "A look, by `cogview3 reproduce --quick`: `make results` makes the whole of it in half an hour.\n"
     (DOCS / "results.md").write_text(f"{title}\n\n{command}{rest}", "utf-8")
 

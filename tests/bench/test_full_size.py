@@ -143,6 +143,7 @@ def test_saving_the_text_saves_its_projections_and_a_branchs_cross_attention(net
     assert plain - system._stage(unet, side, steps) == saved > 0
 
 
+@pytest.mark.slow
 def test_a_report_holds_together() -> None:
     chosen = [BASELINE, "CogView3 4+1"]
     told: list[int] = []
@@ -197,6 +198,7 @@ def test_ratios_and_shares_are_as_by_hand() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_system_that_fails_is_told_of_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     draw, calls = full._draw, []
 

@@ -25,6 +25,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.measure, "matmul_ceiling", partial(ceiling, side=64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [pytest.param("small", marks=pytest.mark.slow), "full"])
 def test_a_report_adds_up(scale: str) -> None:
     result = run(scale, steps=1, repeats=2)

@@ -268,6 +268,7 @@ def start(log: Path, url: str) -> Any:
     return start_command(log, "captions", "collect", "shards", "--endpoint", url, "--model", "m", *options)
 
 
+@pytest.mark.slow
 def test_killed_runs_pay_for_no_image_twice(run: Run, tmp_path: Path) -> None:
     write_tars(tmp_path / "shards", (12, 12))
     enough, held = threading.Event(), 10

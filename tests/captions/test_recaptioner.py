@@ -124,6 +124,7 @@ def test_lora_learns_and_its_merged_model_writes(pairs: Pairs, folder: Path, tmp
         finetune(pairs, str(folder), run, settings.model_copy(update={"images": 8}))
 
 
+@pytest.mark.slow
 def test_all_weights_go_on_where_they_were_stopped(pairs: Pairs, folder: Path, tmp_path: Path) -> None:
     settings = FinetuneSettings(images=240, full=True, **FAST)
     whole = finetune(pairs, str(folder), tmp_path / "whole", settings, micro_batch=4)

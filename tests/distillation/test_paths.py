@@ -182,6 +182,7 @@ def test_pictures_in_shards_go_on_where_they_were(
     assert ("drawing the teacher's paths again: 0 of 4\n" in capsys.readouterr().err) is told
 
 
+@pytest.mark.slow
 def test_a_stopped_distillation_goes_on_exactly(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_distillation("relay", runs, **{**POOL, "train__images": 8, "distill__steps": [4, 2]})
     folders = []

@@ -146,6 +146,7 @@ def test_a_fine_tuning_goes_before_the_rounds_of_another_start(relay: Path) -> N
     assert part["distill"]["teacher"] == str(relay / "fine-tune")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["base", pytest.param("relay", marks=pytest.mark.slow)])
 def test_two_rounds_lower_their_losses(runs: Path, tmp_path: Path, stage: str) -> None:
     """On 64 samples that the rounds do not see, against the student as it begins."""
@@ -279,6 +280,7 @@ def test_two_processes_have_the_losses_of_one_and_one_of_them_reports(runs: Path
     assert found[2] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_round_cut_off_while_its_last_weights_were_written_writes_them_again(
     runs: Path, base: Path, tmp_path: Path
 ) -> None:

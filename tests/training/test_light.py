@@ -233,6 +233,7 @@ def test_wrong_data_of_light_parts_are_refused(runs: Path, tmp_path: Path) -> No
         build(parse_recipe(tables, "tiny"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss_and_resumes_exactly(runs: Path, kind: str, tmp_path: Path) -> None:
     long = {"train__images": 160, "train__log_images": 40, "data__pictures": 4, "train__checkpoint_images": 80}

@@ -90,6 +90,7 @@ def test_only_adapters_are_trained_averaged_and_kept(runs: Path, adapters: Path,
         assert torch.equal(frozen[place], value)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_is_the_same_run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout too, whose generator is begun anew at every step."""
     recipe = lora_recipe("base", runs, lora__dropout=0.3)

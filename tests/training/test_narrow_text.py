@@ -28,6 +28,7 @@ def recipe_of(kind: str, runs: Path, precision: str) -> Recipe:
     return tiny_recipe(kind, runs, train__precision=precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

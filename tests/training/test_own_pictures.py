@@ -88,7 +88,7 @@ def test_the_autoencoders_psnr_is_that_of_its_pictures(tars: str) -> None:
     assert figures["data_used"] == 0, "the validation's own are not counted"
 
 
-@pytest.mark.parametrize("kind", ["vae", "text"])
+@pytest.mark.parametrize("kind", [pytest.param("vae", marks=pytest.mark.slow), "text"])
 def test_stopped_and_resumed_it_is_the_same_run(
     tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

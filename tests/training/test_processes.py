@@ -35,16 +35,27 @@ def losses(run: Path) -> list[float]:
     return [value for line in metrics(run) for key, value in line.items() if key.endswith("loss")]
 
 
+class WholeRuns(dict[str, Path]):
+    """Undisturbed runs: of two processes, sharded and with copies; and of one, without memory. For reading only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __missing__(self, name: str) -> Path:
+        """Run at first use."""
+        run, log = self.folder / name, self.folder / f"{name}.log"
+        if name == "one":
+            assert in_processes(1, train_tiny, tiny_run(data__text_dropout=0.0), run, log=log) == [0]
+        else:
+            counts = self.folder / f"{name}.calls"
+            assert in_processes(2, train_and_count, tiny_run(**SHARDED[name]), run, counts, log=log) == [0, 0]
+        self[name] = run
+        return run
+
+
 @pytest.fixture(scope="module")
 def whole_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Undisturbed runs: of two processes, sharded and with copies; and of one, without memory. For reading only."""
-    folder = tmp_path_factory.mktemp("whole")
-    for name, changes in SHARDED.items():
-        recipe, counts = tiny_run(**changes), folder / f"{name}.calls"
-        assert in_processes(2, train_and_count, recipe, folder / name, counts, log=folder / f"{name}.log") == [0, 0]
-    steady = tiny_run(data__text_dropout=0.0)
-    assert in_processes(1, train_tiny, steady, folder / "one", log=folder / "one.log") == [0]
-    return {name: folder / name for name in (*SHARDED, "one")}
+    return WholeRuns(tmp_path_factory.mktemp("whole"))
 
 
 def told(log: Path) -> str:
@@ -103,7 +114,7 @@ def test_gradients_are_those_of_one_process_with_the_whole_batch(gradients: dict
         assert error < 1e-5, name  # float32 sums in another order
 
 
-@pytest.mark.parametrize("kind", SHARDED)
+@pytest.mark.parametrize("kind", ["sharded", pytest.param("copies", marks=pytest.mark.slow)])
 def test_a_signal_to_one_process_stops_all_at_the_same_step_and_they_go_on_as_if_nothing_was(
     whole_runs: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:

@@ -345,6 +345,7 @@ def test_encoded_ahead_or_while_training_it_is_the_same(
             torch.testing.assert_close(one[name], other[name], atol=5e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_run_on_pictures_goes_on_with_them_when_they_were_encoded_meanwhile(
     runs: Path, tars: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

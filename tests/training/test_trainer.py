@@ -162,6 +162,7 @@ def test_min_snr_weights_the_error_of_what_is_predicted(runs: Path, stage: str, 
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)  # float32's sums
 
 
+@pytest.mark.slow
 def test_a_compiled_network_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "COMPILER", "eager")  # captured, but not translated, which takes minutes
     captured, figures, gradients = [], [], []

@@ -6,6 +6,7 @@ import pytest
 from cogview3.data.scenes.captions import brief, comprehensive
 from cogview3.data.scenes.request import request, to_expand, turned
 from cogview3.data.scenes.scene import sample_scene
+from cogview3.data.scenes.typed import problems
 
 
 @pytest.mark.parametrize("prompt", ["ein Kreis und zwei Ringe", "红色的圆", "🦄", "my holiday in Rome", "zebra xylo"])
@@ -84,6 +85,21 @@ def test_slips_of_spelling_are_corrected(prompt: str, expanded: str) -> None:
 )
 def test_prompts_are_put_in_words_that_captions_have(prompt: str, expanded: str) -> None:
     assert to_expand(prompt) == (expanded, "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("three boxes stacked", "three boxes"),
+        ("three sleepy cats lined up", "three cats"),
+        ("a row of two foxes and a dog", "two foxes and a dog"),
+        ("christmas: a tree between two gifts", "a tree and two gifts"),
+    ],
+)
+def test_rows_of_three_are_asked_for_as_lists(prompt: str, asked: str) -> None:
+    found = request(prompt)
+    assert (found.text, found.reason) == (asked, "")
+    assert not any(word in told for told in problems(prompt) for word in ("row", "stacked", "lined"))
 
 
 def test_lists_of_two_are_turned_round_for_a_second_try() -> None:

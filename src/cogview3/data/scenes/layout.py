@@ -78,6 +78,9 @@ _RELATIONS = {text: kind for kind, phrases in w.RELATIONS.items() for text in ph
 _RELATION = _any(text for text, kind in _RELATIONS.items() if kind != BETWEEN and text != "on")
 _IS = r"(?:,? (?:is|are|sits?|stands?|which is|that is))?"
 
+ROW_WORDS = frozenset(["row", "line", "lined", "column", "stack", "stacked", "tower"])
+"""Words that say how three objects stand, and that no caption has."""
+
 _IN_A_ROW = re.compile(
     r",?(?: all)?(?: standing| sitting| lined up| arranged| placed)? (?:in (?:a|one) (?:row|line)|lined up)\b"
 )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from cogview3.data.scenes import wording as w
-from cogview3.data.scenes.layout import laid_out
+from cogview3.data.scenes.layout import ROW_WORDS, laid_out
 from cogview3.data.scenes.typed import ADJECTIVES, NOUNS
 from cogview3.data.scenes.vocabulary import (
     WORD,
@@ -88,7 +88,7 @@ def why_not_expand(prompt: str) -> str:
     if not is_english(prompt):
         return "it is not in English"
     words = WORD.findall(prompt)
-    unknown = unknown_words(prompt)
+    unknown = [word for word in unknown_words(prompt) if word not in ROW_WORDS]
     named = [word for word in re.findall(r"[a-z-]+", prompt.lower()) if word in NOUNS or word in ADJECTIVES]
     if unknown and not named and without_long_names(prompt) == prompt:
         return "none of its objects is known to the model"
@@ -111,9 +111,9 @@ def to_expand(prompt: str) -> tuple[str, str]:
     if reason := why_not_expand(prompt):
         return given, reason
     prompt = plainer(prompt)
-    unknown = set(unknown_words(prompt))
+    unknown = set(unknown_words(prompt)) - ROW_WORDS
     words = list(WORD.finditer(prompt))
-    kinds = [_kind(prompt, word, unknown.union(w.PRAISE.texts)) for word in words]
+    kinds = [_kind(prompt, word, unknown | set(w.PRAISE.texts)) for word in words]
     nouns = [_qualified(prompt, words, kinds, place) for place in range(len(words))]
     for place, noun in enumerate(nouns):
         if noun is not None and kinds[place] == "adjective" and _is_fixed(words[place][0], words[noun][0]):

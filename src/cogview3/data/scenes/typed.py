@@ -3,6 +3,7 @@
 import re
 
 from cogview3.data.scenes import wording as w
+from cogview3.data.scenes.layout import laid_out
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
 from cogview3.data.scenes.vocabulary import suggestions, unknown_words, without_long_names
 from cogview3.prompts.words import NUMBERS, is_english
@@ -35,7 +36,11 @@ def problems(prompt: str) -> list[str]:
     if not is_english(prompt):
         return ["the model reads English only"]
     told_below = {"inside", "within", *NUMBERS}
-    found = [_unknown(word) for word in unknown_words(prompt) if not (word in told_below or word.isdecimal())]
+    found = [
+        _unknown(word)
+        for word in unknown_words(laid_out(prompt).prompt)
+        if not (word in told_below or word.isdecimal())
+    ]
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[,;.:]", without_long_names(prompt.lower()))
     found += _contradictions(words)
     if (number := _number(words)) > MAX_OBJECTS:
