@@ -5,14 +5,13 @@ in their places afterwards. In every other expansion the places and relations th
 """
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import Any
 
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.captions import plain
-from cogview3.data.scenes.parser import is_consistent, parse, reading_of
+from cogview3.data.scenes.parser import ADJECTIVES, NOUNS, THINGS, any_of, is_consistent, parse, reading_of
 from cogview3.data.scenes.scene import (
     BETWEEN,
     COLUMNS,
@@ -28,36 +27,16 @@ from cogview3.data.scenes.scene import (
 _ACROSS = ("middle left", "middle center", "middle right")
 _DOWN = ("top center", "middle center", "bottom center")
 _CORNERS = tuple(f"{row} {column}" for row, column in product(("top", "bottom"), ("left", "right")))
-
-
-def _values(**tables: Mapping[str, w.Phrases]) -> dict[str, tuple[str, str]]:
-    """Every text of tables to the name of its table and its value."""
-    return {
-        text: (name, value)
-        for name, table in tables.items()
-        for value, phrases in table.items()
-        for text in phrases.texts
-        if "{" not in text
-    }
-
-
-def _any(texts: Iterable[str]) -> str:
-    """A pattern for one of these, the longest that fits, whole words."""
-    return rf"(?:{'|'.join(re.escape(text) for text in sorted(texts, key=len, reverse=True))})(?![\w-])"
-
-
-_ONES = _values(shape=w.NOUNS, thing=w.THING_NOUNS)
-_MANY = {
-    w.plural(text): value for text, value in _ONES.items() if text != "dot"
-}  # a ring "with dots" has no dots beside it
-_NOUNS = _MANY | _ONES
-_ADJECTIVES = _values(color=w.COLORS, size=w.SIZES, fill=w.FILLS)
+_ONES = {text: ("shape", shape) for text, shape in NOUNS.items()}
+_ONES |= {text: ("thing", thing) for text, thing in THINGS.items()}
+_MANY = {w.plural(text): value for text, value in _ONES.items() if text != "dot"}  # a ring "with dots" is one object
+_EITHER = _MANY | _ONES
 _NUMBERS = {
     text: number for number, phrases in w.GROUP_NUMBERS.items() for text in phrases.texts if not text.startswith("a s")
 }
 _OBJECT = (
-    rf"(?<![\w-])(?:(?P<number>{_any(_NUMBERS)}|an?|the|another) )?"
-    rf"(?P<adjectives>(?:{_any([*_ADJECTIVES, *w.OUTLINES['yes'].texts])} )*)(?P<noun>{_any(_NOUNS)})"
+    rf"(?<![\w-])(?:(?P<number>{any_of(_NUMBERS)}|an?|the|another) )?"
+    rf"(?P<adjectives>(?:{any_of(ADJECTIVES)} )*)(?P<noun>{any_of(_EITHER)})"
 )
 _MENTION = re.compile(_OBJECT)
 _THE = re.sub(r"\?P<\w+>", "?:", _OBJECT)
@@ -73,9 +52,9 @@ _PLACES = {text: cells for text, cells in _PLACES.items() if text not in ("cente
     "in the middle": ("middle center",),
     "at the center": ("middle center",),
 }
-_PLACE = rf"{_any(_PLACES)}(?! side|-hand|(?: side)? of(?! the (?:picture|image|frame|scene)))"
-_RELATIONS = {text: kind for kind, phrases in w.RELATIONS.items() for text in phrases.texts} | {"on": "above"}
-_RELATION = _any(text for text, kind in _RELATIONS.items() if kind != BETWEEN and text != "on")
+_PLACE = rf"{any_of(_PLACES)}(?! side|-hand|(?: side)? of(?! the (?:picture|image|frame|scene)))"
+_RELATIONS = {text: kind for kind, phrases in w.RELATIONS.items() for text in phrases.texts}
+_RELATION = any_of(text for text, kind in _RELATIONS.items() if kind != BETWEEN)
 _IS = r"(?:,? (?:is|are|sits?|stands?|which is|that is))?"
 
 ROW_WORDS = frozenset(["row", "line", "lined", "column", "stack", "stacked", "tower"])
@@ -86,7 +65,6 @@ _IN_A_ROW = re.compile(
 )
 _A_ROW_OF = re.compile(r"\ba (?:row|line) of ")
 _STACKED = re.compile(r",?(?: all)? (?:in (?:a|one) (?:column|stack|tower)|stacked(?: up)?|on top of each other)\b")
-_LIST = rf"{_THE}(?:(?:,| and|, and| &) {_THE})*"
 
 
 @dataclass(frozen=True)
@@ -103,9 +81,9 @@ class _Mention:
 
 
 def _mention(found: re.Match[str]) -> _Mention:
-    known: dict[str, Any] = dict([_NOUNS[found["noun"]]])
-    words = re.findall(_any(_ADJECTIVES), found["adjectives"])
-    known |= dict(_ADJECTIVES[word] for word in words)
+    known: dict[str, Any] = dict([_EITHER[found["noun"]]])
+    words = re.findall(any_of(ADJECTIVES), found["adjectives"])
+    known |= dict(ADJECTIVES[word] for word in words)
     number = _NUMBERS.get(found["number"] or "", 1)
     return _Mention(
         max(number, 2) if found["noun"] in _MANY and found["noun"] not in _ONES else number, ObjectFacts(**known)
@@ -176,7 +154,7 @@ def _chain(text: str) -> Layout | None:
 
 def _between(text: str) -> Layout | None:
     """Of "an apple between two bananas", "a star between a ring and a heart"."""
-    words = _any(w.RELATIONS[BETWEEN].texts)
+    words = any_of(w.RELATIONS[BETWEEN].texts)
     found = re.search(rf"(?P<a>{_THE}){_IS} {words} (?:(?P<b>{_THE}) and (?P<c>{_THE})|(?P<both>{_THE}))", text)
     mentions = _mentions(text)
     if not found or sum(each.number for each in mentions) != 3 or mentions[0].number != 1:

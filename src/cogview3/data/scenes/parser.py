@@ -128,7 +128,7 @@ def _texts(tables: Mapping, **slots: Iterable[str]) -> dict[str, object]:
     return found
 
 
-def _any(texts: Iterable[str]) -> str:
+def any_of(texts: Iterable[str]) -> str:
     """A pattern for one of these, the longest that fits, whole words."""
     return rf"(?:{'|'.join(re.escape(text) for text in sorted(texts, key=len, reverse=True))})(?![\w-])"
 
@@ -137,10 +137,10 @@ def _every(tables: Mapping) -> list[str]:
     return [text for phrases in tables.values() for text in phrases.texts]
 
 
-_COLORS, _SIZES, _NOUNS, _THINGS = (_texts(table) for table in (w.COLORS, w.SIZES, w.NOUNS, w.THING_NOUNS))
+_COLORS, _SIZES, NOUNS, THINGS = (_texts(table) for table in (w.COLORS, w.SIZES, w.NOUNS, w.THING_NOUNS))
 _FILLS = _texts(w.FILLS)
 _OUTLINED = {text: value == "yes" for text, value in _texts(w.OUTLINES).items()}
-_ADJECTIVES = {
+ADJECTIVES = {
     text: (name, value)
     for name, table in (("color", _COLORS), ("size", _SIZES), ("fill", _FILLS), ("outline", _OUTLINED))
     for text, value in table.items()
@@ -173,20 +173,20 @@ _GLUE = {"there is", "there are", "with", "and", "&", "a picture of", "the image
 _GLUE |= {"nothing else", "alone"}
 
 _AMERICAN = {british: american for american, british in w.BRITISH.items()}
-_BRITISH = re.compile(rf"\b{_any(_AMERICAN)}")
+_BRITISH = re.compile(rf"\b{any_of(_AMERICAN)}")
 
-_ADJECTIVE, _DETAIL = _any(_ADJECTIVES), _any(_DETAILS)
-_SHAPE = rf"(?P<adjectives>(?:{_ADJECTIVE} )*)(?P<noun>{_any(_NOUNS)})"
-_THING = rf"(?P<size>{_any(_SIZES)} )?(?P<thing>{_any(_THINGS)})"
+_ADJECTIVE, _DETAIL = any_of(ADJECTIVES), any_of(_DETAILS)
+_SHAPE = rf"(?P<adjectives>(?:{_ADJECTIVE} )*)(?P<noun>{any_of(NOUNS)})"
+_THING = rf"(?P<size>{any_of(_SIZES)} )?(?P<thing>{any_of(THINGS)})"
 _OBJECT = re.compile(
-    rf"(?:{_any(('a', 'an', *w.SINGLE.texts))}) (?:{_SHAPE}"
-    rf"(?: with (?P<first>{_DETAIL})(?: and (?P<second>{_DETAIL}))?| (?P<ending>{_any(_ENDINGS)}))?|{_THING})"
+    rf"(?:{any_of(('a', 'an', *w.SINGLE.texts))}) (?:{_SHAPE}"
+    rf"(?: with (?P<first>{_DETAIL})(?: and (?P<second>{_DETAIL}))?| (?P<ending>{any_of(_ENDINGS)}))?|{_THING})"
 )
-_SHARED_WORD = _any([*_SIZES, *_FILLS, "outlined"])
+_SHARED_WORD = any_of([*_SIZES, *_FILLS, "outlined"])
 _SHARED = re.compile(rf"(?:both|all three|all four|all) {_SHARED_WORD}(?:, {_SHARED_WORD})*(?: and {_SHARED_WORD})?")
-_REFERENCE = rf"the (?:(?P<color>{_any(_COLORS)}) (?P<shape>{_any(_NOUNS)})|(?P<thing>{_any(_THINGS)}))"
+_REFERENCE = rf"the (?:(?P<color>{any_of(_COLORS)}) (?P<shape>{any_of(NOUNS)})|(?P<thing>{any_of(THINGS)}))"
 _THE = re.sub(r"\?P<\w+>", "?:", _REFERENCE)
-_TOLD = rf"{_any(_RELATIONS)} {_THE}(?: and {_THE})?"
+_TOLD = rf"{any_of(_RELATIONS)} {_THE}(?: and {_THE})?"
 _RELATED = re.compile(rf"{_THE} (?:is|stands|sits) {_TOLD}(?: and {_TOLD})?")
 
 
@@ -202,10 +202,10 @@ def _take_object(pieces: _Pieces, text: str) -> bool:
     pieces.order.append("object")
     if found["thing"]:
         size = {"size": _SIZES[found["size"].strip()]} if found["size"] else {}
-        pieces.objects.append({"thing": _THINGS[found["thing"]], **size})
+        pieces.objects.append({"thing": THINGS[found["thing"]], **size})
         return True
-    known = [("shape", _NOUNS[found["noun"]])]
-    known += [_ADJECTIVES[word] for word in re.findall(_ADJECTIVE, found["adjectives"])]
+    known = [("shape", NOUNS[found["noun"]])]
+    known += [ADJECTIVES[word] for word in re.findall(_ADJECTIVE, found["adjectives"])]
     known += [_DETAILS[found[name]] for name in ("first", "second") if found[name]]
     known += [_ENDINGS[found["ending"]]] if found["ending"] else []
     pieces.objects.append(dict(known))
@@ -232,7 +232,7 @@ def _take_count(pieces: _Pieces, text: str) -> bool:
 
 def _take_shared(pieces: _Pieces, text: str) -> bool:
     words = re.findall(_SHARED_WORD, text)
-    known = [("outline", True) if word == "outlined" else _ADJECTIVES[word] for word in words]
+    known = [("outline", True) if word == "outlined" else ADJECTIVES[word] for word in words]
     new = dict(known)
     if len(new) < len(known) or new.keys() & pieces.shared.keys():
         return False
@@ -254,7 +254,7 @@ def _take_rest(pieces: _Pieces, text: str) -> bool:
 
 def _take_relation(pieces: _Pieces, text: str) -> bool:
     first, *others = (_named(found) for found in re.finditer(_REFERENCE, text))
-    kinds = [_RELATIONS[found[0].strip()] for found in re.finditer(rf"(?<= ){_any(_RELATIONS)}(?= the )", text)]
+    kinds = [_RELATIONS[found[0].strip()] for found in re.finditer(rf"(?<= ){any_of(_RELATIONS)}(?= the )", text)]
     if BETWEEN in kinds:
         pieces.relations.append((BETWEEN, [first, *others]))
         return len(kinds) == 1 and len(others) == 2
@@ -265,8 +265,8 @@ def _take_relation(pieces: _Pieces, text: str) -> bool:
 def _named(reference: re.Match) -> _Name:
     """Color and shape of "the red circle", thing of "the fox"."""
     if reference["thing"]:
-        return None, _THINGS[reference["thing"]]
-    return _COLORS[reference["color"]], _NOUNS[reference["shape"]]
+        return None, THINGS[reference["thing"]]
+    return _COLORS[reference["color"]], NOUNS[reference["shape"]]
 
 
 def _take_nothing(pieces: _Pieces, text: str) -> bool:
@@ -275,13 +275,13 @@ def _take_nothing(pieces: _Pieces, text: str) -> bool:
 
 _KINDS = (
     (_OBJECT, _take_object),
-    (re.compile(_any(_PLACES)), _take_place),
-    (re.compile(rf"(?:{_any(w.ON.texts)} )?{_any(_GROUNDS)}"), _take_ground),
-    (re.compile(_any(_COUNTS)), _take_count),
+    (re.compile(any_of(_PLACES)), _take_place),
+    (re.compile(rf"(?:{any_of(w.ON.texts)} )?{any_of(_GROUNDS)}"), _take_ground),
+    (re.compile(any_of(_COUNTS)), _take_count),
     (_SHARED, _take_shared),
-    (re.compile(_any(_NONE)), _take_none_outlined),
-    (re.compile(_any(_REST)), _take_rest),
+    (re.compile(any_of(_NONE)), _take_none_outlined),
+    (re.compile(any_of(_REST)), _take_rest),
     (_RELATED, _take_relation),
-    (re.compile(_any(_GLUE)), _take_nothing),
+    (re.compile(any_of(_GLUE)), _take_nothing),
     (re.compile(r"[.,:;()]"), _take_nothing),
 )
