@@ -15,6 +15,7 @@ from cogview3.config import UserError
 from cogview3.config.settings import parse_settings
 
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe name such as scenes/relay, or a TOML file.")]
+RoundsArgument = Annotated[str, typer.Argument(help="Recipe name such as scenes/distill_base, or a TOML file.")]
 RunOption = Annotated[str, typer.Option(metavar="RUN", help="Run or model whose EMA weights are taken.")]
 
 
@@ -45,7 +46,7 @@ def train(recipe: RecipeArgument, how: RunOptions) -> None:
 
 
 @with_options(how=RunOptions)
-def distill(recipe: RecipeArgument, how: RunOptions) -> None:
+def distill(recipe: RoundsArgument, how: RunOptions) -> None:
     """Distill a base or relay stage into few steps, or resume a distillation.
 
     The same command resumes a stopped run; finished rounds are not repeated.
