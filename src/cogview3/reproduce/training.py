@@ -1,10 +1,13 @@
 """Rows of `reproduce` that need a training: what is trained, for how long, and where it is kept."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cogview3 import checkpoints
 from cogview3.config import load_recipe
 from cogview3.references import weights_folder
 from cogview3.reproduce.rows import SINGLE_STAGE, Trained
@@ -77,12 +80,21 @@ def _length(images: int) -> tuple[str, ...]:
 
 
 def train_rows(runs: Path, chosen: Sequence[Training], device: str) -> dict[str, Trained]:
-    """Train, or resume, each run in a folder of its own; the trained networks by row."""
+    """Train, or resume, each run in a folder of its own; the trained networks by row.
+
+    Which runs ended, by what recipe, is kept in `runs`/trained.json, as resuming one at its end validates it again.
+    """
     from cogview3.training.loop import train
 
+    record = runs / "trained.json"
+    ended = checkpoints.read_json(record, "delete it; the runs are then looked at again") if record.is_file() else {}
     found = {}
     for each in chosen:
-        run = runs / each.row.replace(" ", "-")
-        train(load_recipe(each.recipe, list(each.changes)), out=run, restart=False, device=device)
+        run, recipe = runs / each.row.replace(" ", "-"), load_recipe(each.recipe, list(each.changes))
+        digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()
+        if ended.get(each.row) != digest or not (run / "weights" / each.component).is_dir():
+            train(recipe, out=run, restart=False, device=device)
+            ended[each.row] = digest
+            checkpoints.write_text(record, json.dumps(ended, indent=1) + "\n")
         found[each.row] = Trained(weights_folder(run, each.component), each.note)
     return found
