@@ -101,6 +101,7 @@ def test_an_object_is_put_where_the_prompt_wants_it() -> None:
         "in the center", "in the top left corner"
     )
     assert laid_out("a heart in the middle").finished(HEART) == (HEART, [])
+    assert laid_out("a heart at the bottom").finished(HEART)[0] == HEART.replace("in the center", "at the bottom")
 
 
 @pytest.mark.parametrize(

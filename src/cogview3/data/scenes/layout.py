@@ -44,8 +44,6 @@ _THE = re.sub(r"\?P<\w+>", "?:", _OBJECT)
 _PLACES: dict[str, tuple[str, ...]] = {  # words for a place, and the cells that they may mean
     text: (position,) for position, phrases in w.PLACES.items() for text in phrases.texts
 }
-_PLACES |= {f"{at} {row}": tuple(f"{row} {each}" for each in COLUMNS) for at in ("at the", "on") for row in ROWS}
-_PLACES |= {f"{at} the {side}": tuple(f"{each} {side}" for each in ROWS) for at in ("on", "at") for side in COLUMNS}
 _PLACES |= {f"{words} corner": _CORNERS for words in ("in a", "in the", "in one")}
 _PLACES = {text: cells for text, cells in _PLACES.items() if text not in ("center", "centered")} | {
     "in the center": ("middle center",),

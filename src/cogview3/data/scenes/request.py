@@ -60,11 +60,18 @@ def plainer(prompt: str) -> str:
     prompt = re.sub(rf"\bsomething ({_COLOR})\b", r"a \1 shape", prompt, flags=re.IGNORECASE)
     prompt = _ONE.sub(lambda found: f"{found[1]}{found[2]}{found[3]} {_single(found[2])}", prompt)
     head, mark, rest = prompt.partition(":")
-    words = set(re.findall(r"[a-z-]+", head.lower()))
-    if mark and rest.strip() and not _SPECIFIC & words and not _COLORS & words:
+    if mark and rest.strip() and _says_nothing(head):
         prompt = rest.strip()
     prompt = _WITH.sub(r"\1 and \2", prompt)
     return _EACH.sub(_each_named, prompt)
+
+
+def _says_nothing(heading: str) -> bool:
+    """Whether a heading holds no word of the world, or only counts what follows: "christmas", "three animals"."""
+    number, *others = words = re.findall(r"[a-z0-9'-]+", heading.lower()) or [""]
+    if len(others) == 1 and (number in NUMBERS or number.isdecimal()):
+        return NOUNS.get(others[0], ("", ""))[0] == "object"
+    return set(words) <= {*unknown_words(heading), *w.PRAISE.texts, "a", "an", "the", "my"}
 
 
 def _single(noun: str) -> str:
