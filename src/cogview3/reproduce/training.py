@@ -55,7 +55,7 @@ def trainings(model: str, quick: bool) -> list[Training]:
     at_size = (f"data.size={relay.data.size}", f"data.pictures={relay.data.pictures}")
     batch = f"train.batch={relay.train.batch}"
     note = f"the base, trained on at that size on {single:,} pictures" + (
-        "; a relay has a hundred times as many" if quick else ": as much compute as the relay's"
+        "; a relay has a hundred times as many" if quick else ": as many as scenes/relay has"
     )
     return [
         Training(SINGLE_STAGE, "scenes/base", (*shared, *_length(single), *at_size, batch), "unet", single, note),
