@@ -1,5 +1,6 @@
 """The report of `reproduce`: tables, sentences on what they show and what they do not, and plots."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def plots(out: Path, result: Mapping[str, Any]) -> list[Path]:
     for place, row in enumerate(others):
         color = f"C{names.index(row['table'])}"
         axes.errorbar(row["share"], place, xerr=_errors(row), fmt="o", capsize=3, color=color)
-    labels = [f"{row['table'].partition(' (')[0]}: {row['name']}" for row in others]
+    labels = [f"{re.sub(r' [(][^)]*[)]', '', row['table'])}: {row['name']}" for row in others]
     axes.set_yticks(range(len(others)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("share of facts right")
