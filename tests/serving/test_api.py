@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from cogview3 import CogView3Pipeline
-from cogview3.prompts.expand import Expander
+from cogview3.prompts.expand import Expander, Request
 from cogview3.serving.service import MOST_WARNINGS
 from tests.serving.conftest import Served, Shouting, pixels, serving
 
@@ -66,8 +66,8 @@ def test_the_nearest_size_is_drawn_and_told_or_refused(served: Served, monkeypat
 def test_prompts_are_expanded_where_there_is_an_expander_unless_told(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(prompt: str) -> tuple[str, str]:
-        return prompt, "why not" if "circle" in prompt else ""
+    def prepare(prompt: str) -> Request:
+        return Request(prompt, reason="why not" if "circle" in prompt else "")
 
     monkeypatch.setattr(served.service, "expander", Expander(Shouting(), prepare=prepare))
 
@@ -96,8 +96,8 @@ def test_what_pictures_will_not_show_is_told(served: Served, monkeypatch: pytest
 
     monkeypatch.setattr(served.service, "problems", problems)
 
-    def prepare(prompt: str) -> tuple[str, str]:
-        return prompt, "too odd" if "wibble" in prompt else ""
+    def prepare(prompt: str) -> Request:
+        return Request(prompt, reason="too odd" if "wibble" in prompt else "")
 
     monkeypatch.setattr(served.service, "expander", Expander(Shouting(), prepare=prepare))
 
