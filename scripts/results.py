@@ -27,8 +27,8 @@ def main(reported: Path) -> None:
     result = json.loads((reported / "results.json").read_text("utf-8"))
     command = "Made by `make results` (half an hour of two cores), to be run again when the bundled model changes.\n"
     if any(row["way"]["unet"] for row in result["rows"]):
-        command = "Made by `make results TRAIN=--train` (an hour and a half of trainings on two cores, half an hour of\n"
-        command += "measurement), to be run again when the bundled model changes.\n"
+        command = "Made by `make results TRAIN=--train` (an hour and a half of trainings on two cores, half an hour\n"
+        command += "of measurement), to be run again when the bundled model changes.\n"
     if result["quick"]:
         command = "A look, by `cogview3 reproduce --quick`: `make results` makes the whole of it in half an hour.\n"
     (DOCS / "results.md").write_text(f"{title}\n\n{command}{rest}", "utf-8")
