@@ -84,6 +84,7 @@ def test_slips_of_spelling_are_corrected(prompt: str, expanded: str) -> None:
         ("three boxes, one red, one blue and one green", "a red box, a blue box and a green box"),
         ("three dogs, one big and one small", "three dogs, one big and one small"),
         ("two red hearts and a blue one", "two red hearts and a blue heart"),
+        ("two butterflies, one big and one small", "a big butterfly and a small butterfly"),
         ("a big fox and a small fox", "a big fox and a small fox"),
     ],
 )

@@ -20,6 +20,9 @@ from cogview3.prompts.expand import Request
 from cogview3.prompts.words import NUMBERS, is_english
 
 _SPECIFIC = frozenset(word for word, (kind, _) in NOUNS.items() if kind != "object")
+_SINGULARS = {
+    w.plural(text): text for table in (w.NOUNS, w.THING_NOUNS) for each in table.values() for text in each.texts
+}
 _COLORS = {text for table in (w.COLORS, w.GROUNDS) for phrases in table.values() for text in phrases.texts}
 _COLOR = "|".join(sorted(_COLORS, key=len, reverse=True))
 _DIGITS = {str(number): phrases.texts[0] for number, phrases in w.NUMBERS.items()}
@@ -58,7 +61,7 @@ def plainer(prompt: str) -> str:
     prompt = re.sub(r"(?<![\w-])([1-4])(?= [a-zA-Z])", lambda found: _DIGITS[found[1]], prompt)
     prompt = re.sub(rf"\b({_COLOR}) (?:floor|wall|canvas|sky)\b", r"\1 background", prompt, flags=re.IGNORECASE)
     prompt = re.sub(rf"\bsomething ({_COLOR})\b", r"a \1 shape", prompt, flags=re.IGNORECASE)
-    prompt = _ONE.sub(lambda found: f"{found[1]}{found[2]}{found[3]} {_single(found[2])}", prompt)
+    prompt = _ONE.sub(lambda found: f"{found[1]}{found[2]}{found[3]} {_singular(found[2])}", prompt)
     head, mark, rest = prompt.partition(":")
     if mark and rest.strip() and _says_nothing(head):
         prompt = rest.strip()
@@ -74,10 +77,9 @@ def _says_nothing(heading: str) -> bool:
     return set(words) <= {*unknown_words(heading), *w.PRAISE.texts, "a", "an", "the", "my"}
 
 
-def _single(noun: str) -> str:
-    """The singular of a known noun."""
-    noun = noun.lower()
-    return next(text for text in (noun.removesuffix("s"), noun.removesuffix("es"), noun) if text in NOUNS)
+def _singular(noun: str) -> str:
+    """Of a known noun in either number: "butterflies" and "butterfly" are "butterfly"."""
+    return _SINGULARS.get(noun.lower(), noun.lower())
 
 
 def _each_named(found: re.Match[str]) -> str:
@@ -86,7 +88,7 @@ def _each_named(found: re.Match[str]) -> str:
     words = re.findall(r"\bone ([a-z]+)", found["each"].lower())
     if NUMBERS.get(number) != len(words) or not all(word in ADJECTIVES for word in words):
         return found[0]
-    *first, last = [f"a {word} {_single(found['noun'])}" for word in words]
+    *first, last = [f"a {word} {_singular(found['noun'])}" for word in words]
     return f"{', '.join(first)} and {last}"
 
 
