@@ -40,7 +40,7 @@ SAMPLES = 16
 MOST_FAILURES = 2
 """Prompts in a row that a model may give nothing for."""
 
-_CHECK = "3"
+_CHECK = "4"
 """Version of what is accepted as an expansion; another one makes kept expansions void."""
 
 MAX_CHARACTERS = 2000
