@@ -126,7 +126,8 @@ def test_filter_goes_on_after_being_killed(run: Run, tmp_path: Path, number: int
     result = run("data", "filter", "cut", *options, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
-    expected = {"shards": 4, "finished_before": 2, "kept": 9, "broken": {}, "filtered": {"duplicate": 1}, "mended": {}}
+    expected = {"shards": 4, "finished_before": 2, "kept": 9, "broken": {}, "filtered": {"duplicate": 1}}
+    expected["corrected"] = {}
     assert told == expected
     assert json.loads(run("data", "filter", "whole", *options, "--json").stdout) == {**expected, "finished_before": 0}
     assert sidecars(tmp_path / "cut") == sidecars(tmp_path / "whole")
@@ -183,7 +184,7 @@ def test_stats_count_and_draw(run: Run, tmp_path: Path) -> None:
         "samples": 7,
         "broken": {"not an image": 1, "missing caption": 1},
         "filtered": {},
-        "mended": {},
+        "corrected": {},
         "formats": {"JPEG": 6, "PNG": 1},
         "quantiles": {
             "smaller side (pixels)": {"least": 16, "5 %": 16, "median": 16, "95 %": 48, "most": 48},

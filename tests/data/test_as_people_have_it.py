@@ -351,17 +351,17 @@ def test_exif_that_cannot_be_read_costs_no_picture_and_turns_none(kind: str) -> 
         decode(encoded(image, kind, exif=exif), kind.lower().replace("jpeg", "jpg")) for exif in (garbage, none, sixth)
     ]
     assert [each.image.size for each in read] == [(16, 8), (16, 8), (8, 16)]
-    assert [each.mended for each in read[1:]] == [(), ("turned",)]
-    assert read[0].mended == (() if kind == "JPEG" else ("unreadable EXIF",))
+    assert [each.corrected for each in read[1:]] == [(), ("turned",)]
+    assert read[0].corrected == (() if kind == "JPEG" else ("unreadable EXIF",))
 
 
 def test_profiles_that_cannot_be_used_are_counted() -> None:
     image = encoded(picture(0), "PNG", icc_profile=b"nonsense" * 20)
     found = decode(image, "png")
-    assert found.mended == ("unreadable color profile",)
+    assert found.corrected == ("unreadable color profile",)
     assert np.array_equal(np.asarray(found.image), np.asarray(picture(0)))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert decode(encoded(picture(0), "PNG", icc_profile=srgb), "png").mended == ()
+    assert decode(encoded(picture(0), "PNG", icc_profile=srgb), "png").corrected == ()
 
 
 def batches_of(folder: str, readers: int, part: int, parts: int) -> FittedImages:

@@ -260,7 +260,7 @@ def test_a_foreign_safetensors_file_is_no_picture(tmp_path: Path) -> None:
     )
     reader = CaptionedImages([str(tmp_path / "a.tar")], epochs=1, buffer=0)
     assert [(sample.key, sample.image is None) for sample in reader] == [("a", False)]
-    assert (reader.report.broken, reader.report.mended) == ({"missing image": 1}, {})
+    assert (reader.report.broken, reader.report.corrected) == ({"missing image": 1}, {})
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.safetensors").write_bytes(b"x")

@@ -94,7 +94,7 @@ def test_everything_wrong_is_counted_by_reason(tmp_path: Path) -> None:
     assert list(samples) == ["first", *MENDED, "last"]
     assert reader.report.samples == len(MENDED) + 2
     assert reader.report.broken == expected(HOSTILE) + Counter({"same key twice": 2})
-    assert reader.report.mended == expected(MENDED)
+    assert reader.report.corrected == expected(MENDED)
     assert {sample.image.mode for sample in samples.values()} == {"RGB"}
     assert np.all(np.asarray(samples["glass"].image) == 255)  # nothing of the red that does not show
     assert np.all(np.asarray(samples["deep"].image) == 127)
@@ -281,7 +281,7 @@ def test_new_captions_count_where_they_are_good(tars: list[str]) -> None:
     captions_sidecar(tars[0], rows)
     reader = CaptionedImages(tars[:1], epochs=1, buffer=0, new_share=1.0)
     assert [sample.caption for sample in reader] == ["fine", *(f"old {key}" for key in names[1:])]
-    assert reader.report.mended == {"no new caption": 4}
+    assert reader.report.corrected == {"no new caption": 4}
 
 
 def test_a_new_caption_alone_is_enough(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_bare_bytes_in_any_format_are_pictures_too(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet")
     reader = CaptionedImages([str(tmp_path / "a.parquet")], epochs=1, buffer=0)
     assert [sample.caption for sample in reader] == list(kinds)
-    assert not reader.report.mended, "no wrong suffix"
+    assert not reader.report.corrected, "no wrong suffix"
 
 
 def test_what_is_wrong_is_counted_or_refused(tmp_path: Path, table: str) -> None:

@@ -261,7 +261,7 @@ def _reasons(counts: "Report", good: str) -> "Table":
     table = Table("samples", "reason", "count")
     table.columns[2].justify = "right"
     table.add_row(good, "", str(counts.samples))
-    for name in ("broken", "filtered", "mended"):
+    for name in ("broken", "filtered", "corrected"):
         for reason, count in getattr(counts, name).most_common():
             table.add_row(name, reason, str(count))
     return table

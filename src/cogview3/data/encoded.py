@@ -45,7 +45,7 @@ class Encoded:
     crop: Size  # top and left
     target: Size  # H and W
     texts: Mapping[str, np.ndarray] = field(default_factory=dict)  # embeddings (L, D) by caption, of those encoded
-    mended: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()
 
 
 def read_encoded(data: bytes) -> Encoded:

@@ -28,7 +28,7 @@ class Entry:
     old: str  # the caption that came with the picture; "" where there is only a new one
     new: str | None  # from the captions sidecar; None where it has none
     metadata: Mapping[str, Any]  # from the .json file, or the other columns of a table; {} without one
-    mended: tuple[str, ...] = ()  # what was missing or corrected, in words
+    corrected: tuple[str, ...] = ()  # what was missing or corrected, in words
     others: tuple[str, ...] = ()  # further captions that came with the picture, to choose from
 
     @property
@@ -60,20 +60,20 @@ def take_apart(group: Group, captions: Mapping[str, str] | None = None, needs_ca
         raise Broken("missing image")
     metadata = {**_metadata(group.files.get("json")), **group.record}
     new = (captions or {}).get(group.key)
-    mended = ["second image left out"] * (len(pictures) > 1)
-    choices, fault = _captions(group, metadata, mended)
+    corrected = ["second image left out"] * (len(pictures) > 1)
+    choices, fault = _captions(group, metadata, corrected)
     if not choices and not new and (needs_caption or fault):
         raise Broken(fault or NO_CAPTION)
     if not choices:
-        mended.append("no old caption")
+        corrected.append("no old caption")
     if captions is not None and not new:
-        mended.append("no new caption")
+        corrected.append("no new caption")
     old, *others = choices or ("",)
     suffix = pictures[0]
-    return Entry(group.key, group.files[suffix], suffix, old, new, metadata, tuple(mended), tuple(others))
+    return Entry(group.key, group.files[suffix], suffix, old, new, metadata, tuple(corrected), tuple(others))
 
 
-def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> tuple[tuple[str, ...], str]:
+def _captions(group: Group, metadata: Mapping[str, Any], corrected: list[str]) -> tuple[tuple[str, ...], str]:
     """The captions that came with a picture, or why what is there is none."""
     try:
         found = caption_choices(group.caption)
@@ -83,7 +83,7 @@ def _captions(group: Group, metadata: Mapping[str, Any], mended: list[str]) -> t
             names = (find_name(metadata, [name]) for name in dict.fromkeys(("caption", *CAPTIONS)))
             values = (caption_choices(metadata[name]) for name in names if name is not None)
             found = next(filter(None, values), ())
-            mended += ["caption from metadata"] * bool(found)
+            corrected += ["caption from metadata"] * bool(found)
     except Broken as reason:
         if str(reason) != NO_TEXT:
             raise
@@ -146,5 +146,5 @@ def read_pictures(shard: Shard, groups: Iterable[Group], report: Report) -> Iter
         except Skipped as reason:
             report.skip(reason)
             continue
-        report.give(entry.mended + picture.mended)
+        report.give(entry.corrected + picture.corrected)
         yield entry, picture

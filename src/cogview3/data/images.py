@@ -60,7 +60,7 @@ class Picture:
 
     image: Image.Image  # RGB
     format: str  # what the file really is, such as "JPEG"
-    mended: tuple[str, ...] = ()  # what had to be done to it, in words; empty for an ordinary picture
+    corrected: tuple[str, ...] = ()  # what had to be done to it, in words; empty for an ordinary picture
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -101,7 +101,7 @@ def decode(data: bytes, suffix: str) -> Picture:
         if len(bare) == len(data):
             raise
         picture = _decode(bare, suffix)
-        return Picture(picture.image, picture.format, (*picture.mended, "metadata left out"))
+        return Picture(picture.image, picture.format, (*picture.corrected, "metadata left out"))
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -139,12 +139,12 @@ def _correct(image: Image.Image, suffix: str) -> Picture:
     if several and kind != "TIFF":
         raise Broken("animated image")
     image.load()
-    mended = [] if SUFFIXES.get(suffix) == kind else ["wrong suffix"]
+    corrected = [] if SUFFIXES.get(suffix) == kind else ["wrong suffix"]
     if several:
-        mended.append("first of several pages")
+        corrected.append("first of several pages")
     image, turned = upright(image)
     image, done = to_rgb(image)
-    return Picture(image, kind, (*mended, *filter(None, [turned]), *done))
+    return Picture(image, kind, (*corrected, *filter(None, [turned]), *done))
 
 
 def upright(image: Image.Image) -> tuple[Image.Image, str]:

@@ -115,7 +115,7 @@ def judge(shard: Shard, filters: Filters) -> Judged:
             if filters.duplicates:
                 value, colors = difference_hash(picture.image), thumbnail(picture.image)
             reason = ""
-            judged.report.give(entry.mended + picture.mended)
+            judged.report.give(entry.corrected + picture.corrected)
         except Skipped as skipped:
             judged.report.skip(skipped)
             reason = str(skipped)

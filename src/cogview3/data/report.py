@@ -37,34 +37,34 @@ class Report:
     # skipped on purpose, by a filter's or a keep sidecar's reason
     filtered: Counter[str] = field(default_factory=Counter)
     # given out, but corrected or lacking something, by what was done
-    mended: Counter[str] = field(default_factory=Counter)
+    corrected: Counter[str] = field(default_factory=Counter)
 
     def skip(self, reason: Skipped) -> None:
         """Count a sample that is not given out."""
         counts, text = self.broken if isinstance(reason, Broken) else self.filtered, str(reason)[:MAX_REASON]
         counts[text if text in counts or len(counts) < MOST_REASONS else OTHERS] += 1
 
-    def give(self, mended: Iterable[str]) -> None:
-        """Count a sample that is given out, and what was mended of it."""
+    def give(self, corrected: Iterable[str]) -> None:
+        """Count a sample that is used, and what was corrected in it."""
         self.samples += 1
-        self.mended.update(mended)
+        self.corrected.update(corrected)
 
     def add(self, other: "Report") -> None:
         """Add another report's counts to these."""
         self.samples += other.samples
         self.broken.update(other.broken)
         self.filtered.update(other.filtered)
-        self.mended.update(other.mended)
+        self.corrected.update(other.corrected)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, reasons by falling count."""
-        counts = {name: dict(getattr(self, name).most_common()) for name in ("broken", "filtered", "mended")}
+        counts = {name: dict(getattr(self, name).most_common()) for name in ("broken", "filtered", "corrected")}
         return {"samples": self.samples, **counts}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
         """The inverse of `to_dict`. Raises ValueError for anything else."""
-        counts = [data.get("samples"), *(data.get(name) for name in ("broken", "filtered", "mended"))]
+        counts = [data.get("samples"), *(data.get(name) for name in ("broken", "filtered", "corrected"))]
         if not isinstance(counts[0], int) or not all(map(_are_counts, counts[1:])):
             raise ValueError("it holds no counts of samples")
         return cls(counts[0], *map(Counter, counts[1:]))

@@ -209,7 +209,7 @@ class CaptionedImages:
             self.report.skip(reason)
             self._tolerance.turn(isinstance(reason, Broken), self.report)
             return None
-        self.report.give(entry.mended + picture.mended)
+        self.report.give(entry.corrected + picture.corrected)
         return self._sample(place, entry, picture)
 
     def _sample(self, place: Place, entry: Entry, picture: Picture | Encoded) -> Sample:

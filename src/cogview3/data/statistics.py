@@ -39,7 +39,7 @@ class Statistics:
     formats: Counter[str] = field(default_factory=Counter)  # what the files really hold, such as "JPEG"
     tokens: Values = field(default_factory=Counter)  # length of all captions in a text encoder's tokens
     cut: int = 0  # captions of more tokens than that encoder reads
-    report: Report = field(default_factory=Report)  # samples given out, broken, filtered, mended
+    report: Report = field(default_factory=Report)  # samples given out, broken, filtered, corrected
 
     def add(self, other: "Statistics") -> None:
         """Add another's counts to these."""
@@ -136,7 +136,7 @@ def plot(statistics: Statistics, path: Path) -> bool:
     except ImportError:
         return False
     report = statistics.report
-    named = {"formats": statistics.formats, "left out": report.broken + report.filtered, "mended": report.mended}
+    named = {"formats": statistics.formats, "left out": report.broken + report.filtered, "corrected": report.corrected}
     named = {title: counts for title, counts in named.items() if counts}
     rows = max(1, ceil((len(statistics.values()) + len(named)) / 2))
     figure = Figure(figsize=(12, 3 * rows), layout="constrained")

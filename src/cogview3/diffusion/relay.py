@@ -266,7 +266,7 @@ def extrapolate(
 
     Here s = (1 - f) / sigma. Without noise (delta = 0) a step is
     z'/sigma' = z_t/sigma + (s' - s) D + (f'/sigma' - f/sigma) z_L, the ODE's solution for a D that stays as it is.
-    Two predictions tell how it moves with s, as in Adams and Bashforth's method: the error of n steps then falls as
+    Two predictions show how it moves with s, as in Adams and Bashforth's method: the error of n steps then falls as
     1/n^2. Toward the last step (sigma' = 0) s' is infinite; there D is kept.
 
     Args:

@@ -30,7 +30,7 @@ _TOLD_EVERY = 32  # batches
 class _Path:
     """One sampling: its states (n + 1, C, H, W) before each of the student's n steps and at the end, and its givens.
 
-    `order` tells which of the steps is learned at each visit.
+    `order` holds which of the steps is learned at each visit.
     """
 
     states: Tensor

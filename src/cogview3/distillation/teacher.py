@@ -119,7 +119,7 @@ def begin_as(student: UNet2DConditionModel, start: str, is_relay: bool) -> None:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's configuration without what tells where it came from."""
+    """A network's configuration without the entries for where it came from."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 

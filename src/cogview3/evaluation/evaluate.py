@@ -238,7 +238,7 @@ class _Scored:
 
     @classmethod
     def of(cls, job: _Job, system: System, store: Store, metrics: dict[str, Metric], progress: Any) -> "_Scored":
-        """Score a system's pictures; those that failed are counted, and told with their reasons."""
+        """Score a system's pictures; those that failed are counted, and reported with their reasons."""
         scored, size = cls(), None
         needs_vae = any(metric.needs_vae for metric in metrics.values()) and all(each.scene for each in job.prompts)
         vae = system.vae(job.device, job.dtype) if needs_vae else None

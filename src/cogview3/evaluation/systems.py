@@ -150,7 +150,7 @@ def _index(source: str) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
         return found if isinstance(found, dict) else {}
     except (EntryNotFoundError, OSError, ValueError):
-        return {}  # told when the model is loaded
+        return {}  # reported when the model is loaded
 
 
 def find_system(name: str, sampling: Overrides) -> System:

@@ -262,7 +262,7 @@ def _check_accelerator(call: str, device: torch.device | str | None) -> None:
 
 
 def _takes_four(function: StepCallback) -> bool:
-    """Whether a callback can be called with what it is given; True where it does not tell, as builtins may not."""
+    """Whether a callback can be called with what it is given; True where its signature is unknown, as of builtins."""
     try:
         inspect.signature(function).bind(None, 0, 0, {})
     except TypeError:

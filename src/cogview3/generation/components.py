@@ -73,15 +73,15 @@ def check_relay_scheduler(scheduler: Any) -> None:
 
 def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
     """Refuse a scheduler that cannot take the published steps, `tried` on a copy of it. Raises UserError."""
-    kind, mend = type(scheduler).__name__, "give another, such as EulerDiscreteScheduler"
+    kind, fix = type(scheduler).__name__, "give another, such as EulerDiscreteScheduler"
     if isinstance(scheduler, type):
         raise UserError(f"scheduler is the class {scheduler.__name__}: give one of it, such as by from_config")
     if "timesteps" not in inspect.signature(getattr(scheduler, "set_timesteps", _nothing)).parameters:
-        raise UserError(f"scheduler {kind} takes no list of timesteps: {mend}")
+        raise UserError(f"scheduler {kind} takes no list of timesteps: {fix}")
     if scheduler.config.get("num_train_timesteps") is None:
-        raise UserError(f"scheduler {kind} has no num_train_timesteps: {mend}")
+        raise UserError(f"scheduler {kind} has no num_train_timesteps: {fix}")
     if missing := [name for name in _OF_SCHEDULERS if not hasattr(scheduler, name)]:
-        raise UserError(f"scheduler {kind} has no {missing[0]}: {mend}")
+        raise UserError(f"scheduler {kind} has no {missing[0]}: {fix}")
     if not tried:
         return
     try:  # schedulers of other kinds fail in all of these ways, deep inside
@@ -90,7 +90,7 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
         sample, time = torch.zeros(1, 4, 2, 2), copy.timesteps[0]
         copy.step(copy.scale_model_input(sample, time), time, sample)
     except Exception as error:
-        raise UserError(f"scheduler {kind} cannot take the base's step list ({one_line(error)}): {mend}") from None
+        raise UserError(f"scheduler {kind} cannot take the base's step list ({one_line(error)}): {fix}") from None
 
 
 def _nothing() -> None:

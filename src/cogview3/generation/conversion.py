@@ -66,7 +66,7 @@ def convert(
         modes: base and relay UNet of distilled modes: 4+1, 8+2, 4+2 or 8+1.
         out: the model folder.
         dtype: number format of the weights; None leaves each as it is stored.
-        progress: told the name of each component before it is written.
+        progress: called with the name of each component before it is written.
 
     Returns:
         {"out", "modes", "bytes", "components"}.

@@ -27,7 +27,7 @@ class Run:
     """What one call carries through all of its stages.
 
     Attributes:
-        device: where the networks run; diffusers takes milliseconds to tell, so it is asked once.
+        device: where the networks run; diffusers takes milliseconds to find out, so it is asked once.
         generator: one for all pictures, or one for each.
         callback: called after every step.
         callback_tensors: names of the tensors that it is given.
@@ -37,7 +37,7 @@ class Run:
         masked: the given pictures of which a part is kept.
         text: whether the running stage is guided, and what its UNet is then given as text; None where that is to be
             computed again.
-        rows: the pictures to go on with after a step, where the callback dropped some.
+        rows: the pictures to continue with after a step, where the callback dropped some.
     """
 
     device: torch.device
@@ -309,7 +309,7 @@ def keep_rows(value: Any, rows: Sequence[int], count: int) -> Any:
 
 
 def check_rows(rows: Any, count: int) -> list[int]:
-    """The pictures that a callback wants to go on with, of `count`. Raises UserError for what names none of them."""
+    """The pictures that a callback wants to continue with, of `count`. Raises UserError for what names none of them."""
     named = list(rows) if isinstance(rows, list | tuple | range) else []
     whole = all(isinstance(row, int | np.integer) and not isinstance(row, bool) for row in named)
     if not named or not whole or sorted(set(named)) != named or not set(named) <= set(range(count)):

@@ -58,10 +58,10 @@ def check_model_folder(folder: str, required: Collection[str], given: Collection
     """
     index_path = Path(folder) / MODEL_INDEX
     if not index_path.is_file():
-        mend = "give the folder that holds it"
+        fix = "give the folder that holds it"
         if (Path(folder) / "recipe.toml").is_file():
-            mend = "it is a run; make a model of runs with cogview3 export"
-        raise UserError(f"{folder} is no model folder ({MODEL_INDEX} is missing): {mend}")
+            fix = "it is a run; make a model of runs with cogview3 export"
+        raise UserError(f"{folder} is no model folder ({MODEL_INDEX} is missing): {fix}")
     index = read_index(index_path)
     if index["_class_name"] not in PIPELINE_CLASSES:
         raise UserError(f"{folder} holds a {index['_class_name']} model: give one of {', '.join(PIPELINE_CLASSES)}")

@@ -106,7 +106,7 @@ def _sampling_of(base: str, relay: str | None) -> dict[str, Any]:
     """
     try:
         folder = weights_folder(base, "unet").parent
-    except UserError:  # told when its turn comes, after what is cheaper to check
+    except UserError:  # raised when its turn comes, after what is cheaper to check
         return {}
     sampling = find(folder).sampling()
     if sampling is None or (mode := sampling.modes[sampling.default]).distilled:
@@ -187,7 +187,7 @@ def _distilled(name: str, default: Mode, base: str, relay: str) -> Mode:
 def _known(mode: str, reference: str, component: str, steps: int) -> dict[str, Any]:
     """Entries of a mode that its stage brings along: "guidance_range", and how a relay is sampled.
 
-    Nothing of what tells no more than its weights: a model as such, or another run.
+    Left out is what reveals no more than its weights: a model as such, or another run.
     """
     if split(os.fspath(reference))[1] is not None:
         own = find(reference).settings()[1]

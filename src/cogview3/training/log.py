@@ -40,14 +40,14 @@ class Log:
         self.sums: dict[str, float] = {}  # since the last line, of `count` steps
         self.count, self.skipped, self.rate, self.since = 0, 0, 0.0, 0
         self.begun: tuple[float, int] | None = None  # when the first step was done, and how many images then
-        self.shown = False  # whether anything was told of the progress yet
+        self.shown = False  # whether any progress was reported yet
         self.last_loss: float | None = None
         self.flops: int | None = None
         self.ceiling: float | None = None
         self.trackers: list[GeneralTracker] = []
 
     def state(self) -> dict[str, Any]:
-        """What a run goes on with in the middle of a line, as JSON."""
+        """What a run resumes with in the middle of a line, as JSON."""
         return {"count": self.count, "skipped": self.skipped, "sums": self.sums}
 
     def load_state(self, state: LogState) -> None:
@@ -60,7 +60,7 @@ class Log:
         for path in (self.path, self.run / "skipped.jsonl"):
             if self.enabled and path.exists():
                 lines = path.read_text("utf-8", errors="replace").splitlines()
-                last = images - (path != self.path)  # a skipped batch is told by its first image
+                last = images - (path != self.path)  # a skipped batch is identified by its first image
                 kept = [line for line in lines if _images_of(line) <= last]
                 checkpoints.write_text(path, "".join(line + "\n" for line in kept))
 
@@ -122,14 +122,14 @@ class Log:
             self.sums[key] = self.sums.get(key, 0.0) + value
         self.count, self.rate = self.count + 1, rate
         self.progress.update(self.task, completed=images)
-        if self.begun is None:  # the first step waits for workers to start, and tells nothing of the speed
+        if self.begun is None:  # the first step waits for workers to start, and says nothing about the speed
             self.begun = time.time(), images
         elif self.enabled and not self.shown and (now := time.time()) - self.clock >= _FIRST_LINE:
             speed = (images - self.begun[1]) / max(now - self.begun[0], 1e-9)
             self._show(images, {"loss": losses["loss"], "images_per_second": speed})
 
     def _show(self, images: int, entries: dict[str, float]) -> None:
-        """Progress to the terminal: a line, with the time left where the speed is told; or the bar's text."""
+        """Progress to the terminal: a line, with the time left where the speed is known; or the bar's text."""
         self.shown = True
         speed, loss = entries.get("images_per_second"), entries.get("loss", self.last_loss)
         if self.progress.console.is_terminal:

@@ -231,7 +231,7 @@ class _Run:
         self.log.ceiling = measure.matmul_ceiling(self.accelerator.device, dtype) * self.accelerator.num_processes
 
     def _validate(self) -> dict[str, float]:
-        """Figures and samples of the EMA weights, told by the main process; sharded, all must work on them."""
+        """Figures and samples of the EMA weights, reported by the main process; sharded, all must work on them."""
         self.objective.gather()
         if not (self.accelerator.is_main_process or self.trainer.sharded):
             return {}
@@ -340,7 +340,7 @@ def _union(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inexact(before: state.Split, now: state.Split) -> str:
-    """What resuming keeps and what it does not, where the work is split in another way; data tell of themselves."""
+    """What resuming keeps and what it does not, where the work is split in another way; data report their own."""
     old = before.model_dump()
     changes = ", ".join(f"{key} {old[key]} -> {value}" for key, value in now if old[key] != value)
     return (

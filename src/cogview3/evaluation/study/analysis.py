@@ -16,7 +16,7 @@ from cogview3.evaluation.study.database import CHOICES, QUESTIONS
 
 RESAMPLES = 300
 FEW_VOTES, DOMINANT, FAST_SECONDS = 30, 2.0, 1.0
-"""Fewer votes on a pair, a larger share than so many equal ones, and quicker votes are told."""
+"""Fewer votes on a pair, a larger share than so many equal ones, and quicker votes are reported."""
 
 Vote = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def analyze(votes: Sequence[Vote], systems: Sequence[str], seed: int = 0) -> dic
     """Everything about a study's votes.
 
     Whoever fails half of two or more attention checks is left out, and named. "Both bad" counts as a tie in win rates
-    and strengths, and is told beside them.
+    and strengths, and is reported beside them.
 
     `votes` are as `database.votes` gives them; the bootstrap resamples annotators and prompts, both at once.
 
@@ -156,7 +156,7 @@ def _fit(keys: Sequence[tuple[Any, ...]], counts: np.ndarray, systems: Sequence[
 
 
 def _agreement(votes: Sequence[Vote], question: str) -> dict[str, Any]:
-    """Krippendorff's alpha over pairs of pictures that several judged; None where there is nothing to tell."""
+    """Krippendorff's alpha over pairs of pictures that several judged; None where there is nothing to compare."""
     units: dict[tuple[Any, ...], dict[int, str]] = defaultdict(dict)
     for vote in votes:
         first = min(vote["left_system"], vote["right_system"])

@@ -129,7 +129,7 @@ def _check(plan: Plan, pairs: int) -> None:
 def _pictures(
     folder: Path, folders: Mapping[str, Folder], prompts: Sequence[Prompt], ids: random.Random
 ) -> tuple[dict[tuple[str, int], str], set[int]]:
-    """Copies under names that tell nothing, without any text inside the file; and the prompts that lack one."""
+    """Copies under names that reveal nothing, without any text inside the file; and the prompts that lack one."""
     files: dict[tuple[str, int], str] = {}
     left_out: set[int] = set()
     for index in range(len(prompts)):

@@ -43,9 +43,9 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         trained: the network. Its parameters without gradient are neither moved, averaged nor in checkpoints.
-        depends_on: what `fingerprint` tells the state of, in a few words.
+        depends_on: what `fingerprint` is the state of, in a few words.
         works_alone: whether `trained` does all the work of a step; if not, its share of what the device could do would
-            mislead, and none is told.
+            mislead, and none is reported.
         stop_asked: whether the run is to stop, the same on all processes; a `batch` that takes long asks it now and
             then, equally often on all, and raises `Interrupted`.
     """
@@ -73,7 +73,7 @@ class Objective(nn.Module, ABC):
         """
 
     def gather(self) -> None:
-        """What processes tell each other before a validation; all of them call this, the main one then validates."""
+        """What processes exchange before a validation; all of them call this, the main one then validates."""
         return
 
     def keys(self, indices: list[int]) -> list[str]:

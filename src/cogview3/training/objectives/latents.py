@@ -82,7 +82,7 @@ class LatentTraining(SourcedTraining):
         return torch.stack(rows)
 
     def _encoded(self, texts: list[str]) -> Tensor:
-        """Embeddings (B, L, C), float32; what does not fit is told of the built-in world alone.
+        """Embeddings (B, L, C), float32; what does not fit is reported for the built-in world alone.
 
         They are computed in the recipe's precision, in which the encoder itself may be kept; the networks that read
         them are float32, and autocast narrows both alike.

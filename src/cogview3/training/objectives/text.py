@@ -1,7 +1,7 @@
 """The text encoder's objective: predict every fact that a caption states.
 
 A small decoder with one query a fact reads the encoder's output and names the fact's value, or "not stated". Beside
-it, every word that names an object ("circle", or "red" where only one object is) must tell all that is stated of this
+it, every word that names an object ("circle", or "red" where only one object is) must predict all stated of this
 object: without that, an encoder long stays with a bag of words. Only the encoder is kept; its output then carries
 which color, fill or place belongs to which object.
 """

@@ -104,11 +104,11 @@ class PictureSource:
         "data_captions_cut" is the share of captions that were longer than the text encoder reads.
         """
         report, told, captions_cut = self._gathered
-        broken, filtered, mended = (counts.total() for counts in (report.broken, report.filtered, report.mended))
-        if self.rank == 0 and (broken or filtered or mended):
+        broken, filtered, corrected = (counts.total() for counts in (report.broken, report.filtered, report.corrected))
+        if self.rank == 0 and (broken or filtered or corrected):
             print(
                 f"data: {report.samples} samples used; broken: {listed(report.broken)}; left out: "
-                f"{listed(report.filtered)}; mended: {listed(report.mended)}",
+                f"{listed(report.filtered)}; corrected: {listed(report.corrected)}",
                 file=sys.stderr,
             )
         cut = captions_cut / max(1, told)
