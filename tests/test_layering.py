@@ -15,7 +15,7 @@ PACKAGE = Path(cogview3.__file__).parent
 ORDER = [
     {"errors"},
     {"_diffusers", "config", "diffusion", "precision"},
-    {"checkpoints", "models", "references"},
+    {"checkpoints", "fingerprints", "models", "references"},
     {"prompts"},
     {"data"},
     {"captions"},

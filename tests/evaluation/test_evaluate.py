@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cogview3 import CogView3Pipeline, checkpoints
 from cogview3.config import UserError
@@ -170,6 +171,29 @@ def test_a_folder_of_another_run_is_refused(model: Path, tmp_path: Path) -> None
     for changes in ({"seed": 1}, {"prompts": "scenes-brief"}, {"steps": 1}, {"per_prompt": 2}):
         with pytest.raises(UserError, match=rf"{next(iter(changes))}.*give another --out"):
             evaluate([str(model)], **{**given, **changes})
+
+
+def test_other_weights_under_the_same_name_are_noticed(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    given = {"prompts": "scenes-heldout", "count": 1, "relays": 0, "out": tmp_path / "out"}
+    before = evaluate([str(folder)], **given)
+    (folder / "README.md").write_text("A card.")
+    assert evaluate([str(folder)], **given) == before
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.bias"] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"weights .*give another --out"):
+        evaluate([str(folder)], **given)
+
+
+def test_pictures_that_changed_are_read_again(renders: Path, tmp_path: Path) -> None:
+    first = evaluate(images=[renders], count=COUNT, out=tmp_path / "out")
+    for path in renders.iterdir():
+        Image.new("RGB", (128, 128), "white").save(path)
+    second = evaluate(images=[renders], count=COUNT, out=tmp_path / "out")
+    assert facts(first, "renders")["share"] > 0.9 > 0.5 > facts(second, "renders")["share"]
 
 
 def test_pictures_that_overflow_are_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

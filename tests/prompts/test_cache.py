@@ -10,7 +10,8 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
-from cogview3.prompts.cache import PromptCache, encoder_fingerprint
+from cogview3.fingerprints import encoder_fingerprint
+from cogview3.prompts.cache import PromptCache
 
 
 class Encoder:

@@ -19,7 +19,7 @@ from cogview3.data.buckets import Buckets, fit
 from cogview3.data.encode import Encoding, encode_shards
 from cogview3.data.encoded import Preprocessing, vae_fingerprint
 from cogview3.data.formats import find_shards
-from cogview3.prompts.cache import encoder_fingerprint
+from cogview3.fingerprints import encoder_fingerprint
 from cogview3.training.loop import train
 from cogview3.training.objectives import build
 from cogview3.training.objectives.diffusion import DiffusionTraining

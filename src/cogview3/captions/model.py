@@ -26,7 +26,7 @@ from cogview3.data import draws
 from cogview3.data.entries import Entry
 from cogview3.data.report import Skipped
 from cogview3.errors import one_line
-from cogview3.prompts.cache import folder_fingerprint
+from cogview3.fingerprints import folder_fingerprint
 
 MAX_NEW_TOKENS = 256
 """Of a caption, unless the model's own configuration tells."""

@@ -206,7 +206,7 @@ def encode(
     from cogview3.data.encode import Encoding, encode_shards
     from cogview3.data.encoded import Preprocessing, vae_fingerprint
     from cogview3.data.formats import find_shards
-    from cogview3.prompts.cache import encoder_fingerprint
+    from cogview3.fingerprints import encoder_fingerprint
     from cogview3.references import weights_folder
 
     step, ratio = (bucket_step, bucket_ratio) if buckets else (size, 1.0)

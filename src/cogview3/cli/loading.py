@@ -142,7 +142,8 @@ def open_prompt_cache(folder: Path, model: str, dtype: "torch.dtype", quantize: 
 
     Raises UserError for a name on the hub, or no place to write.
     """
-    from cogview3.prompts.cache import PromptCache, encoder_fingerprint
+    from cogview3.fingerprints import encoder_fingerprint
+    from cogview3.prompts.cache import PromptCache
     from cogview3.references import find
 
     found = find(model)

@@ -189,6 +189,8 @@ def _run(
 
 def _draw(job: _Job, system: System, name: str, file: str, seed: int) -> Store:
     store = Store(job.pictures / file, job.sent, seed, system.how())
+    if isinstance(system, Folder):  # its pictures may have changed since
+        store.clear()
     with job.counter(f"pictures of {name}", len(job.prompts)) as progress:
         fill(system, store, job.batch, job.device, job.dtype, job.processes, progress)
     return store

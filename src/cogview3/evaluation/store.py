@@ -41,6 +41,12 @@ class Store:
         self.records: dict[int, dict[str, Any]] = {}
         self.reload()
 
+    def clear(self) -> None:
+        """Forget all pictures, those of an earlier run too."""
+        for index in self.records:
+            self._path(index, ".json").unlink(missing_ok=True)
+        self.records = {}
+
     def begin(self) -> None:
         """Write the settings."""
         if not (self.folder / _HOW).exists():

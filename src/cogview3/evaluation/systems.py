@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cogview3.evaluation.baselines import BASELINES, Baseline
 from cogview3.evaluation.drawing import draw_batch, generators
 from cogview3.evaluation.folder import Pictures, System
 from cogview3.evaluation.prompt import Prompt
+from cogview3.fingerprints import drawing_fingerprint, folder_fingerprint
 from cogview3.generation.loading import vae_factor
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.models.modes import Overrides
@@ -65,7 +67,12 @@ class Own(System):
         keys = ("steps", "relay_steps", "guidance", "relay_guidance")
         settled = {key: getattr(self.settled, key) for key in keys} | {"relays": self._relays()}
         settled |= {key: value for key in ("sampler", "light") if (value := getattr(self.settled, key)) is not None}
-        return {"kind": "model", "mode": self.mode_name} | settled
+        return {"kind": "model", "mode": self.mode_name} | settled | self._weights
+
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        """A hash of a folder's weights, which may change under the same name."""
+        return {"weights": drawing_fingerprint(self.source, self.mode)[:12]} if os.path.isdir(self.source) else {}
 
     @override
     def draw(
@@ -124,7 +131,9 @@ class Foreign(System):
     def how(self) -> dict[str, Any]:
         settings = self._settings()
         sampled = {"steps": settings.get(self.baseline.steps), "guidance": settings.get(self.baseline.guidance)}
-        return {"kind": "pipeline", "source": self.baseline.source} | sampled | {"settings": settings}
+        source = self.baseline.source
+        weights = {"weights": folder_fingerprint(source)[:12]} if os.path.isdir(source) else {}
+        return {"kind": "pipeline", "source": source} | sampled | {"settings": settings} | weights
 
     @override
     def draw(

@@ -13,58 +13,12 @@ from typing_extensions import override
 from cogview3.checkpoints import whole_file
 from cogview3.config import UserError
 
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file: all bytes of T5-XXL would take minutes
-_WHOLE = 2**20  # files up to this size are read whole
-
-
-def encoder_fingerprint(model: str | os.PathLike[str]) -> str:
-    """Hash of a model folder's tokenizer and text encoder, without loading them.
-
-    Small files count whole; of large ones the size, the beginning (a safetensors file's table of tensors) and samples.
-
-    Raises:
-        UserError: no such folder, or no tokenizer or text encoder in it.
-    """
-    digest = hashlib.sha256()
-    for name in ("tokenizer", "text_encoder"):
-        if not _update_files(digest.update, Path(model) / name, f"{name}/"):
-            raise UserError(f"{model} holds no {name}: a prompt cache needs a model folder with its text encoder")
-    return digest.hexdigest()
-
-
-def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Hash of a folder's files, large ones sampled as in `encoder_fingerprint`."""
-    digest = hashlib.sha256()
-    _update_files(digest.update, Path(folder))
-    return digest.hexdigest()
-
-
-def _update_files(update: Callable[[bytes], None], folder: Path, prefix: str = "") -> bool:
-    """Whether there are any."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        update(f"{prefix}{path.relative_to(folder)}:{path.stat().st_size};".encode())
-        _update(update, path)
-    return bool(files)
-
-
-def _update(update: Callable[[bytes], None], path: Path) -> None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= _WHOLE:
-            update(file.read())
-            return
-        update(file.read(_WHOLE // 16))
-        for number in range(_SAMPLES):
-            file.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            update(file.read(_SAMPLE_BYTES))
-
 
 class PromptCache:
     """A folder of embeddings, one file a prompt, named by the hash of encoder, number format and text.
 
     Several processes may share it: files are written whole. `encoder` is what the embeddings depend on beside the text
-    and `dtype`, such as `encoder_fingerprint` of the model.
+    and `dtype`, such as `fingerprints.encoder_fingerprint` of the model.
     """
 
     def __init__(self, folder: str | os.PathLike[str], encoder: str, dtype: torch.dtype) -> None:

@@ -180,7 +180,7 @@ class LocalWriter(Writer):
     def __init__(self, folder: str | Path, device: str = "cpu", max_tokens: int = 256) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-        from cogview3.prompts.cache import folder_fingerprint
+        from cogview3.fingerprints import folder_fingerprint
         from cogview3.prompts.text_models import check_folder, check_vocabulary, load_auto, load_tokenizer
 
         path = Path(folder)

@@ -36,7 +36,7 @@ from cogview3.data.recipe_readers import ShardTables, bucket_settings, captioned
 from cogview3.data.report import Report, listed
 from cogview3.data.tars import have_latents, latents_of
 from cogview3.data.workers import WorkerSamples
-from cogview3.prompts.cache import encoder_fingerprint
+from cogview3.fingerprints import encoder_fingerprint
 from cogview3.prompts.encode import left_out, text_length
 from cogview3.prompts.text_models import load_tokenizer
 from cogview3.references import weights_folder
