@@ -71,7 +71,9 @@ def test_settings() -> None:
     ("arguments", "words"),
     [
         ([], ["none/"]),
-        (["--mode", "4+1"], ["--mode 4+1"]),
+        (["--mode", "4+1="], ["--mode 4+1="]),
+        (["--mode", "fast"], ["--mode", "fast"]),
+        (["--mode", "8+2", "--mode", "8+2"], ["--mode 8+2", "twice"]),
         (["--mode", "quick=a,b"], ["quick"]),
         (["--set", "steps=0"], ["steps", "0"]),
         (["--set", "sampler=heun"], ["sampler", "heun"]),

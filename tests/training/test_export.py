@@ -1,6 +1,7 @@
 """Export: runs become a model folder that the pipelines load, whole or not at all."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,24 @@ def test_distilled_modes_stand_beside_the_default_one(exported: Path) -> None:
     pipe = CogView3Pipeline.from_pretrained(str(exported), mode="2+1")
     with pytest.raises(UserError, match="distilled for 2"):
         pipe("a red star", num_inference_steps=5)
+
+
+def test_a_mode_of_fewer_steps_has_the_same_networks(
+    runs: Path, distilled: tuple[Path, Path], exported: Path, tmp_path: Path
+) -> None:
+    sampling = {"steps": 3, "relay_steps": 2, "guidance": 4.0}
+    given = {"modes": {"2+1": distilled}, "sampling": sampling}
+    export_runs(runs, tmp_path / "model", fewer_steps=["1+2", "2+2"], **given)
+    table = json.loads((tmp_path / "model" / "sampling.json").read_text())
+    assert table["modes"]["1+2"] == {**table["modes"]["3+2"], "steps": 1}
+    assert [*table["modes"]] == ["3+2", "1+2", "2+2", "2+1"]
+    assert content(tmp_path / "model").keys() == content(exported).keys()
+    for names in (["3+2"], ["2+1"]):
+        with pytest.raises(UserError, match=re.escape(f"--mode {names[0]} is ")):
+            export_runs(runs, tmp_path / "other", fewer_steps=names, **given)
+    with pytest.raises(UserError, match=r"fast.*as in 4\+1"):
+        export_runs(runs, tmp_path / "other", fewer_steps=["fast"], **given)
+    assert not (tmp_path / "other").exists()
 
 
 def test_weights_are_the_averages_in_float16(runs: Path, exported: Path) -> None:

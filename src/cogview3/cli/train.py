@@ -109,8 +109,8 @@ def export(
         list[str] | None,
         typer.Option(
             "--mode",
-            metavar="NAME=BASE,RELAY",
-            help="Runs of another mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1.",
+            metavar="NAME[=BASE,RELAY]",
+            help="Runs of another mode, or MODEL@MODE for each, such as 4+1=a,scenes@4+1; or fewer steps, as in 8+2.",
         ),
     ] = None,
     int8: Annotated[
@@ -126,7 +126,8 @@ def export(
 
     Writes EMA weights in float16 as a folder in diffusers' format.
     """
-    modes = parse_modes(mode or [])
+    modes = parse_modes([entry for entry in mode or [] if "=" in entry])
+    fewer_steps = [entry for entry in mode or [] if "=" not in entry]
     sampling = parse_settings(settings or [], "guidance=4.5")
     options.check_writable(out)
     warn_of_replacing(out)
@@ -138,7 +139,7 @@ def export(
 
         given = {"latent_enlarger": enlarger, "light_decoder": light_decoder}
         light = {name: run for name, run in given.items() if run is not None}
-        result = write(vae, text, base, relay, modes, out, sampling, light, expander, int8)
+        result = write(vae, text, base, relay, modes, out, sampling, light, expander, int8, fewer_steps)
     options.report(result, f"model written to {out}: {result['bytes'] / 1e6:.1f} MB", as_json)
 
 

@@ -41,6 +41,7 @@ def export(
     light: dict[str, str] | None = None,
     expander: str | None = None,
     int8: bool = False,
+    fewer_steps: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a model folder in diffusers' format, whole or not at all, replacing an earlier one.
 
@@ -58,6 +59,7 @@ def export(
             every mode stands then another that uses them, "4+1-light" beside "4+1".
         int8: store the UNets of `modes` in a byte a weight (`models.int8`), at half the size; drawing is as before.
         expander: a run or model that holds the "expander" of short prompts; `generate --expand` takes it then.
+        fewer_steps: names of further modes, such as "8+2", that are the default one in the steps so named.
 
     Returns:
         {"out", "modes", "bytes", "components"}.
@@ -70,11 +72,13 @@ def export(
     check_target(out)
     default = Mode(**_sampling_of(base, relay) | (sampling or {}))
     name = f"{default.steps}+{default.relay_steps}"
-    if name in modes:
-        raise UserError(f"--mode {name} is the default mode's name; give that other step counts")
+    names = [name, *fewer_steps, *modes]
+    if double := next((mode for mode in names if names.count(mode) > 1), None):
+        fault = "is the default mode's name" if double == name else "is given twice"
+        raise UserError(f"--mode {double} {fault}; give that other step counts")
     given = default.model_copy(update={key: (sampling or {}).get(key) for key in _RELAY_INHERITED})
     distilled = {mode: _distilled(mode, given, *runs) for mode, runs in modes.items()}
-    entries = {name: default, **distilled}
+    entries = {name: default, **{mode: _in_steps(default, mode) for mode in fewer_steps}, **distilled}
     if light:  # each mode, and the same with the tiny autoencoder
         entries |= {f"{mode}-light": entry.model_copy(update={"light": True}) for mode, entry in entries.items()}
     table = Sampling(default=name, modes=entries)
@@ -173,6 +177,12 @@ def _load_expander(reference: str) -> tuple[PreTrainedModel, PreTrainedTokenizer
     except (OSError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(f"--expander {reference}: no encoder-decoder that can be loaded ({reason})") from None
+
+
+def _in_steps(default: Mode, name: str) -> Mode:
+    """The default mode in the steps that another's name states."""
+    steps, relay_steps = mode_steps(name)
+    return default.model_copy(update={"steps": steps, "relay_steps": relay_steps})
 
 
 def _distilled(name: str, default: Mode, base: str, relay: str) -> Mode:
