@@ -8,8 +8,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from cogview3.checkpoints import read_json
 from cogview3.config import UserError
 from cogview3.models.modes import Mode
+from cogview3.references import MODEL_INDEX
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file: all bytes of T5-XXL would take minutes
 _WHOLE = 2**20  # files up to this size are read whole
@@ -36,11 +38,15 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
 
 
 def drawing_fingerprint(model: str | os.PathLike[str], mode: Mode) -> str:
-    """Hash of the components of a model folder that draw in a mode; cards, other modes and expanders do not count."""
+    """Hash of the components of a model folder that draw in a mode; cards, other modes and expanders do not count.
+
+    Raises:
+        UserError: the folder's `model_index.json` is damaged.
+    """
     digest, root = hashlib.sha256(), Path(model)
+    index = read_json(root / MODEL_INDEX, "write the model again")
     own = {name: place for name in ("unet", "relay_unet") if (place := getattr(mode, name)) is not None}
-    parts = {path.name for path in root.iterdir() if path.is_dir()} - {"modes", "expander"} | own.keys()
-    for name in sorted(parts):
+    for name in sorted(name for name, value in index.items() if isinstance(value, list)):
         _update_files(digest.update, root / own.get(name, name), f"{name}/")
     return digest.hexdigest()
 
