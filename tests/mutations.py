@@ -195,6 +195,7 @@ def _judge(module: str, copy: Path) -> int:
     os.environ["PYTHONPATH"] = f"{copy}{os.pathsep}{ROOT}"  # for processes that tests begin
     tests = [f"tests/{name}" for name in MODULES[module]]
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", f"pythonpath={copy} {ROOT}"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that the libraries have imported
     return int(pytest.main([*options, *tests]))
 
 
