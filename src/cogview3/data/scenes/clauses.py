@@ -71,8 +71,8 @@ def noun_for(
     if color and not bare and not needs_ending and rng.random() < color_after:
         words["color"] = ""
         ending = w.COLOR_ENDINGS.pick(rng).format(color=color)
-        return Noun(" ".join(order.format(**words).split()), noun, f"{ending} with {after}" if after else ending, color)
-    if not after and stated.outline is not None and not words["outline"]:
+        after = f"{ending} with {after}" if after else ending
+    elif not after and stated.outline is not None and not words["outline"]:
         after = w.OUTLINE_ENDINGS[stated.outline].pick(rng).format(line=line_color(ground))
     elif after:
         after = f"with {after}"
