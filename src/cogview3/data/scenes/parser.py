@@ -201,7 +201,7 @@ def _take_object(pieces: _Pieces, text: str) -> bool:
         size = {"size": _SIZES[found["size"].strip()]} if found["size"] else {}
         pieces.objects.append({"thing": THINGS[found["thing"]], **size})
         return True
-    known = [("shape", NOUNS[found["noun"]])]
+    known: list[tuple[str, str | bool]] = [("shape", NOUNS[found["noun"]])]
     known += [ADJECTIVES[word] for word in re.findall(_ADJECTIVE, found["adjectives"])]
     known += [_DETAILS[found[name]] for name in ("first", "second") if found[name]]
     known += [_ENDINGS[found["ending"]]] if found["ending"] else []

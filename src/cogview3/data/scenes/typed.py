@@ -53,7 +53,7 @@ def _unknown(word: str) -> str:
 def _contradictions(words: list[str]) -> list[str]:
     """Two values of one fact before one noun, and colors or fills of things."""
     found: list[str] = []
-    said: dict[str, tuple[str, str]] = {}  # by kind: the value and its word
+    said: dict[str, tuple[str | bool, str]] = {}  # by kind: the value and its word
     for index, word in enumerate(words):
         if word in ADJECTIVES:
             kind, value = ADJECTIVES[word]
