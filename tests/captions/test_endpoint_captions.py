@@ -14,8 +14,7 @@ from cogview3.captions.endpoint import MOST_IN_A_ROW, EndpointJob
 from cogview3.captions.engines import local
 from cogview3.captions.parts import Part
 from cogview3.captions.recaption import Task, caption_shard, recaption
-from cogview3.captions.request import request
-from cogview3.captions.rows import CannotGoOn
+from cogview3.captions.rows import CannotGoOn, request
 from cogview3.cli.app import app
 from cogview3.config import UserError
 from cogview3.data.entries import Entry

@@ -13,8 +13,7 @@ from tokenizers import processors
 
 from cogview3.captions.inputs import IGNORED, Asker, find_model, load_model, load_processor
 from cogview3.captions.model import MOST_FAILED, Draw, ModelJob
-from cogview3.captions.request import request
-from cogview3.captions.rows import Row, Sample
+from cogview3.captions.rows import Row, Sample, request
 from cogview3.config import UserError
 from cogview3.data.entries import Entry
 from tests.captions.tiny import IMAGE, save_llava

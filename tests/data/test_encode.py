@@ -402,8 +402,8 @@ def test_notes_are_read_without_the_rest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"it does not begin with __latents__\.json"):
         latent_notes(LatentShard(str(tmp_path / "b.latents.tar")))
     address = str(tmp_path / "c.latents.tar")
-    with pytest.raises(ValueError, match=r"notes of 500\d\d bytes"), encoded.write_latents(address) as writer:
-        writer.notes = {"long": "x" * 50000}
+    with pytest.raises(ValueError, match=r"notes of 500\d\d bytes"), encoded.write_latents(address) as (_, notes):
+        notes["long"] = "x" * 50000
     assert not Path(address).exists()
 
 

@@ -25,6 +25,7 @@ from cogview3.data.keep import write_keep
 from cogview3.data.report import Broken
 from cogview3.data.shards import CaptionedImages
 from cogview3.data.sidecars import read_notes
+from cogview3.data.tars import add_file
 from tests.data.conftest import encoded, ordinary, parquet_bytes, picture, tar_bytes, write_tars
 from tests.hostile import json_mutant, mutant, within
 
@@ -99,12 +100,12 @@ def sets() -> dict[str, Set]:
 
 def latents_tar(path: Path) -> bytes:
     mean = np.zeros((4, 8, 8), np.float16)
-    with write_latents(str(path)) as writer:
+    with write_latents(str(path)) as (tar, notes):
         for key in "abc":
             made = Encoded(mean, mean, None, None, (64, 64), (0, 0), (64, 64), {"x": mean[0]})
-            writer.add(f"{key}.safetensors", encoded_bytes(made, "x"))
-            writer.add(f"{key}.txt", b"x")
-        writer.notes = {"format": 1, "preprocessing": LATENTS.to_dict(), "seed": 0, "dtype": "float32"}
+            add_file(tar, f"{key}.safetensors", encoded_bytes(made, "x"))
+            add_file(tar, f"{key}.txt", b"x")
+        notes.update(format=1, preprocessing=LATENTS.to_dict(), seed=0, dtype="float32")
     return path.read_bytes()
 
 

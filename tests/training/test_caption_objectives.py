@@ -16,8 +16,7 @@ from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, T5EncoderModel
 
 from cogview3.captions.model import ModelJob
-from cogview3.captions.request import request
-from cogview3.captions.rows import Sample
+from cogview3.captions.rows import Sample, request
 from cogview3.cli.expand import ExpanderOptions, open_expander
 from cogview3.config import UserError, parse_recipe
 from cogview3.data.entries import Entry

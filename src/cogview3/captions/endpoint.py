@@ -7,8 +7,7 @@ from itertools import islice
 from typing import Any
 
 from cogview3.captions.instruction import shown
-from cogview3.captions.request import request
-from cogview3.captions.rows import FAILED, UNANSWERED, CannotGoOn, Row, Sample, written
+from cogview3.captions.rows import FAILED, UNANSWERED, CannotGoOn, Row, Sample, request, written
 from cogview3.config import UserError
 from cogview3.data.report import Skipped
 from cogview3.prompts.answers import lacks_end, plain
@@ -17,7 +16,6 @@ from cogview3.prompts.endpoint import Endpoint, EndpointError, GaveUp, Refused, 
 
 MOST_IN_A_ROW = 10
 """Pictures without an answer one after the other, after which the endpoint counts as gone."""
-
 
 _REFUSED = "refused: "
 

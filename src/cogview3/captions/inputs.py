@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cogview3.captions.request import request
+from cogview3.captions.rows import request
 from cogview3.config import UserError
 from cogview3.errors import as_user_error
 from cogview3.prompts.text_models import check_folder, load_auto

@@ -12,15 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from cogview3.captions.inputs import Asker, find_model, load_model, load_processor
-from cogview3.captions.request import request
-from cogview3.captions.rows import FAILED, Row, Sample, written
+from cogview3.captions.rows import FAILED, Row, Sample, request, written
 from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.entries import Entry
@@ -46,6 +45,7 @@ class ModelJob:
     seed: int = 0  # of samples; without effect at temperature 0
     temperature: float = 0.0  # 0 takes the likeliest token, 1 draws as the model's probabilities tell
     max_new_tokens: int | None = None  # of a caption; None takes the model's own, else `MAX_NEW_TOKENS`
+    has_budget: ClassVar[bool] = False  # a local model has no limits of spending
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -71,11 +71,6 @@ class ModelJob:
             "temperature": self.temperature,
             "max_new_tokens": self.max_new_tokens,
         }
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether there are limits of spending: a local model has none."""
-        return False
 
     def load(self, place: int) -> "ModelWriter":
         """The model on the device of worker `place`."""

@@ -7,7 +7,7 @@ is left alone, so the same call resumes after any interruption and changes nothi
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,17 +15,7 @@ import pyarrow
 
 from cogview3 import __version__
 from cogview3.captions.parts import Part, claimed
-from cogview3.captions.rows import (
-    FAILED,
-    OK,
-    UNANSWERED,
-    CannotGoOn,
-    Job,
-    Row,
-    Sample,
-    Writer,
-    admitted,
-)
+from cogview3.captions.rows import FAILED, OK, UNANSWERED, CannotGoOn, Job, Row, Sample, Writer, admitted
 from cogview3.captions.triplets import whole_address
 from cogview3.checkpoints import differences
 from cogview3.config import UserError
@@ -179,15 +169,11 @@ def _caption(shard: Shard, task: Task, writer: Writer) -> Iterator[Message]:
         "faults": dict(reading.faults),
         "filtered": dict(reading.filtered),
     }
-    write_sidecar(shard.sidecar("captions"), table(rows, task), notes)
+    made = {"model": task.job.name, "version": task.version}
+    table = pyarrow.Table.from_pylist([row.to_dict() | made for row in rows], CAPTIONS)
+    write_sidecar(shard.sidecar("captions"), table, notes)
     part.remove()
     yield Finished(notes)
-
-
-def table(rows: Iterable[Row], task: Task) -> pyarrow.Table:
-    """The sidecar's columns."""
-    made = {"model": task.job.name, "version": task.version}
-    return pyarrow.Table.from_pylist([row.to_dict() | made for row in rows], CAPTIONS)
 
 
 def finished(shard: Shard, task: Task) -> dict[str, Any] | None:

@@ -17,13 +17,12 @@ from cogview3.checkpoints import write_text
 from cogview3.data import draws
 from cogview3.data.groups import Shard
 from cogview3.data.report import Skipped, listed
-from cogview3.data.sidecars import read_columns, read_notes
+from cogview3.data.sidecars import CAPTIONS, read_columns, read_notes
 
 PICTURES = 24
 """On the page."""
 
 _THUMBNAIL = 320
-_COLUMNS = ("key", "old", "new", "model", "version", "status", "error")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def summarize(
             found += 1
             counts["faults"].update(notes.get("faults", {}))
             counts["filtered"].update(notes.get("filtered", {}))
-            columns = read_columns(address, _COLUMNS)
+            columns = read_columns(address, CAPTIONS.names)
             for key, old, new, model, version, status, error in zip(*columns.values(), strict=True):
                 counts["statuses"][str(status)] += 1
                 counts["models"][f"{model} {version}"] += 1

@@ -1,4 +1,4 @@
-"""Inputs and outputs of models that write captions: samples, rows of the captions sidecar, and the interface."""
+"""Inputs and outputs of models that write captions: samples, their prompt, rows of the sidecar, and the interface."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +11,11 @@ from cogview3.prompts.answers import is_refusal, plain
 
 OK, CUT, FAILED, UNANSWERED = "ok", "cut", "failed", "unanswered"
 """Status of a row: a new caption; one without an end, of no use; none; none, as the endpoint did not answer."""
+
+MAX_OLD = 1000
+"""Characters of an old caption that are read; more is no caption, and would make a whole batch long."""
+
+_REQUEST = "Original caption: {old}. Can you provide a more comprehensive description of the image?"
 
 
 class CannotGoOn(OSError):
@@ -28,6 +33,14 @@ class Sample:
 
     entry: Entry
     done: bool = False
+
+
+def request(old: str) -> str:
+    """The prompt of a recaptioner, in training and afterwards (CogView3, section 3.1): the text beside the picture.
+
+    It has the old caption in it, on one line, its first `MAX_OLD` characters.
+    """
+    return _REQUEST.format(old=" ".join(old.split())[:MAX_OLD].rstrip(". "))
 
 
 @dataclass(frozen=True)

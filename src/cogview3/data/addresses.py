@@ -160,8 +160,13 @@ def walk(fs: Any, path: str) -> Iterator[tuple[str, str]]:
         found = sorted(name[start:] for name in fs.find(path))
         yield from ((name, "") for name in found if name and not is_hidden(name))
         return
+
+    def refuse(error: OSError) -> None:
+        if error.filename == path:
+            raise error
+
     seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(path, onerror=_raise_at(path), followlinks=True):
+    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
         known = os.stat(folder)
         if (known.st_dev, known.st_ino) in seen:
             folders.clear()
@@ -175,14 +180,6 @@ def walk(fs: Any, path: str) -> Iterator[tuple[str, str]]:
             if not os.access(os.path.join(folder, name), os.R_OK | os.X_OK):
                 folders.remove(name)
                 yield prefix + name, "unreadable folder"
-
-
-def _raise_at(path: str) -> Any:
-    def handle(error: OSError) -> None:
-        if error.filename == path:
-            raise error
-
-    return handle
 
 
 def parent(address: str) -> str:

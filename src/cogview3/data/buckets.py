@@ -18,7 +18,6 @@ from cogview3.config import UserError
 from cogview3.data import draws
 from cogview3.data.encoded import Encoded, Size
 from cogview3.data.order import Place, check_identity, read_again
-from cogview3.data.report import Report
 from cogview3.data.shards import CaptionedImages, Sample
 
 if TYPE_CHECKING:
@@ -94,11 +93,6 @@ class FittedImages:
         sizes = [list(size) for size in buckets.sizes]
         self._identity = {"seed": seed, "center": center, "sizes": sizes}
 
-    @property
-    def report(self) -> Report:
-        """The reader's counts."""
-        return self.reader.report
-
     def __iter__(self) -> Iterator[Fitted]:
         return self
 
@@ -156,7 +150,7 @@ class BucketBatches:
     """Iterator over full batches, each of one bucket; what does not fill a batch yet waits for the next pictures.
 
     A batch comes when its last picture does, so the order depends on the source's alone. Where the source ends,
-    incomplete batches are left over (`waiting`).
+    incomplete batches are left over.
 
     Raises UserError for a batch below 1; while reading, what the source raises.
     """
@@ -168,11 +162,6 @@ class BucketBatches:
         self._batch = batch
         self._identity = {"batch": batch}
         self._waiting: dict[Size, list[Fitted]] = {}
-
-    @property
-    def waiting(self) -> int:
-        """Pictures that no batch has had yet."""
-        return sum(map(len, self._waiting.values()))
 
     def __iter__(self) -> Iterator[Batch]:
         return self

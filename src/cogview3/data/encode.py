@@ -4,7 +4,7 @@ Nothing heavy is imported here: `encoder` brings the networks, where a shard is 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,16 +70,13 @@ def encode_shards(
 def _finished(shard: Shard, encoding: Encoding, overwrite: bool) -> dict[str, Any] | None:
     """What a shard's tar of latents notes; None where it is still to be made. Raises UserError as `encode_shards`."""
     notes = None if overwrite else latent_notes(latents_of(shard))
-    if notes is not None and (shown := _otherwise(notes, encoding)):
+    if notes is None:
+        return None
+    own = own_notes(encoding)
+    if shown := ", ".join(filter(None, [different(notes, encoding.preprocessing), differences(notes, own, own)])):
         address = latents_of(shard).address
         raise UserError(f"{address} was encoded with other options: {shown}; give the same ones, or --overwrite")
     return notes
-
-
-def _otherwise(notes: Mapping[str, Any], encoding: Encoding) -> str:
-    """What in the notes of latents is not as in an encoding, in words."""
-    own = own_notes(encoding)
-    return ", ".join(filter(None, [different(notes, encoding.preprocessing), differences(notes, own, own)]))
 
 
 def own_notes(encoding: Encoding) -> dict[str, Any]:

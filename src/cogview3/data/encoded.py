@@ -146,29 +146,17 @@ def vae_fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass
-class LatentWriter:
-    """A tar of latents that is being written."""
-
-    tar: tarfile.TarFile
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, name: str, content: bytes) -> None:
-        """Add a file."""
-        add_file(self.tar, name, content)
-
-
 @contextmanager
-def write_latents(address: str) -> Iterator[LatentWriter]:
-    """Write a tar of latents whole or not at all; `notes` count as they are when the block ends."""
+def write_latents(address: str) -> Iterator[tuple[tarfile.TarFile, dict[str, Any]]]:
+    """Write a tar of latents whole or not at all: the open tar, and its notes, which count as the block leaves them."""
+    notes: dict[str, Any] = {}
     with whole_at(address) as path:
         with tarfile.open(path, "w") as tar:
-            writer = LatentWriter(tar)
-            writer.add(NOTES, b" " * _ROOM)
-            yield writer
-        notes = json.dumps(writer.notes, ensure_ascii=False).encode()
-        if len(notes) > _ROOM:
-            raise ValueError(f"{address}: notes of {len(notes)} bytes, more than {_ROOM}")
+            add_file(tar, NOTES, b" " * _ROOM)
+            yield tar, notes
+        content = json.dumps(notes, ensure_ascii=False).encode()
+        if len(content) > _ROOM:
+            raise ValueError(f"{address}: notes of {len(content)} bytes, more than {_ROOM}")
         with path.open("r+b") as file:
             file.seek(512)
-            file.write(notes.ljust(_ROOM))
+            file.write(content.ljust(_ROOM))

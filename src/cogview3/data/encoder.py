@@ -22,7 +22,7 @@ from cogview3.data.groups import Shard, all_groups
 from cogview3.data.latents import posteriors, to_tensor
 from cogview3.data.names import LATENTS
 from cogview3.data.report import Report
-from cogview3.data.tars import latents_of
+from cogview3.data.tars import add_file, latents_of
 from cogview3.prompts.encode import embed_text
 from cogview3.prompts.text_models import load_network, load_text_encoder, load_tokenizer
 from cogview3.references import weights_folder
@@ -38,20 +38,20 @@ def encode_shard(shard: Shard, encoding: Encoding, check: Callable[[], object] =
     """
     report = Report()
     fitted = _fitted(shard, encoding, report)
-    with write_latents(latents_of(shard).address) as writer:
+    with write_latents(latents_of(shard).address) as (tar, notes):
         while chunk := list(islice(fitted, _AT_ONCE * encoding.batch)):
             for item, encoded in zip(chunk, _encode(chunk, encoding), strict=True):
                 entry = item.entry
-                writer.add(f"{entry.key}.{LATENTS}", encoded_bytes(encoded, entry.old, entry.new or ""))
+                add_file(tar, f"{entry.key}.{LATENTS}", encoded_bytes(encoded, entry.old, entry.new or ""))
                 metadata = dict(entry.metadata)
                 if entry.others:  # a choice stays one
                     metadata["caption"] = list(entry.choices)
                 elif entry.old:
-                    writer.add(f"{entry.key}.txt", entry.old.encode())
+                    add_file(tar, f"{entry.key}.txt", entry.old.encode())
                 if metadata:
-                    writer.add(f"{entry.key}.json", json.dumps(metadata, default=str).encode())
-        made = {"preprocessing": encoding.preprocessing.to_dict(), **own_notes(encoding)}
-        writer.notes = {"format": 1, **made, "report": report.to_dict()}
+                    add_file(tar, f"{entry.key}.json", json.dumps(metadata, default=str).encode())
+        notes.update(format=1, preprocessing=encoding.preprocessing.to_dict(), **own_notes(encoding))
+        notes["report"] = report.to_dict()
         check()
     return report
 

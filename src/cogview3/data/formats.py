@@ -21,7 +21,6 @@ from cogview3.data.addresses import (
     walk,
 )
 from cogview3.data.folders import FolderShard
-from cogview3.data.groups import Group as Group  # named here too, for whoever reads a shard
 from cogview3.data.groups import Shard
 from cogview3.data.images import SUFFIXES
 from cogview3.data.names import split_name

@@ -22,12 +22,9 @@ _SCHEMA = pyarrow.schema([("key", "str"), ("keep", "bool"), ("reason", "str"), (
 
 @dataclass
 class Judged:
-    """The samples of a shard: keys, reasons to leave them out ("" to keep), looks of pictures (None: unknown)."""
+    """The samples of a shard: key, reason to leave it out ("" to keep), hash and colors (None: unknown) of each."""
 
-    keys: list[str] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
-    hashes: list[int | None] = field(default_factory=list)
-    colors: list[bytes | None] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     report: Report = field(default_factory=Report)
 
 
@@ -92,9 +89,9 @@ def _take_up(address: str, notes: dict[str, Any], seen: Seen | None) -> Report:
     if seen is None:
         return Report.from_dict(notes["report"])
     judged = _read(address, notes)
-    before = list(judged.reasons)
+    before = [row["reason"] for row in judged.rows]
     _mark_duplicates(judged, seen)
-    if judged.reasons != before:
+    if [row["reason"] for row in judged.rows] != before:
         _write(address, judged, notes["settings"])
     return judged.report
 
@@ -120,10 +117,7 @@ def judge(shard: Shard, filters: Filters) -> Judged:
             judged.report.skip(skipped)
             reason = str(skipped)
         if group.key:  # a cut tar has no key
-            judged.keys.append(group.key)
-            judged.reasons.append(reason)
-            judged.hashes.append(value)
-            judged.colors.append(colors)
+            judged.rows.append({"key": group.key, "reason": reason, "hash": value, "colors": colors})
     return judged
 
 
@@ -133,11 +127,11 @@ def _mark_duplicates(judged: Judged, seen: Seen) -> None:
     Samples with a hash have nothing else against them.
     """
     filtered = judged.report.filtered
-    for number, value in enumerate(judged.hashes):
-        if value is None:
+    for row in judged.rows:
+        if row["hash"] is None:
             continue
-        before, now = bool(judged.reasons[number]), seen.add(value, judged.colors[number] or b"")
-        judged.reasons[number] = _DUPLICATE if now else ""
+        before, now = bool(row["reason"]), seen.add(row["hash"], row["colors"] or b"")
+        row["reason"] = _DUPLICATE if now else ""
         judged.report.samples += before - now
         filtered[_DUPLICATE] += now - before
     if not filtered[_DUPLICATE]:
@@ -150,11 +144,10 @@ def _read(address: str, notes: dict[str, Any]) -> Judged:
     if any(len(colors) != THUMBNAIL for colors in columns["colors"] if colors is not None):
         raise UserError(f"{address}: damaged (thumbnails of other sizes); delete it and make it again")
     columns["reason"] = [reason or "" for reason in columns["reason"]]
-    keys, reasons, hashes, colors = columns.values()
-    return Judged(keys, reasons, hashes, colors, Report.from_dict(notes["report"]))
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return Judged(rows, Report.from_dict(notes["report"]))
 
 
 def _write(address: str, judged: Judged, settings: dict[str, Any]) -> None:
-    keep = [not reason for reason in judged.reasons]
-    table = pyarrow.table([judged.keys, keep, judged.reasons, judged.hashes, judged.colors], schema=_SCHEMA)
+    table = pyarrow.Table.from_pylist([{**row, "keep": not row["reason"]} for row in judged.rows], _SCHEMA)
     write_sidecar(address, table, {"settings": settings, "report": judged.report.to_dict()})

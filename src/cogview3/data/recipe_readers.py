@@ -35,7 +35,7 @@ def captioned_images(data: ShardTables, addresses: Any, seed: int, **options: An
         addresses,
         seed=seed,
         new_share=data.new_share,
-        filters=filters_of(data),
+        filters=Filters(**{name: getattr(data, name) for name in PictureFilters.model_fields}),
         broken_share=data.broken_share,
         broken_window=data.broken_window,
         needs_caption=isinstance(data, ShardData | TextShardData),  # to the others, captions are of no use
@@ -46,8 +46,3 @@ def captioned_images(data: ShardTables, addresses: Any, seed: int, **options: An
 def bucket_settings(data: ShardTables) -> tuple[int, float]:
     """Step and largest ratio of the buckets."""
     return (data.bucket_step, data.bucket_ratio) if data.buckets else (data.size, 1.0)
-
-
-def filters_of(data: PictureFilters) -> Filters:
-    """The part of a recipe's [data] that tells what to leave out."""
-    return Filters(**{name: getattr(data, name) for name in PictureFilters.model_fields})

@@ -121,11 +121,6 @@ class CaptionedImages:
             "shards": str(draws.number(*(name_of(shard.address) for shards in self._shards for shard in shards))),
         }
 
-    @property
-    def epoch(self) -> int:
-        """Times that everything was read, of the source that was read least."""
-        return min(stream.epoch for stream in self._streams)
-
     def __iter__(self) -> Iterator[Sample]:
         return self
 

@@ -58,8 +58,7 @@ class TarShard(Shard):
         """Groups from number `first` on, every `pieces`-th from `piece`, in the order of the tar."""
         number, fault, error = -1, "", ""
         try:
-            with _opened(self.address) as (file, stamp):
-                index = _index(file, self.address, stamp, self.contents)
+            with _opened(self) as (file, index):
                 fault, error, number = index.fault, index.error, len(index.samples) - 1
                 if not (fault or index.members or isinstance(self, LatentShard)):
                     fault = "empty tar"
@@ -77,8 +76,7 @@ class TarShard(Shard):
     def at(self, offset: int | str) -> Group:
         """The group at an offset in bytes that `groups` gave. Raises UserError where it is gone."""
         try:
-            with _opened(self.address) as (file, stamp):
-                index = _index(file, self.address, stamp, self.contents)
+            with _opened(self) as (file, index):
                 place = index.places.get(int(offset))
                 if place is not None:
                     return _read(file, place, index)
@@ -142,19 +140,20 @@ class _Index:
 
 
 @contextmanager
-def _opened(address: str) -> Iterator[tuple[BinaryIO, Any]]:
-    """A tar, and what changes when it does. A remote one is first copied to a temporary file, in one transfer."""
-    fs, path = filesystem(address)
+def _opened(shard: TarShard) -> Iterator[tuple[BinaryIO, _Index]]:
+    """A tar and its index. A remote one is first copied to a temporary file, in one transfer."""
+    fs, path = filesystem(shard.address)
     if is_local(fs):
-        with addresses.open_address(address) as file:
-            yield file, fs.ukey(path)
+        with addresses.open_address(shard.address) as file:
+            yield file, _index(file, shard, fs.ukey(path))
     else:
-        stamp = _stamp(fs, path, address)
-        copy = _copied(address, stamp)
-        yield copy.file, stamp
+        stamp = _stamp(fs, path, shard.address)
+        copy = _copied(shard.address, stamp)
+        yield copy.file, _index(copy.file, shard, stamp)
 
 
 def _stamp(fs: Any, path: str, address: str) -> str:
+    """What changes when a remote file does."""
     try:
         return str(fs.ukey(path))
     except OSError:
@@ -208,12 +207,12 @@ def _read(file: BinaryIO, place: int, index: _Index, fault: str = "") -> Group:
 _indices: dict[tuple[str, Any, frozenset[str]], _Index] = {}
 
 
-def _index(file: BinaryIO, address: str, stamp: Any, contents: frozenset[str]) -> _Index:
+def _index(file: BinaryIO, shard: TarShard, stamp: Any) -> _Index:
     """The index of an open tar; the last few are remembered."""
-    name = (address, stamp, contents)
+    name = (shard.address, stamp, shard.contents)
     if name in _indices:
         return _indices[name]
-    index = _make_index(file, contents)
+    index = _make_index(file, shard.contents)
     if not index.error:
         while len(_indices) >= _REMEMBERED:
             del _indices[next(iter(_indices))]

@@ -9,10 +9,9 @@ from dataclasses import replace
 from itertools import combinations, permutations, product
 
 from cogview3.data.scenes.scene import (
-    COLUMNS,
+    CENTERS,
     GROUNDS,
     ROW,
-    ROWS,
     TEXTURES,
     Facts,
     ObjectFacts,
@@ -37,9 +36,8 @@ _PLACES = {
     4: (("top left", "top right", "bottom left", "bottom right"),),
 }
 _LINES = (tuple((along, 0.5) for along in ROW), tuple((0.5, along) for along in ROW))
-_CENTERS = {f"{row} {column}": (COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS)}
 _LAYOUTS = {
-    number: tuple(tuple(_CENTERS[name] for name in order) for places in sets for order in permutations(places))
+    number: tuple(tuple(CENTERS[name] for name in order) for places in sets for order in permutations(places))
     for number, sets in _PLACES.items()
 }
 _LAYOUTS[3] += tuple(order for line in _LINES for order in permutations(line))

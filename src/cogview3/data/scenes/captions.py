@@ -29,12 +29,11 @@ from cogview3.data.scenes.clauses import (
     with_place,
 )
 from cogview3.data.scenes.scene import (
+    CENTERS,
     COLORS,
-    COLUMNS,
     FILLS,
     GROUNDS,
     POSITIONS,
-    ROWS,
     SHAPES,
     SIZES,
     Facts,
@@ -198,8 +197,8 @@ def _with_one_change(scene: Scene, rng: np.random.Generator) -> Scene:
     if name == "position":
         taken = {other.position for other in scene.objects}
         free = [cell for cell in POSITIONS if cell not in taken]
-        row, column = free[rng.integers(len(free))].split()
-        changed = replace(item, x=COLUMNS[column], y=ROWS[row])
+        x, y = CENTERS[free[rng.integers(len(free))]]
+        changed = replace(item, x=x, y=y)
     elif name == "outline":
         changed = replace(item, outline=not item.outline)
     else:

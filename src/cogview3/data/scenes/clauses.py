@@ -71,9 +71,9 @@ def noun_for(
     if color and not bare and not needs_ending and rng.random() < color_after:
         words["color"] = ""
         ending = w.COLOR_ENDINGS.pick(rng).format(color=color)
-        return Noun(" ".join(order.format(**words).split()), noun, f"{ending} with {after}" if after else ending, color)
-    if not after and stated.outline is not None and not words["outline"]:
-        after = w.OUTLINE_ENDINGS[_yes_no(stated.outline)].pick(rng).format(line=line_color(ground))
+        after = f"{ending} with {after}" if after else ending
+    elif not after and stated.outline is not None and not words["outline"]:
+        after = w.OUTLINE_ENDINGS[stated.outline].pick(rng).format(line=line_color(ground))
     elif after:
         after = f"with {after}"
     return Noun(" ".join(order.format(**words).split()), noun, after, color)
@@ -106,15 +106,11 @@ def _outline_words(
         return "", ""
     chance = rng.random()
     if bare or chance < (0.4 if outline else 0.15):
-        return w.OUTLINES[_yes_no(outline)].pick(rng), ""
+        return w.OUTLINES[outline].pick(rng), ""
     if after_with or chance < 0.75:
         tone = w.TONES[line_color(ground)].pick(rng)
-        return "", w.OUTLINE_DETAILS[_yes_no(outline)].pick(rng).format(tone=tone)
+        return "", w.OUTLINE_DETAILS[outline].pick(rng).format(tone=tone)
     return "", ""
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def line_color(ground: str) -> str:

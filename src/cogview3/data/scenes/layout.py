@@ -11,9 +11,10 @@ from typing import Any
 
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.captions import plain
-from cogview3.data.scenes.parser import ADJECTIVES, NOUNS, THINGS, any_of, is_consistent, parse, reading_of
+from cogview3.data.scenes.parser import ADJECTIVES, NOUNS, THINGS, any_of, is_consistent, parse, reading_of, texts_of
 from cogview3.data.scenes.scene import (
     BETWEEN,
+    CENTERS,
     COLUMNS,
     ROWS,
     Facts,
@@ -31,9 +32,7 @@ _ONES = {text: ("shape", shape) for text, shape in NOUNS.items()}
 _ONES |= {text: ("thing", thing) for text, thing in THINGS.items()}
 _MANY = {w.plural(text): value for text, value in _ONES.items() if text != "dot"}  # a ring "with dots" is one object
 _EITHER = _MANY | _ONES
-_NUMBERS = {
-    text: number for number, phrases in w.GROUP_NUMBERS.items() for text in phrases.texts if not text.startswith("a s")
-}
+_NUMBERS = {text: number for text, number in texts_of(w.GROUP_NUMBERS).items() if text != "a single"}
 _OBJECT = (
     rf"(?<![\w-])(?:(?P<number>{any_of(_NUMBERS)}|an?|the|another) )?"
     rf"(?P<adjectives>(?:{any_of(ADJECTIVES)} )*)(?P<noun>{any_of(_EITHER)})"
@@ -41,9 +40,9 @@ _OBJECT = (
 _MENTION = re.compile(_OBJECT)
 _THE = re.sub(r"\?P<\w+>", "?:", _OBJECT)
 
-_PLACES: dict[str, tuple[str, ...]] = {  # words for a place, and the cells that they may mean
-    text: (position,) for position, phrases in w.PLACES.items() for text in phrases.texts
-}
+_PLACES: dict[str, tuple[str, ...]] = {text: (position,) for text, position in texts_of(w.PLACES).items()}
+"""Words for a place, and the cells that they may mean."""
+
 _PLACES |= {f"{words} corner": _CORNERS for words in ("in a", "in the", "in one")}
 _PLACES = {text: cells for text, cells in _PLACES.items() if text not in ("center", "centered")} | {
     "in the center": ("middle center",),
@@ -51,7 +50,7 @@ _PLACES = {text: cells for text, cells in _PLACES.items() if text not in ("cente
     "at the center": ("middle center",),
 }
 _PLACE = rf"{any_of(_PLACES)}(?! side|-hand|(?: side)? of(?! the (?:picture|image|frame|scene)))"
-_RELATIONS = {text: kind for kind, phrases in w.RELATIONS.items() for text in phrases.texts}
+_RELATIONS = texts_of(w.RELATIONS)
 _RELATION = any_of(text for text, kind in _RELATIONS.items() if kind != BETWEEN)
 _IS = r"(?:,? (?:is|are|sits?|stands?|which is|that is))?"
 
@@ -195,23 +194,13 @@ def _moved(prompt: str, facts: Facts) -> Facts:
 
 def written(facts: Facts) -> str:
     """All facts of a scene as `captions.plain` has them, objects from the left and from the top."""
-    objects = [
-        SceneObject(
-            item.shape,
-            item.color,
-            item.fill,
-            item.outline,
-            item.size or "small",
-            COLUMNS[item.position.split()[1]],
-            ROWS[item.position.split()[0]],
-            item.thing,
-        )
-        for item in facts.objects
-        if item.position
-    ]
-    return plain(
-        Scene(str(facts.ground), str(facts.texture), tuple(sorted(objects, key=lambda item: (item.y, item.x))))
-    ).text
+    objects = []
+    for item in facts.objects:
+        if item.position:
+            look = item.shape, item.color, item.fill, item.outline, item.size or "small"
+            objects.append(SceneObject(*look, *CENTERS[item.position], item.thing))
+    objects.sort(key=lambda item: (item.y, item.x))
+    return plain(Scene(str(facts.ground), str(facts.texture), tuple(objects))).text
 
 
 def lost_places(prompt: str, facts: Facts) -> list[str]:

@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
+from typing import TypeVar
 
 from cogview3.data.scenes import sentences as s
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.reader import Reading
 from cogview3.data.scenes.scene import (
     BETWEEN,
-    COLUMNS,
-    ROWS,
+    CENTERS,
     Facts,
     ObjectFacts,
     Relation,
@@ -49,7 +49,7 @@ def reading_of(facts: Facts) -> Reading:
 
     So `score.score` compares what one caption states with another, or with a scene.
     """
-    centers = [(COLUMNS[item.position.split()[1]], ROWS[item.position.split()[0]]) for item in facts.objects]
+    centers = [CENTERS[item.position] for item in facts.objects]
     facts = replace(facts, count=len(facts.objects), relations=relations_between(centers))
     return Reading(facts, tuple(centers))
 
@@ -69,6 +69,7 @@ def is_consistent(facts: Facts) -> bool:
 
 _THING_FACTS = {"thing", "size", "position"}
 _SHAPE_FACTS = {each.name for each in fields(ObjectFacts)} - {"thing"}
+Value = TypeVar("Value")
 _Name = tuple[str | None, str]  # color and shape, or None and the thing
 
 
@@ -116,9 +117,9 @@ class _Pieces:
         return Facts(ground, texture, count, tuple(objects), tuple(relations))
 
 
-def _texts(tables: Mapping, **slots: Iterable[str]) -> dict[str, object]:
+def texts_of(tables: Mapping[Value, w.Phrases], **slots: Iterable[str]) -> dict[str, Value]:
     """Every text of a table by value, names in braces filled in all ways, to its value. No text has two values."""
-    found: dict[str, object] = {}
+    found: dict[str, Value] = {}
     for value, phrases in tables.items():
         for text in phrases.texts:
             used = {name: words for name, words in slots.items() if f"{{{name}}}" in text}
@@ -137,28 +138,24 @@ def _every(tables: Mapping) -> list[str]:
     return [text for phrases in tables.values() for text in phrases.texts]
 
 
-_COLORS, _SIZES, NOUNS, THINGS = (_texts(table) for table in (w.COLORS, w.SIZES, w.NOUNS, w.THING_NOUNS))
-_FILLS = _texts(w.FILLS)
-_OUTLINED = {text: value == "yes" for text, value in _texts(w.OUTLINES).items()}
+_COLORS, _SIZES, NOUNS, THINGS = (texts_of(table) for table in (w.COLORS, w.SIZES, w.NOUNS, w.THING_NOUNS))
+_FILLS = texts_of(w.FILLS)
 ADJECTIVES = {
     text: (name, value)
-    for name, table in (("color", _COLORS), ("size", _SIZES), ("fill", _FILLS), ("outline", _OUTLINED))
+    for name, table in (("color", _COLORS), ("size", _SIZES), ("fill", _FILLS), ("outline", texts_of(w.OUTLINES)))
     for text, value in table.items()
 }
-_DETAILS = {text: ("fill", value) for text, value in _texts(w.FILL_DETAILS, accent=_every(w.ACCENTS)).items()} | {
-    text: ("outline", value == "yes") for text, value in _texts(w.OUTLINE_DETAILS, tone=_every(w.TONES)).items()
+_DETAILS = {text: ("fill", value) for text, value in texts_of(w.FILL_DETAILS, accent=_every(w.ACCENTS)).items()} | {
+    text: ("outline", value) for text, value in texts_of(w.OUTLINE_DETAILS, tone=_every(w.TONES)).items()
 }
-_ENDINGS = {
-    text: ("outline", value == "yes") for text, value in _texts(w.OUTLINE_ENDINGS, line=("black", "white")).items()
-}
-_PLACES = _texts(w.PLACES) | _texts(w.PLACE_NAMES)
-_GROUND_SLOTS = {"b": w.GROUND_NOUNS.texts}
+_ENDINGS = {text: ("outline", value) for text, value in texts_of(w.OUTLINE_ENDINGS, line=("black", "white")).items()}
+_PLACES = texts_of(w.PLACES) | texts_of(w.PLACE_NAMES)
 _GROUNDS = {
     text: (ground, texture)
     for ground, colors in w.GROUNDS.items()
     for table in (w.GROUND_PHRASES, w.GROUND_SENTENCES)
-    for text, texture in _texts(
-        {texture: table[texture] for texture in ("plain", "tiled")}, g=colors.texts, **_GROUND_SLOTS
+    for text, texture in texts_of(
+        {texture: table[texture] for texture in ("plain", "tiled")}, g=colors.texts, b=w.GROUND_NOUNS.texts
     ).items()
 }
 _COUNTS = {
@@ -166,7 +163,7 @@ _COUNTS = {
     for number, phrases in w.NUMBERS.items()
     for text, noun in product(phrases.texts, _every(w.OBJECTS))
 }
-_RELATIONS = _texts(w.RELATIONS)
+_RELATIONS = texts_of(w.RELATIONS)
 _NONE = {text for phrases in s.NONE_OUTLINED.values() for text in phrases.texts}
 _REST = {text for phrases in s.REST_NOT_OUTLINED.values() for text in phrases.texts}
 _GLUE = {"there is", "there are", "with", "and", "&", "a picture of", "the image shows", "in all"}
@@ -204,7 +201,7 @@ def _take_object(pieces: _Pieces, text: str) -> bool:
         size = {"size": _SIZES[found["size"].strip()]} if found["size"] else {}
         pieces.objects.append({"thing": THINGS[found["thing"]], **size})
         return True
-    known = [("shape", NOUNS[found["noun"]])]
+    known: list[tuple[str, str | bool]] = [("shape", NOUNS[found["noun"]])]
     known += [ADJECTIVES[word] for word in re.findall(_ADJECTIVE, found["adjectives"])]
     known += [_DETAILS[found[name]] for name in ("first", "second") if found[name]]
     known += [_ENDINGS[found["ending"]]] if found["ending"] else []

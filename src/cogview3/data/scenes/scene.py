@@ -28,7 +28,10 @@ _SHAPE_VALUES = {"shape": SHAPES, "color": COLORS, "fill": FILLS, "outline": (Tr
 
 ROWS = {"top": 0.27, "middle": 0.5, "bottom": 0.73}
 COLUMNS = {"left": 0.27, "center": 0.5, "right": 0.73}
-POSITIONS = tuple(f"{row} {column}" for row, column in product(ROWS, COLUMNS))
+CENTERS = {f"{row} {column}": (COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS)}
+"""Center (x, y) of each of the nine cells."""
+
+POSITIONS = tuple(CENTERS)
 
 JITTER = 0.03  # largest shift of an object's center from its cell's
 MARGIN = 0.02  # smallest gap between two objects, and between an object and the border
@@ -283,7 +286,7 @@ _GROUND_THINGS = {  # the things that training shows on a ground, and those that
     for ground, held_out in product(GROUNDS, (False, True))
 }
 _SIZE_NAMES = tuple(SIZES)
-_CELLS = tuple((COLUMNS[column], ROWS[row]) for row, column in product(ROWS, COLUMNS))  # in the order of POSITIONS
+_CELLS = tuple(CENTERS.values())
 
 
 def sample_scene(rng: np.random.Generator, combinations: str = "seen", count: int | None = None) -> Scene:

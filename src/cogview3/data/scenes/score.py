@@ -49,11 +49,6 @@ class Score:
         return len(self.facts)
 
     @property
-    def share(self) -> float:
-        """Share of the facts that are right, 0 to 1."""
-        return self.right / self.total
-
-    @property
     def whole(self) -> bool:
         """Whether every fact is right."""
         return self.right == self.total

@@ -118,10 +118,5 @@ ALT_PATTERNS = (  # noise around a caption, as pages on the web have it
     "{caption} clip art, watermarked",
     "Untitled-{d} {caption}",
 )
-ALT_NUMBERS = {
-    "n": (1000, 9999),
-    "m": (5, 80),
-    "y": (2005, 2024),
-    "d": (1, 9),
-}  # ranges of the numbers in them
+ALT_NUMBERS = {"n": (1000, 9999), "m": (5, 80), "y": (2005, 2024), "d": (1, 9)}  # ranges of the numbers in them
 FILE_NAMES = ("{slug}.jpg", "{slug}.png", "{slug}-{n}.jpg", "{slug}_{y}.jpeg", "images/{slug}.webp")

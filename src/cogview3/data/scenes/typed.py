@@ -2,6 +2,7 @@
 
 import re
 
+from cogview3.data.scenes import parser
 from cogview3.data.scenes import wording as w
 from cogview3.data.scenes.layout import laid_out
 from cogview3.data.scenes.scene import COUNT_WEIGHTS
@@ -9,13 +10,7 @@ from cogview3.data.scenes.vocabulary import suggestions, unknown_words, without_
 from cogview3.prompts.words import NUMBERS, is_english
 
 MAX_OBJECTS = len(COUNT_WEIGHTS)
-ADJECTIVES = {
-    text: (kind, value)
-    for kind, table in (("color", w.COLORS), ("size", w.SIZES), ("fill", w.FILLS))
-    for value, phrases in table.items()
-    for text in phrases.texts
-    if " " not in text
-}
+ADJECTIVES = {text: said for text, said in parser.ADJECTIVES.items() if " " not in text and said[0] != "outline"}
 NOUNS = {
     form: (kind, value)
     for kind, table in (("shape", w.NOUNS), ("thing", w.THING_NOUNS), ("object", w.OBJECTS))
@@ -58,7 +53,7 @@ def _unknown(word: str) -> str:
 def _contradictions(words: list[str]) -> list[str]:
     """Two values of one fact before one noun, and colors or fills of things."""
     found: list[str] = []
-    said: dict[str, tuple[str, str]] = {}  # by kind: the value and its word
+    said: dict[str, tuple[str | bool, str]] = {}  # by kind: the value and its word
     for index, word in enumerate(words):
         if word in ADJECTIVES:
             kind, value = ADJECTIVES[word]

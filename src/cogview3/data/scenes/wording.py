@@ -102,19 +102,21 @@ ACCENTS = _table(  # how the pattern stands out from the main color
     dark="dark *2 | darker | black *0.7",
 )
 LIGHT_ACCENTS = {"red", "green", "blue", "purple"}  # main colors whose pattern is lighter than they are
-OUTLINES = _table(  # before the noun
-    yes="outlined *8 | bordered *2 | edged *0.7",
-    no="unoutlined *2 | borderless *1",
-)
-OUTLINE_DETAILS = _table(  # after "with"; {tone} is how the outline looks
-    yes="an outline *6 | a {tone} outline *4 | a border *3 | a {tone} border *2 | a {tone} edge *0.7"
-    " | an edge *0.3 | a frame *0.3 | a thin outline *0.3 | a {tone} line around it *0.3",
-    no="no outline *5 | no border *2 | no edge *0.3",
-)
-OUTLINE_ENDINGS = _table(  # after the noun, without "with"
-    yes="outlined in {line} *3 | edged in {line} | bordered in {line} *0.5",
-    no="without an outline *4 | without outline *2 | without a border *2 | not outlined",
-)
+OUTLINES = {  # before the noun
+    True: phrases("outlined *8 | bordered *2 | edged *0.7"),
+    False: phrases("unoutlined *2 | borderless *1"),
+}
+OUTLINE_DETAILS = {  # after "with"; {tone} is how the outline looks
+    True: phrases(
+        "an outline *6 | a {tone} outline *4 | a border *3 | a {tone} border *2 | a {tone} edge *0.7"
+        " | an edge *0.3 | a frame *0.3 | a thin outline *0.3 | a {tone} line around it *0.3"
+    ),
+    False: phrases("no outline *5 | no border *2 | no edge *0.3"),
+}
+OUTLINE_ENDINGS = {  # after the noun, without "with"
+    True: phrases("outlined in {line} *3 | edged in {line} | bordered in {line} *0.5"),
+    False: phrases("without an outline *4 | without outline *2 | without a border *2 | not outlined"),
+}
 TONES = _table(black="black *5 | dark *2 | thin black *0.5", white="white *5 | light *2 | thin white *0.5")
 
 _CORNER = phrases(

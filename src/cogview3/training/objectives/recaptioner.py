@@ -29,7 +29,7 @@ from transformers import (
 from typing_extensions import override
 
 from cogview3.captions.inputs import IGNORED
-from cogview3.captions.request import request
+from cogview3.captions.rows import request
 from cogview3.config import RecaptionerModel, RecaptionerRecipe
 from cogview3.data.scenes import captions
 from cogview3.data.scenes import scene as world
