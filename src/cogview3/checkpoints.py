@@ -51,6 +51,7 @@ _MAY_CHANGE = frozenset(
 _LENGTH = "train.images"
 """May be raised in the middle of a run, or after its end."""
 _LEFTOVERS = (".weights.*", ".recipe.toml.*", ".*.jsonl.*", "checkpoints/.images-*", "samples/.images-*")
+"""What was being written when the run was killed."""
 _FOLDERS, _FILES = ("checkpoints", "samples", "weights"), ("metrics.jsonl", "skipped.jsonl")
 _LOCK = ".lock"
 _PARTIAL = "partial-"  # in the names of what is being written
@@ -262,7 +263,8 @@ def open_run(run: Path, recipe: dict[str, Any], restart: bool = False) -> Iterat
         text, stored = tomli_w.dumps(recipe), run / "recipe.toml"
         if not stored.exists() or stored.read_text("utf-8") != text:
             write_text(stored, text)
-        _clear_leftovers(run)
+        for path in (path for pattern in _LEFTOVERS for path in run.glob(pattern)):
+            _delete(path)
         found = checkpoints(run)
         yield found[-1][1] if found else None
 
@@ -314,12 +316,6 @@ def length_of(run: Path) -> int | None:
     stored = run / "recipe.toml"
     images = _flatten(_read_recipe(stored)).get(_LENGTH) if stored.is_file() else None
     return images if isinstance(images, int) else None
-
-
-def _clear_leftovers(run: Path) -> None:
-    """Delete what was being written when the run was killed."""
-    for path in (path for pattern in _LEFTOVERS for path in run.glob(pattern)):
-        _delete(path)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -49,10 +49,8 @@ def as_user_error(what: str, fix: str = "copy or export it again", *, ours: bool
     """
     try:
         yield
-    except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
     except BaseException as error:
-        if isinstance(error, UserError) and not ours:
+        if isinstance(error, MemoryError) or (isinstance(error, UserError) and not ours):
             raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

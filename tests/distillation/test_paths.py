@@ -87,7 +87,7 @@ def test_a_relays_path_is_the_schedulers_sampling_from_the_small_picture(runs: P
 def test_a_student_that_is_off_by_e_loses_its_steps_gain_of_that(runs: Path) -> None:
     """Of a teacher that knows the picture, z_0: the mean square of z'' is kappa^2 e^2 / (1 + sigma''^2), each 1 / w."""
     objective = stage("base", runs, **{**POOL, "distill__steps": [12, 3], "train__images": 36})
-    z0 = objective.source.fixed().latents["z0"][:1]
+    z0 = objective.source.fixed.latents["z0"][:1]
     sigmas = schedule.make_sigmas()
     objective._frozen["teacher"] = Known(z0, sigmas, objective.trained, None)
     batch = objective.batch(0, [0, 1])

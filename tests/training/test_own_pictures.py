@@ -137,10 +137,11 @@ def test_captions_are_told_their_pictures_both_ways(tars: str, monkeypatch: pyte
     expected = -((wanted * rows).sum(1).mean() + (wanted * columns).sum(1).mean()) / 2
     assert objective(batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     fixed = objective.source.fixed_pictures
-    monkeypatch.setattr(objective.trained, "compare", lambda tokens, *_: torch.eye(len(tokens)).roll(1, 1))
+    monkeypatch.setattr(objective.trained, "look", lambda pictures: torch.eye(len(pictures)))
+    monkeypatch.setattr(objective.trained, "read", lambda tokens, *_: torch.eye(len(tokens)).roll(1, 1))
     assert objective.validate()["pictures_found"] == 0.0
     assert len(set(fixed.captions)) == len(fixed.captions)
-    monkeypatch.setattr(objective.trained, "compare", lambda tokens, *_: torch.eye(len(tokens)))
+    monkeypatch.setattr(objective.trained, "read", lambda tokens, *_: torch.eye(len(tokens)))
     assert objective.validate()["pictures_found"] == 1.0
 
 
@@ -177,13 +178,13 @@ def test_known_words_keep_their_embeddings_and_new_ones_start_as_their_pieces(ta
     old, new = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
     assert "▁zebra" in new, "the captions' own words"
     assert "▁zebra" not in old
-    before, after = start.shared.weight, second.network.shared.weight
+    before, after = start.shared.weight, second.trained.t5.shared.weight
     both = sorted(old.keys() & new.keys())
     assert torch.equal(after[[new[word] for word in both]], before[[old[word] for word in both]])
     pieces = [old[character] for character in ("▁", *"zebra")]
     assert torch.allclose(after[new["▁zebra"]], before[pieces].mean(0))
     layers = {name: value for name, value in start.state_dict().items() if "block" in name or "norm" in name}
-    assert all(torch.equal(second.network.state_dict()[name], value) for name, value in layers.items())
+    assert all(torch.equal(second.trained.t5.state_dict()[name], value) for name, value in layers.items())
     with pytest.raises(UserError, match="start_from"):
         build(own_recipe("text", str(other), recipe__start_from=str(tmp_path), model__d_model=32))
 

@@ -7,7 +7,6 @@ Both run in turn, in one process, so that neither other work on the machine nor 
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from cogview3.bench.machine import hardware
+from cogview3.bench.stopwatch import wait
 from cogview3.captions.model import ModelJob, ModelWriter
 from cogview3.captions.recaption import GivenUp, Task, caption_shard
 from cogview3.captions.rows import admitted
@@ -55,11 +55,10 @@ def run(
     _bare(writer, batches[:1])
     seconds: dict[str, list[tuple[float, float]]] = {"bare": [], "shards": []}
     with TemporaryDirectory() as name, counter("benchmark", 2 * repeats) as progress:
-        folders = (Path(name) / str(number) for number in count())
         for number in range(repeats):
             seconds["bare"].append(_timed(lambda: _bare(writer, batches)))
             progress(2 * number + 1)
-            copies = _copied(shards, next(folders))
+            copies = _copied(shards, Path(name) / str(number))
             seconds["shards"].append(_timed(lambda copies=copies: _captioned(copies, task, writer)))
             progress(2 * number + 2)
     by = {
@@ -113,8 +112,7 @@ def _prepared(shards: Sequence[Shard], writer: ModelWriter) -> Any:
 def _bare(writer: ModelWriter, batches: Sequence[Any]) -> None:
     for inputs in batches:
         writer.model.generate(**inputs, generation_config=writer.config)
-    if writer.model.device.type == "cuda":
-        torch.cuda.synchronize()
+    wait(writer.model.device)
 
 
 def _captioned(shards: Sequence[Shard], task: Task, writer: ModelWriter) -> None:
@@ -126,9 +124,8 @@ def _captioned(shards: Sequence[Shard], task: Task, writer: ModelWriter) -> None
 
 def _copied(shards: Sequence[Shard], folder: Path) -> list[Shard]:
     folder.mkdir()
-    for number, shard in enumerate(shards):
-        shutil.copy(shard.address, folder / f"{number:05}.tar")
-    return [TarShard(str(folder / f"{number:05}.tar")) for number in range(len(shards))]
+    copies = [shutil.copy(shard.address, folder / f"{number:05}.tar") for number, shard in enumerate(shards)]
+    return [TarShard(str(copy)) for copy in copies]
 
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import nn
 
 from cogview3.bench.machine import hardware, versions
-from cogview3.bench.networks import CONFIGS, TEXT_LENGTH, build
+from cogview3.bench.networks import CONFIGS, TEXT_LENGTH, build, random_batch
 from cogview3.config import DistillBaseRecipe, DistillRelayRecipe, DistillRound, UserError, load_recipe
 from cogview3.distillation.objective import Distillation
 from cogview3.distillation.teacher import sampler_levels
@@ -45,23 +45,16 @@ class Synthetic(Distillation):
         Objective.__init__(self)
         self.recipe, self.is_relay = recipe, recipe.kind.endswith("relay")
         settings, count = recipe.distill, recipe.train.batch
-        teacher_steps, self.student_steps = settings.steps
-        self.stride = teacher_steps // self.student_steps
+        self.teacher_steps, self.student_steps = settings.steps
+        self.stride = self.teacher_steps // self.student_steps
         self.scheduler = RelayScheduler(relay_start=settings.relay_start) if self.is_relay else base_scheduler()
         self.levels = {steps: sampler_levels(self.scheduler, steps) for steps in settings.steps}
         self.trained, self._frozen, self._pool = student, frozen, None
-        side, width = recipe.data.size // 8, student.config["cross_attention_dim"]
-        sizes = torch.tensor([[recipe.data.size] * 2, [0, 0], [recipe.data.size] * 2])
-        self._batch: Batch = {
-            "z0": torch.randn(count, 4, side, side),
-            "noise": torch.randn(count, 4, side, side),
-            "t": torch.randint(self.student_steps, (count,)),
-            "text": torch.randn(count, TEXT_LENGTH, width),
-            "sizes": sizes.expand(count, 3, 2),
-            "guidance": torch.full((count,), settings.guidance),
-        }
+        width = student.config["cross_attention_dim"]
+        self._batch = random_batch(count, recipe.data.size, TEXT_LENGTH, width, self.student_steps)
+        self._batch["guidance"] = torch.full((count,), settings.guidance)
         if self.is_relay:
-            self._batch["zL"] = torch.randn(count, 4, side, side)
+            self._batch["zL"] = torch.randn_like(self._batch["z0"])
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """Always the same."""

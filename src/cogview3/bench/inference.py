@@ -12,18 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models import AutoencoderKL
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5EncoderModel
 
 from cogview3.bench.machine import hardware, versions
 from cogview3.bench.stopwatch import stopwatch, wait
-from cogview3.config import BaseRecipe, RelayRecipe, TextRecipe, UserError, VaeRecipe, load_recipe
+from cogview3.config import UserError, load_recipe
 from cogview3.data.scenes import captions
 from cogview3.data.scenes.scene import sample_scene
 from cogview3.evaluation.progress import Counter, silent
@@ -32,12 +29,10 @@ from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler, base_scheduler
 from cogview3.prompts.tokenizer import build_tokenizer
 from cogview3.references import bundled_models
+from cogview3.training.measure import count_flops
 from cogview3.training.objectives.diffusion import build_unet
 from cogview3.training.objectives.language import t5_config
 from cogview3.training.objectives.vae import build_vae
-
-SCALES = {"small": "scenes"}
-"""The model that stands for each scale."""
 
 IMPORTS = """
 import PIL.Image, numpy, rich.console, safetensors.torch, torch, typer
@@ -47,9 +42,6 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 """
 """What `cogview3 generate` needs of others' code."""
-
-
-Loaded = TypeVar("Loaded", BaseRecipe, RelayRecipe, TextRecipe, VaeRecipe)
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,6 @@ Draw = Callable[[int], Any]
 
 
 def run(
-    scale: str = "small",
     model: str | None = None,
     *,
     repeats: int = 3,
@@ -79,9 +70,8 @@ def run(
     """Measure the relay pipeline against a single stage of its base UNet at the final size.
 
     Args:
-        scale: a key of `SCALES`.
-        model: bundled name, folder or hub name, with a relay; the scale's by default. Where that one is not
-            bundled, its networks get random weights, which are as fast; the result says so.
+        model: bundled name, folder or hub name, with a relay; scenes by default. Where that one is not bundled, its
+            networks get random weights, which are as fast; the result says so.
         repeats: runs of each kind and batch size, after one short run to warm up.
         batches: batch sizes.
         settings: steps and guidance.
@@ -95,13 +85,11 @@ def run(
         "warm_seconds" of one picture; "cold_start"; settings, hardware and versions.
 
     Raises:
-        UserError: an unknown scale or model, no relay, or counts below 1.
+        UserError: an unknown model, no relay, or counts below 1.
     """
-    if scale not in SCALES:
-        raise UserError(f"no scale {scale!r}: choose from {', '.join(SCALES)}")
     if repeats < 1 or not batches or min(batches) < 1:
         raise UserError(f"repeats {repeats}, batches {list(batches)}: give 1 or more of each")
-    name = model or SCALES[scale]
+    name = model or "scenes"
     drawn_at_random = model is None and name not in bundled_models()
     pipe = random_pipeline() if drawn_at_random else CogView3Pipeline.from_pretrained(name)
     if pipe.relay_unet is None:
@@ -113,7 +101,7 @@ def run(
             figures["cold_start"] = cold_start(pipe, None if drawn_at_random else name, repeats, device)
     side = final_side(pipe)
     return {
-        "scale": scale,
+        "scale": "small",
         "model": name,
         "weights": "random, of the same sizes" if drawn_at_random else "as saved",
         "size": [side, side],
@@ -156,7 +144,7 @@ def measure(
         )
         progress(done := done + 1)
     alone = [row["relay_seconds"] for row in rows if row["batch"] == 1]
-    counts = {"relay": count_flops(relay), "single": count_flops(single)}
+    counts = {"relay": count_flops(lambda: relay(1)), "single": count_flops(lambda: single(1))}
     progress(done + 1)
     return {
         "batches": rows,
@@ -220,16 +208,6 @@ def shares_by_part(pipe: CogView3Pipeline, draw: Draw, batch: int) -> dict[str, 
     return shares | {"other": 1 - sum(shares.values())}
 
 
-def count_flops(draw: Draw) -> int:
-    """Floating-point operations of a picture: convolutions and matrix products, a multiplication and an addition each.
-
-    Attention is counted by its two products, which torch's counter only sees where they are computed one by one.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        draw(1)
-    return int(counter.get_total_flops())
-
-
 def cold_start(pipe: CogView3Pipeline, model: str | None, repeats: int, device: str) -> dict[str, float]:
     """Seconds that fresh processes take: `cogview3 generate` of one picture, and importing the same libraries alone.
 
@@ -263,16 +241,15 @@ def _process_seconds(arguments: Sequence[str]) -> float:
 
 def random_pipeline() -> CogView3Pipeline:
     """The networks of the packaged `scenes` recipes with random weights."""
-    vae_recipe, text = _recipe(VaeRecipe, "vae"), _recipe(TextRecipe, "text").model
-    base, relay = _recipe(BaseRecipe, "base"), _recipe(RelayRecipe, "relay")
+    recipes: list[Any] = [load_recipe(f"scenes/{stage}") for stage in ("vae", "text", "base", "relay")]
+    vae, text, base, relay = recipes[0].model, recipes[1].model, *recipes[2:]
     rngs = (np.random.default_rng(index) for index in range(1000))
     texts = [captions.comprehensive(sample_scene(rng), rng).text for rng in rngs]
     unets = [build_unet(each.model, text.d_model, each.data.size // 8).eval() for each in (base, relay)]
-    vae: AutoencoderKL = build_vae(vae_recipe.model).eval()
     return CogView3Pipeline(
         tokenizer=build_tokenizer(texts, text.vocab_size, text.max_length),
         text_encoder=T5EncoderModel(t5_config(text)).eval(),
-        vae=vae,
+        vae=build_vae(vae).eval(),
         unet=unets[0],
         scheduler=base_scheduler(base.objective.prediction),
         relay_unet=unets[1],
@@ -280,12 +257,6 @@ def random_pipeline() -> CogView3Pipeline:
             relay_start=relay.objective.relay_start, prediction_type=relay.objective.prediction
         ),
     )
-
-
-def _recipe(kind: type[Loaded], stage: str) -> Loaded:
-    recipe = load_recipe(f"scenes/{stage}")
-    assert isinstance(recipe, kind)
-    return recipe
 
 
 def describe(result: dict[str, Any]) -> str:

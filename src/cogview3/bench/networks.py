@@ -105,6 +105,18 @@ def build(
         return network.eval().requires_grad_(False)
 
 
+def random_batch(count: int, size: int, tokens: int, width: int, times: int) -> dict[str, torch.Tensor]:
+    """What a step on latents trains on: `count` pictures of `size` pixels a side, texts of `tokens` x `width`."""
+    latents = count, 4, size // 8, size // 8
+    return {
+        "z0": torch.randn(latents),
+        "noise": torch.randn(latents),
+        "t": torch.randint(times, (count,)),
+        "text": torch.randn(count, tokens, width),
+        "sizes": torch.tensor([[size] * 2, [0, 0], [size] * 2]).expand(count, 3, 2),
+    }
+
+
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cogview3.bench.machine import hardware, versions
+from cogview3.bench.networks import random_batch
 from cogview3.config import BaseRecipe, UserError, load_recipe, parse_recipe
 from cogview3.evaluation.progress import Counter, silent
 from cogview3.models.unet import size_conditions
@@ -56,19 +57,11 @@ class Synthetic(DiffusionTraining):
 
     def __init__(self, recipe: BaseRecipe, scale: Scale, device: str) -> None:
         Objective.__init__(self)
-        self.recipe, self.is_relay, side = recipe, False, scale.size // 8
+        self.recipe, self.is_relay = recipe, False
         torch.manual_seed(0)
         with torch.device(device):
-            self.trained = build_unet(recipe.model, scale.width, side)
-            count = recipe.train.batch
-            sizes = torch.tensor([[scale.size] * 2, [0, 0], [scale.size] * 2])
-            self._batch = {
-                "z0": torch.randn(count, 4, side, side),
-                "noise": torch.randn(count, 4, side, side),
-                "t": torch.randint(STEPS, (count,)),
-                "text": torch.randn(count, scale.tokens, scale.width),
-                "sizes": sizes.expand(count, 3, 2),
-            }
+            self.trained = build_unet(recipe.model, scale.width, scale.size // 8)
+            self._batch = random_batch(recipe.train.batch, scale.size, scale.tokens, scale.width, STEPS)
         self.sigmas, self.f = self._levels()
 
     def batch(self, first: int, indices: list[int]) -> Batch:

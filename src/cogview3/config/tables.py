@@ -64,7 +64,7 @@ class Optimizer(Table):
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: NotNegative = 0.01
     clip: PositiveFloat = 1.0
-    warmup_images: Annotated[int, Field(ge=0)] = 0
+    warmup_images: Count = 0
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     ema_decay: Share = 0.999
 

@@ -44,8 +44,8 @@ class Distillation(LatentTraining):
     def __init__(self, recipe: DistillRound) -> None:
         super().__init__(recipe)
         settings = recipe.distill
-        teacher_steps, self.student_steps = settings.steps
-        self.stride = teacher_steps // self.student_steps
+        self.teacher_steps, self.student_steps = settings.steps
+        self.stride = self.teacher_steps // self.student_steps
         precision = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
         teacher = self._frozen["teacher"] = load_teacher(settings, self.is_relay, precision)
         read, written = teacher.config["cross_attention_dim"], self._frozen["text"].config.d_model
@@ -121,7 +121,7 @@ class Distillation(LatentTraining):
     def _path(self, batch: Batch) -> Tensor:
         """States (B, n + 1, C, H, W) of the teacher's sampling, before each of the student's n steps and at the end."""
         batch = {name: value.to(self.trained.device) for name, value in batch.items()}
-        fine, low = self.levels[self.student_steps * self.stride], batch.get("zL")
+        fine, low = self.levels[self.teacher_steps], batch.get("zL")
         states = [self._start(batch, fine)]
         for number in range(self.student_steps):
             first = torch.full((len(states[0]),), number * self.stride)
@@ -160,7 +160,7 @@ class Distillation(LatentTraining):
         else:
             z_t = relay.forward(z0, low, sigma, f, batch["noise"])
             low = relay.blur(z0, low, f) if self.estimate == "carry" else low
-        fine, first = self.levels[self.student_steps * self.stride], batch["t"].cpu() * self.stride
+        fine, first = self.levels[self.teacher_steps], batch["t"].cpu() * self.stride
         with torch.no_grad():
             return z_t, self._run(self._frozen["teacher"], z_t, low, fine, first, self.stride, batch), low
 
@@ -237,10 +237,10 @@ class Distillation(LatentTraining):
         batch = self._fixed_batch()
         if self._pool is not None:
             batch |= self._fixed_states(batch)
-        count, teacher_steps = self.recipe.validate_.images, self.student_steps * self.stride
+        count = self.recipe.validate_.images
         errors = torch.cat([self._errors(_part(batch, start, _CHUNK)) for start in range(0, count, _CHUNK)])
         few = self.levels[self.student_steps]
-        reference, student = self._teacher(teacher_steps), self._finals(self.trained, few, count)
+        reference, student = self._teacher(self.teacher_steps), self._finals(self.trained, few, count)
         figures = {
             "loss": errors.mean().item(),
             "difference": (student - reference).square().mean().item(),
@@ -254,13 +254,13 @@ class Distillation(LatentTraining):
     def samples(self) -> Image.Image:
         """The teacher's pictures above the student's, of the same captions and noise."""
         shown = min(_SHOWN, self.recipe.validate_.images)
-        few, teachers = self.student_steps, self._teacher(self.student_steps * self.stride)
+        few, teachers = self.student_steps, self._teacher(self.teacher_steps)
         rows = [teachers[:shown], self._finals(self.trained, self.levels[few], shown)]
         return grid(*map(self._decoded, rows))
 
     def _validation_pictures(self) -> Batch:
         """What is drawn of the validation's captions is begun with: text, noise, w, sizes and a relay's z_L."""
-        fixed, seed = self.source.fixed(), self.recipe.validate_.seed
+        fixed, seed = self.source.fixed, self.recipe.validate_.seed
         z0 = fixed.latents["z0"]
         count, size = len(z0), self.recipe.data.size
         rngs = [np.random.default_rng([seed, index, 6]) for index in range(count)]
@@ -304,7 +304,7 @@ class Distillation(LatentTraining):
 
     @cached_property
     def _teacher_facts(self) -> float | None:
-        return self._facts(self._teacher(self.student_steps * self.stride))
+        return self._facts(self._teacher(self.teacher_steps))
 
     def _facts(self, latents: Tensor) -> float | None:
         """Share of the validation captions' facts that the pictures of the latents show; None for other captions."""

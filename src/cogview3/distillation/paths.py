@@ -52,7 +52,7 @@ class PathPool:
         source: Source,
         take: Callable[[int, list[int]], tuple[Batch, list[str]]],
         draw: Callable[[Batch], Tensor],
-        stop_asked: Callable[[], bool] = lambda: False,
+        stop_asked: Callable[[], bool],
     ) -> None:
         """A pool that is still empty.
 

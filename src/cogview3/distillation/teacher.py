@@ -29,17 +29,17 @@ def load_teacher(settings: Distill, is_relay: bool, dtype: torch.dtype = torch.f
 def check_distilled(settings: Distill, is_relay: bool) -> None:
     """Refuse, with a UserError, a teacher that is distilled itself for other steps or a narrower range of guidance."""
     recipe = distillation_of(settings.teacher)
-    if recipe is None:  # a model, or a run of training
-        weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
     if recipe is not None:
         if (recipe.kind == "distill_relay") != is_relay:
             kind, wanted = recipe.kind, "relay" if is_relay else "base"
             raise UserError(f"distill.teacher {settings.teacher!r} is a run of kind {kind}; give one of a {wanted}")
         trained, known = recipe.distill.steps[-1], recipe.distill.guidance_range
-    elif (mode := find(settings.teacher).settings()[1]).distilled:
+    else:  # a model, or a run of training
+        weights_folder(settings.teacher, "relay_unet" if is_relay else "unet")
+        mode = find(settings.teacher).settings()[1]
+        if not mode.distilled:
+            return
         trained, known = mode.relay_steps if is_relay else mode.steps, mode.guidance_range or (0.0, math.inf)
-    else:
-        return
     if trained != settings.steps[0]:
         raise UserError(
             f"distill.steps begins with {settings.steps[0]}, but the teacher {settings.teacher!r} is distilled for "

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Bench:
         unique = {way.key(): way for way in ways}
         found: dict[str, Measured] = {key: Measured() for key in unique}
         done = 0
-        for part in self._batches():
+        for part in self.batches:
             base = 0.0  # of the base pictures, which all relays share
             for key, way in unique.items():
                 record = self._record(key, way, part)
@@ -130,14 +130,11 @@ class Bench:
             self.spent += base
         return found
 
-    def batches(self) -> int:
-        """How many there are."""
-        return len(list(self._batches()))
-
-    def _batches(self) -> Iterator[range]:
+    @property
+    def batches(self) -> list[range]:
+        """The numbers of each batch's prompts."""
         count = len(self.prompts["comprehensive"])
-        for first in range(0, count, self.batch):
-            yield range(first, min(first + self.batch, count))
+        return [range(first, min(first + self.batch, count)) for first in range(0, count, self.batch)]
 
     def _record(self, key: str, way: Way, part: range) -> dict[str, Any]:
         prompts = [self.prompts[way.prompts][index] for index in part]

@@ -69,12 +69,12 @@ def reproduce(
     scenes = load_prompts("scenes-heldout", 2 * count)
     prompts, others, brief = scenes[:count], scenes[count:], load_prompts("scenes-brief", count)
     bench = Bench(model, prompts, brief, seed=seed, device=device, expander=expander, folder=out)
-    distilled = [name for name, each in (sampling.modes if sampling else {}).items() if each.distilled]
-    heavy = [name for name in distilled if sampling and not sampling.modes[name].light]
+    modes = sampling.modes if sampling else {}
+    heavy = [name for name, each in modes.items() if each.distilled and not each.light]
     shape = Shape(mode.steps, mode.relay_steps, bench.side, bench.relay_config, heavy)
     chosen = rows(shape, trained or {}, expander is not None)
     ways = [row.way for row in chosen]
-    total = len({way.key() for way in ways}) * bench.batches()
+    total = len({way.key() for way in ways}) * len(bench.batches)
     with counter("batches", total) as progress:
         measured = bench.measure(ways, progress)
     renders, floor = (

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +30,7 @@ from cogview3.models.pixel_unet import on_patches, patch_of
 from cogview3.reproduce.measured import weights_hash
 from cogview3.reproduce.report import claims
 from cogview3.reproduce.snr import scenes
+from cogview3.training.objectives import grid
 
 PARTS = ("relay", "base", "edm")
 """The trainings: recipes scenes/pixel_PART."""
@@ -191,8 +191,7 @@ def write(out: Path, figures: Mapping[str, Any], shown: Mapping[str, Sequence[np
     checkpoints.write_text(out / "pixel.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
     checkpoints.write_text(out / "pixel.md", markdown(figures, list(shown)))
     with checkpoints.whole_file(out / "pixel.png") as temporary:
-        rows = [np.concatenate(list(pictures), axis=1) for pictures in shown.values()]
-        Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+        grid(*shown.values()).save(temporary, format="PNG")
     return [out / name for name in ("pixel.md", "pixel.json", "pixel.png")]
 
 

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogview3 import checkpoints
 from cogview3.evaluation.report import log_seconds
 from cogview3.evaluation.tables import Table, cell
 from cogview3.reproduce import rows as tables
-from cogview3.reproduce.snr_plots import new_figure
+from cogview3.reproduce.snr_plots import new_figure, save_figure
 
 PAPER = {
     tables.SINGLE: "50+10 takes 10.33 s where SDXL, a single stage, takes 19.67 s, and is preferred; distilled to "
@@ -161,7 +160,7 @@ def plots(out: Path, result: Mapping[str, Any]) -> list[Path]:
     axes.set(ylabel="share of facts right", title=names[0])
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    paths = [_save(figure, out / "quality_time.png")]
+    paths = [save_figure(figure, out / "quality_time.png")]
     others = [row for row in result["rows"] if row["table"] != names[0]]
     figure, (axes,) = new_figure()
     figure.set_size_inches(9, 1 + 0.26 * len(others))
@@ -173,15 +172,9 @@ def plots(out: Path, result: Mapping[str, Any]) -> list[Path]:
     axes.invert_yaxis()
     axes.set_xlabel("share of facts right")
     axes.grid(alpha=0.3)
-    return [*paths, _save(figure, out / "ablations.png")]
+    return [*paths, save_figure(figure, out / "ablations.png")]
 
 
 def _errors(row: Mapping[str, Any]) -> list[list[float]]:
     low, high = row["interval"]
     return [[max(0.0, row["share"] - low)], [max(0.0, high - row["share"])]]
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with checkpoints.whole_file(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return path

@@ -161,11 +161,10 @@ def _start(spectrum: Spectrum) -> Start:
     signal, detail = np.array(spectrum.signal), np.array(spectrum.detail)
     paper = float(sigmas[PAPER_START - 1])
     # the last band is what halving takes away; the one before it is the finest that the small picture holds
-    kept = float(signal[-2]) if len(signal) > 1 else float(signal[-1])
     levels = {
         "equivalent": paper * spectrum.side / PAPER_SIDE,
         "detail": math.sqrt(detail.max()),
-        "kept": math.sqrt(kept),
+        "kept": math.sqrt(signal[-2]),
     }
     return Start(spectrum.side, **{name: nearest_start(sigma, sigmas) for name, sigma in levels.items()})
 

@@ -38,18 +38,14 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
     figures = {"snr_frequency.png": _by_frequency(by_kind), "snr_level.png": _by_level(by_kind)}
     if result["starts"]:
         figures["snr_start.png"] = _starts(result["starts"], result.get("model"))
-    paths = []
-    for name, figure in figures.items():
-        paths.append(folder / name)
-        with checkpoints.whole_file(paths[-1]) as path:
-            figure.savefig(path)
-    return paths
+    return [save_figure(figure, folder / name) for name, figure in figures.items()]
 
 
-def _centers(spectrum: Spectrum) -> np.ndarray:
-    edges = np.array(spectrum.edges)
-    centers: np.ndarray = np.sqrt(edges[:-1] * edges[1:])
-    return centers
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure as a PNG, whole or not at all; gives the path."""
+    with checkpoints.whole_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
 
 
 def _by_frequency(by_kind: dict[str, list[Spectrum]]) -> "Figure":
@@ -57,7 +53,7 @@ def _by_frequency(by_kind: dict[str, list[Spectrum]]) -> "Figure":
     for plot, (kind, spectra) in zip(plots, by_kind.items(), strict=True):
         sigma = _LEVEL[kind]
         for spectrum, color in zip(spectra, _COLORS, strict=False):
-            where = _centers(spectrum)
+            where = np.sqrt(np.multiply(spectrum.edges[:-1], spectrum.edges[1:]))  # the bands' centers
             plot.loglog(where, spectrum.snr(sigma), "o-", color=color, label=f"{spectrum.side}, white noise")
             if spectrum.block:
                 label = f"{spectrum.side}, block noise"

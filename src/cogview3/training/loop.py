@@ -202,14 +202,14 @@ class _Run:
                 self._save()
         return figures
 
-    def _step(self) -> dict[str, float]:
+    def _step(self) -> None:
         trainer, first = self.trainer, self.images
         count = min(self.recipe.train.batch, self.recipe.train.images - first)
         figures, reason = trainer.step(first, count)
         self.images += count
         if reason is None:
             self.log.add(figures, trainer.optimizer.param_groups[0]["lr"], self.images)
-            return figures
+            return
         indices = list(chain(*trainer.own_parts(first, count)))
         gathered = parallel.gathered(list(zip(indices, self.objective.keys(indices), strict=True)))
         self.log.skip(reason, first, list(chain(*gathered)))
@@ -220,7 +220,6 @@ class _Run:
             raise FloatingPointError(
                 f"{often}{reason} at image {first}; {fix}, or lower optimizer.learning_rate and --restart"
             )
-        return figures
 
     def _measure(self) -> None:
         """How many operations an image takes, and how many the devices could do; once, after the first step."""
@@ -254,26 +253,17 @@ class _Run:
             self.accelerator.wait_for_everyone()
             state.save_parts(self.trainer, parts)
         if self.accelerator.is_main_process:
-
-            def write(folder: Path) -> None:
-                self._write(folder, parts if self.trainer.sharded else None, states)
-
+            write = functools.partial(self._write, parts=parts if self.trainer.sharded else None, states=states)
             checkpoints.save_checkpoint(self.run, self.images, self.recipe.train.keep_checkpoints, write)
         self._save_weights()
 
     def _save_weights(self) -> None:
-        weights = self.run / "weights"
-        if self.trainer.sharded:
-            with self.trainer.gathered_average():
-                self._write_weights(weights)
-        elif self.accelerator.is_main_process:
-            with self.trainer.averaged():
-                self._write_weights(weights)
-
-    def _write_weights(self, weights: Path) -> None:
-        if self.accelerator.is_main_process:
-            with checkpoints.whole_folder(weights) as folder:
-                self.objective.save(folder)
+        if not (self.accelerator.is_main_process or self.trainer.sharded):
+            return
+        with self.trainer.gathered_average() if self.trainer.sharded else self.trainer.averaged():
+            if self.accelerator.is_main_process:
+                with checkpoints.whole_folder(self.run / "weights") as folder:
+                    self.objective.save(folder)
 
     def _write(self, folder: Path, parts: Path | None, states: list[dict[str, Any]]) -> None:
         trainer = self.trainer

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,16 +23,25 @@ def step_flops(objective: Objective, skeleton: nn.Module, batch: Batch) -> int |
 
     None also where other networks do much of the work (`Objective.works_alone`).
 
-    Convolutions and matrix products, a multiplication and an addition each; nothing that is computed twice
-    (`train.checkpoint_activations`) counts twice. Counted on `skeleton` (`parallel.skeleton`), without computing, and
-    in float32 throughout: a frozen part may be kept in another format, which only autocast brings together.
+    What is computed twice (`train.checkpoint_activations`) does not count twice. Counted on `skeleton`
+    (`parallel.skeleton`), without computing, and in float32 throughout: a frozen part may be kept in another format,
+    which only autocast brings together.
     """
     if not isinstance(objective.trained, UNet2DConditionModel) or not objective.works_alone:
         return None
     arguments, options = _call(objective, skeleton, batch)
     network = copy.deepcopy(skeleton).float()
+    options = {name: _meta(value) for name, value in options.items()}
+    return count_flops(lambda: network(*_meta(arguments), **options).sample.sum().backward())
+
+
+def count_flops(work: Callable[[], Any]) -> int:
+    """Floating-point operations: convolutions and matrix products, a multiplication and an addition each.
+
+    Attention is counted by its two products, which torch's counter only sees where they are computed one by one.
+    """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        network(*_meta(arguments), **{name: _meta(value) for name, value in options.items()}).sample.sum().backward()
+        work()
     return int(counter.get_total_flops())
 
 

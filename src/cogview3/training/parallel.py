@@ -73,8 +73,6 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     if isinstance(parameter, DTensor):
         given = tensor.to(parameter.device, parameter.dtype)
         return distribute_tensor(given, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    if tensor.shape != parameter.shape:
-        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} instead of {tuple(parameter.shape)}")
     return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 
 

@@ -22,15 +22,13 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 
 from cogview3 import checkpoints
 from cogview3.config import UserError
+from cogview3.config.tables import Count, Positive
 from cogview3.errors import one_line
 from cogview3.training import parallel
 from cogview3.training.trainer import Trainer
 
 PARTS = "tensors"
 """Folder of the parts within a checkpoint."""
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
 
 
 class _Entry(BaseModel):

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5ForConditionalGeneration
-from typing_extensions import override
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from cogview3.config import ExpanderModel, ExpanderRecipe, UserError
 from cogview3.data.scenes import captions
@@ -172,11 +171,6 @@ class ExpanderTraining(LanguageTraining):
         encoder = T5EncoderModel(t5_config(self.recipe.model))
         start_from(encoder, reference, "text_encoder")
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)
-
-    @property
-    @override
-    def network(self) -> PreTrainedModel:
-        return self.trained.t5
 
     def _sample(self, seed: int, index: int, combinations: str = "seen") -> tuple[Scene, captions.Caption]:
         """A scene in the order of its prompt, and the prompt."""

@@ -1,6 +1,5 @@
 """What objectives of text models share: their own tokenizer, attention that is fast on CPUs, no sample pictures."""
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -21,15 +20,11 @@ class LanguageTraining(Objective):
     recipe: Any
     tokenizer: PreTrainedTokenizerBase
 
-    @property
-    @abstractmethod
-    def network(self) -> PreTrainedModel:
-        """The part of `trained` that is a model of transformers."""
-
     def prepare(self, device: str) -> None:
         """On CPUs the fused attention's backward pass is slow for heads as small as these; write it out there."""
         if torch.device(device).type == "cpu":
-            self.network.set_attn_implementation("eager")
+            network = next(part for part in self.trained.modules() if isinstance(part, PreTrainedModel))
+            network.set_attn_implementation("eager")
 
     def fingerprint(self) -> str:
         """Hash of the vocabulary, whose order follows from the captions' wording."""

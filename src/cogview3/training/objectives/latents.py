@@ -54,7 +54,7 @@ class LatentTraining(SourcedTraining):
 
     def _fixed_batch(self) -> Batch:
         """The whole validation set as one batch, on the network's device."""
-        return {name: value.to(self.trained.device) for name, value in self._noisy(self.source.fixed()).items()}
+        return {name: value.to(self.trained.device) for name, value in self._noisy(self.source.fixed).items()}
 
     def _noisy(self, samples: Samples) -> Batch:
         rngs = [np.random.default_rng(seed) for seed in samples.seeds]

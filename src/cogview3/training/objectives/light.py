@@ -14,7 +14,7 @@ from diffusers.models import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from cogview3.config import EnlargerRecipe, LightData, LightDecoderRecipe, LightRecipe
+from cogview3.config import LightData, LightDecoderRecipe, LightRecipe
 from cogview3.data.latents import MAX_LATENT_NOISE, decode, encode, handed_over_latents, to_tensor, to_uint8
 from cogview3.data.scenes.render import render
 from cogview3.data.scenes.scene import Scene, sample_scene
@@ -30,14 +30,18 @@ _CHUNK = 4  # pictures of a validation worked on at once
 
 
 class LightTraining(SourcedTraining):
-    """Base of both: pictures through a frozen VAE. Subclasses set `trained`."""
+    """Base of both: pictures through a frozen VAE. Subclasses say of what `kind` their network is."""
 
+    kind: type[LatentEnlarger | LightDecoder]
+    component: str
     trained: LatentEnlarger | LightDecoder
     source: Source | None
 
-    def __init__(self, recipe: LightRecipe, trained: LatentEnlarger | LightDecoder, component: str) -> None:
+    def __init__(self, recipe: LightRecipe) -> None:
         super().__init__()
-        self.recipe, self.trained, self.component = recipe, trained, component
+        self.recipe = recipe
+        torch.manual_seed(recipe.train.seed)
+        self.trained = self.kind(width=recipe.model.width, num_blocks=recipe.model.blocks)
         folder = weights_folder(recipe.data.vae, "vae")
         vae: Any = load_network(AutoencoderKL, folder).float().requires_grad_(False)
         self._frozen = {"vae": vae.to(memory_format=torch.channels_last)}  # in a dictionary: neither trained nor saved
@@ -47,7 +51,7 @@ class LightTraining(SourcedTraining):
         else:
             self.source = make_source(recipe, vae, folder)
         if recipe.recipe.start_from:
-            start_from(self.trained, recipe.recipe.start_from, component)
+            start_from(self.trained, recipe.recipe.start_from, self.component)
 
     @property
     def vae(self) -> Any:
@@ -139,11 +143,7 @@ class LightTraining(SourcedTraining):
 class EnlargerTraining(LightTraining):
     """Mean square error of z_L = E(up(D(z))), the posterior's mode of the decoded, bilinearly enlarged picture."""
 
-    def __init__(self, recipe: EnlargerRecipe) -> None:
-        torch.manual_seed(recipe.train.seed)
-        super().__init__(
-            recipe, LatentEnlarger(width=recipe.model.width, num_blocks=recipe.model.blocks), "latent_enlarger"
-        )
+    kind, component = LatentEnlarger, "latent_enlarger"
 
     def _target(self, latents: Tensor) -> Tensor:
         return enlarged_latents(self.vae, latents)
@@ -184,13 +184,8 @@ class EnlargerTraining(LightTraining):
 class LightDecoderTraining(LightTraining):
     """L1, squared error and edges against the VAE's decoding."""
 
+    kind, component = LightDecoder, "light_decoder"
     recipe: LightDecoderRecipe
-
-    def __init__(self, recipe: LightDecoderRecipe) -> None:
-        torch.manual_seed(recipe.train.seed)
-        super().__init__(
-            recipe, LightDecoder(width=recipe.model.width, num_blocks=recipe.model.blocks), "light_decoder"
-        )
 
     def _target(self, latents: Tensor) -> Tensor:
         return decode(self.vae, latents)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
-from typing_extensions import override
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from cogview3.config import PairObjective, TextModel, TextRecipe, TextShardData, UserError
 from cogview3.data import buckets
@@ -61,10 +60,6 @@ class PairReader(nn.Module):
     def look(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, H) in that space: unit vectors (B, D)."""
         return functional.normalize(self.pictures(pictures).float(), dim=1)
-
-    def compare(self, tokens: Tensor, pictures: Tensor, padding: int) -> Tensor:
-        """Likeness, -1 to 1, of each caption (rows) and picture (columns), of as many: (B, B)."""
-        return self.read(tokens, padding) @ self.look(pictures).T
 
 
 def swap(tokens: Tensor, count: int, rng: np.random.Generator) -> Tensor:
@@ -122,11 +117,6 @@ class PairTraining(SourcedTraining, LanguageTraining):
         assert isinstance(data, TextShardData)
         texts = caption_reader(data, self.recipe.train.seed + 1, data.tokenizer_captions)
         return build_tokenizer(texts, model.vocab_size, model.max_length)
-
-    @property
-    @override
-    def network(self) -> PreTrainedModel:
-        return self.trained.t5
 
     def batch(self, first: int, indices: list[int]) -> Batch:
         """As `_batch`, of the next pictures."""
@@ -198,7 +188,7 @@ class PairTraining(SourcedTraining, LanguageTraining):
         batch = {name: value.to(self.trained.words.weight.device) for name, value in batch.items()}
         tokens, padding = batch["tokens"], self.tokenizer.pad_token_id
         logits, words = self._guessed(batch)
-        found = self.trained.compare(tokens, batch["pictures"], padding).argmax(1)
+        found = (self.trained.read(tokens, padding) @ self.trained.look(batch["pictures"]).T).argmax(1)
         figures = {
             "words_right": (logits.argmax(1) == words).float().mean().item() if len(words) else 0.0,
             "pictures_found": (tokens[found] == tokens).all(1).float().mean().item(),

@@ -22,11 +22,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
 )
-from typing_extensions import override
 
 from cogview3.captions.inputs import IGNORED
 from cogview3.captions.rows import request
@@ -201,11 +199,6 @@ class RecaptionerTraining(LanguageTraining):
         tokenizer = build_tokenizer(texts(), self.recipe.model.vocab_size - 1, 1024, ends_texts=False)
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         return tokenizer
-
-    @property
-    @override
-    def network(self) -> PreTrainedModel:
-        return self.trained.llava
 
     def _sample(self, seed: int, index: int, combinations: str = "seen") -> tuple[Scene, captions.Caption]:
         rng = np.random.default_rng([seed, index])

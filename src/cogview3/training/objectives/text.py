@@ -19,8 +19,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel, T5Model
-from typing_extensions import override
+from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Model
 
 from cogview3.config import TextData, TextModel, TextRecipe
 from cogview3.data.scenes import captions, wording
@@ -207,11 +206,6 @@ class TextTraining(LanguageTraining):
         start_from(encoder, reference, "text_encoder")
         self.trained.t5.load_state_dict(encoder.state_dict(), strict=False)  # the decoder starts untrained
         return known_tokenizer(reference, "tokenizer", self.recipe.model)
-
-    @property
-    @override
-    def network(self) -> PreTrainedModel:
-        return self.trained.t5
 
     def _caption(self, seed: int, index: int) -> captions.Caption:
         rng = np.random.default_rng([seed, index])

@@ -67,6 +67,7 @@ class Source(ABC):
     def take(self, first: int, indices: list[int]) -> Samples:
         """The samples `indices` of the batch that starts at sample `first`."""
 
+    @property
     @abstractmethod
     def fixed(self) -> Samples:
         """The whole validation set, its pictures square."""

@@ -43,14 +43,12 @@ class SceneSource(Source):
         latents = {name: values[picked].float() for name, values in self.latents.items()}
         return self._samples(self.kind, latents, indices, picked)
 
+    @cached_property
     @override
     def fixed(self) -> Samples:
         indices = list(range(self.validation.pictures))
-        return self._samples(self.validation, self._fixed_latents, indices, indices)
-
-    @cached_property
-    def _fixed_latents(self) -> dict[str, Tensor]:
-        return encode_scene_batch(self._vae, self.validation, range(self.validation.pictures))
+        latents = encode_scene_batch(self._vae, self.validation, range(self.validation.pictures))
+        return self._samples(self.validation, latents, indices, indices)
 
     def _samples(
         self, kind: SceneLatents, latents: dict[str, Tensor], indices: list[int], pictures: list[int]

@@ -270,12 +270,9 @@ class ShardSource(PictureSource, Source):
     # Validation
 
     @cached_property
-    def _fixed_samples(self) -> Samples:
-        return self._taken(self.fixed_pictures, self._recipe.validate_.seed)
-
     @override
     def fixed(self) -> Samples:
-        return self._fixed_samples
+        return self._taken(self.fixed_pictures, self._recipe.validate_.seed)
 
     @override
     def shown(self, count: int, size: int) -> tuple[list[str], np.ndarray]:
