@@ -10,7 +10,7 @@ import torch
 from cogview3.config import UserError
 from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
-from cogview3.evaluation.drawing import draw
+from cogview3.evaluation.drawing import draw_batch
 from cogview3.evaluation.evaluate import evaluate
 from cogview3.evaluation.frechet import compare, features, frechet_distance
 from cogview3.evaluation.metrics import FrechetMetric
@@ -110,7 +110,7 @@ def test_models_are_compared_with_the_first_and_that_with_itself(model: Path) ->
     assert first["floor"]["distance"] > 0
     assert second.keys() == {"pictures", "bias", "renders", "distance", "extrapolated", "interval"}
     pipe, prompts = CogView3Pipeline.from_pretrained(model), load_prompts("scenes-heldout", 3)
-    pictures = next(draw(pipe, prompts, 5, 3, Overrides())).pictures
+    pictures = draw_batch(pipe, prompts, range(3), 5, Overrides()).pictures
     renders = to_tensor([render(prompt.scene, pictures.shape[-1]) for prompt in prompts])
     expected = frechet_distance(features(pictures), features(renders))
     assert first["renders"]["distance"] == pytest.approx(expected, rel=1e-3)  # drawn in batches of another size

@@ -18,7 +18,7 @@ from rich.console import Console
 from cogview3 import CogView3Pipeline
 from cogview3.config import UserError
 from cogview3.data.latents import to_uint8
-from cogview3.evaluation.drawing import draw, generators
+from cogview3.evaluation.drawing import draw_batch, generators
 from cogview3.evaluation.evaluate import evaluate
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.report import grid
@@ -30,8 +30,11 @@ from cogview3.prompts.expand import Expander
 
 
 def drawn(pipe: CogView3Pipeline, batch: int, **overrides: int) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = list(draw(pipe, load_prompts("scenes-brief", 3), 7, batch, Overrides(**overrides)))
-    assert [index for part in parts for index in part.indices] == [0, 1, 2]
+    prompts, batches = (
+        load_prompts("scenes-brief", 3),
+        [range(3)[first : first + batch] for first in range(0, 3, batch)],
+    )
+    parts = [draw_batch(pipe, prompts, indices, 7, Overrides(**overrides)) for indices in batches]
     return torch.cat([part.pictures for part in parts]), torch.cat([part.base for part in parts])
 
 
@@ -57,7 +60,7 @@ def test_base_pictures_are_those_of_the_same_run(pipe: CogView3Pipeline) -> None
 def test_overrides_reach_the_pipeline(pipe: CogView3Pipeline) -> None:
     prompts = load_prompts("scenes-brief", 1)
     settings = Overrides(steps=3, relay_steps=2, guidance=1.5, relay_guidance=2.0, relays=2)
-    (part,) = draw(pipe, prompts, 0, 8, settings)
+    part = draw_batch(pipe, prompts, range(1), 0, settings)
     assert part.pictures.shape == (1, 3, 256, 256)
     assert part.base.shape == (1, 3, 64, 64)
     assert pipe.num_timesteps == 3 + 2 * 2
@@ -205,7 +208,7 @@ def test_responses_to_guidance_are_those_of_pictures_drawn_at_both_scales(model:
     pipe = CogView3Pipeline.from_pretrained(model)
     for steps in (2, 3):
         low, high = (
-            next(draw(pipe, prompts, 0, 2, Overrides(steps=steps, guidance=scale))).pictures.flatten(1).numpy()
+            draw_batch(pipe, prompts, range(2), 0, Overrides(steps=steps, guidance=scale)).pictures.flatten(1).numpy()
             for scale in (1.0, 6.0)
         )
         expected.append(high - low)

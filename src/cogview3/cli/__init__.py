@@ -33,14 +33,9 @@ def _wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def _drop_asides() -> None:
-    """Let `ASIDES` be dropped, and nothing else that the same loggers say."""
-    for name, words in ASIDES.items():
-        logging.getLogger(name).addFilter(_without(words))
-
-
 def _without(words: str) -> Callable[[logging.LogRecord], bool]:
     return lambda record: words not in record.getMessage()
 
 
-_drop_asides()  # where this is imported: spawned workers import the command's file, and run no main()
+for _name, _words in ASIDES.items():  # where this is imported: spawned workers import the file, and run no main()
+    logging.getLogger(_name).addFilter(_without(_words))

@@ -92,9 +92,8 @@ def describe(result: dict[str, Any]) -> str:
         f"words: {result['words']['old']:g} before, {result['words']['new']:g} after (medians)",
         f"rules broken: {listed(result['rules'])}",
     ]
-    for name in ("aside", "unanswered", "broken", "filtered"):
-        if result[name]:
-            lines.append(f"{name}: {listed(result[name])}")
+    skipped = ("aside", "unanswered", "broken", "filtered")
+    lines += [f"{name}: {listed(result[name])}" for name in skipped if result[name]]
     if result["repeated"]:
         lines.append(f"{result['repeated']} images were duplicates")
     if result["moved"]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None)
 
-
 Captions = Literal["comprehensive", "brief", "alt-text", "plain"]
 
 ShardsArgument = Annotated[

@@ -41,22 +41,19 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return code, f"{what}: {error}" if str(error) else what  # with what was finished, where there is any
     if isinstance(error, TyperException):
         return BAD_INPUT, _usage_message(error)
-    if isinstance(error, OutOfMemory):
+    if isinstance(error, OutOfMemory | FloatingPointError):
         return FAILURE, one_line(error, MOST)
     if isinstance(error, MemoryError) or _torch_ran_out(error):
         return FAILURE, "out of memory: use fewer pictures at once, a smaller --size or a smaller --dtype"
-    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return BAD_INPUT, one_line(error, MOST)
+    wrong_path = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError)
     looped = isinstance(error, RuntimeError) and str(error).startswith("Symlink loop")  # pathlib before Python 3.13
-    if looped or (isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)):
+    if wrong_path or looped or (isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)):
         return BAD_INPUT, one_line(error, MOST)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename != STDOUT
         fix = "; free some space, or choose another path" if full else ""
         fix = "; choose another path" if error.errno == errno.EROFS else fix
         return FAILURE, one_line(error, MOST) + fix
-    if isinstance(error, FloatingPointError):
-        return FAILURE, one_line(error, MOST)
     if isinstance(error, ValueError):
         return BAD_INPUT, one_line(error, MOST)
     return None

@@ -8,11 +8,7 @@ import typer
 
 from cogview3.cli import options
 from cogview3.cli.endpoints import KeyOption
-from cogview3.cli.expand import (
-    ExpanderOptions,
-    check_expand,
-    open_expander,
-)
+from cogview3.cli.expand import ExpanderOptions, check_expand, open_expander
 from cogview3.cli.loading import quiet_libraries
 from cogview3.cli.settings import with_options
 from cogview3.config import UserError
@@ -113,8 +109,7 @@ def evaluate(
         place = options.pick_device(device)
         made = None
         if expand and models:
-            own = split_model(models[0])[0]
-            made = open_expander(own, writer, device, key_env=key_env)
+            made = open_expander(split_model(models[0])[0], writer, device, key_env=key_env)
         result = run(
             models or [],
             prompts,

@@ -10,13 +10,7 @@ import typer
 from cogview3.cli import options
 from cogview3.cli.drawing import DrawOptions, Gallery, generators, tell
 from cogview3.cli.endpoints import KeyOption
-from cogview3.cli.expand import (
-    ExpanderOptions,
-    ExpandOption,
-    expand_all,
-    open_expander,
-    wants_expansion,
-)
+from cogview3.cli.expand import ExpanderOptions, ExpandOption, expand_all, open_expander, wants_expansion
 from cogview3.cli.loading import check_placement, free_memory, load, parse_lora
 from cogview3.cli.pictures import MAX_SHEET, contact_sheet, grid_file, open_picture, plan_files, slug
 from cogview3.cli.settings import with_options
@@ -44,16 +38,10 @@ def generate(
     image: Annotated[Path | None, typer.Option("--image", help="Image to start from instead of noise.")] = None,
     strength: Annotated[
         float | None,
-        typer.Option(
-            "--strength",
-            min=0,
-            max=1,
-            help="Share of the base steps that redraw --image; default 0.6.",
-        ),
+        typer.Option("--strength", min=0, max=1, help="Share of the base steps that redraw --image; default 0.6."),
     ] = None,
     mask: Annotated[
-        Path | None,
-        typer.Option("--mask", help="Inpainting mask, white where --image is redrawn."),
+        Path | None, typer.Option("--mask", help="Inpainting mask, white where --image is redrawn.")
     ] = None,
     lora: Annotated[
         list[str] | None,

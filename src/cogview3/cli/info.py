@@ -94,8 +94,7 @@ def peaks(folder: Path, facts: dict[str, Any]) -> dict[str, dict[str, int]]:
     from cogview3.generation.placement import model_estimates
 
     formats = {"bfloat16": (torch.bfloat16, None), "int8": (torch.bfloat16, "int8"), "float32": (torch.float32, None)}
-    enlarged = side if isinstance(side, list) else [side] * 2
-    height, width = enlarged
+    height, width = side if isinstance(side, list) else (side, side)
     picture = Picture() if facts["base_side"] is not None else Picture(height, width, relays=1, upscale=True)
     return {name: model_estimates(str(folder), None, picture, *how) for name, how in formats.items()}
 
@@ -159,10 +158,10 @@ def as_text(facts: dict[str, Any]) -> str:
     for name, part in facts["components"].items():
         lines.append(f"    {name:24} {part['parameters'] / 1e6:9.2f} {part['bytes'] / 1e6:9.1f}")
     if facts.get("peaks"):
-        lines.append(
-            "  memory   computed peak in GB of drawing one picture: all on the GPU, text encoder dropped after use,"
-        )
-        lines.append("           --offload model, --offload sequential; includes an allowance of 5 % and 0.5 GiB")
+        lines += [
+            "  memory   computed peak in GB of drawing one picture: all on the GPU, text encoder dropped after use,",
+            "           --offload model, --offload sequential; includes an allowance of 5 % and 0.5 GiB",
+        ]
     for name, needs in facts.get("peaks", {}).items():
         lines.append(f"    {name:24} " + " ".join(f"{need / 1e9:9.2f}" for need in needs.values()))
     lines.append(f"  modes    (default {facts['default_mode']})" if facts["modes"] else "  modes    none")

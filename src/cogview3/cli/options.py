@@ -7,8 +7,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -153,14 +152,9 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {folder}: cannot write there ({error.strerror}); choose another folder") from None
 
 
-@contextmanager
-def clean_stdout(as_json: bool) -> Iterator[None]:
+def clean_stdout(as_json: bool) -> AbstractContextManager[object]:
     """With --json, send what libraries print to stderr, so that stdout holds one object and nothing else."""
-    if not as_json:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def lines(result: dict[str, Any]) -> str:

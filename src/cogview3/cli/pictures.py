@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 8192 * 8192
 """Maximum pixels of an input picture: as many as the largest drawn one has."""
 
-
 MAX_SHEET = 1000
 """Maximum number of pictures on a contact sheet."""
 

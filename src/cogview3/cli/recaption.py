@@ -168,9 +168,8 @@ def _standing(total: int) -> Iterator[Callable[["Standing"], None]]:
 
         def show(standing: "Standing") -> None:
             nonlocal last, before
-            before = (
-                standing.share if before is None else before
-            )  # finished earlier, so it says nothing about the time left
+            if before is None:  # finished earlier, so it says nothing about the time left
+                before = standing.share
             note = _rates(standing, standing.share - before)
             tell(standing.share, note)
             if not sys.stderr.isatty() and time.monotonic() - last > EVERY:

@@ -9,12 +9,7 @@ import typer
 
 from cogview3.cli import options
 from cogview3.cli.errors import INTERRUPTED, TERMINATED, Terminated
-from cogview3.cli.expand import (
-    ExpanderOptions,
-    ExpandOption,
-    open_expander,
-    wants_expansion,
-)
+from cogview3.cli.expand import ExpanderOptions, ExpandOption, open_expander, wants_expansion
 from cogview3.cli.loading import check_placement, quiet_libraries
 from cogview3.cli.settings import with_options
 from cogview3.cli.typed import problems_of
@@ -117,9 +112,7 @@ def serve(
 
     pipelines = Pipelines(model, mode, where, number_format, how)
     listener = bind(host, port)
-    written = None
-    if wants_expansion(expand, model, writer):
-        written = open_expander(model, writer, device)
+    written = open_expander(model, writer, device) if wants_expansion(expand, model, writer) else None
     address = listener.getsockname()
     _tell_address(host, address[1], known, pipelines.name, pipelines.default)
     metrics = Metrics()

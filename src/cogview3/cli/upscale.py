@@ -23,10 +23,7 @@ def upscale(
     relays: Annotated[int, typer.Option("--relays", min=1, max=8, help="Relay stages, each doubling the size.")] = 1,
     keep_colors: Annotated[
         bool | None,
-        typer.Option(
-            "--keep-colors/--free-colors",
-            help="Keep the picture's colors; default without a prompt.",
-        ),
+        typer.Option("--keep-colors/--free-colors", help="Keep the picture's colors; default without a prompt."),
     ] = None,
     *,
     draw: DrawOptions,

@@ -1,7 +1,7 @@
 """Drawing with a CogView3 model: the same noise for picture i in every model, whatever the batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,20 +18,6 @@ def generators(seed: int, indices: Sequence[int]) -> list[torch.Generator]:
     """One generator a picture, on the CPU: its noise depends on the seed and the picture's number alone."""
     seeds = [np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] for index in indices]
     return [torch.Generator().manual_seed(int(value >> np.uint64(1))) for value in seeds]
-
-
-def draw(
-    pipe: CogView3Pipeline,
-    prompts: Sequence[Prompt],
-    seed: int,
-    batch: int,
-    sampling: Overrides,
-    with_base: bool = True,
-) -> Iterator[Drawn]:
-    """Pictures of all prompts, batch by batch, and `with_base` the base pictures of the very same runs."""
-    for first in range(0, len(prompts), batch):
-        indices = range(first, min(first + batch, len(prompts)))
-        yield draw_batch(pipe, prompts, indices, seed, sampling, with_base)
 
 
 def draw_batch(

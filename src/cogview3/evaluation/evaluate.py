@@ -20,7 +20,8 @@ from cogview3.evaluation import guidance, report
 from cogview3.evaluation.folder import Folder, System
 from cogview3.evaluation.metrics import METRICS, Drawn, Metric, Setting, make_metrics
 from cogview3.evaluation.progress import Counter, silent
-from cogview3.evaluation.prompt_sets import Prompt, load_prompts
+from cogview3.evaluation.prompt import Prompt
+from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.store import Store, claim
 from cogview3.evaluation.systems import Own, find_system
 from cogview3.evaluation.workers import fill

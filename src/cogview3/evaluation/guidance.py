@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cogview3.evaluation.drawing import draw
+from cogview3.evaluation.drawing import draw_batch
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.response import Response
 from cogview3.generation.pipeline import CogView3Pipeline
@@ -27,18 +27,18 @@ def changes(
     A tensor for each pair, (B, 3, size, size), float16 in [-2, 2].
     """
     scales = sorted({scale for pair in responses for scale in pair})
-    runs = [draw(pipe, prompts, seed, batch, replace(sampling, guidance=scale), with_base=False) for scale in scales]
-    for drawn in zip(*runs, strict=True):
-        at = {scale: one.pictures.float() for scale, one in zip(scales, drawn, strict=True)}
+    for first in range(0, len(prompts), batch):
+        indices = range(first, min(first + batch, len(prompts)))
+        at = {}
+        for scale in scales:
+            drawn = draw_batch(pipe, prompts, indices, seed, replace(sampling, guidance=scale), with_base=False)
+            at[scale] = drawn.pictures.float()
         yield [(at[high] - at[low]).half().cpu() for low, high in responses]
-        progress(drawn[0].indices[-1] + 1)
+        progress(indices.stop)
 
 
 def compare_changes(
-    batches: Iterable[list[Tensor]],
-    reference: list[list[Tensor]],
-    responses: Sequence[tuple[float, float]],
-    seed: int,
+    batches: Iterable[list[Tensor]], reference: list[list[Tensor]], responses: Sequence[tuple[float, float]], seed: int
 ) -> list[dict[str, Any]]:
     """The figures of each pair of scales, against the first model's changes; these are put into an empty `reference`.
 

@@ -12,8 +12,6 @@ from cogview3.data.scenes.scene import Scene, sample_scene
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.prompt_files import read_prompts
 
-__all__ = ["Prompt", "load_prompts"]
-
 ENTROPY = 20_000_003
 """Prompt i is drawn from the seeds (ENTROPY, i). Training draws its scenes from (a recipe's seed, i)."""
 
@@ -66,7 +64,10 @@ def load_prompts(name_or_file: str, count: int | None = None) -> list[Prompt]:
         return _tuning_prompts(count)
     path = _written(name_or_file) if name_or_file in _WRITTEN else Path(name_or_file)
     if not path.exists():
-        _refuse(name_or_file)
+        if (known := name_or_file.lower()) in _NOT_BUNDLED:
+            fix = f"fetch {_NOT_BUNDLED[known]}, and give its name"
+            raise UserError(f"prompts {name_or_file!r} are not bundled: {fix}")
+        raise UserError(f"no prompts {name_or_file!r}: give a file, or one of {', '.join([*_BUILT_IN, *_WRITTEN])}")
     prompts = read_prompts(path)
     if not prompts:
         raise UserError(f"{path} holds no prompts: give a file with a prompt a line")
@@ -96,9 +97,3 @@ def _tuning_prompts(count: int | None) -> list[Prompt]:
             name = ("scenes-heldout", "scenes-brief")[index // 2 % 2]
             prompts.append(_scene_prompt(name, index, TUNE_ENTROPY))
     return prompts
-
-
-def _refuse(name: str) -> None:
-    if (known := name.lower()) in _NOT_BUNDLED:
-        raise UserError(f"prompts {name!r} are not bundled: fetch {_NOT_BUNDLED[known]}, and give its name")
-    raise UserError(f"no prompts {name!r}: give a file, or one of {', '.join([*_BUILT_IN, *_WRITTEN])}")

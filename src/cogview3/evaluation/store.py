@@ -31,13 +31,8 @@ class Store:
     def __init__(self, folder: Path, prompts: Sequence[Prompt], seed: int, how: Mapping[str, Any]) -> None:
         self.folder, self.prompts, self.seed, self.how = folder, prompts, seed, dict(how)
         stored = _read(folder / _HOW)
-        if stored is not None:
-            differing = sorted(key for key in stored.keys() | self.how if stored.get(key) != self.how.get(key))
-            if differing:
-                differences = ", ".join(
-                    f"{key} ({stored.get(key)} there, {self.how.get(key)} here)" for key in differing[:4]
-                )
-                raise UserError(f"{folder} holds pictures of other settings: {differences}; give another --out")
+        if stored is not None and (differing := checkpoints.differences(stored, self.how)):
+            raise UserError(f"{folder} holds pictures of other settings: {differing}; give another --out")
         self.records: dict[int, dict[str, Any]] = {}
         self.reload()
 
@@ -118,9 +113,8 @@ def claim(path: Path, run: Mapping[str, Any]) -> None:
         checkpoints.write_text(path, json.dumps(run, indent=2) + "\n")
         return
     stored = checkpoints.read_json(path, "give another --out")
-    if differing := [key for key in run if stored.get(key) != run[key]]:
-        differences = ", ".join(f"{key} ({stored.get(key)} there, {run[key]} here)" for key in differing)
-        raise UserError(f"{path.parent} holds the results of another run: {differences}; give another --out")
+    if differing := checkpoints.differences(stored, run, run):
+        raise UserError(f"{path.parent} holds the results of another run: {differing}; give another --out")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

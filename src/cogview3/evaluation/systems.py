@@ -173,7 +173,7 @@ def find_system(name: str, sampling: Overrides) -> System:
     model, mode, chosen = split_model(name, sampling)
     source = find(model).source
     kind = str(_index(source).get("_class_name", ""))
-    if (kind and not kind.startswith("CogView3")) or kind in ("CogView3PlusPipeline",):
+    if (kind and not kind.startswith("CogView3")) or kind == "CogView3PlusPipeline":
         if mode:
             raise UserError(f"model {model!r} is a {kind}, which has no modes: leave out @{mode}")
         return Foreign(name, Baseline(source), chosen)

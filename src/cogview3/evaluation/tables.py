@@ -1,6 +1,6 @@
 """An evaluation's figures as tables, for the terminal and for Markdown."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,18 +130,18 @@ def _scene_tables(name: str, entry: Mapping[str, Any]) -> Iterator[Table]:
     rows = {title: entry["scene"][key] for key, title in _COLUMNS.items() if entry["scene"][key]}
     table = Table(["share right", *rows, "95 % interval"], f"{name}: {how(entry)}")
     own = rows["model"]
-    for label, pick in _LINES.items():
-        values = [pick(row) for row in rows.values()]
+    for key, label in _LINES.items():
+        values = [row[key] for row in rows.values()]
         if any(value is not None for value in values):
-            bounds = own["interval"] if label == "all facts" else pick(own["intervals"] | {"share": None})
+            bounds = own["interval"] if key == "share" else own["intervals"][key]
             table.add(label, *(cell(value) for value in values), cell(bounds))
-    groups: dict[str, Any] = {"objects": own["objects"], "kinds": own["kinds"], "tags": own["tags"]}
-    for group, shares in groups.items():
-        if shares:
+    for group in ("objects", "kinds", "tags"):
+        if own[group]:
             table.rows.append(None)
-        for key in shares:
+        for key in own[group]:
             bounds = own["intervals"][group].get(key)
-            table.add(_label(group, key), *(cell(row[group].get(key)) for row in rows.values()), cell(bounds))
+            label = f"{key} object{'s' * (key != '1')}" if group == "objects" else key
+            table.add(label, *(cell(row[group].get(key)) for row in rows.values()), cell(bounds))
     table.rows.append(None)
     energy = entry["scene"]["gradient_energy"]
     cells = [cell(energy.get(key)) for key, title in _COLUMNS.items() if title in rows]
@@ -183,18 +183,14 @@ _COLUMNS = {
     "ceiling": "ceiling",
     "ceiling_enlarged": "ceiling enlarged",
 }
-_LINES: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "all facts": lambda row: row["share"],
-    "fill and outline": lambda row: row["fine"],
-    "pictures wholly": lambda row: row["whole"],
-    "one-object pictures wholly": lambda row: row["one_object_whole"],
-    "seen combinations": lambda row: row["seen"],
-    "held-out combinations": lambda row: row["held_out"],
+_LINES = {
+    "share": "all facts",
+    "fine": "fill and outline",
+    "whole": "pictures wholly",
+    "one_object_whole": "one-object pictures wholly",
+    "seen": "seen combinations",
+    "held_out": "held-out combinations",
 }
-
-
-def _label(group: str, key: str) -> str:
-    return f"{key} object{'s' * (key != '1')}" if group == "objects" else key
 
 
 def cell(value: Any, digits: int = 3) -> str:

@@ -149,19 +149,15 @@ class RelayPipelineBase(ModePipeline, PromptsMixin, RelayLoraMixin, LatentsMixin
             light=self._check_light(settled.light),
             keep_colors=keep_colors,
         )
-        self._check_relays(settings)
+        if settings.count:
+            _, scheduler = self._relay_parts(settings.count)
+            if settings.eta and scheduler.config.get("solver_order", 1) == 2:
+                raise UserError(f"eta is {settings.eta}, but the relay's solver is of second order: leave eta out")
+            try:
+                scheduler.set_timesteps(settings.steps, relay_start=settings.start)
+            except ValueError as error:
+                raise UserError(f"relay steps: {error}") from None
         return settings
-
-    def _check_relays(self, settings: RelaySettings) -> None:
-        if settings.count == 0:
-            return
-        _, scheduler = self._relay_parts(settings.count)
-        if settings.eta and scheduler.config.get("solver_order", 1) == 2:
-            raise UserError(f"eta is {settings.eta}, but the relay's solver is of second order: leave eta out")
-        try:
-            scheduler.set_timesteps(settings.steps, relay_start=settings.start)
-        except ValueError as error:
-            raise UserError(f"relay steps: {error}") from None
 
     def _relay_parts(self, count: int) -> tuple[UNet2DConditionModel, RelayScheduler]:
         """The relay's network and scheduler for a call of `count` relays, which must be there."""

@@ -76,7 +76,7 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
     kind, fix = type(scheduler).__name__, "give another, such as EulerDiscreteScheduler"
     if isinstance(scheduler, type):
         raise UserError(f"scheduler is the class {scheduler.__name__}: give one of it, such as by from_config")
-    if "timesteps" not in inspect.signature(getattr(scheduler, "set_timesteps", _nothing)).parameters:
+    if "timesteps" not in inspect.signature(getattr(scheduler, "set_timesteps", lambda: None)).parameters:
         raise UserError(f"scheduler {kind} takes no list of timesteps: {fix}")
     if scheduler.config.get("num_train_timesteps") is None:
         raise UserError(f"scheduler {kind} has no num_train_timesteps: {fix}")
@@ -91,7 +91,3 @@ def check_base_scheduler(scheduler: Any, tried: bool = True) -> None:
         copy.step(copy.scale_model_input(sample, time), time, sample)
     except Exception as error:
         raise UserError(f"scheduler {kind} cannot take the base's step list ({one_line(error)}): {fix}") from None
-
-
-def _nothing() -> None:
-    """Stands for a method that is not there."""

@@ -41,10 +41,6 @@ _DISTILLED_STARTS = {"4+1": 200, "8+2": 500, "4+2": 500, "8+1": 200}
 _GUIDANCE_RANGE = (1, 12)
 
 
-def _silent(component: str) -> None:
-    """Progress that nobody looks at."""
-
-
 def convert(
     unet: Path,
     relay_unet: Path,
@@ -53,7 +49,7 @@ def convert(
     modes: Mapping[str, tuple[Path, Path]],
     out: Path,
     dtype: torch.dtype | None = None,
-    progress: Callable[[str], None] = _silent,
+    progress: Callable[[str], None] = lambda component: None,
 ) -> dict[str, Any]:
     """Write the release's files as a model folder in diffusers' format, replacing an earlier one.
 
@@ -100,7 +96,7 @@ def convert(
 
 
 def convert_to_release(
-    model: str, out: Path, dtype: torch.dtype | None = None, progress: Callable[[str], None] = _silent
+    model: str, out: Path, dtype: torch.dtype | None = None, progress: Callable[[str], None] = lambda component: None
 ) -> dict[str, Any]:
     """Write a model's UNets and VAE as the release's files, replacing earlier ones.
 

@@ -129,8 +129,5 @@ def check_target(out: Path) -> None:
 
 def folder_sizes(folder: Path) -> dict[str, int]:
     """Bytes in each subfolder."""
-    return {item.name: _bytes(item) for item in sorted(folder.iterdir()) if item.is_dir()}
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    parts = [part for part in sorted(folder.iterdir()) if part.is_dir()]
+    return {part.name: sum(path.stat().st_size for path in part.rglob("*") if path.is_file()) for part in parts}

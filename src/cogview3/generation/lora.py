@@ -55,7 +55,8 @@ class RelayLoraMixin(LoraBaseMixin):
         kwargs.setdefault("use_safetensors", not str(named).endswith(".bin"))  # torch's own format: tensors alone
         with as_user_error(shown, "cannot be read; give an adapter's file"):
             state, alphas, metadata = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
-            wrong = [key for key in state if not key.startswith(self._prefixes())]
+            own = tuple(f"{name}." for name in self._lora_loadable_modules)
+            wrong = [key for key in state if not key.startswith(own)]
         if wrong or not state:
             prefixes = sorted({key.split(".", 1)[0] for key in wrong}) or ["nothing"]
             raise UserError(
@@ -83,10 +84,6 @@ class RelayLoraMixin(LoraBaseMixin):
                     metadata=metadata,
                     _pipeline=self,
                 )
-
-    @classmethod
-    def _prefixes(cls) -> tuple[str, ...]:
-        return tuple(f"{name}." for name in cls._lora_loadable_modules)
 
     @staticmethod
     def _layers_of(name: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -239,26 +239,19 @@ def _unet_peak(
 ) -> int:
     height, width = (min(side, tile or side) // factor for side in size)
     config, batch = unet.config, picture.batch
-    guided = picture.guided and config["time_cond_proj_dim"] is None
-    rows = batch * (2 if guided else 1)
+    guidance_width = config["time_cond_proj_dim"]
+    rows = batch * (2 if picture.guided and guidance_width is None else 1)
     meta: dict[str, Any] = {"device": "meta", "dtype": dtype}
     labels = None
     if config["class_embed_type"] is not None:
         labels = torch.empty(rows, config["projection_class_embeddings_input_dim"], **meta)
-    condition = (
-        None if config["time_cond_proj_dim"] is None else torch.empty(rows, config["time_cond_proj_dim"], **meta)
-    )
+    condition = None if guidance_width is None else torch.empty(rows, guidance_width, **meta)
     text = torch.empty(batch, picture.tokens, config["cross_attention_dim"], **meta)
 
     def call() -> None:
         sample = torch.empty(rows, config["in_channels"], height, width, **meta)
-        unet(
-            sample,
-            torch.empty((), device="meta"),
-            encoder_hidden_states=text,
-            class_labels=labels,
-            timestep_cond=condition,
-        )
+        time = torch.empty((), device="meta")
+        unet(sample, time, encoder_hidden_states=text, class_labels=labels, timestep_cond=condition)
 
     with constant_text(unet):
         return peak_bytes(unet, call)

@@ -101,9 +101,8 @@ class PixelRelayScheduler(SchedulerMixin, ConfigMixin):
         self.alphas = pixel_relay.damping(strengths, config["factor"], config["floor"])
         self.num_inference_steps = num_inference_steps
         # the levels at which the network is called: each step's, and again the next step's where there is one
-        calls = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(self.order)])
-        self._calls = calls
-        self.timesteps = (TIME_SCALE * pixel_relay.preconditioning(calls)[3]).float().to(device)
+        self._calls = torch.cat([self.sigmas[:1], self.sigmas[1:-1].repeat_interleave(self.order)])
+        self.timesteps = (TIME_SCALE * pixel_relay.preconditioning(self._calls)[3]).float().to(device)
         self._call = 0
         self._kept: tuple[Any, ...] | None = None
 

@@ -17,12 +17,7 @@ from transformers import PreTrainedModel
 
 from cogview3.config import UserError
 from cogview3.errors import as_user_error
-from cogview3.generation.loading import (
-    EXPANDER_FOLDER,
-    check_component,
-    check_model_folder,
-    fetch_model,
-)
+from cogview3.generation.loading import EXPANDER_FOLDER, check_component, check_model_folder, fetch_model
 from cogview3.generation.scheduler import RelayScheduler
 from cogview3.models.int8 import SCALE, load_unet
 from cogview3.models.modes import NO_MODE, SAMPLING_FILE, Mode, Overrides, Sampling, read_sampling, write_sampling

@@ -1,6 +1,5 @@
 """Settings as text inside PNG files, written and read back."""
 
-import math
 from collections.abc import Mapping
 
 from PIL.Image import Image
@@ -27,12 +26,3 @@ def read_settings(image: Image) -> dict[str, str]:
     image.load()  # texts may stand behind the pixels
     texts = getattr(image, "text", {})
     return {str(key): str(value) for key, value in texts.items() if len(value) <= MOST_TEXT}
-
-
-def number(settings: Mapping[str, str], name: str, kind: type = float) -> float | int | None:
-    """A number among settings that were read back; None where it is missing or none."""
-    try:
-        value = kind(settings[name])
-    except (KeyError, ValueError):
-        return None
-    return value if math.isfinite(value) else None

@@ -96,10 +96,6 @@ class Expansion:
     reason: str = ""  # why there is none; "" where there is
 
 
-def _as_it_is(text: str) -> tuple[str, list[str]]:
-    return text, []
-
-
 @dataclass(frozen=True)
 class Request:
     """What is asked of a writer for a prompt.
@@ -114,7 +110,7 @@ class Request:
     text: str
     others: tuple[str, ...] = ()
     reason: str = ""
-    finish: Callable[[str], tuple[str, list[str]]] = _as_it_is
+    finish: Callable[[str], tuple[str, list[str]]] = lambda text: (text, [])
 
 
 class Writer(Protocol):
@@ -251,10 +247,7 @@ class Expander:
     """
 
     def __init__(
-        self,
-        writer: Writer,
-        cache: str | Path | None = None,
-        prepare: Callable[[str], Request] = Request,
+        self, writer: Writer, cache: str | Path | None = None, prepare: Callable[[str], Request] = Request
     ) -> None:
         self._writer, self._cache = writer, None if cache is None else Path(cache)
         self._prepare = prepare

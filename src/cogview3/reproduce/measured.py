@@ -20,7 +20,7 @@ from cogview3.data.scenes.score import Score, ScoredFact, score
 from cogview3.errors import as_user_error
 from cogview3.evaluation import frechet
 from cogview3.evaluation.drawing import generators
-from cogview3.evaluation.prompt_sets import Prompt
+from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.store import claim
 from cogview3.generation.pipeline import CogView3Pipeline
 from cogview3.generation.scheduler import RelayScheduler

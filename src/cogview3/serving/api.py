@@ -111,7 +111,7 @@ class Answer:
     def __init__(self, service: Service, requests: Requests, body: schemas.Generation | schemas.Edit) -> None:
         self._service, self._requests, self._body = service, requests, body
         self._created = int(time.time())
-        self._kind = body.output_format or "png"
+        self._kind, self._quality = body.output_format or "png", body.output_compression
 
     def wish(self, image: Any = None, mask: Any = None) -> Wish:
         """What is wished for. Raises ApiError for a model that there is not, and UserError."""
@@ -183,10 +183,6 @@ class Answer:
     def _sse(self, what: str, own: dict[str, Any]) -> bytes:
         name = f"image_{'edit' if isinstance(self._body, schemas.Edit) else 'generation'}.{what}"
         return format_sse_event(event=name, data_str=json.dumps({"type": name, **own}))
-
-    @property
-    def _quality(self) -> int | None:
-        return self._body.output_compression
 
     async def _data(self, plan: Plan, number: int, drawn: Drawn) -> dict[str, Any]:
         """A finished picture as an entry of the answer."""

@@ -57,13 +57,7 @@ class Replica:
     """
 
     async def __init__(
-        self,
-        pipelines: "Pipelines",
-        mode: str,
-        relays: int,
-        limits: Limits,
-        identity: str,
-        loopback: bool = False,
+        self, pipelines: "Pipelines", mode: str, relays: int, limits: Limits, identity: str, loopback: bool = False
     ) -> None:
         if loopback:
             _stay_on_loopback()
@@ -103,13 +97,7 @@ class Replica:
 
 
 def deployment(
-    pipelines: "Pipelines",
-    mode: str,
-    relays: int,
-    limits: Limits,
-    scale: Scale,
-    identity: str,
-    loopback: bool = False,
+    pipelines: "Pipelines", mode: str, relays: int, limits: Limits, scale: Scale, identity: str, loopback: bool = False
 ) -> "Any":  # ray.serve.Application
     """The application of Ray Serve: replicas that take two batches each, so that the next waits where it is drawn."""
     from ray import serve

@@ -22,6 +22,7 @@ def _whole(value: Any) -> Any:
 _WHOLE = BeforeValidator(_whole)
 
 Text = Annotated[str, Field(min_length=1, max_length=32_000, pattern=r"\S")]
+Steps = Annotated[int, Field(ge=1, le=1000), _WHOLE]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
@@ -52,12 +53,8 @@ class ImageRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MOST_SEED), _WHOLE] | None = Field(
         None, description="Random where it is left out, and told."
     )
-    steps: Annotated[int, Field(ge=1, le=1000), _WHOLE] | None = Field(
-        None, description="Of the base; the mode's by default."
-    )
-    relay_steps: Annotated[int, Field(ge=1, le=1000), _WHOLE] | None = Field(
-        None, description="Of each relay; the mode's by default."
-    )
+    steps: Steps | None = Field(None, description="Of the base; the mode's by default.")
+    relay_steps: Steps | None = Field(None, description="Of each relay; the mode's by default.")
     guidance: Scale | None = Field(None, description="How strongly the prompt steers; the mode's by default.")
     relay_guidance: Scale | None = Field(None, description="Likewise in the relays.")
     negative_prompt: Annotated[str, Field(max_length=32_000)] | None = Field(

@@ -153,7 +153,8 @@ class Service:
         revised, warnings = wish.expanded, []
         if prompt and not wish.enlarge:
             warnings = (await asyncio.to_thread(self.problems, prompt[:MOST_CHECKED]))[:MOST_WARNINGS]
-        if prompt and not revised and self._expands(wish):
+        expands = self.expander is not None and not wish.enlarge if wish.expand is None else wish.expand
+        if prompt and not revised and expands:
             expansion = await self.expand(prompt)
             revised = expansion.text
             warnings += [f"not expanded: {expansion.reason}"] if expansion.reason else []
@@ -183,11 +184,6 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._writer, self.expander.expand, prompt)
         finally:
             self._expanding -= 1
-
-    def _expands(self, wish: Wish) -> bool:
-        if wish.expand is None:
-            return self.expander is not None and not wish.enlarge
-        return wish.expand
 
     def facts(self, plan: Plan, order: Order) -> dict[str, object]:
         """What is written into a picture's file, under the names that `generate` uses."""

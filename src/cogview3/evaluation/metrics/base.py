@@ -72,12 +72,3 @@ class Metric(ABC):
     def compare(self, reference: Self) -> dict[str, Any] | None:
         """Figures of the pictures that both runs have; None where the metric has none."""
         return None
-
-
-def tag_groups(prompts: Sequence[Prompt]) -> dict[str, dict[str, list[int]]]:
-    """Places of the prompts by each of their tags' values: {"category": {"Animals": [0, 7, ...]}}."""
-    groups: dict[str, dict[str, list[int]]] = {}
-    for place, prompt in enumerate(prompts):
-        for tag, value in prompt.tags.items():
-            groups.setdefault(tag, {}).setdefault(value, []).append(place)
-    return groups

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from cogview3.data.latents import to_uint8
 from cogview3.evaluation.intervals import mean_interval
-from cogview3.evaluation.metrics.base import Drawn, Metric, Setting, tag_groups
+from cogview3.evaluation.metrics.base import Drawn, Metric, Setting
 from cogview3.evaluation.prompt import Prompt
 from cogview3.evaluation.scorers import SCORERS, Scorer
 
@@ -40,10 +40,11 @@ class ScorerMetric(Metric):
         """Mean, interval, pictures, tags (each value's mean, interval, pictures), protocol and weights."""
         indices = sorted(self._values)
         prompts, values = [self.prompts[index] for index in indices], [self._values[index] for index in indices]
-        tags = {
-            tag: {name: self._mean([indices[place] for place in places]) for name, places in groups.items()}
-            for tag, groups in tag_groups(prompts).items()
-        }
+        groups: dict[str, dict[str, list[int]]] = {}  # pictures by each tag's values
+        for index in indices:
+            for tag, value in self.prompts[index].tags.items():
+                groups.setdefault(tag, {}).setdefault(value, []).append(index)
+        tags = {tag: {value: self._mean(own) for value, own in by_value.items()} for tag, by_value in groups.items()}
         more = self.scorer.summarize(prompts, values) if values else {}
         return self._mean(indices) | {"tags": tags} | more | self.scorer.how(self.setting.weights)
 

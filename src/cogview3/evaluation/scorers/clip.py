@@ -38,8 +38,7 @@ class Clip:
     @torch.inference_mode()
     def pictures(self, pixels: Tensor) -> Tensor:
         """Projected embeddings (B, D) of length 1 of normalized pictures (B, 3, H, W)."""
-        found = self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
-        return _unit(found)
+        return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

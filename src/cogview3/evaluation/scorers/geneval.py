@@ -189,9 +189,7 @@ def _pixels(picture: Image.Image) -> Tensor:
     """(1, 3, H, W): the shortest side 800 or the longest 1333, multiples of 32, bilinear, by ImageNet's statistics."""
     scale = min(SHORTEST / min(picture.size), LONGEST / max(picture.size))
     size = [max(DIVISOR, -(-round(side * scale) // DIVISOR) * DIVISOR) for side in picture.size]
-    values = np.asarray(picture.resize((size[0], size[1]), Image.Resampling.BILINEAR), np.float32) / 255
-    values = (values - np.asarray(_MEAN, np.float32)) / np.asarray(_STD, np.float32)
-    return torch.from_numpy(values).permute(2, 0, 1)[None].contiguous()
+    return normalized([picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)], _MEAN, _STD)
 
 
 def _cut(picture: Image.Image, thing: Found) -> Image.Image:

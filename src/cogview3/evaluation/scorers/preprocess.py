@@ -32,8 +32,10 @@ def pad_square(picture: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def normalized(pictures: Sequence[Image.Image]) -> Tensor:
-    """RGB pictures of one size as (B, 3, H, W), float32, CLIP's mean taken away, over its deviation."""
+def normalized(
+    pictures: Sequence[Image.Image], mean: Sequence[float] = CLIP_MEAN, deviation: Sequence[float] = CLIP_STD
+) -> Tensor:
+    """Pictures of one size as RGB, (B, 3, H, W), float32, less a mean and over a deviation, by default CLIP's."""
     values = np.stack([np.asarray(picture.convert("RGB"), np.float32) for picture in pictures]) / 255
-    values = (values - np.asarray(CLIP_MEAN, np.float32)) / np.asarray(CLIP_STD, np.float32)
+    values = (values - np.asarray(mean, np.float32)) / np.asarray(deviation, np.float32)
     return torch.from_numpy(values).permute(0, 3, 1, 2).contiguous()

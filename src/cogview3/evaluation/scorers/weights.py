@@ -12,10 +12,11 @@ import torch
 from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cogview3.config import UserError
-from cogview3.errors import one_line
+from cogview3.errors import as_user_error, one_line
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -129,18 +130,11 @@ def load_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Raises:
         UserError: the file holds other things, or is damaged.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+    with as_user_error(f"{path} is damaged or holds more than tensors", "download it again"):
+        pickled = path.suffix != ".safetensors"
+        found: Any = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
         found = found[key] if key is not None and key in found else found
         return {name: tensor.float() for name, tensor in found.items()}
-    except Exception as error:  # unpickling raises nearly anything
-        reason = one_line(error, 120)
-        raise UserError(f"{path} is damaged or holds more than tensors ({reason}): download it again") from None
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -177,11 +171,8 @@ def load_pretrained(kind: Any, path: Path, device: str) -> Any:
     Raises:
         UserError: no such model there, or tensors are missing, too many or misshapen.
     """
-    try:
+    with as_user_error(f"{path} holds no {kind.__name__}", "give another folder"):
         model, info = kind.from_pretrained(path, output_loading_info=True, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = one_line(error, 160)
-        raise UserError(f"{path} holds no {kind.__name__} ({reason}): give another folder") from None
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found := sorted(map(str, info.get(name) or ())):
             what = name.partition("_")[0]
@@ -191,8 +182,5 @@ def load_pretrained(kind: Any, path: Path, device: str) -> Any:
 
 def load_tokenizer(kind: Any, path: Path) -> Any:
     """A tokenizer or processor from a folder. Raises UserError where there is none."""
-    try:
+    with as_user_error(f"{path} holds no {kind.__name__}", "give another folder"):
         return kind.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = one_line(error, 160)
-        raise UserError(f"{path} holds no {kind.__name__} ({reason}): give another folder") from None
