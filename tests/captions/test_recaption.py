@@ -206,15 +206,17 @@ def test_names_and_texts_that_no_file_can_hold_are_mended(tmp_path: Path) -> Non
 
 
 def test_folders_of_pictures(tmp_path: Path) -> None:
-    for key in ("a", "b"):
+    for key in "abdefgh":
         for name, content in ordinary(key):
             (tmp_path / name).write_bytes(content)
-    shards, job = find_shards([str(tmp_path)]), LightJob(tmp_path)
-    recaption(shards, job, here)
+    shards, job, shares = find_shards([str(tmp_path)]), LightJob(tmp_path), []
+    recaption(shards, job, here, progress=lambda standing: shares.append(standing.share))
+    assert shares == sorted(shares)
+    assert any(0 < share < 1 for share in shares)
     assert recaption(find_shards([str(tmp_path)]), job, here)["finished_before"] == 1
     (tmp_path / "c.jpg").write_bytes(encoded(picture(3)))
     assert recaption(find_shards([str(tmp_path)]), job, here)["images"] == 1
-    assert job.log() == ["a", "b", "c"]
+    assert job.log() == [*"abdefgh", "c"]
 
 
 def test_tables(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class _Reading:
     shard: Shard
     task: Task
     known: Mapping[str, Row]  # rows of earlier runs by key
-    total: int | None  # what the offsets of its groups go up to; None where nobody knows
+    total: int | None  # what the offsets of its groups go up to, in folders their numbers; None where nobody knows
     order: list[str] = field(default_factory=list)  # keys in the shard's order
     rows: dict[str, Row] = field(default_factory=dict)  # of this run and the earlier ones
     faults: Counter[str] = field(default_factory=Counter)  # of what has no row, by reason
@@ -105,8 +105,9 @@ class _Reading:
         """Those that can be captioned, also the ones that are; of the others, the rows."""
         keep, keys = read_keep(self.shard), set()
         for group in self.shard.groups():
-            if self.total and isinstance(group.offset, int) and group.offset >= 0:
-                self.share = min(1.0, group.offset / self.total)
+            place = group.offset if isinstance(group.offset, int) else group.number  # folders have keys for offsets
+            if self.total and place >= 0:
+                self.share = min(1.0, place / self.total)
             if not group.key or group.key in keys:
                 self.gone = self.gone or (group.fault if group.error else "")
                 self.faults[group.fault or "same key twice"] += 1
@@ -218,7 +219,7 @@ def state(shard: Shard) -> int | None:
 
 
 def _length(shard: Shard) -> int | None:
-    """What offsets of a shard's groups go up to; None where that is not known."""
+    """What offsets of a shard's groups, in folders their numbers, go up to; None where that is not known."""
     if isinstance(shard, FolderShard):
         return shard.length
     return state(shard) if isinstance(shard, TarShard) else None
