@@ -43,6 +43,7 @@ def test_buckets_have_nearly_the_square_area(side: int, step: int, ratio: float)
 def test_buckets_by_hand() -> None:
     assert Buckets(512, 64, 2.0).sizes == [(384, 640), (448, 576), (512, 512), (576, 448), (640, 384)]
     assert Buckets(512, 64, 1.0).sizes == [(512, 512)]
+    assert Buckets(512).sizes == Buckets(512, 64, 2.0).sizes
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,7 +12,7 @@ from cogview3.data.latents import to_tensor
 from cogview3.data.scenes.render import render
 from cogview3.evaluation.drawing import draw_batch
 from cogview3.evaluation.evaluate import evaluate
-from cogview3.evaluation.frechet import compare, features, frechet_distance
+from cogview3.evaluation.frechet import compare, distance_of_statistics, features, frechet_distance
 from cogview3.evaluation.metrics import FrechetMetric
 from cogview3.evaluation.prompt_sets import load_prompts
 from cogview3.evaluation.tables import show
@@ -33,6 +33,8 @@ def test_it_equals_scipys_matrix_root() -> None:
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = np.sum((means[0] - means[1]) ** 2) + np.trace(covariances[0] + covariances[1] - 2 * root)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
+    statistics = (torch.from_numpy(each) for each in (means[1], covariances[1]))
+    assert distance_of_statistics(first, *statistics) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("own", "other"), [(9, 12), (30, 12), (45, 60)])
