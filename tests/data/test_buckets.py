@@ -201,7 +201,7 @@ def test_draws_belong_to_the_sample(tars: list[str]) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 7, 20])
-def test_a_saved_position_is_taken_up_exactly(tars: list[str], before: int) -> None:
+def test_a_saved_position_is_taken_up_exactly(tars: list[str], before: int, capsys: pytest.CaptureFixture[str]) -> None:
     batches = make(tars)
     for _ in range(before):
         next(batches)
@@ -209,6 +209,7 @@ def test_a_saved_position_is_taken_up_exactly(tars: list[str], before: int) -> N
     other = make(tars)
     other.load_state_dict(state)
     assert other.state_dict()["waiting"] == batches.state_dict()["waiting"]
+    assert capsys.readouterr().err == ""  # no picture that waits is gone
     for _ in range(25):
         assert same(next(other), next(batches))
 
