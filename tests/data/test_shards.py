@@ -239,12 +239,13 @@ def test_positions_of_other_readers_are_refused(tars: list[str]) -> None:
 
 
 def test_a_reader_whose_part_holds_nothing_usable_reads_everything(tmp_path: Path) -> None:
-    paths = write_tars(tmp_path, (3, 2, 4))
+    sizes = (3, 2, 4, 1)
+    paths = write_tars(tmp_path, sizes)
     for number in (1, 2):
         Path(paths[number]).write_bytes(tar_bytes([ordinary(key)[0] for key in "ab"]))  # no captions
-    good = all_keys((3, 2, 4))[:3]
-    reader = CaptionedImages(paths, seed=3, part=1, parts=3, buffer=0)  # in order, so that the part is the second tar
-    assert keys(reader, 9) == good * 3
+    good = [*all_keys(sizes)[:3], all_keys(sizes)[-1]]
+    reader = CaptionedImages(paths, seed=3, part=1, parts=4, buffer=0)  # in order, so that the part is the second tar
+    assert keys(reader, 12) == good * 3
 
 
 def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:

@@ -162,6 +162,18 @@ def test_min_snr_weights_the_error_of_what_is_predicted(runs: Path, stage: str, 
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)  # float32's sums
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_figures_are_the_mean_loss_and_the_norm_of_its_gradient(parts: int) -> None:
+    recipe = tiny_run(data__text_dropout=0.0, optimizer__clip=1e6, train__accumulation=parts)
+    objective = Tiny(recipe)
+    ready = Trainer(recipe, objective, Accelerator(mixed_precision="no", cpu=True))
+    loss = objective(objective.batch(0, [0, 1, 2, 3]))["loss"]
+    gradients = torch.autograd.grad(loss, list(ready.parameters.values()))
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    expected = {"loss": loss.item(), "gradient": norm.item()}
+    assert ready.gradients(0, 4) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_compiled_network_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "COMPILER", "eager")  # captured, but not translated, which takes minutes
